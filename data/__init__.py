@@ -1,0 +1,1 @@
+"""Configuration, datasets, augmentation, target assignment and static batches."""

@@ -1,0 +1,255 @@
+"""Every released recipe, as a few lines over the base recipe.
+
+A `Config` is frozen. Only the `build_*` / `from_config` functions read one; the modules they build
+take plain arguments. Recipes that belong to the original keep its names and its numbers
+(dbolya/yolact, data/config.py); `yolact_shapes` is ours and trains on a CPU in minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Tuple
+
+from utils.errors import UserError, nearest
+
+BACKBONES = ("resnet101", "resnet50", "resnet_mini", "darknet53")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("step", "cosine")
+DATASETS = ("coco2017", "pascal_sbd")
+
+IMAGENET_MEAN = (123.68, 116.78, 103.94)
+IMAGENET_STD = (58.40, 57.12, 57.38)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One recipe: what is built, how it is trained, how its detections are read.
+
+    Sizes named in pixels refer to the network's input, a square of `max_size`.
+    """
+
+    name: str
+    """Recipe name; the first part of every checkpoint's file name."""
+    dataset: str = "coco2017"
+    """Layout under --data: `coco2017` (train2017, val2017, annotations) or `pascal_sbd`."""
+    num_classes: int = 81
+    """C, classes with background. Training and evaluation set it from the annotation file."""
+
+    # Network
+    backbone: str = "resnet101"
+    backbone_weights: str = "resnet101_reducedfc.pth"
+    """File under the weights folder with the ImageNet backbone."""
+    selected_layers: Tuple[int, ...] = (1, 2, 3)
+    """Backbone stages (0-based) that feed the FPN, finest first."""
+    max_size: int = 550
+    """S, side of the square network input in pixels."""
+    pixel_mean: Tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from the image, RGB, in 0..255."""
+    pixel_std: Tuple[float, float, float] = IMAGENET_STD
+    """Divides the image after the mean, RGB, in 0..255."""
+    fpn_features: int = 256
+    fpn_num_downsample: int = 2
+    """Extra pyramid levels above the last backbone stage, by stride-2 convolutions."""
+    head_features: int = 256
+    proto_features: int = 256
+    num_prototypes: int = 32
+    """k, prototype masks per image and coefficients per prior."""
+    pred_scales: Tuple[Tuple[float, ...], ...] = ((24,), (48,), (96,), (192,), (384,))
+    """Anchor sides in pixels, for each pyramid level, finest first."""
+    pred_aspect_ratios: Tuple[float, ...] = (1, 1 / 2, 2)
+    """Width over height of the anchors of every level."""
+    use_square_anchors: bool = True
+    """Height := width, the original's anchors for every recipe but pascal and YOLACT++."""
+
+    # Targets and loss
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    crowd_iou: float = 0.7
+    """Background priors covered by a crowd by more than this become neutral."""
+    masks_to_train: int = 100
+    """K, positives per image whose masks are trained; the rest is made up for by a factor."""
+    bbox_alpha: float = 1.5
+    conf_alpha: float = 1.0
+    mask_alpha: float = 6.125
+    semantic_alpha: float = 1.0
+    ohem_negpos_ratio: float = 3.0
+
+    # Augmentation
+    augment_photometric: bool = True
+    augment_expand: bool = True
+    augment_crop: bool = True
+    augment_mirror: bool = True
+
+    # Optimisation
+    optimizer: str = "sgd"
+    batch_size: int = 8
+    """Total batch that `lr`, `lr_steps` and `max_iter` are given for (the auto-scaling's 1)."""
+    lr: float = 1e-3
+    momentum: float = 0.9
+    decay: float = 5e-4
+    gamma: float = 0.1
+    """Factor on the learning rate at each of `lr_steps`."""
+    schedule: str = "step"
+    lr_steps: Tuple[int, ...] = (280000, 600000, 700000, 750000)
+    lr_warmup_init: float = 1e-4
+    lr_warmup_until: int = 500
+    lr_final_factor: float = 0.01
+    """Where the cosine schedule ends, as a fraction of `lr`."""
+    max_iter: int = 800000
+    clip_grad_norm: float = 0.0
+    """Largest gradient norm; 0 turns clipping off."""
+
+    # Detection
+    nms_conf_thresh: float = 0.05
+    nms_thresh: float = 0.5
+    nms_top_k: int = 200
+    """Candidates per class that enter NMS, and N, the rows of a `Detections`."""
+    max_num_detections: int = 100
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "backbone", BACKBONES)
+        _check_choice(self, "optimizer", OPTIMIZERS)
+        _check_choice(self, "schedule", SCHEDULES)
+        _check_choice(self, "dataset", DATASETS)
+        positive = ("max_size", "num_prototypes", "masks_to_train", "batch_size", "max_iter", "lr")
+        for field in positive:
+            if not getattr(self, field) > 0:
+                raise _invalid(self, field, "a number above 0")
+        if self.num_classes < 2:
+            raise _invalid(self, "num_classes", "at least 2 (background and one class)")
+        levels = len(self.selected_layers) + self.fpn_num_downsample
+        if len(self.pred_scales) != levels:
+            raise _invalid(self, "pred_scales", "one list of anchor sides for each of the {} "
+                           "pyramid levels".format(levels))
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors at each position of the finest level."""
+        return len(self.pred_scales[0]) * len(self.pred_aspect_ratios)
+
+    @property
+    def feature_sizes(self) -> Tuple[int, ...]:
+        """Side of each pyramid level's feature map, finest first.
+
+        Every stride-2 layer of the backbones and of the FPN is padded so that it halves rounding up.
+        """
+        strides = [2 ** (stage + self._first_stage_power) for stage in self.selected_layers]
+        sizes = [_halve_up(self.max_size, stride) for stride in strides]
+        for _ in range(self.fpn_num_downsample):
+            sizes.append(math.ceil(sizes[-1] / 2))
+        return tuple(sizes)
+
+    @property
+    def proto_size(self) -> int:
+        """Side of the prototype masks: twice the finest pyramid level."""
+        return 2 * self.feature_sizes[0]
+
+    @property
+    def semantic_size(self) -> int:
+        """Side of the semantic segmentation logits: the finest pyramid level."""
+        return self.feature_sizes[0]
+
+    @property
+    def _first_stage_power(self) -> int:
+        # A ResNet's first stage keeps the stem's stride of 4, DarkNet's first stage halves once.
+        return 1 if self.backbone == "darknet53" else 2
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with `changes`; an unknown field is a `UserError` naming the nearest."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        for key in changes:
+            if key not in fields:
+                raise UserError("configuration '{}' has no field '{}'{}".format(
+                    self.name, key, nearest(key, fields)))
+        return dataclasses.replace(self, **{k: _freeze(v) for k, v in changes.items()})
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Plain types only, for checkpoints and logs; `Config.from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Dict[str, Any]) -> Config:
+        """Rebuild a `Config` written by `to_dict`; unknown or missing fields are a `UserError`."""
+        if not isinstance(values.get("name"), str):
+            raise UserError("a stored configuration has no 'name'; the file is damaged or foreign")
+        rest = {key: value for key, value in values.items() if key != "name"}
+        return Config(name=values["name"]).replace(**rest)
+
+
+def _halve_up(size: int, stride: int) -> int:
+    while stride > 1:
+        size = math.ceil(size / 2)
+        stride //= 2
+    return size
+
+
+def _freeze(value: Any) -> Any:
+    """Turn lists into tuples, all the way down, so that a Config is immutable and hashable."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    return value
+
+
+def _invalid(config: Config, field: str, expected: str) -> UserError:
+    return UserError("configuration '{}': {} is {!r}, expected {}".format(
+        config.name, field, getattr(config, field), expected))
+
+
+def _check_choice(config: Config, field: str, choices: Tuple[str, ...]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise UserError("configuration '{}': unknown {} '{}'{} Known: {}.".format(
+            config.name, field, value, nearest(str(value), choices) or ".", ", ".join(choices)))
+
+
+def _scaled(scales: Tuple[Tuple[float, ...], ...], size: int) -> Tuple[Tuple[float, ...], ...]:
+    """Anchor sides of the 550 px recipe for another input side, in whole pixels."""
+    return tuple(tuple(int(side * size / 550) for side in level) for level in scales)
+
+
+def _recipes() -> Dict[str, Config]:
+    base = Config(name="yolact_base")
+    resnet50 = base.replace(name="yolact_resnet50", backbone="resnet50",
+                            backbone_weights="resnet50-19c8e357.pth")
+    recipes = [
+        base,
+        base.replace(name="yolact_im400", max_size=400, pred_scales=_scaled(base.pred_scales, 400)),
+        base.replace(name="yolact_im700", max_size=700, pred_scales=_scaled(base.pred_scales, 700),
+                     masks_to_train=300),
+        base.replace(name="yolact_darknet53", backbone="darknet53",
+                     backbone_weights="darknet53.pth", selected_layers=(2, 3, 4),
+                     pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0)),
+        resnet50,
+        resnet50.replace(name="yolact_resnet50_pascal", dataset="pascal_sbd", num_classes=21,
+                         pred_scales=((32,), (64,), (128,), (256,), (512,)),
+                         use_square_anchors=False, max_iter=120000, lr_steps=(60000, 100000)),
+        base.replace(name="yolact_shapes", backbone="resnet_mini", backbone_weights="none",
+                     num_classes=5, max_size=160, fpn_features=64, head_features=64,
+                     proto_features=64, fpn_num_downsample=0, num_prototypes=16,
+                     pred_scales=((20, 30), (42, 60), (84, 110)), use_square_anchors=False,
+                     augment_photometric=False, augment_expand=False, augment_crop=False,
+                     optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
+                     lr_warmup_until=50, clip_grad_norm=10.0, max_iter=1700),
+    ]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+def list_configs() -> List[str]:
+    """Names of all recipes, in the order of the documentation."""
+    return list(_recipes())
+
+
+def get_config(name: str, **overrides: Any) -> Config:
+    """Return the recipe `name`, with `overrides` applied.
+
+    The original's spelling `yolact_base_config` is accepted too. An unknown name or field raises a
+    `UserError` that names the nearest known one.
+    """
+    recipes = _recipes()
+    key = name[:-len("_config")] if name.endswith("_config") else name
+    if key not in recipes:
+        raise UserError("unknown configuration '{}'{} Known: {}.".format(
+            name, nearest(key, recipes) or ".", ", ".join(recipes)))
+    return recipes[key].replace(**overrides)

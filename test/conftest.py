@@ -1,0 +1,44 @@
+"""Fixtures shared by all tests: the device under test, golden numbers, real COCO images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device the tests run on: cpu, cuda or npu")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    from utils.device import select_device
+
+    return select_device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load `test/golden/<name>.npz` as a dict of arrays."""
+
+    def load(name):
+        with np.load(str(ROOT / "test" / "golden" / (name + ".npz")), allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def coco_mini():
+    """Folder with real COCO images in COCO's layout; tests skip where it is not at hand."""
+    folder = Path(os.environ.get("YOLACT_COCO_MINI", str(ROOT.parent / "shared" / "coco_mini")))
+    if not (folder / "annotations").is_dir():
+        pytest.skip("no COCO images: set YOLACT_COCO_MINI to a folder in COCO's layout")
+    return folder

@@ -1,0 +1,20 @@
+"""The one exception that means "the user has to change something".
+
+Entry points catch it, print its sentence on stderr and exit with code 2 (see `utils.cli.run_main`).
+Every message says what was found, where, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Iterable
+
+
+class UserError(Exception):
+    """Bad input from outside: a flag, a file, an annotation, a device that is not there."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return "; did you mean '{}'?".format(matches[0]) if matches else ""
