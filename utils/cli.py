@@ -1,0 +1,114 @@
+"""What every command shares: flags with helpful errors, and exit codes for exceptions.
+
+Exit codes: 0 success, 1 a failure inside, 2 the user has to change something, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import Any, Callable, List, NoReturn, Optional, Sequence
+
+from utils.errors import UserError, nearest
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_TRUE = ("true", "t", "yes", "y", "on", "1")
+_FALSE = ("false", "f", "no", "n", "off", "0")
+
+
+def str2bool(text: str) -> bool:
+    """Read `True`, `true`, `1`, `yes`, `on` and their opposites; `ValueError` for anything else."""
+    word = text.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("expected True or False, found '{}'".format(text))
+
+
+_EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence and name the nearest flag or choice.
+
+    Flags cannot be abbreviated: a shortened name would change its meaning when a flag is added.
+    Every error leaves with exit code 2 and nothing but `error: <sentence>` on stderr.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def add_switch(self, *names: str, default: bool = False,
+                   help: Optional[str] = None) -> argparse.Action:  # noqa: A002
+        """Add a boolean flag: `--name`, `--name=True`, `--name False` all work."""
+        return self.add_argument(*names, type=str2bool, nargs="?", const=True, default=default,
+                                 metavar="True|False", help=help)
+
+    def parse_args(self, args: Optional[Sequence[str]] = None,  # type: ignore[override]
+                   namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
+        """Parse all of `args`; what is left over is an error that names the nearest flag."""
+        parsed, left = self.parse_known_args(args, namespace)
+        if left:
+            self.error(self._describe_leftover(left))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence and leave with exit code 2."""
+        self.exit(EXIT_USER_ERROR, "error: {}\n".format(message))
+
+    def _describe_leftover(self, left: List[str]) -> str:
+        flags = [word for word in left if word.startswith("-")]
+        if not flags:
+            return "unexpected argument '{}'; flags start with --".format(left[0])
+        flag = flags[0].split("=", 1)[0]
+        known = {name.lstrip("-"): name for name in self._option_string_actions}
+        match = difflib.get_close_matches(flag.lstrip("-"), list(known), n=1, cutoff=0.5)
+        if match:
+            return "unknown flag {}; did you mean {}?".format(flag, known[match[0]])
+        return "unknown flag {}; --help lists the known ones".format(flag)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)  # type: ignore[misc]
+        except argparse.ArgumentError as error:
+            expected = _EXPECTED.get(action.type)  # type: ignore[call-overload]
+            if expected is None:
+                raise
+            # Without an action argparse prints the sentence as it is.
+            raise argparse.ArgumentError(None, "{} is '{}', expected {}".format(
+                _flag_name(action), arg_string, expected)) from error
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(None, "{} is '{}', expected one of {}{}".format(
+                _flag_name(action), value, ", ".join(choices), nearest(str(value), choices)))
+
+
+def _flag_name(action: argparse.Action) -> str:
+    return action.option_strings[-1] if action.option_strings else str(action.dest)
+
+
+def run_main(main: Callable[[List[str]], Optional[int]],
+             argv: Optional[Sequence[str]] = None) -> int:
+    """Run `main(argv)` and return the process's exit code.
+
+    A `UserError` becomes `error: <sentence>` on stderr and 2, Ctrl-C becomes 130. Any other
+    exception is a defect and keeps its traceback. `argv` defaults to the command line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return main(arguments) or 0
+    except UserError as error:
+        sys.stdout.flush()
+        print("error: {}".format(error), file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

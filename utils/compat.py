@@ -1,0 +1,1 @@
+"""What PyTorch versions name or do differently, decided by asking for the feature."""

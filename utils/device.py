@@ -1,0 +1,243 @@
+"""The one module that knows how Ascend NPU, CUDA and CPU differ.
+
+Everything else holds a `torch.device` and asks here. `torch_npu` is imported only when an NPU is
+asked for, or when `auto` finds the package installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import platform
+import random
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+
+from utils.errors import UserError, nearest
+
+_LOG = logging.getLogger(__name__)
+
+
+class _CpuRuntime:
+    """The part of the `torch.cuda` interface that is used here, for the CPU: mostly nothing."""
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def set_device(device: torch.device) -> None:
+        pass
+
+    @staticmethod
+    def synchronize(device: torch.device) -> None:
+        pass
+
+    @staticmethod
+    def memory_reserved(device: torch.device) -> int:
+        return 0
+
+    @staticmethod
+    def get_device_name(index: int) -> str:
+        return "{}, {} threads".format(platform.machine(), torch.get_num_threads())
+
+
+class DeviceKind(NamedTuple):
+    """What differs from one kind of device to the next."""
+
+    name: str
+    """Type of the `torch.device`."""
+    title: str
+    """Name in sentences."""
+    backend: str
+    """Collective library for `torch.distributed`."""
+    find_problem: Callable[[], str]
+    """Why no such device can be used here, as the end of a sentence; empty if one can."""
+    runtime: Callable[[], Any]
+    """Module with `set_device`, `synchronize`, ...; only called when there is no problem."""
+    noteworthy: Callable[[], bool]
+    """Whether `auto` should warn when it passes over this kind."""
+
+
+def _npu_module() -> Any:
+    """`torch.npu`, or None as long as no plugin has put it there."""
+    return getattr(torch, "npu", None)
+
+
+def _npu_installed() -> bool:
+    # The PyTorch 1.5 for Ascend is a PyTorch of its own that brings torch.npu without a plugin.
+    return _npu_module() is not None or importlib.util.find_spec("torch_npu") is not None
+
+
+def _npu_problem() -> str:
+    if not _npu_installed():
+        return "torch_npu is not installed for this Python"
+    try:
+        if _npu_module() is None:
+            importlib.import_module("torch_npu")
+        found = _npu_module().device_count()
+    except Exception as error:  # the plugin raises whatever its libraries raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return ("torch_npu is installed but unusable ({}); install CANN and source its "
+                "set_env.sh".format(reason))
+    if found < 1:
+        return "torch_npu is installed but finds no device; npu-smi info shows what the driver sees"
+    return ""
+
+
+def _cuda_problem() -> str:
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return "this PyTorch ({}) is built without CUDA".format(torch.__version__)
+    return "PyTorch finds no CUDA device; nvidia-smi shows what the driver sees"
+
+
+_KINDS: Tuple[DeviceKind, ...] = (
+    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module, _npu_installed),
+    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda, lambda: False),
+    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime, lambda: False),
+)
+_BY_NAME: Dict[str, DeviceKind] = {kind.name: kind for kind in _KINDS}
+_ALIASES = {"gpu": "cuda"}
+
+DEVICE_NAMES: Tuple[str, ...] = ("auto",) + tuple(_BY_NAME) + tuple(_ALIASES)
+"""What `select_device` accepts."""
+
+
+def _find_kind(name: str) -> DeviceKind:
+    """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu."""
+    key = name.strip().lower()
+    key = _ALIASES.get(key, key)
+    if key == "auto":
+        return _first_usable()
+    if key not in _BY_NAME:
+        raise UserError("unknown device '{}'{} Known: {}.".format(
+            name, nearest(key, DEVICE_NAMES) or ".", ", ".join(DEVICE_NAMES)))
+    problem = _BY_NAME[key].find_problem()
+    if problem:
+        raise UserError("device '{}' was asked for, but {}; other choices: auto, {}".format(
+            name, problem, ", ".join(other for other in _BY_NAME if other != key)))
+    return _BY_NAME[key]
+
+
+def _first_usable() -> DeviceKind:
+    for kind in _KINDS:
+        problem = kind.find_problem()
+        if not problem:
+            return kind
+        if kind.noteworthy():
+            _LOG.warning("no %s is used: %s", kind.title, problem)
+    raise AssertionError("the CPU is always usable")
+
+
+def _runtime(device: torch.device) -> Any:
+    return _BY_NAME[device.type].runtime()
+
+
+def device_count(name: str) -> int:
+    """Number of devices of the kind `name` on this host (1 for the CPU)."""
+    return int(_find_kind(name).runtime().device_count())
+
+
+def select_device(name: str, index: int = 0) -> torch.device:
+    """Return a device that works, made the current one and prepared.
+
+    `name` is `auto`, `npu`, `cuda` (or `gpu`) or `cpu`; `index` counts within the host and means
+    nothing to the CPU. What is not there is a `UserError`; there is no silent change of device.
+    """
+    kind = _find_kind(name)
+    runtime = kind.runtime()
+    if kind.name == "cpu":
+        return torch.device("cpu")
+    found = runtime.device_count()
+    if not 0 <= index < found:
+        raise UserError("{} device {} was asked for, but this host has {} (numbered 0 to {})"
+                        .format(kind.title, index, found, found - 1))
+    device = torch.device(kind.name, index)
+    runtime.set_device(device)
+    prepare(device)
+    return device
+
+
+def prepare(device: torch.device) -> None:
+    """Set the process-wide switches this project relies on. Called by `select_device`."""
+    config = getattr(_npu_module(), "config", None)
+    if device.type == "npu" and config is not None and hasattr(config, "allow_internal_format"):
+        # Parameters are views of flat optimiser buffers: they have to keep the plain layout.
+        config.allow_internal_format = False
+    # The compile mode stays at the platform's default: it is the right one for fixed shapes, and
+    # training has no others.
+
+
+def expect_changing_shapes(device: torch.device) -> None:
+    """Prefer ready-made kernels to compiling one for each new shape (evaluation, other sizes)."""
+    set_compile_mode = getattr(_runtime(device), "set_compile_mode", None)
+    if set_compile_mode is not None:
+        set_compile_mode(jit_compile=False)
+
+
+def use_exact_float32(device: torch.device) -> None:
+    """Turn off the shortened float32 (TF32, HF32) of convolutions and matrix products."""
+    switches: List[Tuple[Any, str]] = {
+        "cuda": [(torch.backends.cudnn, "allow_tf32"),
+                 (getattr(torch.backends.cuda, "matmul", None), "allow_tf32")],
+        "npu": [(getattr(_npu_module(), "conv", None), "allow_hf32"),
+                (getattr(_npu_module(), "matmul", None), "allow_hf32")],
+    }.get(device.type, [])
+    for holder, switch in switches:
+        if hasattr(holder, switch):
+            setattr(holder, switch, False)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy, PyTorch and the devices in use, all with `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)  # lazy: starts nothing where CUDA is not in use
+    if _npu_module() is not None:
+        _npu_module().manual_seed_all(seed)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on `device` is done."""
+    _runtime(device).synchronize(device)
+
+
+def distributed_backend(device: torch.device) -> str:
+    """`hccl`, `nccl` or `gloo`."""
+    return _BY_NAME[device.type].backend
+
+
+def memory_reserved(device: torch.device) -> int:
+    """Bytes that PyTorch's allocator holds on `device`; 0 for the CPU."""
+    read = getattr(_runtime(device), "memory_reserved", None)
+    return int(read(device)) if read is not None else 0
+
+
+def describe(device: torch.device) -> str:
+    """Device, its model and the versions below it, in one line."""
+    model = _runtime(device).get_device_name(device.index or 0)
+    versions = ["torch {}".format(torch.__version__)]
+    if device.type == "npu":
+        plugin = importlib.util.find_spec("torch_npu") and importlib.import_module("torch_npu")
+        versions.append("torch_npu {}".format(getattr(plugin, "__version__", "built in")))
+    if device.type == "cuda":
+        versions.append("CUDA {}".format(torch.version.cuda))
+    versions.append("Python {}".format(platform.python_version()))
+    return "device {} ({}), {}".format(device, model, ", ".join(versions))
+
+
+def pin_memory_supported(device: torch.device) -> bool:
+    """Whether host tensors can be pinned for asynchronous copies to `device`; tries it."""
+    if device.type == "cpu":
+        return False
+    try:
+        torch.empty(1).pin_memory()
+    except (RuntimeError, AssertionError):  # early plugins pin through CUDA only
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""The processes of one training run: who am I, how many are we, start, wait, end.
+
+One process drives one device. The numbers come from the environment, as torchrun writes it
+(RANK, WORLD_SIZE, LOCAL_RANK) or as Ascend's launch scripts do (RANK_ID, RANK_SIZE).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Mapping, Optional
+
+import torch
+import torch.distributed as dist
+
+from utils.device import distributed_backend
+from utils.errors import UserError
+
+DEFAULT_ADDRESS = "127.0.0.1"
+DEFAULT_PORT = "29688"
+TIMEOUT_MINUTES = 30
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among all those of a run."""
+
+    rank: int = 0
+    """Number of this process, from 0 to world_size - 1."""
+    world_size: int = 1
+    """Number of processes on all hosts."""
+    local_rank: int = 0
+    """Index of this process's device on its host."""
+
+    @staticmethod
+    def from_env(environ: Optional[Mapping[str, str]] = None,
+                 devices_per_host: Optional[int] = None) -> Processes:
+        """Read the environment; without any of its variables this is a run of one process.
+
+        The device is LOCAL_RANK where it is set. Else a single process takes ASCEND_DEVICE_ID, and
+        one of several takes its rank modulo `devices_per_host`. Contradictory or unreadable values
+        are a `UserError`.
+        """
+        env = os.environ if environ is None else environ
+        if "WORLD_SIZE" in env:
+            rank_name, size_name = "RANK", "WORLD_SIZE"
+        else:
+            rank_name, size_name = "RANK_ID", "RANK_SIZE"
+        world_size = _read(env, size_name, 1)
+        rank = _read(env, rank_name, 0 if world_size == 1 else None)
+        device = rank
+        if world_size == 1:
+            # Scripts of the existing port write the device's number into RANK_ID here.
+            device = _read(env, "ASCEND_DEVICE_ID", rank)
+            rank = 0
+        elif rank >= world_size:
+            raise UserError("environment: {}={} but {}={}; ranks count from 0 to {}".format(
+                rank_name, rank, size_name, world_size, world_size - 1))
+        elif devices_per_host:
+            device = rank % devices_per_host
+        return Processes(rank, max(world_size, 1), _read(env, "LOCAL_RANK", device))
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+    def init(self, device: torch.device) -> None:
+        """Join the other processes; a run of one process needs no group and gets none.
+
+        The meeting point is MASTER_ADDR:MASTER_PORT, by default this host, port 29688.
+        """
+        if self.world_size == 1:
+            return
+        address = os.environ.setdefault("MASTER_ADDR", DEFAULT_ADDRESS)
+        port = os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError("environment: MASTER_PORT is '{}', expected a number from 1 to "
+                            "65535".format(port))
+        try:
+            dist.init_process_group(
+                backend=distributed_backend(device), init_method="env://", rank=self.rank,
+                world_size=self.world_size, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError("process {} of {} could not join the others at {}:{} ({}); check that "
+                            "all were started and that the port is free (MASTER_PORT)".format(
+                                self.rank, self.world_size, address, port, error)) from error
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def shutdown(self) -> None:
+        """Leave the group, if there is one."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _read(env: Mapping[str, str], name: str, default: Optional[int]) -> int:
+    """Return the whole number from 0 upwards in `env[name]`; without default it has to be there."""
+    text = env.get(name, "").strip()
+    if not text and default is not None:
+        return default
+    if not text.isdigit():
+        raise UserError("environment: {} is '{}', expected a whole number from 0 upwards".format(
+            name, text))
+    return int(text)
