@@ -1,0 +1,203 @@
+"""Backbones: ResNet (He et al., 2015) and DarkNet-53 (Redmon and Farhadi, 2018).
+
+Both return the feature maps of chosen stages, finest first. Module names follow dbolya/yolact, so
+that published weights load as they are. Letters: B batch, S input side in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.config import Config
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that does not count its batches.
+
+    The count only matters for a cumulative average (`momentum=None`), which nothing here uses, and
+    would cost one small device operator for every layer and step. The buffer stays in the
+    state_dict for compatibility with published weights.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                            self.training, self.momentum or 0.0, self.eps)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; `[B,in,H,W] -> [B,width,H/stride,W/stride]`."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1,
+                 downsample: Optional[nn.Module] = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        # In place: batch normalisation needs its input for the backward pass, not its output.
+        return F.relu_(x.add_(shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 around a shortcut; `[B,in,H,W] -> [B,4*width,H/s,W/s]`."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1,
+                 downsample: Optional[nn.Module] = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = BatchNorm2d(width * self.expansion)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.relu_(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return F.relu_(x.add_(shortcut))
+
+
+class ResNet(nn.Module):
+    """ResNet without its classifier.
+
+    Args:
+        layers: blocks in each stage.
+        block: `Bottleneck` or `BasicBlock`.
+        base_width: channels of the stem and width of the first stage; doubles with each stage.
+        selected_layers: stages (0-based) whose feature maps are returned, finest first.
+
+    `channels` holds the output channels of every stage; stage i has stride `4 * 2**i`.
+    """
+
+    def __init__(self, layers: Sequence[int],
+                 block: Union[Type[BasicBlock], Type[Bottleneck]] = Bottleneck,
+                 base_width: int = 64, selected_layers: Sequence[int] = (1, 2, 3)) -> None:
+        super().__init__()
+        self.selected_layers = tuple(selected_layers)
+        self.channels = tuple(base_width * 2 ** i * block.expansion for i in range(len(layers)))
+        # The stages come before the stem: this is the order of the published state_dict.
+        self.layers = nn.ModuleList()
+        self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = BatchNorm2d(base_width)
+        in_channels = base_width
+        for i, num_blocks in enumerate(layers):
+            self.layers.append(_resnet_stage(block, in_channels, base_width * 2 ** i, num_blocks,
+                                             stride=1 if i == 0 else 2))
+            in_channels = self.channels[i]
+        _init_kaiming(self)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        """`[B,3,S,S]` normalised RGB -> feature maps of the selected stages, finest first."""
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        return _run_stages(self.layers, x, self.selected_layers)
+
+
+def _resnet_stage(block: Union[Type[BasicBlock], Type[Bottleneck]], in_channels: int, width: int,
+                  num_blocks: int, stride: int) -> nn.Sequential:
+    out_channels = width * block.expansion
+    downsample = None
+    if stride != 1 or in_channels != out_channels:
+        downsample = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+            BatchNorm2d(out_channels))
+    blocks = [block(in_channels, width, stride, downsample)]
+    blocks += [block(out_channels, width) for _ in range(num_blocks - 1)]
+    return nn.Sequential(*blocks)
+
+
+class DarkNetBlock(nn.Module):
+    """1x1 to half the channels, 3x3 back, added to the input; shape is kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = _darknet_conv(channels, channels // 2, kernel_size=1)
+        self.conv2 = _darknet_conv(channels // 2, channels, kernel_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not in place: the leaky ReLU before needs both of its results for the backward pass.
+        return x + self.conv2(self.conv1(x))
+
+
+class DarkNet(nn.Module):
+    """DarkNet without its classifier.
+
+    Args:
+        layers: residual blocks in each stage, (1, 2, 8, 8, 4) for DarkNet-53.
+        selected_layers: stages (0-based) whose feature maps are returned, finest first.
+
+    `channels` holds the output channels of every stage; stage i has stride `2 * 2**i`.
+    """
+
+    def __init__(self, layers: Sequence[int], selected_layers: Sequence[int] = (2, 3, 4)) -> None:
+        super().__init__()
+        self.selected_layers = tuple(selected_layers)
+        self.channels = tuple(64 * 2 ** i for i in range(len(layers)))
+        self.layers = nn.ModuleList()
+        self._preconv = _darknet_conv(3, 32, kernel_size=3)
+        in_channels = 32
+        for channels, num_blocks in zip(self.channels, layers):
+            blocks = [DarkNetBlock(channels) for _ in range(num_blocks)]
+            self.layers.append(nn.Sequential(
+                _darknet_conv(in_channels, channels, kernel_size=3, stride=2), *blocks))
+            in_channels = channels
+        _init_kaiming(self, negative_slope=0.1)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        """`[B,3,S,S]` normalised RGB -> feature maps of the selected stages, finest first."""
+        return _run_stages(self.layers, self._preconv(x), self.selected_layers)
+
+
+def _darknet_conv(in_channels: int, out_channels: int, kernel_size: int,
+                  stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride,
+                  padding=kernel_size // 2, bias=False),
+        BatchNorm2d(out_channels),
+        nn.LeakyReLU(0.1, inplace=True))
+
+
+def _run_stages(stages: nn.ModuleList, x: Tensor, selected: Tuple[int, ...]) -> List[Tensor]:
+    features = []
+    for i, stage in enumerate(stages):
+        x = stage(x)
+        if i in selected:
+            features.append(x)
+    return features
+
+
+def _init_kaiming(backbone: nn.Module, negative_slope: float = 0.0) -> None:
+    """Start values for training from scratch; batch normalisation keeps its ones and zeros."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=negative_slope, mode="fan_out",
+                                    nonlinearity="leaky_relu")
+
+
+def build_backbone(config: Config) -> Union[ResNet, DarkNet]:
+    """Build the backbone that `config` names, with random weights."""
+    selected = config.selected_layers
+    builders: Dict[str, Callable[[], Union[ResNet, DarkNet]]] = {
+        "resnet101": lambda: ResNet((3, 4, 23, 3), selected_layers=selected),
+        "resnet50": lambda: ResNet((3, 4, 6, 3), selected_layers=selected),
+        "resnet_mini": lambda: ResNet((2, 2, 2, 2), block=BasicBlock, base_width=32,
+                                      selected_layers=selected),
+        "darknet53": lambda: DarkNet((1, 2, 8, 8, 4), selected_layers=selected),
+    }
+    return builders[config.backbone]()

@@ -1,0 +1,135 @@
+"""The network: backbone -> feature pyramid -> prototypes and the shared head (Bolya et al., 2019).
+
+Letters: B batch, S input side, P priors, C classes with background, k prototypes, h x w prototype
+size, hs x ws semantic size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Sequence, Union, cast
+
+import torch
+from torch import Tensor, nn
+
+from backbone import BatchNorm2d, DarkNet, ResNet, build_backbone
+from data.config import Config
+from layers.anchors import make_priors
+from layers.fpn import FPN
+from layers.heads import PredictionHead, ProtoNet
+
+
+class Yolact(nn.Module):
+    """YOLACT as `build_yolact` puts it together.
+
+    `state_dict()` has the keys of dbolya/yolact. The priors and the pixel statistics follow the
+    module's device, stay float32 and are not in it.
+
+    Args:
+        backbone: gives the feature maps that `fpn` takes.
+        fpn: pyramid; its finest level feeds `proto_net` and the semantic branch.
+        proto_net: prototype masks.
+        head: shared by all levels.
+        priors: float32 `[P,4]` cx cy w h.
+        features: channels of the pyramid levels.
+        num_classes: C.
+        input_size: S.
+        pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
+    """
+
+    def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
+                 head: PredictionHead, priors: Tensor, features: int, num_classes: int,
+                 input_size: int, pixel_mean: Sequence[float],
+                 pixel_std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proto_net = proto_net
+        self.fpn = fpn
+        # A list of one: the original names the head it shares over the levels `.0`.
+        self.prediction_layers = nn.ModuleList([head])
+        self.semantic_seg_conv = nn.Conv2d(features, num_classes - 1, 1)
+        self.input_size = input_size
+        # Plain attributes, moved by `_apply`: non-persistent buffers do not exist on torch 1.5.
+        self.priors = priors
+        self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
+        self._bn_frozen = False
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+        """Predict from images `[B,3,S,S]` RGB.
+
+        uint8 images are normalised here; float images are taken as normalised already.
+
+        Returns:
+            loc: `[B,P,4]` regression outputs, see `layers.box_ops.decode`.
+            conf: `[B,P,C]` logits, class 0 is background.
+            mask: `[B,P,k]` mask coefficients in -1..1.
+            proto: `[B,h,w,k]` prototype masks, 0 or more.
+            priors: `[P,4]` cx cy w h.
+            segm: `[B,C-1,hs,ws]` semantic logits, in training mode only.
+        """
+        if images.shape[-1] != self.input_size or images.shape[-2] != self.input_size:
+            raise ValueError("images are {}, expected [B, 3, {side}, {side}]".format(
+                list(images.shape), side=self.input_size))
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32).sub_(self.pixel_mean).div_(self.pixel_std)
+        levels = self.fpn(self.backbone(images))
+        loc, conf, mask = self.prediction_layers[0](levels)
+        predictions = {"loc": loc, "conf": conf, "mask": mask, "proto": self.proto_net(levels[0]),
+                       "priors": self.priors}
+        if self.training:
+            predictions["segm"] = self.semantic_seg_conv(levels[0])
+        return predictions
+
+    def freeze_bn(self) -> None:
+        """Fix batch normalisation: running statistics, no gradient for weight and bias.
+
+        Stays so across `train()`. For pretrained backbones with small batches; from scratch the
+        running statistics mean nothing.
+        """
+        self._bn_frozen = True
+        for module in self.modules():
+            if isinstance(module, BatchNorm2d):
+                module.eval()
+                module.weight.requires_grad_(False)
+                module.bias.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Yolact:
+        """Set the mode of every module, except of frozen batch normalisation."""
+        super().train(mode)
+        if self._bn_frozen:
+            self.freeze_bn()
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Yolact:
+        super()._apply(*args, **kwargs)
+        device = self.semantic_seg_conv.weight.device
+        self.priors = self.priors.to(device)
+        self.pixel_mean = self.pixel_mean.to(device)
+        self.pixel_std = self.pixel_std.to(device)
+        return self
+
+
+def _init_xavier(network: Yolact) -> None:
+    """Start values of everything but the backbone, as in the original."""
+    inside_backbone = set(network.backbone.modules())
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module not in inside_backbone:
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(cast(Tensor, module.bias))
+
+
+def build_yolact(config: Config) -> Yolact:
+    """Build the network of `config` with random weights, in training mode, on the CPU."""
+    backbone = build_backbone(config)
+    features = config.fpn_features
+    network = Yolact(
+        backbone=backbone,
+        fpn=FPN([backbone.channels[stage] for stage in config.selected_layers], features,
+                config.fpn_num_downsample),
+        proto_net=ProtoNet(features, config.proto_features, config.num_prototypes),
+        head=PredictionHead(features, config.head_features, config.num_anchors,
+                            config.num_classes, config.num_prototypes),
+        priors=make_priors(config), features=features, num_classes=config.num_classes,
+        input_size=config.max_size, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std)
+    _init_xavier(network)
+    return network
