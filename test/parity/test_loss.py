@@ -1,0 +1,70 @@
+"""Losses and gradients equal to those recorded from the original YOLACT."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from loss_reference import golden_images, make_batch
+
+from data.config import get_config
+from layers.multibox_loss import MultiBoxLoss
+
+FILES = ("loss_base_b2", "loss_base_b2_crowd")
+KEYS = ("loc", "conf", "mask", "proto", "segm")
+
+
+def _predictions(data, device):
+    return {key: torch.from_numpy(data["in_" + key]).to(device).requires_grad_() for key in KEYS}
+
+
+def _batch(data, device):
+    batch = make_batch(golden_images(data), data["in_priors"], num_classes=81, proto_size=36,
+                       semantic_size=18, samples=int(data["masks_to_train"]), slots=8)
+    for key, value in vars(batch).items():
+        setattr(batch, key, value.to(device))
+    return batch
+
+
+def _gradients(total, predictions):
+    tensors = [predictions[key] for key in KEYS]
+    grads = torch.autograd.grad(total, tensors, allow_unused=True)
+    return {key: torch.zeros_like(tensor) if grad is None else grad
+            for key, tensor, grad in zip(KEYS, tensors, grads)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_losses_and_gradients_are_the_originals(golden, device, name):
+    data = golden(name)
+    batch, predictions = _batch(data, device), _predictions(data, device)
+    np.testing.assert_array_equal(batch.class_targets.cpu().numpy(), data["conf_t"])
+    losses = MultiBoxLoss.from_config(get_config("yolact_base"))(predictions, batch)
+    for key in "BCMS":
+        np.testing.assert_allclose(losses[key].item(), data["L_" + key], rtol=1e-5)
+    total = sum(losses.values())
+    np.testing.assert_allclose(total.item(), data["L_total"], rtol=1e-5)
+
+    grads = _gradients(total, predictions)
+    for key in KEYS:
+        norm = grads[key].double().norm().item()
+        np.testing.assert_allclose(norm, data["gradnorm_" + key], rtol=1e-5)
+    for key in ("loc", "mask"):
+        _assert_gradient(grads[key].cpu().numpy(), data["grad_" + key])
+    for key in ("conf", "proto"):
+        sample = grads[key].reshape(-1).cpu().numpy()[data["grad_{}_idx".format(key)]]
+        _assert_gradient(sample, data["grad_{}_val".format(key)])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_loss_reaches_only_its_own_predictions(golden, device, name):
+    data = golden(name)
+    batch, predictions = _batch(data, device), _predictions(data, device)
+    losses = MultiBoxLoss.from_config(get_config("yolact_base"))(predictions, batch)
+    for key, loss in losses.items():
+        grads = _gradients(loss, predictions)
+        norms = [grads[name].double().norm().item() for name in KEYS]
+        np.testing.assert_allclose(norms, data["gradnorms_of_" + key], rtol=1e-5, atol=1e-12)
+
+
+def _assert_gradient(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
