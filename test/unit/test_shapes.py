@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data import shape_raster, shapes
+from data import shape_raster, shape_scene, shapes
 from utils.errors import UserError
 
 # crc32 of the pixels and of the annotations of the first twelve images, (seed, split) -> both.
@@ -25,9 +25,9 @@ FINGERPRINTS = {
 def fingerprint(seed, split, count=12):
     pixels = geometry = 0
     for index in range(count):
-        scene = shapes.draw_scene(seed, split, index)
+        scene = shape_scene.draw_scene(seed, split, index)
         pixels = zlib.crc32(np.ascontiguousarray(scene.image).tobytes(), pixels)
-        text = json.dumps([scene.image.shape, shapes.annotate(scene)], sort_keys=True)
+        text = json.dumps([scene.image.shape, shape_scene.annotate(scene)], sort_keys=True)
         geometry = zlib.crc32(text.encode("ascii"), geometry)
     return pixels, geometry
 
@@ -45,7 +45,7 @@ def test_cosines_are_far_from_rounding_boundaries():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [shapes.draw_scene(3, "train", index) for index in range(150)]
+    return [shape_scene.draw_scene(3, "train", index) for index in range(150)]
 
 
 def decode(annotation, shape):
@@ -59,8 +59,8 @@ def test_scenes_have_all_that_is_promised(scenes):
     assert sorted(set(labels)) == [0, 1, 2, 3]
     assert any(not scene.objects for scene in scenes)
     assert any(item.points is None for scene in scenes for item in scene.objects)
-    assert max(len(scene.objects) for scene in scenes) in (shapes.MAX_OBJECTS,
-                                                           shapes.MAX_OBJECTS + 1)
+    assert max(len(scene.objects) for scene in scenes) in (shape_scene.MAX_OBJECTS,
+                                                           shape_scene.MAX_OBJECTS + 1)
     whole = [item for scene in scenes for item in scene.objects if item.points is not None]
     shares = np.array([item.visible.sum() / item.area for item in whole])
     assert shares.min() >= 0.4
@@ -76,7 +76,7 @@ def test_annotations_say_what_is_visible(scenes):
     kinds = set()
     for scene in scenes:
         height, width = scene.image.shape[:2]
-        annotations = shapes.annotate(scene)
+        annotations = shape_scene.annotate(scene)
         assert len(annotations) == len(scene.objects)
         for item, annotation in zip(scene.objects, annotations):
             drawn = decode(annotation, scene.image.shape)
@@ -100,8 +100,8 @@ def test_a_hole_is_annotated_as_run_lengths():
     visible = np.zeros((40, 50), bool)
     visible[5:30, 5:35] = True
     visible[10:15, 10:20] = False
-    item = shapes.ShapeObject(1, np.zeros((4, 2), np.int64), visible, int(visible.sum()) + 50)
-    annotation = shapes.annotate(shapes.Scene(np.zeros((40, 50, 3), np.uint8), [item]))[0]
+    item = shape_scene.ShapeObject(1, np.zeros((4, 2), np.int64), visible, int(visible.sum()) + 50)
+    annotation = shape_scene.annotate(shape_scene.Scene(np.zeros((40, 50, 3), np.uint8), [item]))[0]
     assert annotation["iscrowd"] == 0
     assert np.array_equal(decode(annotation, visible.shape), visible)
     assert annotation["bbox"] == [5.0, 5.0, 30.0, 25.0]
@@ -153,7 +153,7 @@ def test_dataset_in_coco_layout(tmp_path):
         for index, image in enumerate(content["images"]):
             pixels = cv2.imread(str(folder / (split + "2017") / image["file_name"]))
             assert pixels.shape == (image["height"], image["width"], 3)
-            assert np.array_equal(pixels, shapes.draw_scene(5, split, index).image)
+            assert np.array_equal(pixels, shape_scene.draw_scene(5, split, index).image)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
