@@ -1,0 +1,252 @@
+#!/bin/bash
+# What the launchers share; they source it. Their output follows the conventions of ModelZoo:
+#   test/output/$ASCEND_DEVICE_ID/train_$ASCEND_DEVICE_ID.log   everything the training printed
+#   test/output/$ASCEND_DEVICE_ID/eval_$ASCEND_DEVICE_ID.log    everything the evaluation printed
+#   test/output/$ASCEND_DEVICE_ID/train_${CaseName}_loss.txt    the loss of every log line
+#   test/output/$ASCEND_DEVICE_ID/${CaseName}.log               the results, key = value
+# Environment: PYTHON (interpreter, default python3), ASCEND_DEVICE_ID (wins over --device_id),
+# etp_running_flag=true (the platform has set up CANN already).
+
+Network="YOLACT"
+RANK_SIZE=1
+PYTHON=${PYTHON:-python3}
+caller_path=$PWD
+test_path=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root_path=$(dirname "$test_path")
+shown_log_lines=20
+
+data_path=""
+pth_path=""
+batch_size=8
+device_id=0
+node_device=auto
+case_flags=()  # defaults of one launcher
+flags=()       # what the caller gave, for the Python program
+
+# Leave with a sentence in the wording that ModelZoo's tools look for.
+require_argument() {  # NAME VALUE
+    if [[ -z $2 ]]; then
+        echo "[Error] para \"$1\" must be confing"
+        exit 1
+    fi
+}
+
+# Write a path that exists as seen by the caller as an absolute one; leave any other as it is.
+from_caller() {  # PATH
+    if [[ $1 != /* && -e $caller_path/$1 ]]; then
+        echo "$caller_path/$1"
+    else
+        echo "$1"
+    fi
+}
+
+# Read the launcher's own arguments; what belongs to the Python program is kept in `flags`.
+parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
+    local name value words
+    if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+        sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+        exit 0
+    fi
+    while [[ $# -gt 0 ]]; do
+        name=${1%%=*} value="" words=1
+        if [[ $1 != -* && -z $data_path ]]; then
+            name=--data_path value=$1
+        elif [[ $1 == *=* ]]; then
+            value=${1#*=}
+        elif [[ $# -gt 1 && $2 != --* ]]; then
+            value=$2 words=2
+        fi
+        case $name in
+            --data_path | --data) data_path=$value ;;
+            --device_id) device_id=$value ;;
+            --pth_path) pth_path=$value ;;
+            --batch_size) batch_size=$value && flags+=("${@:1:words}") ;;
+            --node_device | --eval_device) node_device=$value ;;
+            *) flags+=("${@:1:words}") ;;
+        esac
+        shift "$words"
+    done
+    require_argument data_path "$data_path"
+    data_path=$(from_caller "$data_path")
+    pth_path=$(from_caller "$pth_path")
+}
+
+# The number names a folder that is emptied: it has to be a number.
+choose_device() {
+    export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-$device_id}
+    if [[ ! $ASCEND_DEVICE_ID =~ ^[0-9]+$ ]]; then
+        echo "[Error] device id is '$ASCEND_DEVICE_ID', expected a whole number"
+        exit 1
+    fi
+    echo "device id is ${ASCEND_DEVICE_ID}"
+}
+
+prepare_environment() {
+    if [[ ${etp_running_flag:-} != true ]]; then
+        # shellcheck source=test/env_npu.sh
+        source "$test_path/env_npu.sh"
+    fi
+    export RANK_SIZE
+    export RANK_ID=0
+    unset RANK WORLD_SIZE LOCAL_RANK
+    # The programs import torch_npu themselves where they use it. Left to PyTorch, a torch_npu that
+    # finds no CANN would stop `import torch`, on the CPU too.
+    export TORCH_DEVICE_BACKEND_AUTOLOAD=${TORCH_DEVICE_BACKEND_AUTOLOAD:-0}
+}
+
+# Name the case and its files, and empty the output folder unless told to keep it.
+start_case() {  # acc|perf|eval [keep]
+    choose_device
+    CaseName=${Network}_bs${batch_size}_${RANK_SIZE}p_$1
+    output_path=$test_path/output/$ASCEND_DEVICE_ID
+    train_log=$output_path/train_$ASCEND_DEVICE_ID.log
+    eval_log=$output_path/eval_$ASCEND_DEVICE_ID.log
+    loss_file=$output_path/train_${CaseName}_loss.txt
+    case_file=$output_path/$CaseName.log
+    if [[ ${2:-} != keep ]]; then
+        rm -rf "$output_path"
+    fi
+    mkdir -p "$output_path" && cd "$root_path" || exit 1
+    prepare_environment
+    start_time=$(date +%s)
+    trap 'pass_on INT 130' INT
+    trap 'pass_on TERM 143' TERM
+}
+
+child=""
+signalled=""
+
+pass_on() {  # SIGNAL EXIT_STATUS
+    signalled=$2
+    if [[ -z $child ]]; then
+        exit "$2"
+    fi
+    kill -s "$1" "$child" 2>/dev/null
+}
+
+# Run a command with all its output in LOG and on the screen; return its exit status.
+run_logged() {  # LOG COMMAND...
+    local log=$1 status=0 last_signal follower
+    shift
+    # Job control, because without it bash starts background processes deaf to SIGINT.
+    set -m
+    "$@" > "$log" 2>&1 < /dev/null &
+    child=$!
+    set +m
+    tail -n +1 -f --pid="$child" "$log" &
+    follower=$!
+    while true; do  # a signal ends `wait` before the child has ended
+        last_signal=$signalled
+        signalled=""
+        status=0
+        wait "$child" || status=$?
+        [[ -n $signalled ]] || break
+    done
+    child=""
+    wait "$follower"
+    if [[ -n $last_signal ]]; then
+        echo "[Error] interrupted; everything printed so far is in $log" >&2
+        exit "$last_signal"
+    fi
+    return "$status"
+}
+
+# Leave with the status of a program that failed, after the last lines of its log.
+fail() {  # STATUS PROGRAM LOG
+    {
+        echo "[Error] $2 ended with exit code $1; the last lines of $3:"
+        tail -n "$shown_log_lines" "$3"
+    } >&2
+    exit "$1"
+}
+
+count_workers() {
+    local cores
+    cores=$(nproc 2>/dev/null || echo 1)
+    echo $((cores < 8 ? cores : 8))
+}
+
+# Train with the launchers' defaults, then those of the case, then what the caller gave: of a flag
+# given twice, the last one counts.
+train() {
+    local status=0 resume=()
+    if [[ -n $pth_path ]]; then
+        resume=("--resume=$pth_path")
+    fi
+    run_logged "$train_log" "$PYTHON" -u train.py "--data=$data_path" --seed=1234 \
+        "--num_workers=$(count_workers)" "--batch_size=$batch_size" \
+        "--node_device=$node_device" "${case_flags[@]}" "${resume[@]}" "${flags[@]}" || status=$?
+    if [[ $status -ne 0 ]]; then
+        fail "$status" train.py "$train_log"
+    fi
+    read_performance
+}
+
+# Set FPS (images per second over the measured steps) and the losses from the training's log.
+read_performance() {
+    FPS=$(sed -n 's/.*|| avg_fps: *\([0-9.]*\) || GPU: 0$/\1/p' "$train_log" | tail -n 1)
+    FPS=${FPS:-0.000}
+    if [[ $FPS =~ ^[0.]+$ ]]; then
+        echo "No speed was measured: avg_fps counts from step --fps_start_iter on; train longer or" \
+            "set it lower."
+        TrainingTime=0.00
+    else
+        TrainingTime=$(awk -v images=$((batch_size * RANK_SIZE)) -v fps="$FPS" \
+            'BEGIN { printf "%.2f", images * 1000 / fps }')
+    fi
+    sed -n 's/.*| T: *\([^ ]*\) || ETA: .*|| GPU: 0$/\1/p' "$train_log" > "$loss_file"
+    ActualLoss=$(tail -n 1 "$loss_file")
+}
+
+# Score WEIGHTS and set train_accuracy from the rows of the table of average precisions.
+evaluate() {  # WEIGHTS [FLAG...]
+    local status=0 weights=$1
+    shift
+    run_logged "$eval_log" "$PYTHON" -u eval.py "--trained_model=$weights" \
+        "--val_data=$data_path" "--eval_device=$node_device" "$@" || status=$?
+    if [[ $status -ne 0 ]]; then
+        echo "To evaluate again: bash test/train_eval_1p.sh $data_path --pth_path=$weights" >&2
+        fail "$status" eval.py "$eval_log"
+    fi
+    train_accuracy="box mAP:$(read_accuracy box), mask mAP:$(read_accuracy mask)"
+}
+
+read_accuracy() {  # box|mask
+    local value
+    value=$(awk -F '|' -v row="$1" '{ name = $1; gsub(/ /, "", name) }
+        name == row && NF > 2 { value = $2 } END { print value }' "$eval_log")
+    echo "${value:- not measured }"
+}
+
+# Score the weights that this run's training saved last.
+evaluate_final_weights() {
+    local weights
+    weights=$(sed -n 's/^.*Final weights : //p' "$train_log" | tail -n 1)
+    if [[ -z $weights ]]; then
+        echo "[Error] $train_log names no final weights" >&2
+        exit 1
+    fi
+    evaluate "$weights"
+    cat "$eval_log" >> "$train_log"
+}
+
+# Print the result and write the case file, with the lines that this run has values for.
+report() {
+    local e2e_time=$(($(date +%s) - start_time))
+    echo "------------------ Final result ------------------"
+    [[ -z ${FPS:-} ]] || echo "Final Performance images/sec : $FPS"
+    [[ -z ${train_accuracy:-} ]] || echo "Final Train Accuracy : $train_accuracy"
+    echo "E2E Training Duration sec : $e2e_time"
+    {
+        echo "Network = $Network"
+        echo "RankSize = $RANK_SIZE"
+        echo "BatchSize = $batch_size"
+        echo "DeviceType = $(uname -m)"
+        echo "CaseName = $CaseName"
+        [[ -z ${FPS:-} ]] || echo "ActualFPS = $FPS"
+        [[ -z ${FPS:-} ]] || echo "TrainingTime = $TrainingTime"
+        [[ -z ${train_accuracy:-} ]] || echo "TrainAccuracy = $train_accuracy"
+        [[ -z ${FPS:-} ]] || echo "ActualLoss = $ActualLoss"
+        echo "E2ETrainingTime = $e2e_time"
+    } > "$case_file"
+}

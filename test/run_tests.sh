@@ -1,0 +1,103 @@
+#!/bin/bash
+# Install what the tests need into a virtual environment of its own and run them.
+#   bash test/run_tests.sh [--torch 2.13|1.8|1.5] [--device cpu|cuda|npu] [--slow] [pytest arguments]
+# 1.8 and 1.5 need Python 3.7; --if-available makes its absence one line and no failure.
+# --venv-only stops after the installation. Environment: PYTHON, PYENV_ROOT.
+
+root_path=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+torch=2.13
+if_available=false
+venv_only=false
+arguments=()
+
+usage() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+}
+
+parse_arguments() {
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            -h | --help) usage && exit 0 ;;
+            --torch=*) torch=${1#*=} ;;
+            --torch) torch=${2:-} && shift ;;
+            --device) arguments+=("--device=${2:-}") && shift ;;
+            --if-available) if_available=true ;;
+            --venv-only) venv_only=true ;;
+            *) arguments+=("$1") ;;
+        esac
+        shift
+    done
+    case $torch in
+        2.13) torch_pin=torch==2.13.0 requirements=requirements.txt ;;
+        1.8) torch_pin=torch==1.8.1 requirements=1.8_requirements.txt ;;
+        1.5) torch_pin=torch==1.5.0 requirements=1.5_requirements.txt ;;
+        *) echo "error: --torch is '$torch', expected 2.13, 1.8 or 1.5" >&2 && exit 2 ;;
+    esac
+}
+
+# Whether INTERPRETER is there and its version fits the chosen torch.
+fits() {  # INTERPRETER
+    local condition="sys.version_info >= (3, 10)"
+    if [[ $torch != 2.13 ]]; then
+        condition="sys.version_info[:2] == (3, 7)"
+    fi
+    "$1" -c "import sys, venv, ensurepip; sys.exit(not ($condition))" >/dev/null 2>&1
+}
+
+# Print the first interpreter that fits; look on PATH, then among pyenv's.
+find_python() {
+    local pyenv=${PYENV_ROOT:-$HOME/.pyenv} candidates=("${PYTHON:-python3}") candidate
+    if [[ $torch == 2.13 ]]; then
+        candidates+=(python3.11 python3.12 python3.13 python3.10 "$pyenv"/versions/3.1[0-3]*/bin/python)
+    else
+        candidates+=(python3.7 "$pyenv"/versions/3.7*/bin/python)
+    fi
+    for candidate in "${candidates[@]}"; do
+        if fits "$candidate"; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Make the environment, or keep it if it was made from the same requirements.
+install() {
+    local venv=$1 python stamp
+    stamp=$(cd "$root_path" && cat "$requirements" requirements-dev.txt test/run_tests.sh | cksum)
+    if [[ -f $venv/stamp && $(cat "$venv/stamp") == "$stamp" ]]; then
+        return 0
+    fi
+    if ! python=$(find_python); then
+        if [[ $torch == 2.13 ]]; then
+            echo "error: torch $torch needs Python 3.10 or newer; set PYTHON to one" >&2
+            exit 2
+        fi
+        echo "torch $torch is not tested here: it needs Python 3.7, which was not found"
+        [[ $if_available == true ]] && exit 0
+        exit 2
+    fi
+    echo "Installing torch $torch and the tests' requirements into $venv"
+    local flags=(--quiet --disable-pip-version-check)
+    if [[ $torch != 2.13 ]]; then
+        flags+=(--no-cache-dir --only-binary=:all:)
+    fi
+    rm -rf "$venv" && "$python" -m venv "$venv" &&
+        "$venv/bin/python" -m pip install "${flags[@]}" "$torch_pin" \
+            -r "$root_path/$requirements" -r "$root_path/requirements-dev.txt" || exit 1
+    echo "$stamp" > "$venv/stamp"
+}
+
+main() {
+    parse_arguments "$@"
+    local venv=$root_path/.venv-test-$torch
+    install "$venv"
+    if [[ $venv_only == true ]]; then
+        exit 0
+    fi
+    cd "$root_path" || exit 1
+    export PYTHON=$venv/bin/python PATH=$venv/bin:$PATH
+    exec "$venv/bin/python" -m pytest "${arguments[@]}"
+}
+
+main "$@"
