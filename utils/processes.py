@@ -47,8 +47,11 @@ class Processes:
             rank_name, size_name = "RANK", "WORLD_SIZE"
         else:
             rank_name, size_name = "RANK_ID", "RANK_SIZE"
-        world_size = _read(env, size_name, 1)
-        rank = _read(env, rank_name, 0 if world_size == 1 else None)
+        world_size = _read(env, size_name, 1, minimum=1)
+        if world_size > 1 and not env.get(rank_name, "").strip():
+            raise UserError("environment: {}={} but {} is not set; every process needs its own "
+                            "rank".format(size_name, world_size, rank_name))
+        rank = _read(env, rank_name, 0)
         device = rank
         if world_size == 1:
             # Scripts of the existing port write the device's number into RANK_ID here.
@@ -59,7 +62,7 @@ class Processes:
                 rank_name, rank, size_name, world_size, world_size - 1))
         elif devices_per_host:
             device = rank % devices_per_host
-        return Processes(rank, max(world_size, 1), _read(env, "LOCAL_RANK", device))
+        return Processes(rank, world_size, _read(env, "LOCAL_RANK", device))
 
     @property
     def is_main(self) -> bool:
@@ -98,12 +101,12 @@ class Processes:
             dist.destroy_process_group()
 
 
-def _read(env: Mapping[str, str], name: str, default: Optional[int]) -> int:
-    """Return the whole number from 0 upwards in `env[name]`; without default it has to be there."""
+def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> int:
+    """Return the whole number in `env[name]`, or `default` where it is not set or empty."""
     text = env.get(name, "").strip()
-    if not text and default is not None:
+    if not text:
         return default
-    if not text.isdigit():
-        raise UserError("environment: {} is '{}', expected a whole number from 0 upwards".format(
-            name, text))
+    if not text.isdigit() or int(text) < minimum:
+        raise UserError("environment: {} is '{}', expected a whole number from {} upwards".format(
+            name, text, minimum))
     return int(text)

@@ -1,0 +1,230 @@
+"""Choosing a device: what is there is used, what is not there is said, nothing is changed silently.
+
+An NPU host is imitated by a stand-in for `torch.npu` with the same interface.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import logging
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from utils import device as device_module
+from utils.device import (
+    DEVICE_NAMES,
+    describe,
+    device_count,
+    distributed_backend,
+    expect_changing_shapes,
+    memory_reserved,
+    pin_memory_supported,
+    seed_everything,
+    select_device,
+    synchronize,
+)
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class FakeNpu:
+    """As much of `torch.npu` as is used, recording what is asked of it."""
+
+    def __init__(self, count=8):
+        self.count = count
+        self.calls = []
+        self.config = types.SimpleNamespace(allow_internal_format=True)
+
+    def device_count(self):
+        return self.count
+
+    def get_device_name(self, index):
+        return "Ascend910B1"
+
+    def set_device(self, device):
+        self.calls.append(("set_device", str(device)))
+
+    def synchronize(self, device):
+        self.calls.append(("synchronize", str(device)))
+
+    def memory_reserved(self, device):
+        return 1024
+
+    def manual_seed_all(self, seed):
+        self.calls.append(("manual_seed_all", seed))
+
+    def set_compile_mode(self, jit_compile):
+        self.calls.append(("set_compile_mode", jit_compile))
+
+
+class FakeDevice:
+    """`torch.device('npu')` needs the plugin; this one has its type, index and name."""
+
+    def __init__(self, kind, index=None):
+        self.type, self.index = kind, index
+
+    def __str__(self):
+        return self.type if self.index is None else "{}:{}".format(self.type, self.index)
+
+
+@pytest.fixture
+def npu(monkeypatch):
+    fake = FakeNpu()
+    monkeypatch.setattr(torch, "npu", fake, raising=False)
+    monkeypatch.setattr(torch, "device", FakeDevice)
+    return fake
+
+
+@pytest.fixture
+def no_npu(monkeypatch):
+    monkeypatch.delattr(torch, "npu", raising=False)
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def broken_plugin(monkeypatch):
+    """torch_npu lies in the environment, CANN does not."""
+    monkeypatch.delattr(torch, "npu", raising=False)
+    spec = importlib.machinery.ModuleSpec("torch_npu", None)
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: spec)
+
+    def fail(name):
+        raise ImportError("libascendcl.so: cannot open shared object file\nand more lines")
+
+    monkeypatch.setattr(device_module.importlib, "import_module", fail)
+
+
+def test_cpu_is_always_there():
+    assert select_device("cpu") == CPU
+    assert select_device("CPU", index=5) == CPU
+    assert device_count("cpu") == 1
+    assert distributed_backend(CPU) == "gloo"
+    assert memory_reserved(CPU) == 0
+    assert pin_memory_supported(CPU) is False
+    synchronize(CPU)
+    expect_changing_shapes(CPU)
+
+
+def test_auto_falls_to_the_cpu_without_a_word(no_npu, no_cuda, caplog):
+    assert select_device("auto") == CPU
+    assert caplog.records == []
+
+
+def test_unknown_name_lists_the_known(no_npu):
+    with pytest.raises(UserError, match="unknown device 'cdua'; did you mean 'cuda'"):
+        select_device("cdua")
+    assert DEVICE_NAMES == ("auto", "npu", "cuda", "cpu", "gpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "gpu"])
+def test_missing_cuda_is_an_error_not_a_fallback(name, no_cuda):
+    with pytest.raises(UserError, match="device '{}' was asked for, but".format(name)):
+        select_device(name)
+
+
+def test_missing_plugin_is_an_error(no_npu):
+    with pytest.raises(UserError, match="'npu' was asked for, but torch_npu is not installed"):
+        select_device("npu")
+
+
+def test_unusable_plugin_is_an_error_with_its_reason(broken_plugin):
+    with pytest.raises(UserError) as caught:
+        select_device("npu")
+    sentence = str(caught.value)
+    assert "installed but unusable (libascendcl.so: cannot open shared object file)" in sentence
+    assert "set_env.sh" in sentence
+    assert "\n" not in sentence
+
+
+def test_auto_warns_of_an_unusable_plugin_and_goes_on(broken_plugin, no_cuda, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert select_device("auto") == CPU
+    assert len(caplog.records) == 1
+    assert "installed but unusable (libascendcl.so" in caplog.text
+
+
+def test_auto_warns_of_a_plugin_without_devices(npu, no_cuda, caplog):
+    npu.count = 0
+    with caplog.at_level(logging.WARNING):
+        assert select_device("auto").type == "cpu"
+    assert "finds no device" in caplog.text
+
+
+def test_auto_prefers_the_npu(npu):
+    chosen = select_device("auto", index=3)
+    assert str(chosen) == "npu:3"
+    assert ("set_device", "npu:3") in npu.calls
+    assert npu.config.allow_internal_format is False
+    assert device_count("npu") == 8
+
+
+@pytest.mark.parametrize("index", [8, -1])
+def test_wrong_index_names_the_number_of_devices(npu, index):
+    with pytest.raises(UserError, match=r"device {} was asked for, but this host has 8".format(
+            index)):
+        select_device("npu", index)
+    assert npu.calls == []
+
+
+def test_npu_questions_go_to_its_runtime(npu):
+    device = select_device("npu", 1)
+    synchronize(device)
+    expect_changing_shapes(device)
+    assert npu.calls[-2:] == [("synchronize", "npu:1"), ("set_compile_mode", False)]
+    assert memory_reserved(device) == 1024
+    assert distributed_backend(device) == "hccl"
+    line = describe(device)
+    assert line.startswith("device npu:1 (Ascend910B1), torch {}".format(torch.__version__))
+    assert "torch_npu" in line
+
+
+def test_old_plugins_without_newer_switches_work(npu, monkeypatch):
+    monkeypatch.delattr(npu, "config")
+    monkeypatch.delattr(FakeNpu, "set_compile_mode")
+    monkeypatch.delattr(FakeNpu, "memory_reserved")
+    device = select_device("npu")
+    expect_changing_shapes(device)
+    assert memory_reserved(device) == 0
+
+
+def test_describe_is_one_line():
+    line = describe(CPU)
+    assert line.startswith("device cpu (")
+    assert "torch {}".format(torch.__version__) in line
+    assert "\n" not in line
+
+
+def test_seed_everything_repeats_all_sources(device):
+    def draw():
+        return (random.random(), np.random.rand(), torch.rand(3).tolist(),
+                torch.rand(3, device=device).tolist())
+
+    seed_everything(7)
+    first = draw()
+    assert draw() != first
+    seed_everything(7)
+    assert draw() == first
+
+
+def test_seed_reaches_the_npu(npu):
+    seed_everything(2 ** 32 + 1)
+    assert ("manual_seed_all", 2 ** 32 + 1) in npu.calls
+
+
+def test_the_device_under_test_answers(device):
+    assert describe(device).startswith("device {}".format(device))
+    assert distributed_backend(device) in ("hccl", "nccl", "gloo")
+    torch.ones(8, device=device).sum()
+    synchronize(device)
+    assert memory_reserved(device) >= 0
+    assert pin_memory_supported(device) is (device.type != "cpu")
