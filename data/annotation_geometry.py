@@ -1,0 +1,183 @@
+"""Check the outlines and boxes of all annotations of a file at once."""
+
+from __future__ import annotations
+
+from typing import List
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from data import annotation_json as raw
+from data.annotation_report import DefectLog
+from data.rle import run_length_sums
+from utils.errors import UserError
+
+_CLIP_TOLERANCE = 1.0  # pixels; COCO's own boxes overshoot by rounding
+_AGREE = 0.8
+_DISAGREE = 0.5
+
+
+def offsets(lengths: np.ndarray) -> np.ndarray:
+    """Bounds of consecutive pieces: int64 `[n + 1]`, starting at 0."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+class Outlines:
+    """The polygons and RLEs of all annotations, n in file order.
+
+    Attributes:
+        is_rle: bool `[n]`.
+        num_parts: int64 `[n]`, polygons of each annotation; 1 for an RLE.
+        first: int64 `[n]`, first polygon of each annotation, or its RLE.
+        part_offsets: int64, bounds of each polygon in `coordinates`.
+        coordinates: float32, x, y in pixels, all finite.
+        rle_offsets: int64, bounds of each RLE in `columns.rle_bytes`.
+    """
+
+    def __init__(self, columns: raw.Columns) -> None:
+        self.columns = columns
+        self.is_rle = columns.outline == raw.OUTLINE_RLE
+        self.num_parts = columns.num_parts.astype(np.int64)
+        self.bad_parts = columns.bad_parts.astype(np.int64)
+        self.coordinates = columns.coordinates
+        self.part_offsets = offsets(columns.part_lengths)
+        self.rle_offsets = offsets(columns.rle_lengths)
+        if not np.isfinite(self.coordinates).all():
+            self._remove_parts_not_finite()
+        polygons = np.where(self.is_rle, 0, self.num_parts)
+        self.first = np.where(self.is_rle, np.cumsum(self.is_rle) - 1,
+                              np.cumsum(polygons) - polygons)
+
+    def _remove_parts_not_finite(self) -> None:
+        lengths = np.diff(self.part_offsets)
+        finite = np.logical_and.reduceat(np.isfinite(self.coordinates), self.part_offsets[:-1])
+        owner = np.repeat(np.arange(len(self.num_parts)), np.where(self.is_rle, 0, self.num_parts))
+        lost = np.bincount(owner[~finite], minlength=len(self.num_parts))
+        self.num_parts = self.num_parts - lost
+        self.bad_parts = self.bad_parts + lost
+        self.coordinates = self.coordinates[np.repeat(finite, lengths)]
+        self.part_offsets = offsets(lengths[finite])
+
+    def check(self, log: DefectLog, sizes: np.ndarray) -> None:
+        """Drop what has no usable outline.
+
+        Args:
+            log: where defects go.
+            sizes: int64 `[n, 2]`, width and height of each annotation's image.
+
+        Raises:
+            UserError: no annotation has an outline at all, so no mask can be learned.
+        """
+        outline = self.columns.outline
+        if len(outline) and (outline == raw.OUTLINE_NONE).all():
+            raise UserError("{}: none of the {} annotations (first id {}) has a segmentation; expected "
+                            "instance masks, this looks like a file of boxes or keypoints only".format(
+                                log.file, len(outline), log.annotation_ids[0]))
+        log.drop("no_outline", outline == raw.OUTLINE_NONE)
+        log.drop("malformed_outline", self.num_parts == 0)
+        rows = np.flatnonzero(self.is_rle)
+        totals, areas = run_length_sums(self.columns.rle_bytes, self.columns.rle_lengths)
+        rle_sizes = self.columns.rle_sizes
+        # Runs have to fill the mask; pycocotools trusts them when it decodes.
+        malformed = totals != rle_sizes[:, 0] * rle_sizes[:, 1]
+        other_size = (rle_sizes != sizes[rows][:, ::-1]).any(axis=1)
+        for key, wrong in (("malformed_outline", malformed), ("rle_size", other_size),
+                           ("no_outline", areas == 0)):
+            marked = np.zeros(len(self.is_rle), bool)
+            marked[rows[wrong]] = True
+            log.drop(key, marked)
+        log.repair("removed_part", (self.bad_parts > 0) & (self.num_parts > 0))
+
+    def extents(self) -> np.ndarray:
+        """float64 `[n, 4]`, x1 y1 x2 y2 in pixels around the polygons; NaN where there are none."""
+        extents = np.full((len(self.is_rle), 4), np.nan)
+        rows = np.flatnonzero(~self.is_rle & (self.num_parts > 0))
+        if len(rows):
+            starts = self.part_offsets[self.first[rows]] // 2
+            for axis in (0, 1):
+                values = self.coordinates[axis::2]
+                extents[rows, axis] = np.minimum.reduceat(values, starts)
+                extents[rows, axis + 2] = np.maximum.reduceat(values, starts)
+        return extents
+
+    def rle_extent(self, row: int) -> List[float]:
+        """x1 y1 x2 y2 in pixels around the RLE of annotation `row`, which has passed `check`."""
+        index = self.first[row]
+        counts = self.columns.rle_bytes[self.rle_offsets[index]:self.rle_offsets[index + 1]]
+        size = self.columns.rle_sizes[index].tolist()
+        x, y, width, height = mask_utils.toBbox({"size": size, "counts": counts.tobytes()}).tolist()
+        return [x, y, x + width, y + height]
+
+
+def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, sizes: np.ndarray,
+                log: DefectLog) -> np.ndarray:
+    """Drop annotations whose box is not one.
+
+    Args:
+        columns: the file.
+        outlines: of the same annotations, checked.
+        extents: what `outlines.extents()` returned.
+        sizes: int64 `[n, 2]`, width and height of each annotation's image.
+        log: where defects go.
+
+    Returns:
+        float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, clipped to [0, 1].
+    """
+    corners = columns.boxes.copy()
+    corners[:, 2:] += corners[:, :2]
+    missing = columns.box_state == raw.BOX_MISSING
+    corners[missing] = extents[missing]
+    for row in np.flatnonzero(missing & outlines.is_rle & log.usable):
+        corners[row] = outlines.rle_extent(row)
+    log.repair("derived_box", missing)
+    finite = np.isfinite(corners).all(axis=1)
+    log.drop("malformed_box", ~finite)
+    corners[~finite] = 0
+
+    limits = np.concatenate([sizes, sizes], axis=1)
+    degenerate = (corners[:, 2:] <= corners[:, :2]).any(axis=1)
+    beyond = np.maximum(-corners, corners - limits).max(axis=1)
+    relative = (np.clip(corners, 0, limits) / limits).astype(np.float32)
+    log.drop("degenerate_box", degenerate)
+    # Also those of which so little is inside that float32 sees nothing of it.
+    log.drop("outside_box", (relative[:, 2:] <= relative[:, :2]).any(axis=1))
+    log.repair("clipped_box", beyond > _CLIP_TOLERANCE)
+    return relative
+
+
+def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> List[str]:
+    """Compare each box with its polygons: the two disagree where the box format is wrong.
+
+    Raises:
+        UserError: most boxes fit their polygons only when read as x1, y1, x2, y2.
+    """
+    notes = []
+    rows = np.flatnonzero(log.usable & np.isfinite(extents).all(axis=1)
+                          & np.isfinite(columns.boxes).all(axis=1))
+    boxes, extents = columns.boxes[rows], extents[rows]
+    as_size = _overlap(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), extents)
+    disagree = as_size < _DISAGREE
+    as_corners = disagree & (_overlap(boxes, extents) > _AGREE)
+    examples = ", ".join(str(number) for number in log.annotation_ids[rows[disagree][:5]])
+    if as_corners.sum() * 2 > len(rows):
+        raise UserError("{}: {} of {} boxes fit their polygons only when read as x1, y1, x2, y2 "
+                        "(annotation id {}); COCO's bbox is x, y, width, height".format(
+                            log.file, as_corners.sum(), len(rows), examples))
+    if disagree.any():
+        notes.append("{} of {} boxes overlap their polygons by less than {} IoU: annotation id {}{}; "
+                     "masks are learned inside the box, so one of the two is wrong".format(
+                         disagree.sum(), len(rows), _DISAGREE, examples,
+                         ", ..." if disagree.sum() > 5 else ""))
+    if (log.annotation_ids == 0).any():
+        notes.append("an annotation has id 0: pycocotools counts a detection of it as a miss; "
+                     "number annotations from 1")
+    return notes
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of corresponding boxes `[n, 4]` x1 y1 x2 y2; one pixel of slack for thin outlines."""
+    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 0) + 1
+    other_size = others[:, 2:] - others[:, :2] + 1
+    shared = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2]) + 1
+    intersection = np.maximum(shared, 0).prod(axis=1)
+    return intersection / (size.prod(axis=1) + other_size.prod(axis=1) - intersection)

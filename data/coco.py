@@ -1,0 +1,155 @@
+"""A folder of images with one COCO instances file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Dict, List, Set, Tuple, Union
+
+import numpy as np
+
+from data.annotation_report import AnnotationReport
+from data.annotations import Annotations, Category, load_annotations
+from data.image_file import image_size, read_image
+from data.sample import Sample
+from utils.errors import UserError
+
+_NAMED_MISSING = 5
+
+
+class CocoDataset:
+    """Images with their usable objects; item n is a `data.sample.Sample`.
+
+    Every image of the file takes part, also those without objects. What annotations were dropped is
+    in `report`. The dataset is read-only after construction, picklable and safe to share with forked
+    and spawned workers.
+
+    Args:
+        images_dir: folder that the file names of the annotation file refer to.
+        annotation_file: COCO instances JSON.
+        strict: an annotation that would be dropped or repaired is an error.
+        require_annotations: False accepts a file without `annotations` (test-dev's image_info);
+            its samples have no objects.
+
+    Raises:
+        UserError: the folder or file is missing, or the file is not a consistent COCO instances file.
+    """
+
+    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
+                 strict: bool = False, require_annotations: bool = True) -> None:
+        self.images_dir = str(images_dir)
+        self.annotation_file = str(annotation_file)
+        if not os.path.isdir(self.images_dir):
+            found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
+            raise UserError("image folder {}: looked for {}".format(
+                found, os.path.abspath(self.images_dir)))
+        self._packed: Annotations = load_annotations(
+            self.annotation_file, strict, require_annotations, self._size_from_header)
+
+    def __len__(self) -> int:
+        return len(self._packed.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read image `index` and its objects.
+
+        Raises:
+            UserError: the image is missing, truncated, not an image, or of another size than the
+                annotation file says.
+        """
+        packed = self._packed
+        index = range(len(self))[index]
+        image_id = int(packed.image_ids[index])
+        width, height = packed.image_sizes[index].tolist()
+        image = self._read(index, image_id, width, height)
+        first, last = packed.object_offsets[index:index + 2].tolist()
+        return Sample(
+            image_id=image_id, image=image, boxes=packed.boxes[first:last].copy(),
+            labels=packed.labels[first:last].astype(np.int64), crowd=packed.crowd[first:last].copy(),
+            segmentations=[packed.segmentation(row, width, height) for row in range(first, last)])
+
+    @property
+    def categories(self) -> List[Category]:
+        """Sorted by id; class index n + 1 is `categories[n]`, 0 is background."""
+        return self._packed.categories
+
+    @property
+    def class_names(self) -> List[str]:
+        """Names of `categories`, in their order."""
+        return [category.name for category in self._packed.categories]
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """int64 `[N]`, COCO image ids in the order of the items."""
+        return self._packed.image_ids
+
+    @property
+    def max_objects(self) -> int:
+        """Largest number of usable objects, crowds not counted, in one image."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self._packed.object_offsets))
+        return int(np.bincount(owner[~self._packed.crowd], minlength=1).max())
+
+    @property
+    def report(self) -> AnnotationReport:
+        """Counts of the file and of what was dropped; `report.sentences()` are for the user."""
+        return self._packed.report
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the packed annotations take."""
+        return self._packed.nbytes
+
+    def image_info(self, index: int) -> Tuple[str, int, int]:
+        """File name, width and height in pixels of item `index`."""
+        index = range(len(self))[index]
+        width, height = self._packed.image_sizes[index].tolist()
+        return self._packed.file_name(index), width, height
+
+    def image_path(self, index: int) -> str:
+        """Path of the image file of item `index`."""
+        return os.path.join(self.images_dir, self._packed.file_name(range(len(self))[index]))
+
+    def check_images_exist(self) -> None:
+        """Compare the annotation file with one listing of the image folder (no image is opened).
+
+        Raises:
+            UserError: images are missing; names the first ones and says how many.
+        """
+        listings: Dict[str, Set[str]] = {}
+        missing = []
+        for index in range(len(self)):
+            folder, name = os.path.split(self.image_path(index))
+            if folder not in listings:
+                listings[folder] = _file_names(folder)
+            if name not in listings[folder]:
+                missing.append(index)
+        if missing:
+            named = ["{} (image {})".format(self._packed.file_name(n), self._packed.image_ids[n])
+                     for n in missing[:_NAMED_MISSING]]
+            raise UserError("{} of the {} images of {} are missing in {}: {}{}".format(
+                len(missing), len(self), self.annotation_file, os.path.abspath(self.images_dir),
+                ", ".join(named), ", ..." if len(missing) > len(named) else ""))
+
+    def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
+        path = self.image_path(index)
+        image = read_image(path, "image {} of {}".format(image_id, self.annotation_file))
+        found_height, found_width = image.shape[:2]
+        if (found_width, found_height) != (width, height):
+            turned = (found_width, found_height) == (height, width)
+            raise UserError("image {}: {} is {} x {} pixels (width x height), but {} says {} x {}{}; its "
+                            "boxes and masks would not fit".format(
+                                image_id, path, found_width, found_height, self.annotation_file, width,
+                                height, " (turned by its EXIF orientation?)" if turned else ""))
+        return image
+
+    def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
+        return image_size(os.path.join(self.images_dir, file_name),
+                          "image {} of {}".format(image_id, self.annotation_file))
+
+
+def _file_names(folder: str) -> Set[str]:
+    """Names in `folder`; empty where it does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
