@@ -1,0 +1,238 @@
+"""Pictures of detections and of ground truth.
+
+Boxes and masks in the colour of their class, names and scores on plates that never leave the
+picture, all anti-aliased. Images are uint8 `[h, w, 3]` BGR, as OpenCV reads and writes them.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import zlib
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+Color = Tuple[int, int, int]
+"""Blue, green, red in 0..255."""
+
+MASK_OPACITY = 0.45
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_SHIFT = 4
+"""Fractional bits of the coordinates handed to OpenCV's drawing functions."""
+_GOLDEN_RATIO = 0.618033988749895
+_TONES = ((0.85, 1.0), (0.55, 0.95), (1.0, 0.65))
+"""Saturation and value, in turns."""
+_HASHED_COLORS = 997
+
+
+class _Style(NamedTuple):
+    """Sizes in pixels that follow from the size of the picture."""
+
+    line: int
+    font_scale: float
+    font_line: int
+    padding: int
+
+
+class _Plate(NamedTuple):
+    """A name plate: its rectangle (right and bottom excluded) and where its text starts."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    text: str
+    baseline: int
+    font_scale: float
+
+    def overlap(self, other: _Plate) -> int:
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0) * max(height, 0)
+
+
+def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Color:
+    """Return the colour of a class.
+
+    With `class_names` neighbours in that list get hues far apart, and no two classes the same
+    colour. Without, the colour follows from the name alone, the same in every picture.
+    """
+    if class_names is not None and label in class_names:
+        index = list(class_names).index(label)
+    else:
+        index = zlib.crc32(label.encode("utf-8")) % _HASHED_COLORS
+    saturation, value = _TONES[index % len(_TONES)]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, saturation, value)
+    return int(round(blue * 255)), int(round(green * 255)), int(round(red * 255))
+
+
+def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray, masks: Optional[np.ndarray],
+                   labels: Sequence[str], scores: Optional[Sequence[float]] = None,
+                   class_names: Optional[Sequence[str]] = None) -> np.ndarray:
+    """Draw n objects and return a new picture.
+
+    Args:
+        image_bgr: uint8 `[h, w, 3]`; not changed.
+        boxes_px: `[n, 4]` x1 y1 x2 y2 in pixels; fractions and parts outside are fine.
+        masks: bool (or 0/1) `[n, h, w]`, or None.
+        labels: n class names; an empty one draws no plate.
+        scores: n scores in 0..1, or None (ground truth).
+        class_names: all classes, for colours that differ as much as they can.
+
+    Raises:
+        ValueError: the lengths or sizes do not fit together.
+    """
+    boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
+    _check(image_bgr, boxes, masks, labels, scores)
+    picture = np.ascontiguousarray(image_bgr).copy()
+    style = _style(picture)
+    colors = [class_color(label, class_names) for label in labels]
+    # Large ones first, so that what is small is not buried.
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
+    if masks is not None:
+        for i in order:
+            _fill_mask(picture, np.asarray(masks[i]), colors[i])
+        for i in order:
+            _outline_mask(picture, np.asarray(masks[i]), colors[i])
+    for i in order:
+        _draw_box(picture, boxes[i], colors[i], style)
+    placed: List[_Plate] = []
+    for i in order:
+        text = labels[i] if scores is None else "{} {:.2f}".format(labels[i], scores[i]).strip()
+        if text:
+            plate = _place(picture, boxes[i], text, style, placed)
+            _draw_plate(picture, plate, colors[i], style)
+            placed.append(plate)
+    return picture
+
+
+def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Put pictures beside each other, each under its title, on a white ground.
+
+    Pictures may differ in size; they are not scaled. A title that is too wide is made smaller.
+
+    Raises:
+        ValueError: no pictures, or not one title for each.
+    """
+    if not images or len(images) != len(titles):
+        raise ValueError("{} pictures and {} titles".format(len(images), len(titles)))
+    height = max(image.shape[0] for image in images)
+    gap = max(4, height // 40)
+    bar = max(18, height // 16)
+    width = sum(image.shape[1] for image in images) + gap * (len(images) + 1)
+    canvas = np.full((height + bar + gap, width, 3), 255, dtype=np.uint8)
+    left = gap
+    for image, title in zip(images, titles):
+        h, w = image.shape[:2]
+        canvas[bar:bar + h, left:left + w] = image
+        text, scale = _fit_text(title, bar / 40, max(1, bar // 24), w)
+        (_, text_height), _ = cv2.getTextSize(text, _FONT, scale, max(1, bar // 24))
+        cv2.putText(canvas, text, (left, (bar + text_height) // 2), _FONT, scale, (30, 30, 30),
+                    max(1, bar // 24), cv2.LINE_AA)
+        left += w + gap
+    return canvas
+
+
+def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[np.ndarray],
+           labels: Sequence[str], scores: Optional[Sequence[float]]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError("image is {} {}, expected uint8 [h, w, 3]".format(
+            image.dtype, list(image.shape)))
+    counts: Dict[str, int] = {"labels": len(labels)}
+    if scores is not None:
+        counts["scores"] = len(scores)
+    if masks is not None:
+        counts["masks"] = len(masks)
+        if len(masks) and tuple(np.shape(masks)[1:]) != image.shape[:2]:
+            raise ValueError("masks are {}, the image is {}".format(
+                list(np.shape(masks)[1:]), list(image.shape[:2])))
+    for name, count in counts.items():
+        if count != len(boxes):
+            raise ValueError("{} boxes and {} {}".format(len(boxes), count, name))
+
+
+def _style(picture: np.ndarray) -> _Style:
+    side = (picture.shape[0] * picture.shape[1]) ** 0.5
+    scale = float(np.clip(side / 1100, 0.33, 1.6))
+    return _Style(line=max(1, int(round(side / 380))), font_scale=scale,
+                  font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
+
+
+def _fill_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> None:
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    if not len(rows):
+        return
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    inside = mask[window].astype(bool)
+    part = picture[window]
+    mixed = part[inside] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
+    part[inside] = (mixed + 0.5).astype(np.uint8)
+
+
+def _outline_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> None:
+    contours = cv2.findContours(np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_CCOMP,
+                                cv2.CHAIN_APPROX_NONE)[-2]
+    cv2.polylines(picture, list(contours), True, color, 1, cv2.LINE_AA)
+
+
+def _draw_box(picture: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:
+    """Outline a box; one that reaches the border is drawn just inside, so that it is seen whole."""
+    height, width = picture.shape[:2]
+    inset = (style.line - 1) / 2
+    low = np.full(2, inset)
+    high = np.maximum(np.array([width, height]) - 1 - inset, low)
+    # Box edges lie between pixels, OpenCV's coordinates at their centres.
+    first = np.clip(box[:2] - 0.5, low, high)
+    second = np.clip(box[2:] - 0.5, low, high)
+    corners = np.array([first, (second[0], first[1]), second, (first[0], second[1])])
+    points = np.round(corners * 2 ** _SHIFT).astype(np.int32).reshape(-1, 1, 2)
+    cv2.polylines(picture, [points], True, color, style.line, cv2.LINE_AA, _SHIFT)
+
+
+def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str, float]:
+    """Make text smaller, down to a still readable size, and then shorter, until it fits."""
+    def is_fit(candidate: str) -> bool:
+        return cv2.getTextSize(candidate, _FONT, scale, thickness)[0][0] <= width
+
+    smallest = min(scale, 0.3)
+    while not is_fit(text) and scale > smallest:
+        scale = max(scale * 0.9, smallest)
+    if is_fit(text):
+        return text, scale
+    shortened = text
+    while shortened and not is_fit(shortened + ".."):
+        shortened = shortened[:-1]
+    return (shortened + ".." if shortened else ""), scale
+
+
+def _place(picture: np.ndarray, box: np.ndarray, text: str, style: _Style,
+           placed: List[_Plate]) -> _Plate:
+    """Find a place for a plate: wholly inside the picture and, if there is one, on no other."""
+    height, width = picture.shape[:2]
+    text, scale = _fit_text(text, style.font_scale, style.font_line, width - 2 * style.padding)
+    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, style.font_line)
+    plate_width = text_width + 2 * style.padding
+    plate_height = text_height + below + 2 * (style.padding // 2)
+    x1, y1, x2, y2 = (int(round(float(np.clip(value, -1e6, 1e6)))) for value in box)
+    lefts = (x1, x2 - plate_width)
+    tops = (y1 - plate_height, y1, y2 - plate_height, y2)
+    candidates = []
+    for wanted_top in tops:
+        for wanted_left in lefts:
+            left = int(np.clip(wanted_left, 0, max(width - plate_width, 0)))
+            top = int(np.clip(wanted_top, 0, max(height - plate_height, 0)))
+            candidates.append(_Plate(left, top, left + plate_width, top + plate_height, text,
+                                     top + style.padding // 2 + text_height, scale))
+    # The least covered one; the first of several such.
+    return min(candidates, key=lambda plate: sum(plate.overlap(other) for other in placed))
+
+
+def _draw_plate(picture: np.ndarray, plate: _Plate, color: Color, style: _Style) -> None:
+    picture[plate.top:plate.bottom, plate.left:plate.right] = color
+    blue, green, red = color
+    # Rec. 601 luma: black text on light colours, white on dark ones.
+    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+    cv2.putText(picture, plate.text, (plate.left + style.padding, plate.baseline), _FONT,
+                plate.font_scale, ink, style.font_line, cv2.LINE_AA)
