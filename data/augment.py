@@ -1,0 +1,155 @@
+"""SSD's augmentation, with its geometry composed so that pixels and masks are resampled once.
+
+Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), in the form the original YOLACT
+trains with. Its numbers are kept, and one quirk: SSD's lower limit on the IoU of crop and objects
+never takes effect there (its author measured that enforcing it costs accuracy), so the five limited
+kinds of crop are all the unlimited one. Only `no crop at all` is different, one time in six.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import numpy as np
+
+from data.config import Config
+from data.geometry import Placement, resample
+from data.masks import draw_masks
+from data.photometric import Distortion, distort, draw_distortion
+from data.sample import Sample
+
+FILL_BGR = (104, 117, 124)
+"""ImageNet's mean as whole levels: the canvas around an expanded image, whatever the backbone."""
+
+EXPAND_RATIO = (1.0, 4.0)
+NO_CROP = 1.0 / 6.0
+CROP_TRIALS = 50
+CROP_SIDE = (0.3, 1.0)
+CROP_ASPECT = (0.5, 2.0)
+DEGENERATE = 1e-4
+"""Boxes of at most this width or height, relative to the output, are dropped."""
+
+
+@dataclass
+class AugmentedSample:
+    """One image at the network's size with its objects; n and m may be 0.
+
+    Attributes:
+        image: uint8 `[S, S, 3]`, BGR.
+        boxes: float32 `[n, 4]`, x1 y1 x2 y2 relative to the output, in [0, 1].
+        labels: int64 `[n]`, 1..C-1.
+        masks: uint8 `[n, S, S]` of 0 and 1.
+        crowd_boxes: float32 `[m, 4]`, as `boxes`.
+        image_id: COCO image id.
+        dropped: objects left out because nothing of them was left to train on: a box of no width or
+            height, or a mask without a pixel.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    crowd_boxes: np.ndarray
+    image_id: int
+    dropped: int = 0
+
+
+class Augmenter:
+    """Turn a `Sample` into an `AugmentedSample`; all switches off is a plain resize.
+
+    Args:
+        size: S, side of the output in pixels. The aspect ratio of the image is not kept.
+        photometric: change brightness, contrast, saturation and hue.
+        expand: shrink the image onto a larger canvas, with probability 1/2.
+        crop: cut out a rectangle that holds the centre of an object.
+        mirror: flip left to right, with probability 1/2.
+    """
+
+    def __init__(self, size: int, photometric: bool = True, expand: bool = True,
+                 crop: bool = True, mirror: bool = True) -> None:
+        self.size = size
+        self.photometric = photometric
+        self.expand = expand
+        self.crop = crop
+        self.mirror = mirror
+
+    @staticmethod
+    def from_config(config: Config) -> Augmenter:
+        """Build what the recipe trains with."""
+        return Augmenter(config.max_size, photometric=config.augment_photometric,
+                         expand=config.augment_expand, crop=config.augment_crop,
+                         mirror=config.augment_mirror)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> AugmentedSample:
+        """Draw an augmentation from `rng` and render it."""
+        distortion = draw_distortion(rng) if self.photometric else Distortion()
+        return self.render(sample, self.draw_placement(sample, rng), distortion)
+
+    def draw_placement(self, sample: Sample, rng: np.random.Generator) -> Placement:
+        """Draw expansion, crop and mirror for `sample`."""
+        height, width = sample.image.shape[:2]
+        left, top, canvas_width, canvas_height = 0, 0, width, height
+        if self.expand and rng.random() < 0.5:
+            ratio, across, down = rng.uniform(*EXPAND_RATIO), rng.random(), rng.random()
+            left, top = int(across * (ratio - 1) * width), int(down * (ratio - 1) * height)
+            canvas_width, canvas_height = int(ratio * width), int(ratio * height)
+        crop = None
+        if self.crop and not sample.crowd.all():
+            boxes = sample.boxes[~sample.crowd] * np.array([width, height, width, height])
+            centres = (boxes[:, :2] + boxes[:, 2:]) / 2 + [left, top]
+            crop = draw_crop(canvas_width, canvas_height, centres, rng)
+        mirror = self.mirror and rng.random() < 0.5
+        return Placement(width=width, height=height, left=left, top=top, mirror=mirror,
+                         crop=crop or (0, 0, canvas_width, canvas_height), size=self.size)
+
+    def render(self, sample: Sample, placement: Placement,
+               distortion: Distortion) -> AugmentedSample:
+        """Apply given draws: objects and crowds stay whose box centre lies in the crop."""
+        kept = _centres_inside(sample.boxes, placement)
+        boxes = placement.boxes(sample.boxes)
+        objects = np.flatnonzero(kept & ~sample.crowd)
+        solid = objects[((boxes[objects, 2:] - boxes[objects, :2]) > DEGENERATE).all(axis=1)]
+        masks = draw_masks([sample.segmentations[i] for i in solid], placement.affine, self.size)
+        drawn = np.array([mask.any() for mask in masks], dtype=bool)
+        if not drawn.all():
+            solid, masks = solid[drawn], masks[drawn]
+        return AugmentedSample(
+            image=resample(sample.image, placement, FILL_BGR,
+                           functools.partial(distort, distortion=distortion)),
+            boxes=boxes[solid], labels=sample.labels[solid], masks=masks,
+            crowd_boxes=boxes[kept & sample.crowd], image_id=sample.image_id,
+            dropped=len(objects) - len(solid))
+
+
+def draw_crop(width: int, height: int, centres: np.ndarray,
+              rng: np.random.Generator) -> Optional[Tuple[int, int, int, int]]:
+    """Draw SSD's crop of a canvas: x1 y1 x2 y2 in whole pixels, or None for no crop.
+
+    A crop holds at least one of `centres` `[n, 2]`, those of objects that are not crowds. In each
+    round no crop comes up one time in six, otherwise the first good one of fifty trials.
+    """
+    canvas = np.array([width, height])
+    while rng.random() >= NO_CROP:
+        draws = rng.random((4, CROP_TRIALS, 1))
+        sides = np.concatenate([draws[0], draws[1]], axis=1)
+        sides = (CROP_SIDE[0] + (CROP_SIDE[1] - CROP_SIDE[0]) * sides) * canvas
+        start = np.concatenate([draws[2], draws[3]], axis=1) * (canvas - sides)
+        first, last = start.astype(np.int64), (start + sides).astype(np.int64)
+        aspect = sides[:, 1] / sides[:, 0]
+        holds = ((first[:, None] < centres) & (centres < last[:, None])).all(axis=2).any(axis=1)
+        good = holds & (aspect >= CROP_ASPECT[0]) & (aspect <= CROP_ASPECT[1])
+        if good.any():
+            trial = int(good.argmax())
+            return (int(first[trial, 0]), int(first[trial, 1]),
+                    int(last[trial, 0]), int(last[trial, 1]))
+    return None
+
+
+def _centres_inside(boxes: np.ndarray, placement: Placement) -> np.ndarray:
+    """Whether each box `[n, 4]`, relative to the image, has its centre in the crop: bool `[n]`."""
+    x1, y1, x2, y2 = placement.crop
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 * np.array([placement.width, placement.height])
+    centres = centres + [placement.left, placement.top]
+    return ((centres > [x1, y1]) & (centres < [x2, y2])).all(axis=1)
