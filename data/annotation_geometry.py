@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import Any, List
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -70,9 +70,9 @@ class Outlines:
         """
         outline = self.columns.outline
         if len(outline) and (outline == raw.OUTLINE_NONE).all():
-            raise UserError("{}: none of the {} annotations (first id {}) has a segmentation; expected "
-                            "instance masks, this looks like a file of boxes or keypoints only".format(
-                                log.file, len(outline), log.annotation_ids[0]))
+            raise UserError("{}: none of the {} annotations (first id {}) has a segmentation; "
+                            "expected instance masks, this looks like a file of boxes or keypoints "
+                            "only".format(log.file, len(outline), log.annotation_ids[0]))
         log.drop("no_outline", outline == raw.OUTLINE_NONE)
         log.drop("malformed_outline", self.num_parts == 0)
         rows = np.flatnonzero(self.is_rle)
@@ -100,7 +100,7 @@ class Outlines:
                 extents[rows, axis + 2] = np.maximum.reduceat(values, starts)
         return extents
 
-    def rle_extent(self, row: int) -> List[float]:
+    def rle_extent(self, row: Any) -> List[float]:
         """x1 y1 x2 y2 in pixels around the RLE of annotation `row`, which has passed `check`."""
         index = self.first[row]
         counts = self.columns.rle_bytes[self.rle_offsets[index]:self.rle_offsets[index + 1]]
@@ -164,8 +164,8 @@ def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) ->
                         "(annotation id {}); COCO's bbox is x, y, width, height".format(
                             log.file, as_corners.sum(), len(rows), examples))
     if disagree.any():
-        notes.append("{} of {} boxes overlap their polygons by less than {} IoU: annotation id {}{}; "
-                     "masks are learned inside the box, so one of the two is wrong".format(
+        notes.append("{} of {} boxes overlap their polygons by less than {} IoU: annotation id {}{}"
+                     "; masks are learned inside the box, so one of the two is wrong".format(
                          disagree.sum(), len(rows), _DISAGREE, examples,
                          ", ..." if disagree.sum() > 5 else ""))
     if (log.annotation_ids == 0).any():

@@ -1,9 +1,9 @@
 """Parse an annotation file into flat columns without ever holding it as Python objects.
 
 `json` builds a dict per annotation and a float object per coordinate: several gigabytes for
-COCO's training set. The hook here moves every annotation into typed arrays as soon as the parser has
-read it, so that the peak is the file's text plus the columns. Nothing is judged here except what
-makes a file unreadable as COCO instances; `data.annotations` judges the columns.
+COCO's training set. The hook here moves every annotation into typed arrays as soon as the parser
+has read it, so that the peak is the file's text plus the columns. Nothing is judged here except
+what makes a file unreadable as COCO instances; `data.annotations` judges the columns.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Collector:
         return record
 
     def _annotation(self, record: Dict[str, Any]) -> int:
-        """Append one annotation to the columns; return its row, which takes its place in the list."""
+        """Append one annotation to the columns; return its row, which replaces it in the list."""
         try:
             self.ids.extend((record["id"], record["image_id"], record["category_id"],
                              record.get("iscrowd", 0)))
@@ -198,8 +198,8 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     for key in ("id", "image_id", "category_id", "iscrowd"):
         value = record.get(key, 0)
         if not isinstance(value, int) or abs(value) >= 2 ** 63:
-            return UserError("{}: {} has {} {!r}, expected an integer (64 bit); write ids as numbers "
-                             "without quotes".format(path, where, key, value))
+            return UserError("{}: {} has {} {!r}, expected an integer (64 bit); write ids as "
+                             "numbers without quotes".format(path, where, key, value))
     raise AssertionError("four good integers were refused")
 
 
@@ -217,13 +217,14 @@ def read_columns(path: Path, require_annotations: bool = True) -> Columns:
     document = _parse(path, _read_text(path), collector)
     if not isinstance(document, dict):
         hint = " (a results file?)" if isinstance(document, list) and collector.rows else ""
-        raise UserError("{}: the top level of the JSON is a {}{}, expected a COCO object with images, "
-                        "annotations and categories".format(path, type(document).__name__, hint))
+        raise UserError("{}: the top level of the JSON is a {}{}, expected a COCO object with "
+                        "images, annotations and categories".format(
+                            path, type(document).__name__, hint))
     for key in ("images", "categories", "annotations"):
         if key not in document and (key != "annotations" or require_annotations):
             found = ", ".join(repr(str(name)) for name in list(document)[:5]) or "nothing"
-            raise UserError("{}: not a COCO annotation file: it has no '{}'; found {}; expected images,"
-                            " annotations and categories".format(path, key, found))
+            raise UserError("{}: not a COCO annotation file: it has no '{}'; found {}; expected "
+                            "images, annotations and categories".format(path, key, found))
         if not isinstance(document.get(key, []), list):
             raise UserError("{}: '{}' is a {}, expected a list".format(
                 path, key, type(document[key]).__name__))
@@ -242,16 +243,16 @@ def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
                             "annotation needs one".format(path, entry.get("id"), number))
         if entry != number:
             break
-    raise UserError("{}: 'annotations' does not hold exactly the file's annotations; expected a flat "
-                    "list of objects with id, image_id and category_id".format(path))
+    raise UserError("{}: 'annotations' does not hold exactly the file's annotations; expected a "
+                    "flat list of objects with id, image_id and category_id".format(path))
 
 
 def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
     if isinstance(record, tuple):
         return record  # type: ignore[return-value]
     found = record.get("id") if isinstance(record, dict) else record
-    raise UserError("{}: image {!r} (number {} in the list) has no file_name; every image needs an id "
-                    "and a file_name".format(path, found, number))
+    raise UserError("{}: image {!r} (number {} in the list) has no file_name; every image needs an "
+                    "id and a file_name".format(path, found, number))
 
 
 def _read_text(path: Path) -> str:

@@ -75,8 +75,8 @@ class AnnotationReport:
         """One summary, then one sentence for each defect that occurred."""
         lost = ("nothing was dropped" if not self.dropped else
                 "{} of {} annotations were dropped".format(self.dropped, self.annotations))
-        lines = ["{}: {} images ({} without objects), {} objects of {} categories, {} crowd regions; "
-                 "{}".format(self.file, self.images, self.empty_images, self.objects,
+        lines = ["{}: {} images ({} without objects), {} objects of {} categories, {} crowd "
+                 "regions; {}".format(self.file, self.images, self.empty_images, self.objects,
                              len(self.objects_per_category), self.crowds, lost)]
         for key, text in list(DROPPED.items()) + list(REPAIRED.items()):
             if key in self.defects:

@@ -101,8 +101,8 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         path: the annotation file.
         strict: what would be dropped or repaired is an error.
         require_annotations: False accepts a file without `annotations` (test-dev's image_info).
-        image_size: `(file_name, image_id) -> (width, height)` for image records without a size; None
-            makes such a record an error.
+        image_size: `(file_name, image_id) -> (width, height)` for image records without a size;
+            None makes such a record an error.
 
     Raises:
         UserError: the file is not a consistent COCO instances file.
@@ -150,11 +150,11 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
         if type(number) is not int or not isinstance(name, str) or not name.strip():
             raise UserError("{}: category {!r} needs an integer id and a name".format(path, record))
         if number in by_id:
-            raise UserError("{}: category id {} is given to both '{}' and '{}'; ids have to be unique"
-                            .format(path, number, by_id[number], name))
+            raise UserError("{}: category id {} is given to both '{}' and '{}'; ids have to be "
+                            "unique".format(path, number, by_id[number], name))
         if name in by_name:
-            raise UserError("{}: the category name '{}' is given to both id {} and id {}; names have "
-                            "to be unique".format(path, name, by_name[name], number))
+            raise UserError("{}: the category name '{}' is given to both id {} and id {}; names "
+                            "have to be unique".format(path, name, by_name[name], number))
         by_id[number], by_name[name] = name, number
     return [Category(number, by_id[number]) for number in sorted(by_id)]
 
@@ -178,10 +178,10 @@ def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
     values, counts = np.unique(ids, return_counts=True)
     repeated = values[counts > 1]
     if len(repeated):
-        raise UserError("{}: {} of the {} ids occur more than once: {} id {}{}; ids have to be unique"
-                        .format(path, len(repeated), what, what,
-                                ", ".join(str(number) for number in repeated[:5]),
-                                ", ..." if len(repeated) > 5 else ""))
+        named = ", ".join(str(number) for number in repeated[:5])
+        raise UserError("{}: {} {} id{} more than once: {} id {}{}; ids have to be unique".format(
+            path, len(repeated), what, " occurs" if len(repeated) == 1 else "s occur", what, named,
+            ", ..." if len(repeated) > 5 else ""))
 
 
 def _image_sizes(path: Path, images: List[raw.ImageRecord], image_size: Any) -> np.ndarray:
@@ -195,8 +195,8 @@ def _image_sizes(path: Path, images: List[raw.ImageRecord], image_size: Any) -> 
             width, height = image_size(name, number)
         for side in (width, height):
             if type(side) is not int or not 0 < side < 2 ** 31:
-                raise UserError("{}: image {} ('{}') has width {!r} and height {!r}, expected whole "
-                                "numbers above 0".format(path, number, name, width, height))
+                raise UserError("{}: image {} ('{}') has width {!r} and height {!r}, expected "
+                                "whole numbers above 0".format(path, number, name, width, height))
         sizes.append((width, height))
     return np.array(sizes, np.int64)
 
@@ -209,17 +209,18 @@ def _resolve_ids(path: Path, columns: raw.Columns, image_ids: np.ndarray,
     image_index, known = _look_up(ids[:, 1], image_ids)
     if not known.all():
         bad = np.flatnonzero(~known)
-        raise UserError("{}: annotation {} refers to image id {}, which is not in 'images' ({} such "
-                        "annotations, {} images with ids {} to {})".format(
+        raise UserError("{}: annotation {} refers to image id {}, which is not in 'images' ({} "
+                        "such annotations, {} images with ids {} to {})".format(
                             path, ids[bad[0], 0], ids[bad[0], 1], len(bad), len(image_ids),
                             image_ids.min(), image_ids.max()))
     numbers = np.array([category.id for category in categories], np.int64)
     category_index, known = _look_up(ids[:, 2], numbers)
     if not known.all():
         bad = np.flatnonzero(~known)
-        raise UserError("{}: annotation {} (image {}) has category_id {}, which is not in 'categories' "
-                        "({} such annotations, {} categories with ids {} to {})".format(
-                            path, *ids[bad[0], :3], len(bad), len(numbers), numbers[0], numbers[-1]))
+        raise UserError("{}: annotation {} (image {}) has category_id {}, which is not in "
+                        "'categories' ({} such annotations, {} categories with ids {} to {})"
+                        .format(path, *ids[bad[0], :3], len(bad), len(numbers), numbers[0],
+                                numbers[-1]))
     flag = ids[:, 3]
     bad = np.flatnonzero((flag != 0) & (flag != 1))
     if len(bad):

@@ -20,9 +20,9 @@ _NAMED_MISSING = 5
 class CocoDataset:
     """Images with their usable objects; item n is a `data.sample.Sample`.
 
-    Every image of the file takes part, also those without objects. What annotations were dropped is
-    in `report`. The dataset is read-only after construction, picklable and safe to share with forked
-    and spawned workers.
+    Every image of the file takes part, also those without objects. What annotations were dropped
+    is in `report`. The dataset is read-only after construction, picklable and safe to share with
+    forked and spawned workers.
 
     Args:
         images_dir: folder that the file names of the annotation file refer to.
@@ -32,7 +32,8 @@ class CocoDataset:
             its samples have no objects.
 
     Raises:
-        UserError: the folder or file is missing, or the file is not a consistent COCO instances file.
+        UserError: the folder or file is missing, or the file is not a consistent COCO instances
+            file.
     """
 
     def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
@@ -64,7 +65,8 @@ class CocoDataset:
         first, last = packed.object_offsets[index:index + 2].tolist()
         return Sample(
             image_id=image_id, image=image, boxes=packed.boxes[first:last].copy(),
-            labels=packed.labels[first:last].astype(np.int64), crowd=packed.crowd[first:last].copy(),
+            labels=packed.labels[first:last].astype(np.int64),
+            crowd=packed.crowd[first:last].copy(),
             segmentations=[packed.segmentation(row, width, height) for row in range(first, last)])
 
     @property
@@ -135,10 +137,11 @@ class CocoDataset:
         found_height, found_width = image.shape[:2]
         if (found_width, found_height) != (width, height):
             turned = (found_width, found_height) == (height, width)
-            raise UserError("image {}: {} is {} x {} pixels (width x height), but {} says {} x {}{}; its "
-                            "boxes and masks would not fit".format(
-                                image_id, path, found_width, found_height, self.annotation_file, width,
-                                height, " (turned by its EXIF orientation?)" if turned else ""))
+            raise UserError("image {}: {} is {} x {} pixels (width x height), but {} says {} x {}{}"
+                            "; its boxes and masks would not fit".format(
+                                image_id, path, found_width, found_height, self.annotation_file,
+                                width, height,
+                                " (turned by its EXIF orientation?)" if turned else ""))
         return image
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:

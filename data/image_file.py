@@ -61,8 +61,8 @@ def is_truncated(data: bytes) -> bool:
     if data.startswith(_JPEG_START):
         if data.endswith(_JPEG_END):
             return False
-        # Cameras append data after the end, and a thumbnail inside the header has an end of its own:
-        # the marker that counts comes after the start of the scan.
+        # Cameras append data after the end, and a thumbnail inside the header has an end of its
+        # own: the marker that counts comes after the start of the scan.
         scan = _scan_start(data)
         return scan < 0 or data.find(_JPEG_END, scan) < 0
     if data.startswith(_PNG_START):

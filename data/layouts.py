@@ -44,7 +44,8 @@ def dataset_paths(dataset: str, root: Union[str, Path], split: str) -> Tuple[Pat
     expected = "the {} layout expects {}/ and {} in the data folder".format(dataset, *splits[split])
     if not root.is_dir():
         found = "is not a folder" if root.exists() else "not found"
-        raise UserError("data folder {}: looked for {}; {}".format(found, root.absolute(), expected))
+        raise UserError("data folder {}: looked for {}; {}".format(
+            found, root.absolute(), expected))
     for path, what, there in ((images, "image folder", images.is_dir()),
                               (annotations, "annotation file", annotations.is_file())):
         if not there:

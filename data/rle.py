@@ -1,7 +1,7 @@
 """Check COCO run lengths before pycocotools decodes them.
 
-pycocotools trusts its input: counts that do not add up to the mask's size read or write beyond it in
-older versions. The compressed form is decoded here for all masks at once, in NumPy.
+pycocotools trusts its input: counts that do not add up to the mask's size read or write beyond it
+in older versions. The compressed form is decoded here for all masks at once, in NumPy.
 """
 
 from __future__ import annotations

