@@ -1,0 +1,270 @@
+"""Optimisers whose parameters live in one flat buffer, guarded against non-finite gradients.
+
+A step is a dozen operators for the whole network, whatever its number of tensors, and reads nothing
+back to the host: whether the update may be applied is decided on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+LARGEST_NORM = 1e18
+"""Gradient norms from here on count as not finite. The sum of squares overflows float32 at 1.8e19;
+devices that saturate instead of overflowing (Ascend 910A) end there too, so the test sees both."""
+
+ALIGNMENT = 128
+"""Elements (512 bytes) that every parameter starts a multiple of in the flat buffer: unaligned
+weights make convolutions fall back to slow kernels."""
+
+Groups = Iterable[Union[nn.Parameter, Mapping[str, Any]]]
+
+
+def poison(loss: Tensor) -> Tensor:
+    """Return `loss` unchanged, but with NaN gradients everywhere if it is not finite.
+
+    An infinite or NaN loss may have finite gradients for some or all parameters. Multiplied by
+    1 + 0 * loss, which is 1 or NaN, it sends NaN back instead. DDP then adds it into the reduced
+    gradients of every card, and since all cards test the same reduced values, all of them skip the
+    step or none does, without a collective of its own and without reading the loss.
+    """
+    return loss * (1 + 0 * loss.detach())
+
+
+class FlatOptimizer:
+    """What the optimisers share: the flat buffer, the flat gradient, the guard and the state.
+
+    On construction every parameter's data is copied into one flat float32 tensor and becomes a
+    view of it; the parameter objects stay the same, `load_state_dict` of the model still works in
+    place. Convert and move the model before; `step` raises if the views were replaced since.
+
+    Args:
+        groups: parameters, or dicts {"params": [..], "weight_decay": float}.
+        weight_decay: for parameters given without a dict, and groups that name none.
+        clip_norm: largest norm of the whole gradient; 0 turns clipping off.
+
+    Attributes:
+        step_finite: 0-d bool tensor, whether the last step was applied.
+        grad_norm: 0-d tensor, norm of the last whole gradient before clipping.
+        steps: 0-d int64 tensor, number of applied steps.
+
+    Raises:
+        ValueError: no parameters, one given twice, one that is not float32, several devices.
+    """
+
+    buffer_names: Tuple[str, ...] = ()
+
+    def __init__(self, groups: Groups, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
+        grouped = _as_groups(groups, weight_decay)
+        self.parameters = [p for parameters, _ in grouped for p in parameters]
+        _check_parameters(self.parameters)
+        self.clip_norm = clip_norm
+        device = self.parameters[0].device
+        self._pads = [-p.numel() % ALIGNMENT for p in self.parameters]
+        self._zeros = torch.zeros(max(p.numel() for p in self.parameters) + ALIGNMENT,
+                                  dtype=torch.float32, device=device)
+        self._flat = self._gather([p.detach() for p in self.parameters])
+        for parameter, view in zip(self.parameters, self._views(self._flat)):
+            parameter.data = view
+        self._addresses = [p.data_ptr() for p in self.parameters]
+        self._decayed = self._decayed_spans(grouped)
+        self._buffers = {name: torch.zeros_like(self._flat) for name in self.buffer_names}
+        self._one = torch.ones((), dtype=torch.float32, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.step_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients; the next backward makes new ones."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self, lr: float) -> None:
+        """Apply one update from the parameters' `.grad` (None counts as zeros).
+
+        If a gradient is not finite, parameters, buffers and the step count stay exactly as they
+        are, which costs no wait: the gradient is emptied by a masked fill before it meets a buffer,
+        and every factor of the update becomes the neutral one.
+        """
+        self._check_views()
+        with torch.no_grad():
+            grad = self._gather([p.grad for p in self.parameters])
+            # By rows first: one sum over millions of squares is 4 % off on some versions' CPU.
+            self.grad_norm = grad.view(-1, ALIGNMENT).norm(dim=1).norm()
+            self.step_finite = self.grad_norm < LARGEST_NORM
+            if self.clip_norm > 0:
+                grad.mul_((self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1))
+            self._update(grad, lr)
+            self.steps += self.step_finite
+
+    def _update(self, grad: Tensor, lr: float) -> None:
+        raise NotImplementedError
+
+    def _empty_unless_finite(self, grad: Tensor) -> None:
+        grad.masked_fill_(~self.step_finite, 0.0)
+
+    def _or_one(self, factor: Tensor) -> Tensor:
+        """`factor`, or exactly 1 in a step that must not change anything."""
+        return torch.where(self.step_finite, factor, self._one)
+
+    def _constant(self, value: float) -> Tensor:
+        return torch.full_like(self._one, value)
+
+    def _gather(self, tensors: Sequence[Any]) -> Tensor:
+        """One padded flat tensor of `tensors`, None where zeros stand in, by a single cat."""
+        pieces = []
+        for tensor, parameter, pad in zip(tensors, self.parameters, self._pads):
+            if tensor is None:
+                pieces.append(self._zeros[:parameter.numel() + pad])
+                continue
+            pieces.append(tensor.reshape(-1))
+            if pad:
+                pieces.append(self._zeros[:pad])
+        return torch.cat(pieces)
+
+    def _views(self, flat: Tensor) -> List[Tensor]:
+        views, start = [], 0
+        for parameter, pad in zip(self.parameters, self._pads):
+            views.append(flat[start:start + parameter.numel()].view(parameter.shape))
+            start += parameter.numel() + pad
+        return views
+
+    def _decayed_spans(self, grouped: List[Tuple[List[nn.Parameter], float]],
+                       ) -> List[Tuple[slice, float]]:
+        """Part of the flat buffer and weight decay of each group that has one."""
+        spans, start, index = [], 0, 0
+        for parameters, decay in grouped:
+            count = len(parameters)
+            end = start + sum(p.numel() + pad for p, pad in
+                              zip(parameters, self._pads[index:index + count]))
+            if decay:
+                spans.append((slice(start, end), decay))
+            start, index = end, index + count
+        return spans
+
+    def _check_views(self) -> None:
+        for parameter, address in zip(self.parameters, self._addresses):
+            if parameter.data_ptr() != address:
+                raise RuntimeError("a parameter no longer lives in the optimiser's flat buffer: "
+                                   "the model was moved or converted after it was built")
+
+    def state_dict(self) -> Dict[str, Any]:
+        """CPU tensors for each parameter in order and plain types; waits for the device."""
+        return {
+            "optimizer": type(self).__name__,
+            "steps": int(self.steps),
+            "buffers": {name: [view.cpu().clone() for view in self._views(flat)]
+                        for name, flat in self._buffers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned.
+
+        Raises:
+            UserError: the state belongs to another optimiser or to other parameters; nothing has
+                been changed then.
+        """
+        found, buffers = state.get("optimizer"), state.get("buffers", {})
+        if found != type(self).__name__ or set(buffers) != set(self.buffer_names):
+            raise UserError("the checkpoint holds the state of optimiser {}, this run uses {}; "
+                            "choose the same configuration".format(found, type(self).__name__))
+        shapes = [tuple(p.shape) for p in self.parameters]
+        for name, tensors in buffers.items():
+            if [tuple(tensor.shape) for tensor in tensors] != shapes:
+                raise UserError("the checkpoint's optimiser state '{}' is for {} tensors of other "
+                                "shapes than the model's {}; choose the same configuration".format(
+                                    name, len(tensors), len(shapes)))
+        for name, tensors in buffers.items():
+            for view, tensor in zip(self._views(self._buffers[name]), tensors):
+                view.copy_(tensor)
+        self.steps.fill_(int(state["steps"]))
+
+
+class FlatSGD(FlatOptimizer):
+    """SGD with momentum and (coupled) weight decay, by the formula of `torch.optim.SGD`."""
+
+    buffer_names = ("momentum",)
+
+    def __init__(self, groups: Groups, momentum: float = 0.9, weight_decay: float = 0.0,
+                 clip_norm: float = 0.0) -> None:
+        super().__init__(groups, weight_decay, clip_norm)
+        self._momentum = self._constant(momentum)
+
+    def _update(self, grad: Tensor, lr: float) -> None:
+        for span, decay in self._decayed:
+            grad[span].add_(self._flat[span], alpha=decay)
+        self._empty_unless_finite(grad)
+        velocity = self._buffers["momentum"]
+        velocity.mul_(self._or_one(self._momentum)).add_(grad)
+        self._flat.addcmul_(velocity, self.step_finite.float(), value=-lr)
+
+
+class FlatAdamW(FlatOptimizer):
+    """Adam with decoupled weight decay, by the formula of `torch.optim.AdamW`."""
+
+    buffer_names = ("mean", "square")
+
+    def __init__(self, groups: Groups, betas: Tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
+        super().__init__(groups, weight_decay, clip_norm)
+        self.betas = betas
+        self.eps = eps
+        self._beta1, self._beta2 = (self._constant(beta) for beta in betas)
+        self._log_betas = torch.stack([self._constant(math.log(beta)) for beta in betas])
+
+    def _update(self, grad: Tensor, lr: float) -> None:
+        self._empty_unless_finite(grad)
+        applied = self.step_finite.float()
+        for span, decay in self._decayed:
+            self._flat[span].mul_(1 - applied * (lr * decay))
+        mean, square = self._buffers["mean"], self._buffers["square"]
+        mean.mul_(self._or_one(self._beta1)).add_(grad, alpha=1 - self.betas[0])
+        square.mul_(self._or_one(self._beta2)).addcmul_(grad, grad, value=1 - self.betas[1])
+        # 1 - beta^n in float32 loses half its digits for small n; expm1 keeps them.
+        corrections = -torch.expm1(self._log_betas * (self.steps + 1).float())
+        correction1, correction2 = corrections.unbind()
+        update = mean / (square / correction2).sqrt_().add_(self.eps)
+        self._flat.addcmul_(update, applied / correction1, value=-lr)
+
+
+def build_optimizer(config: Any, model: nn.Module) -> FlatOptimizer:
+    """Optimiser of a `data.config.Config` for the trainable parameters of `model`.
+
+    SGD decays everything, as the original; AdamW only tensors of more than one dimension.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
+                       clip_norm=config.clip_grad_norm)
+    groups = [{"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.decay},
+              {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
+    return FlatAdamW(groups, clip_norm=config.clip_grad_norm)
+
+
+def _as_groups(groups: Groups, weight_decay: float) -> List[Tuple[List[nn.Parameter], float]]:
+    grouped: List[Tuple[List[nn.Parameter], float]] = []
+    single: List[nn.Parameter] = []
+    for item in groups:
+        if isinstance(item, Mapping):
+            grouped.append((list(item["params"]), float(item.get("weight_decay", weight_decay))))
+        else:
+            single.append(item)
+    return grouped + [(single, weight_decay)] if single else grouped
+
+
+def _check_parameters(parameters: Sequence[nn.Parameter]) -> None:
+    if not parameters:
+        raise ValueError("no parameters to optimise")
+    if len({id(p) for p in parameters}) != len(parameters):
+        raise ValueError("a parameter is given twice")
+    devices = {p.device for p in parameters}
+    if len(devices) > 1:
+        raise ValueError("parameters on several devices: {}".format(sorted(map(str, devices))))
+    dtypes = {p.dtype for p in parameters} - {torch.float32}
+    if dtypes:
+        raise ValueError("parameters must be float32, found {}".format(sorted(map(str, dtypes))))
