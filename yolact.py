@@ -22,7 +22,8 @@ class Yolact(nn.Module):
     """YOLACT as `build_yolact` puts it together.
 
     `state_dict()` has the keys of dbolya/yolact. The priors and the pixel statistics follow the
-    module's device, stay float32 and are not in it.
+    module's device, stay float32 and are not in it. `bn_frozen` tells whether `freeze_bn`
+    was called.
 
     Args:
         backbone: gives the feature maps that `fpn` takes.
@@ -52,7 +53,7 @@ class Yolact(nn.Module):
         self.priors = priors
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
-        self._bn_frozen = False
+        self.bn_frozen = False
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """Predict from images `[B,3,S,S]` RGB.
@@ -86,7 +87,7 @@ class Yolact(nn.Module):
         Stays so across `train()`. For pretrained backbones with small batches; from scratch the
         running statistics mean nothing.
         """
-        self._bn_frozen = True
+        self.bn_frozen = True
         for module in self.modules():
             if isinstance(module, BatchNorm2d):
                 module.eval()
@@ -96,7 +97,7 @@ class Yolact(nn.Module):
     def train(self, mode: bool = True) -> Yolact:
         """Set the mode of every module, except of frozen batch normalisation."""
         super().train(mode)
-        if self._bn_frozen:
+        if self.bn_frozen:
             self.freeze_bn()
         return self
 
