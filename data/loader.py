@@ -1,0 +1,198 @@
+"""The endless, resumable stream of training batches, sharded over processes.
+
+What an image looks like in an epoch depends on (seed, epoch, index) alone, and the order of images
+on (seed, epoch): neither on the number of workers nor on where a run was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import Augmenter
+from data.batch import Batch, collate
+from data.coco import CocoDataset
+from data.config import Config
+from data.targets import TargetMaker
+from layers.anchors import make_priors
+from utils.device import pin_memory_supported
+from utils.errors import UserError
+
+SLOT_STEP = 8
+"""Ground-truth slots are the dataset's largest number of objects, rounded up to a multiple."""
+
+_ORDER_STREAM = 2 ** 32 - 1
+"""Takes the place of an image's index where the order of an epoch is drawn."""
+
+Key = Tuple[int, int]
+"""Epoch and index of an image in the dataset."""
+
+
+class TrainDataset(Dataset):
+    """Images as rows of a `Batch`; item (epoch, index) is image `index` as epoch `epoch` sees it.
+
+    Args:
+        coco: dataset of `data.sample.Sample`.
+        augmenter: from `Sample` to `AugmentedSample`.
+        target_maker: from `AugmentedSample` to arrays.
+        seed: of the run.
+    """
+
+    def __init__(self, coco: CocoDataset, augmenter: Augmenter, target_maker: TargetMaker,
+                 seed: int) -> None:
+        self.coco = coco
+        self.augmenter = augmenter
+        self.target_maker = target_maker
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def __getitem__(self, key: Key) -> Union[Dict[str, Any], UserError]:
+        """Return the arrays, or the error: raised in a worker it would lose its type."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        try:
+            return self.target_maker(self.augmenter(self.coco[index], rng), rng)
+        except UserError as error:
+            return error
+
+
+class ShardedBatches:
+    """Keys of this process's batches, without end; every epoch in a new order.
+
+    A global batch is a stretch of the epoch's order, and each process takes its part of it, so the
+    same images are trained together however many processes share the work. The rest of an epoch
+    that does not fill a global batch is left out; another order leaves out others.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch_size = length // (batch_size * world_size)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[List[Key]]:
+        epoch, first = divmod(self.start, self.epoch_size)
+        while True:
+            rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
+            order = rng.permutation(self.length)
+            for iteration in range(first, self.epoch_size):
+                begin = (iteration * self.world_size + self.rank) * self.batch_size
+                yield [(epoch, index) for index in order[begin:begin + self.batch_size].tolist()]
+            epoch, first = epoch + 1, 0
+
+
+class TrainLoader:
+    """An endless iterable of `Batch`; starts where `start_at` says.
+
+    Args:
+        dataset: items of `TrainDataset`.
+        batch_size: images per batch of this process.
+        num_workers: worker processes; 0 loads in this process.
+        seed: of the order of images.
+        rank, world_size: this process among those that share the epoch.
+
+    Attributes:
+        epoch_size: iterations in an epoch.
+        left_out: images that an epoch does not reach, for they do not fill a global batch.
+        pin_memory: batches come in page-locked memory.
+
+    Raises:
+        UserError: the dataset does not fill one global batch.
+    """
+
+    def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0, seed: int = 0,
+                 rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> None:
+        if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
+            raise ValueError("batch_size {}, num_workers {}, rank {} of {}".format(
+                batch_size, num_workers, rank, world_size))
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.pin_memory = pin_memory
+        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size)
+        self.epoch_size = self._keys.epoch_size
+        self.left_out = len(dataset) - self.epoch_size * batch_size * world_size
+        if self.epoch_size == 0:
+            raise UserError(
+                "the training set has {} images, fewer than one step of batch size {} on {} "
+                "card{}; lower --batch_size to {} or give more images".format(
+                    len(dataset), batch_size, world_size, "" if world_size == 1 else "s",
+                    max(len(dataset) // world_size, 1)))
+
+    def start_at(self, iteration: int) -> None:
+        """Let the next pass begin with `iteration`, counted from the start of the training."""
+        self._keys.start = iteration
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches without end.
+
+        Raises:
+            UserError: an image cannot be read; raised here although it happened in a worker.
+        """
+        options: Dict[str, Any] = {}
+        if "generator" in inspect.signature(DataLoader.__init__).parameters:
+            # Else the workers' base seed is drawn from, and changes, the global generator.
+            options["generator"] = torch.Generator().manual_seed(self.seed)
+        batches = DataLoader(
+            self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
+            collate_fn=_collate_or_error, pin_memory=self.pin_memory,
+            worker_init_fn=_start_worker, **options)
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class DevicePrefetcher:
+    """Iterate `loader` with every batch on `device`.
+
+    A batch is asked for while the device still works on the step before, so its copy from pinned
+    memory is queued without waiting. On the CPU batches pass through.
+    """
+
+    def __init__(self, loader: TrainLoader, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+        loader.pin_memory = pin_memory_supported(device)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
+
+
+def build_train_loader(dataset: CocoDataset, config: Config, batch_size: int, num_workers: int = 0,
+                       seed: int = 0, rank: int = 0, world_size: int = 1) -> TrainLoader:
+    """Build the whole sample path of a recipe; arguments as in `TrainLoader`."""
+    slots = -(-max(dataset.max_objects, 1) // SLOT_STEP) * SLOT_STEP
+    target_maker = TargetMaker(
+        make_priors(config).numpy(), num_classes=config.num_classes, max_objects=slots,
+        masks_to_train=config.masks_to_train, size=config.max_size, proto_size=config.proto_size,
+        semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
+        neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
+    samples = TrainDataset(dataset, Augmenter.from_config(config), target_maker, seed)
+    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size)
+
+
+def _collate_or_error(
+        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[Batch, UserError]:
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    return collate([sample for sample in samples if not isinstance(sample, UserError)])
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker; Ctrl-C and SIGTERM are the training process's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
