@@ -1,0 +1,207 @@
+"""Instance masks from prototypes and coefficients, as pixels or directly as COCO run lengths.
+
+A mask is sigmoid(prototypes . coefficients), cropped to its box at prototype size, resized to the
+image (bilinear, half-pixel centres) and thresholded at 0.5 (YOLACT, section 3.1; original
+`postprocess`). `assemble_masks` does that step by step. `encode_masks` gives the same pixels as run
+lengths without ever forming them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+import numpy as np
+import pycocotools.mask
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layers.box_ops import crop, sanitize_coordinates
+
+THRESHOLD = 0.5
+_CROP_PADDING = 1
+
+
+def prototype_masks(proto: Tensor, coefficients: Tensor) -> Tensor:
+    """Soft masks `[h, w, n]` in (0, 1) from `proto [h, w, k]` and `coefficients [n, k]`."""
+    return torch.sigmoid(torch.matmul(proto, coefficients.t()))
+
+
+@torch.no_grad()
+def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
+                  crop_to_box: bool = True, at_once: int = 8) -> Iterator[Tensor]:
+    """Yield bool masks `[m, height, width]`, m <= `at_once`, in the order of the rows.
+
+    Args:
+        proto: `[h, w, k]` prototypes of one image.
+        coefficients: `[n, k]`; n may be 0.
+        boxes: `[n, 4]` x1 y1 x2 y2 relative to the image.
+        height: of the masks in pixels, usually the image's own; so is `width`.
+        width: see `height`.
+        crop_to_box: zero each mask outside its box, widened by one prototype pixel.
+        at_once: masks assembled together; bounds the memory.
+    """
+    for start in range(0, len(coefficients), at_once):
+        rows = slice(start, start + at_once)
+        masks = prototype_masks(proto, coefficients[rows])
+        if crop_to_box:
+            masks = crop(masks, boxes[rows], _CROP_PADDING)
+        masks = masks.permute(2, 0, 1).unsqueeze(1).contiguous()
+        masks = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)
+        yield masks.squeeze(1) > THRESHOLD
+
+
+def assemble_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
+                   crop: bool = True) -> Tensor:
+    """All masks of `iterate_masks` (same arguments) at once: bool `[n, height, width]`."""
+    empty = torch.zeros((0, height, width), dtype=torch.bool, device=proto.device)
+    return torch.cat([empty] + list(
+        iterate_masks(proto, coefficients, boxes, height, width, crop)))
+
+
+def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Relative corners `[n, 4]` -> pixels, ordered and clipped to the image, not rounded."""
+    x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, cast=False)
+    y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, cast=False)
+    return torch.stack((x1.clamp(max=width), y1.clamp(max=height),
+                        x2.clamp(min=0), y2.clamp(min=0)), 1)
+
+
+@torch.no_grad()
+def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
+                 crop_to_box: bool = True, at_once: int = 128) -> List[Dict[str, Any]]:
+    """Masks of `assemble_masks` as COCO run lengths: `{"size": [h, w], "counts": str}` each.
+
+    Runs on the host. Down a column of the image a soft mask is linear between two prototype rows,
+    so it crosses the threshold at most once there: the ends of the runs are computed, not searched
+    for among pixels. The cost is a value per image column and prototype row of the box, and memory
+    does not grow with the image's height.
+    """
+    proto_height, proto_width = proto.shape[:2]
+    rows, columns = _Axis.build(proto_height, height), _Axis.build(proto_width, width)
+    # Column-major, as run lengths count; transposed once, while small.
+    flat = proto.cpu().float().transpose(0, 1).reshape(proto_width * proto_height, -1).t()
+    flat = flat.contiguous()
+    coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
+    runs: List[Dict[str, Any]] = []
+    for start in range(0, len(coefficients), at_once):
+        chosen = slice(start, start + at_once)
+        soft = torch.matmul(coefficients[chosen], flat).sigmoid_()
+        masks = soft.reshape(-1, proto_width, proto_height).numpy()
+        cells = _crop_cells(boxes[chosen], proto_height, proto_width, crop_to_box)
+        for mask, (x1, x2, y1, y2) in zip(masks, cells):
+            lines, first_column = _resize_columns(mask, x1, x2, y1, y2, columns)
+            ends = _run_ends(lines, max(y1 - 1, 0), rows) + first_column * height
+            runs.append({"size": [height, width], "counts": _run_lengths(ends, height * width)})
+    encoded = pycocotools.mask.frPyObjects(runs, height, width) if runs else []
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+
+
+class _Axis(NamedTuple):
+    """Bilinear resizing along one axis with half-pixel centres, in float32 as PyTorch does it.
+
+    Pixel i is `source[low[i]] * (1 - weight[i]) + source[high[i]] * weight[i]`.
+    """
+
+    scale: float
+    """Source cells per pixel."""
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+    first: np.ndarray
+    """int64 `[source + 1]`: the first pixel whose `low` is at least s."""
+
+    @staticmethod
+    def build(source: int, size: int) -> _Axis:
+        scale, half = np.float32(source) / np.float32(size), np.float32(0.5)
+        position = scale * (np.arange(size, dtype=np.float32) + half) - half
+        position = np.maximum(position, np.float32(0))
+        low = np.minimum(position.astype(np.int64), source - 1)
+        first = np.searchsorted(low, np.arange(source + 1)).astype(np.int64)
+        return _Axis(float(scale), low, np.minimum(low + 1, source - 1),
+                     position - low.astype(np.float32), first)
+
+
+def _crop_cells(boxes: Tensor, height: int, width: int, crop_to_box: bool) -> List[List[int]]:
+    """Cells that `crop` leaves, for each box: `[x1, x2, y1, y2]`, ends not included."""
+    if not crop_to_box:
+        return [[0, width, 0, height]] * len(boxes)
+    x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, _CROP_PADDING, cast=False)
+    y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, _CROP_PADDING, cast=False)
+    cells = torch.stack((x1.clamp(max=width), x2.clamp(min=0),
+                         y1.clamp(max=height), y2.clamp(min=0)), 1)
+    return cells.ceil().long().tolist()
+
+
+def _resize_columns(mask: np.ndarray, x1: int, x2: int, y1: int, y2: int,
+                    columns: _Axis) -> Tuple[np.ndarray, int]:
+    """Crop `mask [w, h]` to the cells and resize it along x only.
+
+    Returns:
+        `(lines, first)`: `lines [m, 1 + n + 1]` for m image columns from column `first` on, and n
+        prototype rows from row max(y1 - 1, 0) on, with a zero before and after them. Image columns
+        and prototype rows left out are zero.
+    """
+    if x1 >= x2 or y1 >= y2:
+        return np.zeros((0, 2), np.float32), 0
+    left, top = max(x1 - 1, 0), max(y1 - 1, 0)
+    # One cell more on each side, zero, where there is one: the resized mask fades out in there.
+    cropped = mask[left:x2 + 1, top:y2 + 1].copy()
+    cropped[:x1 - left] = 0
+    cropped[x2 - left:] = 0
+    cropped[:, :y1 - top] = 0
+    cropped[:, y2 - top:] = 0
+    first, last = columns.first[left], columns.first[x2]
+    weight = columns.weight[first:last, None]
+    lines = np.zeros((last - first, cropped.shape[1] + 2), np.float32)
+    np.multiply(cropped[columns.low[first:last] - left], np.float32(1) - weight, lines[:, 1:-1])
+    lines[:, 1:-1] += cropped[columns.high[first:last] - left] * weight
+    return lines, int(first)
+
+
+def _run_ends(lines: np.ndarray, top: int, rows: _Axis) -> np.ndarray:
+    """Where the lines, resized along y, change between in and out of the mask.
+
+    Args:
+        lines: as from `_resize_columns`; piece i lies between its values i and i + 1.
+        top: prototype row of value 1.
+        rows: the resizing along y.
+
+    Returns:
+        Column-major pixel numbers from the first line on, ascending, each the first pixel with a
+        new value. Two equal ones enclose no pixel.
+    """
+    height, pieces = len(rows.low), lines.shape[1] - 1
+    inside = lines > THRESHOLD
+    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
+    column, piece = np.divmod(change, pieces)
+    before = lines[column, piece]
+    after = lines[column, piece + 1]
+    opens = after > THRESHOLD
+    # Pixels of each piece; none before the first prototype row, none after the last.
+    last = top + pieces - 1
+    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]
+    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]
+    crossing = top + piece - 1 + (np.float32(THRESHOLD) - before) / (after - before)
+    pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)
+    pixel = np.minimum(np.maximum(pixel, low), high)
+
+    def is_new(pixel: np.ndarray) -> np.ndarray:
+        weight = rows.weight[np.minimum(pixel, height - 1)]
+        value = before * (np.float32(1) - weight) + after * weight
+        return (value > THRESHOLD) == opens
+
+    # Rounding may have put the crossing a pixel off: the values themselves decide.
+    pixel = pixel - ((pixel > low) & is_new(pixel - 1))
+    pixel = pixel + ((pixel < high) & ~is_new(pixel))
+    return column * height + pixel
+
+
+def _run_lengths(ends: np.ndarray, total: int) -> np.ndarray:
+    """Lengths of the runs out, in, out, ... of the mask, from the ends of the runs."""
+    if (ends[1:] == ends[:-1]).any():
+        ends, repeats = np.unique(ends, return_counts=True)
+        ends = ends[repeats % 2 == 1]
+    if ends.size and ends[-1] == total:
+        ends = ends[:-1]
+    return np.diff(np.concatenate(([0], ends, [total])))

@@ -1,0 +1,137 @@
+"""Detection: batches, empty images, values that are no numbers, static shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data.config import get_config
+from layers.detection import NMS_KINDS, Detect
+from layers.nms import fast_nms, greedy_nms
+
+PRIORS, CLASSES, PROTOTYPES, ROWS = 120, 6, 4, 20
+
+
+def make_predictions(device, batch=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.rand(PRIORS, 2, generator=generator)
+    priors = torch.cat((center, 0.05 + 0.3 * torch.rand(PRIORS, 2, generator=generator)), 1)
+    predictions = {
+        "loc": torch.randn(batch, PRIORS, 4, generator=generator),
+        "conf": 3 * torch.randn(batch, PRIORS, CLASSES, generator=generator),
+        "mask": torch.randn(batch, PRIORS, PROTOTYPES, generator=generator),
+        "priors": priors,
+    }
+    return {key: value.to(device) for key, value in predictions.items()}
+
+
+def make_detect(nms, compact=True):
+    detect = Detect(CLASSES, 0.05, 0.5, ROWS, 15, nms, max_size=100)
+    detect.compact = compact
+    return detect
+
+
+def tensors(detections):
+    return list(vars(detections).values())
+
+
+def assert_same(found, expected):
+    for (name, a), b in zip(vars(found).items(), expected):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("nms", NMS_KINDS)
+def test_a_batch_equals_its_images(device, nms):
+    predictions = make_predictions(device)
+    together = make_detect(nms)(predictions)
+    for i in range(3):
+        alone = make_detect(nms)({key: value if key == "priors" else value[i:i + 1]
+                                  for key, value in predictions.items()})
+        assert_same(alone, [field[i:i + 1] for field in tensors(together)])
+    assert (together.count > 0).all()
+
+
+@pytest.mark.parametrize("nms", NMS_KINDS)
+def test_leaving_out_priors_on_the_host_changes_nothing(device, nms):
+    predictions = make_predictions(device)
+    predictions["conf"][0, :, 0] += 6
+    predictions["conf"][1, :, 0] += 50
+    compacted = make_detect(nms)(predictions)
+    assert_same(compacted, tensors(make_detect(nms, compact=False)(predictions)))
+
+
+@pytest.mark.parametrize("nms", NMS_KINDS)
+@pytest.mark.parametrize("compact", [True, False])
+def test_an_image_without_candidates(device, nms, compact):
+    predictions = make_predictions(device)
+    predictions["conf"][1, :, 0] = 100
+    found = make_detect(nms, compact)(predictions)
+    assert int(found.count[1]) == 0 and int(found.count[0]) > 0
+    for field in tensors(found)[:4]:
+        assert not (field[1] != 0).any()
+    predictions["conf"][:, :, 0] = 100
+    assert not make_detect(nms, compact)(predictions).count.sum()
+
+
+@pytest.mark.parametrize("nms", NMS_KINDS)
+@pytest.mark.parametrize("compact", [True, False])
+def test_degenerate_predictions_give_no_nan(device, nms, compact):
+    predictions = make_predictions(device)
+    predictions["loc"][0, :30, 2:] = 1e4    # infinite size
+    predictions["loc"][0, 30:40] = float("nan")
+    predictions["loc"][0, 40:60, 2:] = -1e4  # no area
+    predictions["conf"][0, 60:70] = float("nan")
+    predictions["loc"][1] = float("inf")
+    found = make_detect(nms, compact)(predictions)
+    for field in tensors(found):
+        assert torch.isfinite(field.double()).all()
+    assert int(found.count[0]) > 0 and int(found.count[1]) == 0
+
+
+def test_boxes_without_area_do_not_suppress_each_other(device):
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5]] * 3], device=device)
+    scores = torch.tensor([[[0.9, 0.8, 0.7]]], device=device)
+    assert fast_nms(boxes, scores, 0.5, 3, 3).index.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("nms", ["fast", "cross_class"])
+def test_shapes_follow_from_the_configuration(device, nms):
+    def shapes(predictions):
+        return [tuple(field.shape) for field in tensors(make_detect(nms)(predictions))]
+
+    empty = make_predictions(device, seed=1)
+    empty["conf"][:, :, 0] = 100
+    assert shapes(make_predictions(device)) == shapes(empty)
+    assert shapes(empty) == [(3, ROWS, 4), (3, ROWS), (3, ROWS), (3, ROWS, PROTOTYPES), (3,)]
+
+
+def test_fewer_priors_than_rows(device):
+    predictions = make_predictions(device)
+    predictions = {key: value[:7] if key == "priors" else value[:, :7]
+                   for key, value in predictions.items()}
+    for nms in NMS_KINDS:
+        found = make_detect(nms, compact=False)(predictions)
+        assert found.boxes.shape == (3, ROWS, 4)
+
+
+def test_greedy_nms_counts_pixels_at_both_ends():
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4], [0, 0, 9, 3]], np.float32)
+    # IoU of the first with the second is 50 / 100: at the threshold it goes.
+    assert greedy_nms(boxes, np.array([0.9, 0.8, 0.7], np.float32), 0.5).tolist() == [0, 2]
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="nms"):
+        Detect(81, 0.05, 0.5, 200, 100, "slow")
+    with pytest.raises(ValueError, match="max_detections"):
+        Detect(81, 0.05, 0.5, 50, 100)
+    with pytest.raises(ValueError, match="classes"):
+        Detect(CLASSES + 1, 0.05, 0.5, ROWS, 15)(make_predictions("cpu"))
+
+
+def test_from_config():
+    config = get_config("yolact_base", num_classes=7, nms_top_k=50, max_num_detections=30)
+    detect = Detect.from_config(config, nms="cross_class")
+    assert (detect.num_classes, detect.top_k, detect.max_detections) == (7, 50, 30)
+    assert detect.nms == "cross_class" and detect.max_size == 550
