@@ -33,7 +33,7 @@ require_argument() {  # NAME VALUE
 
 # Write a path that exists as seen by the caller as an absolute one; leave any other as it is.
 from_caller() {  # PATH
-    if [[ $1 != /* && -e $caller_path/$1 ]]; then
+    if [[ -n $1 && $1 != /* && -e $caller_path/$1 ]]; then
         echo "$caller_path/$1"
     else
         echo "$1"
@@ -128,12 +128,13 @@ pass_on() {  # SIGNAL EXIT_STATUS
 run_logged() {  # LOG COMMAND...
     local log=$1 status=0 last_signal follower
     shift
+    : > "$log"
     # Job control, because without it bash starts background processes deaf to SIGINT.
     set -m
-    "$@" > "$log" 2>&1 < /dev/null &
+    "$@" >> "$log" 2>&1 < /dev/null &
     child=$!
     set +m
-    tail -n +1 -f --pid="$child" "$log" &
+    tail -n +1 -f -s 0.2 --pid="$child" "$log" &
     follower=$!
     while true; do  # a signal ends `wait` before the child has ended
         last_signal=$signalled
@@ -162,7 +163,7 @@ fail() {  # STATUS PROGRAM LOG
 
 count_workers() {
     local cores
-    cores=$(nproc 2>/dev/null || echo 1)
+    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)  # nproc would return that variable
     echo $((cores < 8 ? cores : 8))
 }
 

@@ -1,4 +1,4 @@
-"""Who am I among the processes of a run: from torchrun's environment or Ascend's, and a real group."""
+"""Who am I among the processes of a run: torchrun's environment or Ascend's, and a real group."""
 
 from __future__ import annotations
 
