@@ -123,15 +123,14 @@ def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, s
     Returns:
         float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, clipped to [0, 1].
     """
-    corners = columns.boxes.copy()
-    corners[:, 2:] += corners[:, :2]
+    corners: np.ndarray = _corners(columns.boxes)
     missing = columns.box_state == raw.BOX_MISSING
     corners[missing] = extents[missing]
     for row in np.flatnonzero(missing & outlines.is_rle & log.usable):
         corners[row] = outlines.rle_extent(row)
     log.repair("derived_box", missing)
     finite = np.isfinite(corners).all(axis=1)
-    log.drop("malformed_box", ~finite)
+    log.drop("malformed_box", np.logical_not(finite))
     corners[~finite] = 0
 
     limits = np.concatenate([sizes, sizes], axis=1)
@@ -145,33 +144,47 @@ def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, s
     return relative
 
 
-def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> List[str]:
-    """Compare each box with its polygons: the two disagree where the box format is wrong.
-
-    Raises:
-        UserError: most boxes fit their polygons only when read as x1, y1, x2, y2.
-    """
-    notes = []
-    rows = np.flatnonzero(log.usable & np.isfinite(extents).all(axis=1)
-                          & np.isfinite(columns.boxes).all(axis=1))
-    boxes, extents = columns.boxes[rows], extents[rows]
-    as_size = _overlap(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), extents)
-    disagree = as_size < _DISAGREE
-    as_corners = disagree & (_overlap(boxes, extents) > _AGREE)
-    examples = ", ".join(str(number) for number in log.annotation_ids[rows[disagree][:5]])
-    if as_corners.sum() * 2 > len(rows):
+def refuse_corner_boxes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> None:
+    """Raise a `UserError` where most boxes fit their polygons only when read as x1, y1, x2, y2."""
+    rows = _comparable(columns, extents, log)
+    boxes = columns.boxes[rows]
+    wrong = (_overlap(_corners(boxes), extents[rows]) < _DISAGREE) & (
+        _overlap(boxes, extents[rows]) > _AGREE)
+    if wrong.sum() * 2 > len(rows):
         raise UserError("{}: {} of {} boxes fit their polygons only when read as x1, y1, x2, y2 "
                         "(annotation id {}); COCO's bbox is x, y, width, height".format(
-                            log.file, as_corners.sum(), len(rows), examples))
-    if disagree.any():
-        notes.append("{} of {} boxes overlap their polygons by less than {} IoU: annotation id {}{}"
-                     "; masks are learned inside the box, so one of the two is wrong".format(
-                         disagree.sum(), len(rows), _DISAGREE, examples,
-                         ", ..." if disagree.sum() > 5 else ""))
+                            log.file, wrong.sum(), len(rows), _some_ids(log, rows[wrong])))
+
+
+def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> List[str]:
+    """Sentences about usable annotations whose box and polygons disagree, or whose id is 0."""
+    notes = []
+    rows = _comparable(columns, extents, log)
+    wrong = rows[_overlap(_corners(columns.boxes[rows]), extents[rows]) < _DISAGREE]
+    if len(wrong):
+        notes.append("{} of {} boxes overlap their polygons by less than {} IoU: annotation id {}; "
+                     "masks are learned inside the box, so one of the two is wrong".format(
+                         len(wrong), len(rows), _DISAGREE, _some_ids(log, wrong)))
     if (log.annotation_ids == 0).any():
         notes.append("an annotation has id 0: pycocotools counts a detection of it as a miss; "
                      "number annotations from 1")
     return notes
+
+
+def _comparable(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> np.ndarray:
+    """Rows of usable annotations that have both a box and polygons."""
+    return np.flatnonzero(log.usable & np.isfinite(extents).all(axis=1)
+                          & np.isfinite(columns.boxes).all(axis=1))
+
+
+def _some_ids(log: DefectLog, rows: np.ndarray) -> str:
+    ids = ", ".join(str(number) for number in log.annotation_ids[rows[:5]])
+    return ids + (", ..." if len(rows) > 5 else "")
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """Turn x y width height `[n, 4]` into x1 y1 x2 y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

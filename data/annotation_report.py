@@ -10,20 +10,20 @@ import numpy as np
 from utils.errors import UserError
 
 DROPPED = {
-    "no_outline": "has no segmentation",
-    "malformed_outline": "has a malformed segmentation (expected polygons of at least 3 points as "
-                         "x, y pairs, or an RLE with size and counts)",
-    "rle_size": "has an RLE whose size is not the image's",
-    "malformed_box": "has a bbox that is not four finite numbers",
-    "degenerate_box": "has a bbox of zero or negative size",
-    "outside_box": "has a bbox outside the image",
+    "no_outline": "no segmentation",
+    "malformed_outline": "a malformed segmentation (expected polygons of at least 3 points as x, y "
+                         "pairs, or an RLE with size and counts)",
+    "rle_size": "an RLE whose size is not the image's",
+    "malformed_box": "a bbox that is not four finite numbers",
+    "degenerate_box": "a bbox of zero or negative size",
+    "outside_box": "a bbox outside the image",
 }
 """Defects for which an object is left out, in the order in which they are looked for."""
 
 REPAIRED = {
-    "removed_part": "has a malformed polygon beside good ones; the good ones are kept",
-    "derived_box": "has no bbox; it is taken from the segmentation",
-    "clipped_box": "has a bbox more than 1 px beyond the image; it is clipped",
+    "removed_part": "a malformed polygon beside good ones (the good ones are kept)",
+    "derived_box": "no bbox (it is taken from the segmentation)",
+    "clipped_box": "a bbox more than 1 px beyond the image (it is clipped)",
 }
 """Defects that the object survives."""
 
@@ -81,9 +81,9 @@ class AnnotationReport:
         for key, text in list(DROPPED.items()) + list(REPAIRED.items()):
             if key in self.defects:
                 defect = self.defects[key]
-                lines.append("{} {} {}: annotation id {}{}".format(
+                lines.append("{} {} annotation{} with {}: id {}{}".format(
                     "dropped" if key in DROPPED else "repaired", defect.count,
-                    "annotation that " + text if defect.count == 1 else "annotations, each " + text,
+                    "" if defect.count == 1 else "s", text,
                     ", ".join(str(number) for number in defect.examples),
                     ", ..." if defect.count > len(defect.examples) else ""))
         return lines + self.notes
@@ -122,8 +122,8 @@ class DefectLog:
         if len(rows) == 0:
             return
         if self.strict:
-            raise UserError("{}: annotation {} (image {}) {}; correct the file, or load it without "
-                            "strict to have such annotations counted and dropped".format(
+            raise UserError("{}: annotation {} (image {}) has {}; correct the file, or load it "
+                            "without strict to have such annotations counted and dropped".format(
                                 self.file, *self._where(rows[0]), text))
         examples = [self._where(row)[0] for row in rows[:_EXAMPLES]]
         self.defects[key] = Defect(len(rows), examples)

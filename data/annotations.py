@@ -17,7 +17,13 @@ from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
 import numpy as np
 
 from data import annotation_json as raw
-from data.annotation_geometry import Outlines, check_boxes, geometry_notes, offsets
+from data.annotation_geometry import (
+    Outlines,
+    check_boxes,
+    geometry_notes,
+    offsets,
+    refuse_corner_boxes,
+)
 from data.annotation_report import AnnotationReport, DefectLog
 from data.sample import Segmentation
 from utils.errors import UserError
@@ -119,14 +125,14 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
     outlines = Outlines(columns)
     outlines.check(log, sizes[image_index])
     extents = outlines.extents()
-    notes = geometry_notes(columns, extents, log)
+    refuse_corner_boxes(columns, extents, log)
     boxes = check_boxes(columns, outlines, extents, sizes[image_index], log)
 
     rows = np.flatnonzero(log.usable)
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     per_image = np.bincount(image_index[rows], minlength=len(image_ids))
     report = _report(path, columns, log, categories, labels[rows], crowd[rows], per_image)
-    report.notes = notes
+    report.notes = geometry_notes(columns, extents, log)
     return Annotations(
         categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),

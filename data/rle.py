@@ -43,7 +43,7 @@ def _sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray
         return np.where(malformed, -1, totals), areas
     owner = np.repeat(np.arange(len(lengths)), lengths)
     codes = data.astype(np.int64) - 48
-    np.logical_or.at(malformed, owner, (codes < 0) | (codes > 63))
+    malformed[owner[(codes < 0) | (codes > 63)]] = True
 
     # A character holds 5 bits, low ones first; bit 0x20 says that the number goes on.
     ends = (codes & 0x20) == 0
@@ -54,7 +54,7 @@ def _sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray
     starts = np.concatenate([[0], stops[:-1] + 1])
     digits = stops - starts + 1
     number_owner = owner[starts]
-    np.logical_or.at(malformed, number_owner, digits > _LONGEST_NUMBER)
+    malformed[number_owner[digits > _LONGEST_NUMBER]] = True
     place = np.minimum(np.arange(len(codes)) - np.repeat(starts, digits), _LONGEST_NUMBER)
     values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
     negative = (codes[stops] & 0x10) != 0
@@ -67,9 +67,10 @@ def _sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray
     odd = (index & 1) == 1
     for chain in (odd, ~odd & (index > 0)):
         values[chain] = _segmented_cumsum(values[chain], number_owner[chain])
-    np.logical_or.at(malformed, number_owner, values < 0)
-    np.add.at(totals, number_owner, values)
-    np.add.at(areas, number_owner[odd], values[odd])
+    malformed[number_owner[values < 0]] = True
+    present = number_owner[change]
+    totals[present] = np.add.reduceat(values, change)
+    areas[present] = np.add.reduceat(np.where(odd, values, 0), change)
     return np.where(malformed, -1, totals), areas
 
 

@@ -61,6 +61,28 @@ def test_compressed_and_plain_rle_are_the_same(tmp_path):
     assert np.array_equal(masks[0], mask) and np.array_equal(masks[1], mask)
 
 
+def test_any_order_of_images_and_annotations(tmp_path):
+    rng = np.random.RandomState(3)
+    ids = rng.permutation(1000)[:60].tolist()
+    labels = rng.permutation(50)[:9].tolist()
+    square = document()["annotations"][0]["segmentation"]
+    annotations = [
+        {"id": n + 1, "image_id": ids[rng.randint(60)], "category_id": labels[rng.randint(9)],
+         "bbox": [5, 5, 10, 10 - n / 100], "segmentation": square} for n in range(300)]
+    packed = _load(tmp_path, {
+        "images": [{"id": number, "file_name": str(number), "width": WIDTH, "height": HEIGHT}
+                   for number in ids],
+        "categories": [{"id": number, "name": str(number)} for number in labels],
+        "annotations": annotations})
+    for index, number in enumerate(ids):
+        first, last = packed.object_offsets[index:index + 2]
+        expected = [a for a in annotations if a["image_id"] == number]
+        assert [packed.categories[label - 1].id for label in packed.labels[first:last]] == [
+            a["category_id"] for a in expected]
+        np.testing.assert_allclose(packed.boxes[first:last, 3] * HEIGHT,
+                                   [5 + a["bbox"][3] for a in expected], rtol=1e-5)
+
+
 def test_segmentations_are_copies(tmp_path):
     packed = _load(tmp_path, document())
     packed.segmentation(0, WIDTH, HEIGHT)[1][:] = -1
@@ -241,6 +263,7 @@ DROPPED = {
                            "no_outline"),
     "three numbers": ({"bbox": [1, 2, 3]}, "malformed_box"),
     "text box": ({"bbox": ["1", "2", "3", "4"]}, "malformed_box"),
+    "text in box": ({"bbox": [1, 2, "3", 4]}, "malformed_box"),
     "NaN box": ({"bbox": [1, 2, 3, _NAN]}, "malformed_box"),
     "zero width": ({"bbox": [5, 5, 0, 10]}, "degenerate_box"),
     "negative height": ({"bbox": [5, 5, 10, -1]}, "degenerate_box"),
@@ -359,3 +382,15 @@ def test_empty_annotations_are_all_background(tmp_path):
 
 def test_byte_order_mark_is_skipped(tmp_path):
     assert len(_load(tmp_path, "\ufeff" + json.dumps(document())).labels) == 4
+
+
+def test_report_sentences(tmp_path):
+    content = document()
+    content["annotations"] += [
+        dict(content["annotations"][0], id=200 + n, bbox=[5, 5, 0, 10]) for n in range(7)]
+    sentences = _load(tmp_path, content).report.sentences()
+    assert sentences[0].endswith(
+        "instances.json: 3 images (1 without objects), 3 objects of 3 categories, 1 crowd regions; "
+        "7 of 11 annotations were dropped")
+    assert sentences[1:] == ["dropped 7 annotations with a bbox of zero or negative size: "
+                             "id 200, 201, 202, 203, 204, ..."]
