@@ -29,7 +29,7 @@ except ImportError:  # torch 1.x
 
 SKIP_REASON = "torch {} has no TorchDispatchMode to record operators with".format(torch.__version__)
 
-READS_A_VALUE = ("_local_scalar_dense", "is_nonzero", "equal", "item")
+READS_A_VALUE = ("_local_scalar_dense", "is_nonzero", "equal", "allclose", "item")
 SHAPE_FROM_VALUES = ("nonzero", "masked_select", "_unique", "_unique2", "unique_dim",
                      "unique_consecutive", "unique_dim_consecutive", "bincount",
                      "repeat_interleave")

@@ -158,3 +158,29 @@ def _mask_losses(mask, proto, batch, b):
         bce = (F.softplus(logits, threshold=500) - logits * target).sum()
         total = total + bce / ((x2 - x1) * (y2 - y1) * height * width) * float(batch.mask_scale[b])
     return total
+
+
+def target_batch(config, images, slots=None, seed=0):
+    """The same images through the package's own targets; the pixels are random."""
+    from data.augment import AugmentedSample
+    from data.batch import collate
+    from data.targets import TargetMaker
+    from layers.anchors import make_priors
+
+    rng = np.random.default_rng(seed)
+    slots = slots or max([1] + [len(image["labels"]) for image in images])
+    maker = TargetMaker(make_priors(config).numpy(), config.num_classes, slots,
+                        config.masks_to_train, config.max_size, config.proto_size,
+                        config.semantic_size)
+    side, rows = config.max_size, []
+    for index, image in enumerate(images):
+        count = len(image["labels"])
+        sample = AugmentedSample(
+            image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8),
+            boxes=np.asarray(image["boxes"], np.float32).reshape(-1, 4),
+            labels=np.asarray(image["labels"], np.int64),
+            masks=np.asarray(image["masks"], np.uint8).reshape(count, side, side),
+            crowd_boxes=np.asarray(image.get("crowds", ()), np.float32).reshape(-1, 4),
+            image_id=index + 1)
+        rows.append(maker(sample, rng))
+    return collate(rows)

@@ -1,0 +1,137 @@
+"""A training step asks for nothing new after the second, and never waits for a value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from audit import SKIP_REASON, Recorder, available
+from loss_reference import target_batch
+from parity.deterministic import load_deterministic_weights
+
+from data.config import get_config
+from layers.multibox_loss import MultiBoxLoss
+from utils.optimizer import build_optimizer, poison
+from utils.schedule import LearningRate
+from yolact import build_yolact
+
+pytestmark = pytest.mark.skipif(not available(), reason=SKIP_REASON)
+
+STEPS, BATCH, SLOTS, SIDE = 30, 4, 64, 96
+SCALES = ((6,), (12,), (24,), (48,), (80,))
+
+
+def test_thirty_steps_of_resnet50_are_static(device):
+    config = get_config("yolact_resnet50", max_size=SIDE, pred_scales=SCALES)
+    network = load_deterministic_weights(build_yolact(config)).to(device).train()
+    network.freeze_bn()
+    criterion = MultiBoxLoss.from_config(config)
+    optimizer = build_optimizer(config, network)
+    rate = LearningRate.from_config(config, BATCH)
+    recorder, counts, skipped = Recorder(), set(), []
+    for iteration in range(STEPS):
+        batch = _batch(config, iteration, counts).to(device)
+        with recorder.step():
+            losses = criterion(network(batch.images), batch)
+            optimizer.zero_grad()
+            poison(sum(losses.values())).backward()
+            optimizer.step(rate(iteration))
+        skipped.append(~optimizer.step_finite)
+    assert {0, 60} <= counts and len(counts) > 20
+    assert int(torch.stack(skipped).sum()) == 0
+    assert [step.syncs for step in recorder.steps] == [[]] * STEPS
+    assert [step.async_copies for step in recorder.steps] == [[]] * STEPS
+    assert [step.new_signatures for step in recorder.steps[2:]] == [set()] * (STEPS - 2)
+    assert len({step.total for step in recorder.steps[2:]}) == 1
+
+
+def _batch(config, iteration, counts):
+    """Images of 0 to 60 objects with 0 to 3 crowds; every fifth batch holds an empty image."""
+    rng = np.random.default_rng(iteration)
+    numbers = rng.integers(0, 61, BATCH)
+    if iteration % 5 == 0:
+        numbers[:2] = 0, 60
+    counts.update(int(number) for number in numbers)
+    return target_batch(config, [_image(config, int(number), int(rng.integers(0, 4)), rng)
+                                 for number in numbers], slots=SLOTS, seed=iteration)
+
+
+def _image(config, count, crowds, rng):
+    low = rng.uniform(0, 0.8, (count + crowds, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.02, 0.2, low.shape)], 1).astype(np.float32)
+    pixels = (boxes[:count] * config.max_size).astype(int)
+    masks = np.zeros((count, config.max_size, config.max_size), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, pixels):
+        mask[y1:y2 + 1, x1:x2 + 1] = 1
+    return {"boxes": boxes[:count], "labels": rng.integers(1, config.num_classes, count),
+            "masks": masks, "crowds": boxes[count:]}
+
+
+WAITS = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.sum()),
+    "if": lambda x: 1 if x.sum() > 0 else 0,
+    "tolist": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy(),
+    "np.asarray": lambda x: np.asarray(x),
+    "cpu": lambda x: x.cpu(),
+    "boolean read": lambda x: x[x > 0],
+    "boolean write": lambda x: x.clone().__setitem__(x > 0, x[:1, :1].reshape(())),
+    "nonzero": lambda x: x.nonzero(),
+    "where of a condition": lambda x: torch.where(x > 0),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "0-d index": lambda x: x[x.argmax() // 10],
+    "allclose": lambda x: torch.allclose(x, x),
+    "equal": lambda x: torch.equal(x, x),
+    "repeat_interleave": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1]), 0),
+}
+FLOWS = {
+    "where": lambda x: torch.where(x > 0, x, -x),
+    "masked_fill": lambda x: x.masked_fill(x > 0, 0.0),
+    "gather": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "integer index": lambda x: x[torch.tensor([0, 2])],
+    "isfinite": lambda x: torch.isfinite(x).all(),
+    "one_hot by compare": lambda x: x.argmax(1)[:, None] == torch.arange(4),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WAITS))
+def test_the_recorder_sees_the_host_wait(name):
+    recorder = Recorder()
+    with recorder.step() as step:
+        WAITS[name](torch.randn(3, 4))
+    assert step.syncs
+    assert all("test_static_step.py" in sync for sync in step.syncs)
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_the_recorder_lets_device_work_pass(name):
+    recorder = Recorder()
+    with recorder.step() as step:
+        FLOWS[name](torch.randn(3, 4))
+    assert step.syncs == [] and step.total > 0
+
+
+def test_the_recorder_sees_shapes_and_types_that_vary():
+    recorder = Recorder()
+    for x in (torch.zeros(3), torch.zeros(3), torch.zeros(4), torch.zeros(3).int()):
+        with recorder.step():
+            x.add(x)
+    assert [len(step.new_signatures) for step in recorder.steps] == [1, 0, 1, 1]
+
+
+def test_the_recorder_sees_the_backward_pass():
+    x = torch.randn(3, 4, requires_grad=True)
+    recorder = Recorder()
+    loss = (x * x.detach().relu()).sum()
+    with recorder.step() as step:
+        loss.backward()
+    assert step.kernels >= 2 and any("mul" in name for name in step.operators)
+
+
+def test_the_recorder_tells_views_from_kernels():
+    recorder = Recorder()
+    with recorder.step() as step:
+        torch.zeros(3, 4).view(4, 3).t().unsqueeze(0).add_(1)
+    assert (step.total, step.kernels) == (5, 2)
