@@ -20,8 +20,6 @@ from data.batch import Batch, collate
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import TargetMaker
-from layers.anchors import make_priors
-from utils.device import pin_memory_supported
 from utils.errors import UserError
 
 SLOT_STEP = 8
@@ -162,24 +160,27 @@ class DevicePrefetcher:
     def __init__(self, loader: TrainLoader, device: torch.device) -> None:
         self.loader = loader
         self.device = device
-        loader.pin_memory = pin_memory_supported(device)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             yield batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
 
 
-def build_train_loader(dataset: CocoDataset, config: Config, batch_size: int, num_workers: int = 0,
-                       seed: int = 0, rank: int = 0, world_size: int = 1) -> TrainLoader:
-    """Build the whole sample path of a recipe; arguments as in `TrainLoader`."""
+def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
+                       num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
+                       pin_memory: bool = False) -> TrainLoader:
+    """Build the whole sample path of a recipe.
+
+    `priors` are `layers.anchors.make_priors(config)` as NumPy; the rest is as in `TrainLoader`.
+    """
     slots = -(-max(dataset.max_objects, 1) // SLOT_STEP) * SLOT_STEP
     target_maker = TargetMaker(
-        make_priors(config).numpy(), num_classes=config.num_classes, max_objects=slots,
+        priors, num_classes=config.num_classes, max_objects=slots,
         masks_to_train=config.masks_to_train, size=config.max_size, proto_size=config.proto_size,
         semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
     samples = TrainDataset(dataset, Augmenter.from_config(config), target_maker, seed)
-    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size)
+    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory)
 
 
 def _collate_or_error(

@@ -4,8 +4,9 @@ Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), as the original
 brightness, contrast, saturation and hue, each with probability 1/2. The original works in float and
 lets values leave 0..255; a uint8 image saturates there.
 
-SSD applies contrast before or after the steps in HSV, at random. Those steps commute with a
-positive factor on all channels, so the order does not matter and is not drawn.
+The four steps commute: brightness and contrast change the largest channel and the distances to it
+like every channel, saturation scales those distances, hue only redistributes them. So SSD's random
+order of contrast need not be drawn, and the image saturates once, at the end.
 """
 
 from __future__ import annotations
@@ -53,33 +54,29 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
 
 def distort(image: np.ndarray, distortion: Distortion) -> np.ndarray:
     """Return the distorted image; `image` is BGR uint8 `[h, w, 3]` and is left as it is."""
-    brightness, contrast = distortion.brightness, distortion.contrast
-    if distortion.saturation == 1.0 and distortion.hue == 0.0:
-        return _levels(image, contrast, contrast * brightness)
-    # Only what cannot overflow goes before HSV: clipping a channel there would change its hue.
-    before = min(contrast, 255.0 / (255.0 + max(brightness, 0.0)))
-    image = _levels(image, before, before * brightness)
-    image = _shift_hsv(image, distortion.saturation, distortion.hue)
-    return _levels(image, contrast / before, 0.0)
+    if distortion.hue != 0.0:
+        image = _rotate_hue(image, distortion.hue)
+    contrast, saturation = distortion.contrast, distortion.saturation
+    offset = contrast * distortion.brightness
+    if saturation != 1.0:
+        # HSV's saturation scales the distance of every channel to the largest one.
+        blue, green, red = cv2.split(image)
+        largest = cv2.max(cv2.max(blue, green, blue), red, red)
+        grey = cv2.merge([largest, largest, largest])
+        return cv2.addWeighted(image, contrast * saturation, grey, contrast * (1.0 - saturation),
+                               offset)
+    if contrast != 1.0 or offset != 0.0:
+        return cv2.LUT(image, _saturated(_LEVELS * contrast + offset))
+    return image
 
 
-def _levels(image: np.ndarray, gain: float, offset: float) -> np.ndarray:
-    """Gain * image + offset, rounded and saturated."""
-    if gain == 1.0 and offset == 0.0:
-        return image
-    return cv2.LUT(image, _saturate(_LEVELS * gain + offset))
-
-
-def _shift_hsv(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
+def _rotate_hue(image: np.ndarray, degrees: float) -> np.ndarray:
     # The _FULL variants spread 360 degrees over the 256 values of a byte, so hue wraps by itself.
-    table = np.empty((1, 256, 3), np.uint8)
-    table[0, :, 0] = (np.arange(256) + int(round(hue * 256.0 / 360.0))) % 256
-    table[0, :, 1] = _saturate(_LEVELS * saturation)
-    table[0, :, 2] = np.arange(256)
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
-    cv2.LUT(hsv, table, hsv)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL, hsv)
+    hue = hsv[:, :, 0]
+    hue += np.uint8(int(round(degrees * 256.0 / 360.0)) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
 
 
-def _saturate(values: np.ndarray) -> np.ndarray:
+def _saturated(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
