@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ class BackboneReport(NamedTuple):
     """Tensors of the backbone that were set."""
     unused: Tuple[str, ...]
     """Names in the file that the backbone has no place for; the classifier is not counted."""
+
+    def __str__(self) -> str:
+        left_out = ", {} names unused ({})".format(
+            len(self.unused), _some(self.unused)) if self.unused else ""
+        return "{} tensors from {}{}".format(self.loaded, self.path, left_out)
 
 
 def load_backbone(backbone: nn.Module, path: str) -> BackboneReport:
@@ -85,6 +90,6 @@ def _rename(content: Dict[str, Any], path: str) -> Dict[str, Tensor]:
     return found
 
 
-def _some(items: List[str]) -> str:
+def _some(items: Sequence[str]) -> str:
     more = ", ..." if len(items) > _SHOWN else ""
     return "; ".join(items[:_SHOWN]) + more

@@ -50,6 +50,7 @@ def test_torchvision_names(tmp_path, prefix):
     assert report.loaded == len(source.state_dict())
     assert report.unused == ("extra",)
     assert report.path == path
+    assert str(report) == "{} tensors from {}, 1 names unused (extra)".format(report.loaded, path)
 
 
 def test_own_names_and_nested_dictionary(tmp_path):
