@@ -166,8 +166,9 @@ def select_device(name: str, index: int = 0) -> torch.device:
 def prepare(device: torch.device) -> None:
     """Set the process-wide switches this project relies on. Called by `select_device`."""
     config = getattr(_npu_module(), "config", None)
-    if device.type == "npu" and config is not None and hasattr(config, "allow_internal_format"):
+    if device.type == "npu" and config is not None:
         # Parameters are views of flat optimiser buffers: they have to keep the plain layout.
+        # (The plugin's object takes the value but does not give it back; hasattr would say no.)
         config.allow_internal_format = False
     # The compile mode stays at the platform's default: it is the right one for fixed shapes, and
     # training has no others.
