@@ -1,0 +1,372 @@
+"""Train YOLACT: `python train.py --data=/data/coco --config=yolact_base_config`.
+
+The loop asks the device for nothing between log lines: batches are static, losses and the verdict
+"was this step finite" stay on the device in `StepRecords`, and a log line fetches them at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch
+from data.coco import CocoDataset
+from data.config import Config, get_config
+from data.layouts import dataset_paths
+from data.loader import DevicePrefetcher, TrainLoader, build_train_loader
+from eval import evaluate_dataset
+from layers.anchors import make_priors
+from layers.multibox_loss import MultiBoxLoss
+from utils import checkpoint
+from utils.backbone_weights import load_backbone
+from utils.checkpoint import CheckpointName
+from utils.cli import run_main
+from utils.device import (
+    describe,
+    device_count,
+    pin_memory_supported,
+    seed_everything,
+    select_device,
+    synchronize,
+)
+from utils.errors import UserError
+from utils.interrupts import StopRequest
+from utils.optimizer import FlatOptimizer, build_optimizer, poison
+from utils.processes import Processes
+from utils.safe_load import load_tensors
+from utils.schedule import LearningRate
+from utils.step_records import StepRecords, total_of
+from utils.train_flags import train_parser
+from utils.training_log import JsonLog, StepTimer, Throughput, format_line
+from utils.training_state import check_same_run, pack_state, unpack_state
+from yolact import Yolact, build_yolact
+
+LOG_INTERVAL = 10
+MAX_SKIPPED_IN_A_ROW = 10
+MIN_BATCH_FOR_BN = 6
+"""Images per card below which pretrained batch-norm statistics stay frozen, as in the original."""
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; the message says why. Not the user's input: exit code 1."""
+
+
+@dataclass
+class Run:
+    """Everything the loop works with."""
+
+    args: argparse.Namespace
+    config: Config
+    processes: Processes
+    device: torch.device
+    model: Yolact
+    network: nn.Module
+    """`model`, wrapped for several processes."""
+    criterion: MultiBoxLoss
+    optimizer: FlatOptimizer
+    learning_rate: LearningRate
+    loader: TrainLoader
+    dataset: CocoDataset
+    records: StepRecords
+
+
+def train_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptimizer, batch: Batch,
+               lr: float) -> Dict[str, Tensor]:
+    """One update from one batch on the device; returns the losses, still on the device.
+
+    A loss or gradient that is not finite on any card leaves all parameters on all cards as they
+    were; `optimizer.step_finite` tells.
+    """
+    losses = criterion(network(batch.images), batch)
+    optimizer.zero_grad()
+    poison(total_of(losses)).backward()
+    optimizer.step(lr)
+    return losses
+
+
+def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog]) -> int:
+    """Train from iteration `start` until the schedule ends or a stop is asked for.
+
+    Returns the number of iterations done, counted from the start of the whole training.
+    """
+    args, epoch_size = run.args, run.loader.epoch_size
+    max_iter = run.learning_rate.max_iter
+    throughput = Throughput(run.loader.batch_size * run.processes.world_size,
+                            _fps_start(args, max_iter - start))
+    timer = StepTimer()
+    batches = iter(DevicePrefetcher(run.loader, run.device))
+    run.network.train()
+    if throughput.start_iter == 0:
+        throughput.start()
+
+    done = start
+    while done < max_iter:
+        batch = next(batches)
+        losses = train_step(run.network, run.criterion, run.optimizer, batch,
+                            run.learning_rate(done))
+        run.records.add(done, losses, run.optimizer.step_finite, batch.image_ids)
+        done += 1
+        throughput.step()
+        timer.step()
+
+        if throughput.at_edge:
+            synchronize(run.device)
+            throughput.start()
+        if done % LOG_INTERVAL == 0 or done in (start + 1, max_iter):
+            log_progress(run, done, throughput, timer, log)
+            if done == start + 1:
+                timer.restart()
+        if done % args.save_interval == 0 and done != max_iter:
+            save(run, done)
+        if _validation_due(args, done, epoch_size):
+            synchronize(run.device)
+            throughput.pause()
+            validate(run, done, log)
+            throughput.start()
+            timer.skip()
+        if stop.requested:
+            break
+    return done
+
+
+def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
+                 log: Optional[JsonLog]) -> None:
+    """Print the log line and the steps skipped since the last one; stop a run that only skips.
+
+    Raises:
+        TrainingFailed: ten steps in a row were not finite.
+    """
+    report = run.records.report()
+    timer.update()
+    epoch = (done - 1) // run.loader.epoch_size
+    fps = throughput.images_per_step / timer.recent if timer.recent else 0.0
+    average = throughput.average()
+    print(format_line(epoch, done, report.losses, report.total,
+                      timer.eta(run.learning_rate.max_iter - done), timer.recent, fps, average,
+                      run.processes.rank), flush=True)
+    for step in report.skipped:
+        print(step.sentence(), flush=True)
+    if log is not None:
+        log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
+                  losses=report.losses, total=report.total, skipped=run.records.total_skipped,
+                  seconds=timer.recent, fps=fps, avg_fps=average)
+    if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise TrainingFailed(
+            "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
+            "parameters are those of the last finite step. Lower --lr, or look at the images named "
+            "above.".format(report.in_a_row, done))
+
+
+def validate(run: Run, done: int, log: Optional[JsonLog]) -> None:
+    """Score the network on the validation images and print the table."""
+    images, annotations = dataset_files(run.args, run.config, "val")
+    results = evaluate_dataset(run.model, run.config, CocoDataset(images, annotations), run.device,
+                               max_images=run.args.validation_size,
+                               num_workers=run.args.num_workers)
+    print(results.table(), flush=True)
+    if log is not None:
+        log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
+                  **results.summary())
+    run.network.train()
+
+
+def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
+    """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
+    if not run.processes.is_main:
+        return None
+    folder = run.args.save_folder
+    older = checkpoint.list_checkpoints(folder, run.config.name)
+    name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
+    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records)
+    path = checkpoint.save_checkpoint(name, folder, run.model.state_dict(), state)
+    print("Saved weights : {}".format(path), flush=True)
+    for old in older:
+        parsed = CheckpointName.parse(old)
+        assert parsed is not None
+        replaced = parsed.interrupt if interrupt else (
+            run.args.keep_latest and parsed.iteration % run.args.keep_latest_interval != 0)
+        if replaced and old != path:
+            checkpoint.remove_checkpoint(old)
+    return path
+
+
+def identity_of(run: Run) -> Dict[str, Any]:
+    """What makes two runs the same training; a resumed run has to agree with all of it."""
+    return {
+        "config": run.config.to_dict(),
+        "class_names": run.dataset.class_names,
+        "category_ids": [category.id for category in run.dataset.categories],
+        "num_images": len(run.dataset),
+        "global_batch": run.loader.batch_size * run.processes.world_size,
+        "learning_rate": run.learning_rate.state_dict(),
+        "seed": run.args.seed,
+    }
+
+
+def resume(run: Run, weights_path: str) -> int:
+    """Load a checkpoint into `run`; returns the iteration to go on from.
+
+    With the full state beside the weights the run goes on exactly. Weights alone (the original's
+    files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
+    """
+    checkpoint.load_weights(run.model, load_tensors(weights_path), weights_path)
+    state = checkpoint.load_state(weights_path)
+    if state is None:
+        named = CheckpointName.parse(weights_path)
+        start = run.args.start_iter if run.args.start_iter >= 0 else (
+            named.iteration if named else 0)
+        print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}".format(
+            weights_path, checkpoint.state_path(weights_path), start))
+        return start
+    check_same_run(identity_of(run), state, weights_path)
+    start = unpack_state(state, run.optimizer, run.records, run.device)
+    print("Resumed : {} at iteration {}".format(weights_path, start))
+    return start
+
+
+def dataset_files(args: argparse.Namespace, config: Config, split: str) -> Tuple[Path, Path]:
+    """Image folder and annotation file of `train` or `val`."""
+    prefix = "train" if split == "train" else "valid"
+    images, info = getattr(args, prefix + "_images"), getattr(args, prefix + "_info")
+    if (images is None) != (info is None):
+        raise UserError("--{0}_images and --{0}_info belong together; give both or neither".format(
+            prefix))
+    if images is not None:
+        return Path(images), Path(info)
+    if args.data is None:
+        raise UserError("no dataset: give --data=FOLDER in COCO's layout (train2017/, val2017/, "
+                        "annotations/), or --train_images and --train_info")
+    return dataset_paths(config.dataset, args.data, split)
+
+
+def resolve_config(args: argparse.Namespace) -> Config:
+    """The recipe with the command line's changes."""
+    config = get_config(args.config)
+    flags = ("dataset", "lr", "momentum", "decay", "gamma", "max_iter")
+    changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    return config.replace(**changes)
+
+
+def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
+    """Network with its initial weights, batch norm frozen where pretrained and batches are small."""
+    model = build_yolact(config)
+    weights = args.backbone_weights or config.backbone_weights
+    if args.resume is None and weights != "none":
+        path = weights if os.path.exists(weights) else os.path.join(args.save_folder, weights)
+        print("Backbone : {}".format(load_backbone(model.backbone, path)))
+    if weights != "none" and per_card < MIN_BATCH_FOR_BN:
+        print("Batch norm stays frozen: {} images per card are fewer than {}".format(
+            per_card, MIN_BATCH_FOR_BN))
+        model.freeze_bn()
+    return model
+
+
+def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
+    """Build everything from the command line, in the order in which mistakes are cheapest."""
+    config = resolve_config(args)
+    dataset = CocoDataset(*dataset_files(args, config, "train"), strict=args.strict)
+    dataset.check_images_exist()
+    config = config.replace(num_classes=len(dataset.categories) + 1)
+    per_card = args.batch_size or config.batch_size
+    learning_rate = LearningRate.from_config(
+        config, per_card * processes.world_size, autoscale=not args.no_autoscale)
+    loader = build_train_loader(
+        dataset, config, make_priors(config).numpy(), batch_size=per_card,
+        num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
+        world_size=processes.world_size, pin_memory=pin_memory_supported(device))
+    model = build_model(args, config, per_card).to(device)
+    optimizer = build_optimizer(config, model)
+    network: nn.Module = model
+    if processes.world_size > 1:
+        network = nn.parallel.DistributedDataParallel(
+            model, device_ids=None if device.type == "cpu" else [device], broadcast_buffers=False)
+    return Run(args, config, processes, device, model, network, MultiBoxLoss.from_config(config),
+               optimizer, learning_rate, loader, dataset, StepRecords())
+
+
+def print_start(run: Run, start: int) -> None:
+    """Say what is about to happen."""
+    size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
+    cards = run.processes.world_size
+    print(describe(run.device))
+    for sentence in run.dataset.report.sentences():
+        print(sentence)
+    print("{}: {} classes, {} parameters, input {} x {}".format(
+        run.config.name, run.config.num_classes - 1,
+        sum(parameter.numel() for parameter in run.model.parameters()),
+        run.config.max_size, run.config.max_size))
+    print("{} images, batch {} x {} card{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
+          "epochs), learning rate {:g}".format(
+              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s", size, start,
+              max_iter, max_iter / size, run.learning_rate.base_lr), flush=True)
+
+
+def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Run a whole training; returns the exit code."""
+    seed_everything(args.seed)
+    run = build_run(args, processes, device)
+    start = 0
+    if args.resume is not None:
+        start = resume(run, checkpoint.find_checkpoint(args.resume, args.save_folder,
+                                                       run.config.name))
+    run.loader.start_at(start)
+    if processes.is_main:
+        print_start(run, start)
+    log = None
+    if processes.is_main and not args.no_log:
+        log = JsonLog(args.log_folder, run.config.name)
+        log.write("session", config=run.config.to_dict(), args=vars(args), device=describe(device))
+
+    with StopRequest() as stop:
+        done = training_loop(run, start, stop, log)
+        finished = done >= run.learning_rate.max_iter
+        path = None
+        if finished or not args.no_interrupt:
+            path = save(run, done, interrupt=not finished)
+    if not finished:
+        print("Stopped by {} at iteration {}; --resume=interrupt goes on from there".format(
+            stop.signal_name, done), flush=True)
+        return 130
+    if path is not None:
+        print("Final weights : {}".format(path), flush=True)
+    return 0
+
+
+def _fps_start(args: argparse.Namespace, steps: int) -> int:
+    return args.fps_start_iter if args.fps_start_iter is not None else min(100, steps // 10)
+
+
+def _validation_due(args: argparse.Namespace, done: int, epoch_size: int) -> bool:
+    every = args.validation_epoch
+    return every > 0 and done % epoch_size == 0 and (done // epoch_size) % every == 0
+
+
+def _run(argv: List[str]) -> int:
+    args = train_parser().parse_args(argv)
+    name = args.node_device if args.cuda else "cpu"
+    processes = Processes.from_env(devices_per_host=device_count(name))
+    device = select_device(name, processes.local_rank)
+    processes.init(device)
+    try:
+        return train(args, processes, device)
+    except TrainingFailed as failure:
+        print("training stopped: {}".format(failure), file=sys.stderr)
+        return 1
+    finally:
+        processes.shutdown()
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Command line entry; returns the exit code (2 for a mistake in flags or data)."""
+    return run_main(_run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

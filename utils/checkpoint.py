@@ -1,0 +1,225 @@
+"""Checkpoints: a plain weights file that the original loads, and the full state beside it.
+
+    <folder>/<config>_<epoch>_<iteration>.pth            state dict of the network, CPU tensors
+    <folder>/<config>_<epoch>_<iteration>.state          everything else a resumed run needs
+
+`_interrupt` before the suffix marks a run that was stopped. The state is written first: a weights
+file with a state beside it is always a complete pair. Both hold tensors and plain types only.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.files import write_whole
+from utils.safe_load import load_tensors
+
+STATE_FORMAT = 1
+_NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")
+
+
+class CheckpointName(NamedTuple):
+    """What a weights file's name says; the original parses the same pattern."""
+
+    config: str
+    epoch: int
+    iteration: int
+    interrupt: bool = False
+
+    def path(self, folder: str) -> str:
+        """Path of the weights file in `folder`."""
+        suffix = "_interrupt" if self.interrupt else ""
+        return os.path.join(folder, "{}_{}_{}{}.pth".format(
+            self.config, self.epoch, self.iteration, suffix))
+
+    @staticmethod
+    def parse(path: str) -> Optional[CheckpointName]:
+        """Read a file name; None where it does not follow the pattern."""
+        match = _NAME.match(os.path.splitext(os.path.basename(path))[0])
+        if match is None:
+            return None
+        return CheckpointName(match.group("config"), int(match.group("epoch")),
+                              int(match.group("iteration")), match.group("interrupt") is not None)
+
+
+@dataclass
+class InferenceCheckpoint:
+    """Weights with what is known about them.
+
+    Attributes:
+        state_dict: the network's tensors, on the CPU.
+        config: `Config.to_dict()` of the run, or None for a plain weights file.
+        class_names: names of the foreground classes in order, or None if unknown.
+        config_name: recipe that the file's name or the caller names, or None if neither does.
+    """
+
+    state_dict: Dict[str, Tensor]
+    config: Optional[Dict[str, Any]]
+    class_names: Optional[List[str]]
+    config_name: Optional[str]
+
+
+def state_path(weights_path: str) -> str:
+    """Path of the full state that belongs to a weights file."""
+    return os.path.splitext(weights_path)[0] + ".state"
+
+
+def save_checkpoint(name: CheckpointName, folder: str, state_dict: Dict[str, Tensor],
+                    state: Dict[str, Any]) -> str:
+    """Write weights and full state; return the path of the weights file.
+
+    Args:
+        name: what the file is called.
+        folder: made if it does not exist.
+        state_dict: the network's tensors on any device; copied to the CPU one by one.
+        state: tensors and plain types; `format` is added.
+    """
+    path = name.path(folder)
+    # A clone each: parameters are views of one flat buffer, and saving a view saves it all.
+    weights = {key: value.detach().cpu().clone() for key, value in state_dict.items()}
+    full = dict(state, format=STATE_FORMAT)
+    write_whole(state_path(path), lambda stream: torch.save(full, stream))
+    write_whole(path, lambda stream: torch.save(weights, stream))
+    return path
+
+
+def remove_checkpoint(path: str) -> None:
+    """Delete a weights file and its state; a missing one is fine."""
+    for victim in (path, state_path(path)):
+        if os.path.exists(victim):
+            os.unlink(victim)
+
+
+def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str]:
+    """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
+    if not os.path.isdir(folder):
+        return []
+    found = []
+    for entry in os.listdir(folder):
+        name = CheckpointName.parse(entry) if entry.endswith(".pth") else None
+        if name is not None and config_name in (None, name.config):
+            path = os.path.join(folder, entry)
+            found.append((name.iteration, os.path.getmtime(path), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
+    """Resolve `latest`, `interrupt` or a path to a weights file.
+
+    Raises:
+        UserError: nothing suitable lies in `folder`, or the path does not exist.
+    """
+    if which not in ("latest", "interrupt"):
+        if not os.path.isfile(which):
+            raise UserError("no weights file '{}' (looked for {}); give the path of a .pth file, "
+                            "'latest' or 'interrupt'".format(which, os.path.abspath(which)))
+        return which
+    found = list_checkpoints(folder, config_name)
+    if which == "interrupt":
+        found = [path for path in found if path.endswith("_interrupt.pth")]
+    if not found:
+        raise UserError("no {} checkpoint{} in '{}'; train first or give the path of a .pth file"
+                        .format(which, " of '{}'".format(config_name) if config_name else "",
+                                os.path.abspath(folder)))
+    return found[-1]
+
+
+def find_latest(folder: str, config_name: Optional[str] = None) -> str:
+    """Newest weights file in `folder`; a `UserError` if there is none."""
+    return find_checkpoint("latest", folder, config_name)
+
+
+def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
+    """Full state beside a weights file, or None where there is none.
+
+    Raises:
+        UserError: the file is damaged or was written by a newer version of this project.
+    """
+    path = state_path(weights_path)
+    if not os.path.isfile(path):
+        return None
+    state = load_tensors(path)
+    if state.get("format") != STATE_FORMAT:
+        raise UserError("'{}' has state format {!r}, this version reads {}; resume with the "
+                        "version that wrote it, or remove the file to start from the weights alone"
+                        .format(path, state.get("format"), STATE_FORMAT))
+    return state
+
+
+def load_for_inference(path: str, config_name: Optional[str] = None) -> InferenceCheckpoint:
+    """Read weights, and their configuration and class names where the full state is at hand."""
+    state_dict = load_tensors(path)
+    state = load_state(path)
+    named = CheckpointName.parse(path)
+    return InferenceCheckpoint(
+        state_dict=state_dict,
+        config=state["config"] if state else None,
+        class_names=list(state["class_names"]) if state else None,
+        config_name=config_name or (named.config if named else None),
+    )
+
+
+def load_weights(model: torch.nn.Module, state_dict: Dict[str, Any], path: str) -> None:
+    """Load `state_dict` into `model`, strictly.
+
+    Raises:
+        UserError: keys are missing or foreign, or shapes differ (another class count, for one);
+            names the first of them.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    foreign = [key for key in state_dict if key not in own]
+    if missing or foreign:
+        raise UserError("'{}' does not hold this network: {} tensors missing{}, {} unknown{}; check "
+                        "--config".format(path, len(missing), _first(missing), len(foreign),
+                                          _first(foreign)))
+    wrong = [key for key in own if tuple(own[key].shape) != tuple(state_dict[key].shape)]
+    if wrong:
+        key = next((key for key in wrong if "conf_layer.weight" in key), wrong[0])
+        raise UserError("'{}' does not fit this network: {} is {}, expected {} ({} tensors differ); "
+                        "{}".format(path, key, list(state_dict[key].shape), list(own[key].shape),
+                                    len(wrong), _class_count_hint(key, state_dict, own)))
+    model.load_state_dict(state_dict)
+
+
+def _first(keys: List[str]) -> str:
+    return " (first: {})".format(", ".join(keys[:3])) if keys else ""
+
+
+def _class_count_hint(key: str, state_dict: Dict[str, Any], own: Dict[str, Any]) -> str:
+    semantic = "semantic_seg_conv.weight"
+    if semantic in state_dict and semantic in own:
+        found, expected = state_dict[semantic].shape[0], own[semantic].shape[0]
+        if found != expected:
+            return "the file was trained for {} classes, the dataset has {}".format(found, expected)
+    return "check --config"
+
+
+def rng_state() -> Dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, as tensors and plain types."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position),
+                  int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def set_rng_state(state: Dict[str, Any]) -> None:
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,96 @@
+"""Command line of train.py: the flags of the existing Ascend port under the same names."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from utils.cli import ArgumentParser, str2bool
+
+_SWITCH: Dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True,
+                           "metavar": "True|False"}
+
+
+def train_parser() -> ArgumentParser:
+    """Parser of train.py; a flag left out is None where the configuration knows better."""
+    parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.")
+    _add_data(parser)
+    _add_schedule(parser)
+    _add_checkpoints(parser)
+    _add_device(parser)
+    _add_logging(parser)
+    return parser
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", "--data_path", default=None, metavar="FOLDER",
+                       help="root of the dataset, e.g. with train2017/, val2017/, annotations/")
+    group.add_argument("--dataset", default=None,
+                       help="layout below --data; default: the configuration's")
+    group.add_argument("--train_images", default=None, metavar="FOLDER",
+                       help="training images, where they do not lie in a known layout")
+    group.add_argument("--train_info", default=None, metavar="JSON",
+                       help="COCO annotations of --train_images")
+    group.add_argument("--valid_images", default=None, metavar="FOLDER")
+    group.add_argument("--valid_info", default=None, metavar="JSON")
+    group.add_argument("--strict", default=False, **_SWITCH,
+                       help="stop at the first unusable annotation instead of dropping it")
+    group.add_argument("--num_workers", type=int, default=2,
+                       help="loader processes per card; 0 loads in the training process")
+
+
+def _add_schedule(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("model and schedule")
+    group.add_argument("--config", default="yolact_base_config", help="recipe, e.g. yolact_resnet50")
+    group.add_argument("--backbone_weights", default=None, metavar="FILE",
+                       help="ImageNet backbone; 'none' trains from scratch; default: the "
+                            "configuration's file in --save_folder")
+    group.add_argument("--batch_size", type=int, default=None, help="images per card and step")
+    group.add_argument("--max_iter", type=int, default=None,
+                       help="iterations at the configuration's batch size (see --no_autoscale)")
+    group.add_argument("--lr", "--learning_rate", type=float, default=None, dest="lr")
+    group.add_argument("--momentum", type=float, default=None)
+    group.add_argument("--decay", "--weight_decay", type=float, default=None, dest="decay")
+    group.add_argument("--gamma", type=float, default=None)
+    group.add_argument("--no_autoscale", default=False, **_SWITCH,
+                       help="do not scale learning rate and iterations by batch size x cards")
+    group.add_argument("--seed", type=int, default=0,
+                       help="of weights, order and augmentation")
+
+
+def _add_checkpoints(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument("--save_folder", default="weights/")
+    group.add_argument("--save_interval", type=int, default=2000, help="iterations between files")
+    group.add_argument("--keep_latest", default=False, **_SWITCH,
+                       help="keep the newest file only (and every --keep_latest_interval)")
+    group.add_argument("--keep_latest_interval", type=int, default=100000)
+    group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
+                       help="go on from a checkpoint; with its .state beside it, exactly")
+    group.add_argument("--start_iter", type=int, default=-1,
+                       help="iteration to start at where --resume finds weights only")
+    group.add_argument("--no_interrupt", default=False, **_SWITCH,
+                       help="do not save when the run is interrupted")
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--node_device", default="auto", help="auto, npu, cuda or cpu")
+    group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
+    group.add_argument("--cuda", default=True, **_SWITCH,
+                       help="False is the original's spelling of --node_device=cpu")
+    group.add_argument("--local_rank", "--local-rank", type=int, default=None,
+                       help="set by launchers; LOCAL_RANK in the environment wins")
+    group.add_argument("--useDDP", default=True, dest="use_ddp", **_SWITCH,
+                       help="several cards always train in one process each; False is refused")
+
+
+def _add_logging(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("log and validation")
+    group.add_argument("--log_folder", default="logs/")
+    group.add_argument("--no_log", default=False, **_SWITCH, help="write no JSON log")
+    group.add_argument("--fps_start_iter", type=int, default=None,
+                       help="steps left out of avg_fps; default: a tenth of the run, at most 100")
+    group.add_argument("--validation_epoch", type=int, default=-1,
+                       help="epochs between validations; -1 leaves them to eval.py")
+    group.add_argument("--validation_size", type=int, default=5000, help="images per validation")

@@ -1,0 +1,128 @@
+"""The lines of a training run, in ModelZoo's format, and the same numbers as JSON lines.
+
+Launchers and CI systems read these lines with grep and awk, so their format is fixed to the byte,
+and no other line of a run may contain `avg_fps:`, ` T: ` or the names of the two COCO metrics.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from typing import Any, Dict, Optional
+
+from utils.errors import UserError
+
+
+class Throughput:
+    """Images per second over a window that starts after the first steps.
+
+    The definition is ModelZoo's: steps x global batch / wall time, with data loading and checkpoint
+    saving inside and compilation and warm-up (the first `start_iter` steps of the run) outside.
+    Validation is outside too. The caller makes sure that the device is idle at both edges.
+    """
+
+    def __init__(self, images_per_step: int, start_iter: int) -> None:
+        self.images_per_step = images_per_step
+        self.start_iter = start_iter
+        self._steps = 0
+        self._elapsed = 0.0
+        self._edge: Optional[float] = None
+
+    def step(self) -> None:
+        """Count a finished step."""
+        self._steps += 1
+
+    @property
+    def at_edge(self) -> bool:
+        """True when the step just counted is the last one before the window."""
+        return self._steps == self.start_iter
+
+    def start(self) -> None:
+        """Open the window, or go on after `pause`, now."""
+        self._edge = time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave out what follows, until `start`."""
+        if self._edge is not None:
+            self._elapsed += time.perf_counter() - self._edge
+            self._edge = None
+
+    def average(self) -> float:
+        """Images per second so far; 0 before the window has a step."""
+        measured = self._steps - self.start_iter
+        now = time.perf_counter()
+        elapsed = self._elapsed + (now - self._edge if self._edge is not None else 0.0)
+        return measured * self.images_per_step / elapsed if measured > 0 and elapsed > 0 else 0.0
+
+
+class StepTimer:
+    """Mean seconds of a step, from the wall time between log lines."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._pending = 0
+        self._total = 0.0
+        self._steps = 0
+        self.recent = 0.0
+
+    def step(self) -> None:
+        """Count a finished step."""
+        self._pending += 1
+
+    def skip(self) -> None:
+        """Forget the steps and the time since the last log line (around a validation)."""
+        self._last = time.perf_counter()
+        self._pending = 0
+
+    def restart(self) -> None:
+        """Forget everything: the first step compiles and allocates, and says nothing of the rest."""
+        self.skip()
+        self._total, self._steps = 0.0, 0
+
+    def update(self) -> None:
+        """At a log line, with the device idle: `recent` is the mean over the steps since the last."""
+        now = time.perf_counter()
+        if self._pending:
+            self.recent = (now - self._last) / self._pending
+            self._total += now - self._last
+            self._steps += self._pending
+        self._last, self._pending = now, 0
+
+    def eta(self, steps_left: int) -> str:
+        """Time left as `[D days, ]H:MM:SS`."""
+        mean = self._total / self._steps if self._steps else self.recent
+        return str(datetime.timedelta(seconds=int(steps_left * mean)))
+
+
+def format_line(epoch: int, iteration: int, losses: Dict[str, float], total: float, eta: str,
+                seconds: float, fps: float, average_fps: float, rank: int) -> str:
+    """One log line, byte for byte as ModelZoo's YOLACT prints it."""
+    shown = " ".join("{}: {:.3f} |".format(name, value) for name, value in losses.items())
+    return ("[{:3d}] {:7d} || {} T: {:.3f} || ETA: {} || timer: {:.3f} || fps: {:.3f} || "
+            "avg_fps: {:.3f} || GPU: {}".format(epoch, iteration, shown, total, eta, seconds, fps,
+                                                average_fps, rank))
+
+
+class JsonLog:
+    """`<folder>/<name>.log`: one JSON object a line, appended as the run goes."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        path = os.path.join(folder, name + ".log")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run
+        except OSError as error:
+            raise UserError("cannot write the log '{}': {}; choose another --log_folder or give "
+                            "--no_log".format(path, error.strerror)) from error
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append a record; `kind` tells sessions, training steps and validations apart."""
+        record = dict({"type": kind, "time": time.time()}, **values)
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file; `write` must not be called afterwards."""
+        self._stream.close()

@@ -1,0 +1,60 @@
+"""The full state of a training run, beside its weights: pack it, compare it, put it back."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Tuple
+
+import torch
+
+from utils.checkpoint import rng_state, set_rng_state, state_path
+from utils.errors import UserError
+from utils.optimizer import FlatOptimizer
+from utils.step_records import StepRecords
+
+
+def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
+               optimizer: FlatOptimizer, records: StepRecords) -> Dict[str, Any]:
+    """Everything but the weights that the run needs to go on after `iteration` steps.
+
+    Args:
+        identity: what makes this run the same training: configuration, class names, seed, batch,
+            schedule; plain types. Stored at the top level, so that evaluation finds the
+            configuration and the class names without knowing about training.
+        iteration: steps done.
+        epoch_size: steps in an epoch.
+    """
+    return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
+                position=iteration % epoch_size, optimizer=optimizer.state_dict(),
+                records=records.state_dict(), rng=rng_state())
+
+
+def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path: str) -> None:
+    """Refuse to resume a training that would not be the same one.
+
+    Raises:
+        UserError: names the first part that differs, with both values.
+    """
+    for key, value in identity.items():
+        if state.get(key) != value:
+            found, expected = _difference(state.get(key), value)
+            raise UserError(
+                "cannot resume '{}': its {} is {}, this run's is {}; use the flags and the data of "
+                "that run, or remove '{}' to start a new training from its weights".format(
+                    weights_path, key, found, expected, state_path(weights_path)))
+
+
+def unpack_state(state: Dict[str, Any], optimizer: FlatOptimizer, records: StepRecords,
+                 device: torch.device) -> int:
+    """Put back what `pack_state` packed; returns the number of steps done."""
+    optimizer.load_state_dict(state["optimizer"])
+    records.load_state_dict(state["records"], device)
+    set_rng_state(state["rng"])
+    return int(state["iteration"])
+
+
+def _difference(found: Any, expected: Any) -> Tuple[Any, Any]:
+    """Reduce two dicts to the keys that differ, for a readable message."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [key for key in expected if found.get(key) != expected[key]]
+        return {key: found.get(key) for key in keys}, {key: expected[key] for key in keys}
+    return found, expected
