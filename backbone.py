@@ -6,12 +6,13 @@ that published weights load as they are. Letters: B batch, S input side in pixel
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.config import Config
+if TYPE_CHECKING:
+    from data.config import Config
 
 
 class BatchNorm2d(nn.BatchNorm2d):

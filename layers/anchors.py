@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.config import Config
+if TYPE_CHECKING:
+    from data.config import Config
 
 
 def make_priors(config: Config) -> Tensor:

@@ -21,10 +21,11 @@ DEVICE_WORDS = (".cuda(", ".npu(", "torch.cuda", "torch_npu", "apex")
 DEVICE_FILES = ("utils/device.py", "layers/fused_ops.py")
 NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pycache__")
 
-# What each part of the house may import from the others. `utils.errors` is open to all.
+# What each part of the house may import from the others. `utils.errors` is open to all; types for
+# annotations may come from anywhere, under TYPE_CHECKING.
 ALLOWED_IMPORTS = {
     "utils": {"utils"},
-    "data": {"data"},
+    "data": {"data", "utils.cli"},  # data.shapes is a command, too
     "layers": {"layers"},
     "backbone": {"layers"},
     "yolact": {"backbone", "layers", "data.config", "utils"},
