@@ -1,0 +1,100 @@
+"""Command line of eval.py: the flags of the existing Ascend port under the same names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Tuple
+
+from utils.cli import ArgumentParser
+
+
+def eval_parser() -> ArgumentParser:
+    """Parser of eval.py."""
+    parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
+                            "dataset, or draw what they find in an image.")
+    _add_weights(parser)
+    _add_data(parser)
+    _add_detection(parser)
+    _add_output(parser)
+    _add_device(parser)
+    return parser
+
+
+def _add_weights(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("weights")
+    group.add_argument("--trained_model", default="latest", metavar="FILE|latest|interrupt",
+                       help="weights; configuration and class names come from the .state beside it")
+    group.add_argument("--save_folder", default="weights/",
+                       help="where latest and interrupt are looked for")
+    group.add_argument("--config", default=None,
+                       help="recipe; default: that of the .state file, or of the file's name")
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--val_data", "--data", "--data_path", default=None, metavar="FOLDER",
+                       help="root of the dataset, e.g. with val2017/ and annotations/")
+    group.add_argument("--dataset", default=None,
+                       help="layout below --val_data; default: the configuration's")
+    group.add_argument("--valid_images", default=None, metavar="FOLDER",
+                       help="images, where they do not lie in a known layout")
+    group.add_argument("--valid_info", default=None, metavar="JSON",
+                       help="COCO annotations of --valid_images")
+    group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
+    group.add_argument("--num_workers", type=int, default=2,
+                       help="processes that read images; 0 reads in the main process")
+    group.add_argument("--batch_size", type=int, default=4, help="images that pass together")
+    parser.add_switch("--shuffle", help="take the images in random order")
+    group.add_argument("--seed", type=int, default=None, help="of --shuffle")
+    group.add_argument("--image", default=None, metavar="IN[:OUT]",
+                       help="draw what is found in one image instead of scoring a dataset")
+
+
+def _add_detection(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("detection")
+    parser.add_switch("--fast_nms", default=True,
+                      help="False suppresses one by one, on the host")
+    parser.add_switch("--cross_class_nms", help="suppress over all classes together")
+    group.add_argument("--score_threshold", type=float, default=0.0,
+                       help="leave out detections up to this score")
+    group.add_argument("--max_num_detections", type=int, default=None,
+                       help="detections per image; default: the configuration's, 100")
+    group.add_argument("--top_k", type=int, default=5, help="objects drawn with --image")
+    parser.add_switch("--no_crop", help="do not cut objects off outside their rectangles")
+
+
+def _add_output(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    parser.add_switch("--output_coco_json", help="write result files for COCO's server")
+    group.add_argument("--bbox_det_file", default="results/bbox_detections.json", metavar="JSON")
+    group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
+    group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
+                       help="average precision of each class; '' writes none")
+    parser.add_switch("--no_bar", help="show no progress, also on a terminal")
+    parser.add_switch("--benchmark", help="time each stage of the evaluation")
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--eval_device", "--node_device", default="auto",
+                       help="auto, npu, cuda or cpu")
+    group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
+    parser.add_switch("--cuda", default=True,
+                      help="False is the original's spelling of --eval_device=cpu")
+
+
+def nms_kind(args: argparse.Namespace) -> str:
+    """Which suppression the flags ask for, as `layers.detection.Detect` names it."""
+    if not args.fast_nms:
+        return "traditional"
+    return "cross_class" if args.cross_class_nms else "fast"
+
+
+def split_image_flag(value: str) -> Tuple[str, str]:
+    """`in.jpg:out.png` -> both paths; without an output it is results/in.png."""
+    source, separator, target = value.rpartition(":")
+    if separator:
+        return source, target
+    stem = os.path.splitext(os.path.basename(value))[0]
+    return value, os.path.join("results", stem + ".png")
