@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from loss_reference import golden_images, make_batch
+from loss_reference import golden_images, make_batch, target_batch
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
+from parity.deterministic import small_config
 
 FILES = ("loss_base_b2", "loss_base_b2_crowd")
 KEYS = ("loc", "conf", "mask", "proto", "segm")
@@ -53,6 +54,16 @@ def test_losses_and_gradients_are_the_originals(golden, device, name):
     for key in ("conf", "proto"):
         sample = grads[key].reshape(-1).cpu().numpy()[data["grad_{}_idx".format(key)]]
         _assert_gradient(sample, data["grad_{}_val".format(key)])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_losses_through_the_packages_own_targets_are_the_originals(golden, device, name):
+    data = golden(name)
+    config = small_config("yolact_base")
+    batch = target_batch(config, golden_images(data), slots=48).to(device)
+    losses = MultiBoxLoss.from_config(config)(_predictions(data, device), batch)
+    found = [losses[key].item() for key in "BCMS"]
+    np.testing.assert_allclose(found, [data["L_" + key] for key in "BCMS"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FILES)

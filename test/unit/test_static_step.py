@@ -17,8 +17,8 @@ from yolact import build_yolact
 
 pytestmark = pytest.mark.skipif(not available(), reason=SKIP_REASON)
 
-STEPS, BATCH, SLOTS, SIDE = 30, 4, 64, 96
-SCALES = ((6,), (12,), (24,), (48,), (80,))
+STEPS, BATCH, SLOTS, SIDE = 30, 4, 64, 64
+SCALES = ((6,), (12,), (24,), (36,), (48,))
 
 
 def test_thirty_steps_of_resnet50_are_static(device):
