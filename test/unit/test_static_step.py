@@ -11,8 +11,10 @@ from parity.deterministic import load_deterministic_weights
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
-from utils.optimizer import build_optimizer, poison
+from train import train_step
+from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
+from utils.step_records import StepRecords
 from yolact import build_yolact
 
 pytestmark = pytest.mark.skipif(not available(), reason=SKIP_REASON)
@@ -28,14 +30,12 @@ def test_thirty_steps_of_resnet50_are_static(device):
     criterion = MultiBoxLoss.from_config(config)
     optimizer = build_optimizer(config, network)
     rate = LearningRate.from_config(config, BATCH)
-    recorder, counts, skipped = Recorder(), set(), []
+    recorder, records, counts, skipped = Recorder(), StepRecords(), set(), []
     for iteration in range(STEPS):
         batch = _batch(config, iteration, counts).to(device)
         with recorder.step():
-            losses = criterion(network(batch.images), batch)
-            optimizer.zero_grad()
-            poison(sum(losses.values())).backward()
-            optimizer.step(rate(iteration))
+            losses = train_step(network, criterion, optimizer, batch, rate(iteration))
+            records.add(iteration, losses, optimizer.step_finite, batch.image_ids)
         skipped.append(~optimizer.step_finite)
     assert {0, 60} <= counts and len(counts) > 20
     assert int(torch.stack(skipped).sum()) == 0
