@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, Tuple
+from typing import TYPE_CHECKING, Dict, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -20,6 +20,15 @@ NMS_KINDS = ("fast", "cross_class", "traditional")
 
 _LARGEST_COORDINATE = 1e4
 """In image sides; a predicted box that reaches farther (or is not finite) is no candidate."""
+
+
+class ImageDetections(NamedTuple):
+    """The n detections of one image, best score first; fields as in `Detections`."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    coefficients: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,14 @@ class Detections:
 
     def to(self, device: torch.device) -> Detections:
         return Detections(*(field.to(device) for field in vars(self).values()))
+
+    def of_image(self, n: int, score_threshold: float = 0.0) -> ImageDetections:
+        """Rows of image n in use, with scores above the threshold (0: all). For the host."""
+        count = int(self.count[n])
+        if score_threshold > 0:
+            count = int((self.scores[n, :count] > score_threshold).sum())
+        return ImageDetections(self.boxes[n, :count], self.scores[n, :count],
+                               self.classes[n, :count], self.coefficients[n, :count])
 
 
 class Detect:

@@ -10,7 +10,7 @@ from utils.errors import UserError
 def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
                      categories: Sequence[Tuple[int, str]], weights: str,
                      annotations: str) -> Tuple[List[int], List[str]]:
-    """Find the category id of each class: by name where names are known and the same, else by order.
+    """Find the category id of each class: by name if the same names are known, else by order.
 
     Args:
         class_names: of the network, in order; None if nobody knows.

@@ -48,6 +48,13 @@ class CocoEvaluator:
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
         self._truth: Optional[COCO] = None
 
+    @classmethod
+    def for_dataset(cls, dataset: Any, category_ids: Sequence[int]) -> CocoEvaluator:
+        """An evaluator on the annotation file of a `data.coco.CocoDataset`."""
+        sizes = {int(image_id): dataset.image_info(n)[1:]
+                 for n, image_id in enumerate(dataset.image_ids)}
+        return cls(dataset.annotation_file, category_ids, sizes)
+
     def __len__(self) -> int:
         """Number of images added."""
         return len(self._detections)

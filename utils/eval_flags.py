@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Tuple
+from typing import Sequence, Tuple
 
 from utils.cli import ArgumentParser
+from utils.errors import UserError
+
+
+def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; a number out of its range is a `UserError`."""
+    args = eval_parser().parse_args(argv)
+    for flag, smallest in (("batch_size", 1), ("num_workers", 0), ("top_k", 1),
+                           ("max_num_detections", 1)):
+        value = getattr(args, flag)
+        if value is not None and value < smallest:
+            raise UserError("--{} is {}, expected at least {}".format(flag, value, smallest))
+    return args
 
 
 def eval_parser() -> ArgumentParser:
