@@ -45,6 +45,8 @@ class AugmentedSample:
         image_id: COCO image id.
         dropped: objects left out because nothing of them was left to train on: a box of no width or
             height, or a mask without a pixel.
+        mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around each mask; saves work where
+            known.
     """
 
     image: np.ndarray
@@ -54,6 +56,7 @@ class AugmentedSample:
     crowd_boxes: np.ndarray
     image_id: int
     dropped: int = 0
+    mask_extents: Optional[np.ndarray] = None
 
 
 class Augmenter:
@@ -111,16 +114,17 @@ class Augmenter:
         boxes = placement.boxes(sample.boxes)
         objects = np.flatnonzero(kept & ~sample.crowd)
         solid = objects[((boxes[objects, 2:] - boxes[objects, :2]) > DEGENERATE).all(axis=1)]
-        masks = draw_masks([sample.segmentations[i] for i in solid], placement.affine, self.size)
-        drawn = np.array([mask.any() for mask in masks], dtype=bool)
+        masks, extents = draw_masks([sample.segmentations[i] for i in solid], placement.affine,
+                                    self.size)
+        drawn = extents[:, 2] > 0
         if not drawn.all():
-            solid, masks = solid[drawn], masks[drawn]
+            solid, masks, extents = solid[drawn], masks[drawn], extents[drawn]
         return AugmentedSample(
             image=resample(sample.image, placement, FILL_BGR,
                            functools.partial(distort, distortion=distortion)),
             boxes=boxes[solid], labels=sample.labels[solid], masks=masks,
             crowd_boxes=boxes[kept & sample.crowd], image_id=sample.image_id,
-            dropped=len(objects) - len(solid))
+            dropped=len(objects) - len(solid), mask_extents=extents)
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,

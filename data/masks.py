@@ -11,24 +11,37 @@ from pycocotools import mask as coco_mask
 from data.geometry import Affine
 from data.sample import Polygons, Rle, Segmentation
 
+Extent = Tuple[int, int, int, int]
+"""x1 y1 x2 y2 in whole pixels; all that is set in a mask lies inside."""
+
 _FRACTION_BITS = 8
 _FINE_SIDE = 128
 """Outlines up to this size (pixels) are drawn at twice the resolution."""
 
 
-def draw_masks(segmentations: List[Segmentation], affine: Affine, size: int) -> np.ndarray:
-    """Draw each object as `affine` places it: uint8 `[n, S, S]` of 0 and 1."""
+def draw_masks(segmentations: List[Segmentation], affine: Affine,
+               size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Draw each object as `affine` places it.
+
+    Returns:
+        Masks uint8 `[n, S, S]` of 0 and 1, and extents int64 `[n, 4]`: x1 y1 x2 y2 in whole pixels
+        around all that was drawn; 0 0 0 0 where nothing was.
+    """
     masks = np.zeros((len(segmentations), size, size), np.uint8)
-    for segmentation, mask in zip(segmentations, masks):
+    extents = np.zeros((len(segmentations), 4), np.int64)
+    for segmentation, mask, extent in zip(segmentations, masks, extents):
         if isinstance(segmentation, dict):
-            _draw_rle(segmentation, affine, mask)
+            drawn = _draw_rle(segmentation, affine, mask)
         else:
-            _draw_polygons(segmentation, affine, mask)
-    return masks
+            drawn = _draw_polygons(segmentation, affine, mask)
+        x1, y1, x2, y2 = drawn
+        if mask[y1:y2, x1:x2].any():
+            extent[:] = drawn
+    return masks, extents
 
 
-def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> None:
-    """Fill the union of `polygons` into `mask` `[S, S]`, in place.
+def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> Extent:
+    """Fill the union of `polygons` into `mask` `[S, S]`, in place; returns where.
 
     A pixel belongs to an object if its centre does. OpenCV fills half a pixel more on every side,
     as it draws the outline too; the common part of two copies, half a pixel up-left and half a
@@ -39,11 +52,11 @@ def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> None
     points = [polygon * scale + shift for polygon in polygons]
     low = np.min([part.min(0) for part in points], axis=0)
     high = np.max([part.max(0) for part in points], axis=0)
-    left, top = np.clip(np.floor(low), 0, mask.shape[0]).astype(int)
-    right, bottom = np.clip(np.ceil(high), 0, mask.shape[0]).astype(int)
-    if right <= left or bottom <= top:
-        return
-    width, height = int(right - left), int(bottom - top)
+    left, top = np.clip(np.floor(low), 0, mask.shape[0]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(high), 0, mask.shape[0]).astype(int).tolist()
+    width, height = right - left, bottom - top
+    if width <= 0 or height <= 0:
+        return 0, 0, 0, 0
     if max(width, height) <= _FINE_SIDE:
         origin = np.array([left + 0.25, top + 0.25])
         fine = _fill(points, origin, 2.0, (2 * height, 2 * width))
@@ -53,6 +66,7 @@ def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> None
         drawn = _fill(points, origin, 1.0, (height, width))
         drawn &= _fill(points, origin + 1.0, 1.0, (height, width))
     mask[top:bottom, left:right] = drawn
+    return left, top, right, bottom
 
 
 def _fill(points: List[np.ndarray], origin: np.ndarray, zoom: float,
@@ -65,8 +79,8 @@ def _fill(points: List[np.ndarray], origin: np.ndarray, zoom: float,
     return canvas
 
 
-def _draw_rle(rle: Rle, affine: Affine, mask: np.ndarray) -> None:
-    """Warp decoded run lengths into `mask` `[S, S]`, in place."""
+def _draw_rle(rle: Rle, affine: Affine, mask: np.ndarray) -> Extent:
+    """Warp decoded run lengths into `mask` `[S, S]`, in place; returns where."""
     scale, shift = affine
     decoded = np.ascontiguousarray(coco_mask.decode(rle))
     start = (0.5 - shift) / scale - 0.5
@@ -74,30 +88,42 @@ def _draw_rle(rle: Rle, affine: Affine, mask: np.ndarray) -> None:
     # Bilinear on 0 and 1 rounds at one half: a pixel belongs to an object if most of it does.
     cv2.warpAffine(decoded, matrix, mask.shape[::-1], mask, borderMode=cv2.BORDER_CONSTANT,
                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    x, y, width, height = cv2.boundingRect(mask)
+    return x, y, x + width, y + height
 
 
 class MaskShrinker:
-    """Bilinear resize of 0/1 masks to a smaller square, thresholded above one half.
+    """Bilinear resize of a 0/1 mask to a smaller square, thresholded above one half.
 
     Equal to torch's `F.interpolate(mode='bilinear', align_corners=False) > 0.5`. An output pixel
     depends on four input bits; which of their 16 patterns exceed one half is tabled in advance.
     """
 
     def __init__(self, size: int, shrunk: int) -> None:
-        self.low, high, weight = _bilinear_taps(size, shrunk)
-        self.high = high
+        self.low, self.high, weight = _bilinear_taps(size, shrunk)
         self.columns = np.minimum(self.low, size - 2)
         self.table = _majority_table(weight, self.low - self.columns)
 
-    def __call__(self, masks: np.ndarray) -> np.ndarray:
-        """Shrink uint8 `[n, S, S]` to uint8 `[n, h, h]`."""
-        pattern = masks[:, self.high]
+    def __call__(self, mask: np.ndarray, extent: Extent, out: np.ndarray) -> None:
+        """Set in `out` `[h, h]` what uint8 `mask` `[S, S]` shrinks to; leave the rest as it is.
+
+        Outside `extent` the mask is 0.
+        """
+        x1, y1, x2, y2 = extent
+        left, top = np.searchsorted(self.high, [x1, y1]).tolist()
+        right, bottom = np.searchsorted(self.low, [x2, y2]).tolist()
+        if right <= left or bottom <= top:
+            return
+        columns = self.columns[left:right]
+        first, last = int(columns[0]), int(columns[-1]) + 2
+        pattern = mask[self.high[top:bottom], first:last]
         pattern <<= 2
-        pattern |= masks[:, self.low]
-        pairs = pattern[:, :, 1:] << 1
-        pairs |= pattern[:, :, :-1]
-        chosen = np.take(pairs, self.columns, axis=2)
-        return ((self.table >> chosen) & 1).astype(np.uint8)
+        pattern |= mask[self.low[top:bottom], first:last]
+        pairs = pattern[:, 1:] << 1
+        pairs |= pattern[:, :-1]
+        chosen = pairs.take(columns - first, axis=1)
+        part = out[top:bottom, left:right]
+        part |= (self.table[top:bottom, left:right] >> chosen).astype(np.uint8) & 1
 
 
 def _bilinear_taps(size: int, shrunk: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ class TargetMaker:
         masks_to_train: K.
         size: S, side of the augmented images.
         proto_size: h, side of the prototype masks.
-        semantic_size: hs, side of the semantic segmentation; 0 leaves it out.
+        semantic_size: hs, side of the semantic segmentation.
         pos_threshold, neg_threshold, crowd_iou: see `match`.
     """
 
@@ -68,7 +68,7 @@ class TargetMaker:
         self.masks_to_train = masks_to_train
         self.shrink = MaskShrinker(size, proto_size)
         self.shrink_semantic = MaskShrinker(size, semantic_size)
-        self.proto_size, self.semantic_size = proto_size, semantic_size
+        self.size, self.proto_size, self.semantic_size = size, proto_size, semantic_size
         self.label_type = smallest_int(num_classes - 1)
         self.prior_type = smallest_int(len(priors) - 1)
         self.slot_type = smallest_int(max_objects - 1)
@@ -121,15 +121,18 @@ class TargetMaker:
     def _ground_truth(self, sample: AugmentedSample) -> Dict[str, Any]:
         """Padded to G slots; an empty slot has a harmless box, label 0 and no mask."""
         count, slots = len(sample.boxes), self.max_objects
-        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (slots, 1))
+        boxes = np.zeros((slots, 4), np.float32)
+        boxes[count:, 2:] = 1
         labels = np.zeros(slots, self.label_type)
         masks = np.zeros((slots, self.proto_size, self.proto_size), np.uint8)
         semantic = np.zeros((self.num_classes - 1, self.semantic_size, self.semantic_size),
                             np.uint8)
         boxes[:count] = sample.boxes
         labels[:count] = sample.labels
-        if count:
-            masks[:count] = self.shrink(sample.masks)
-            for label, mask in zip(sample.labels, self.shrink_semantic(sample.masks)):
-                semantic[label - 1] |= mask
+        extents = sample.mask_extents
+        if extents is None:
+            extents = np.tile([0, 0, self.size, self.size], (count, 1))
+        for slot, (label, extent) in enumerate(zip(sample.labels.tolist(), extents.tolist())):
+            self.shrink(sample.masks[slot], extent, out=masks[slot])
+            self.shrink_semantic(sample.masks[slot], extent, out=semantic[label - 1])
         return {"gt_boxes": boxes, "gt_labels": labels, "gt_masks": masks, "semantic": semantic}

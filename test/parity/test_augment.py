@@ -188,7 +188,7 @@ def test_distribution_equals_the_saturated_reference(replayed, ours):
 
 def test_number_of_boxes(recorded, sample):
     """Sharper than means: all of the histogram, from many draws of the placement alone."""
-    augmenter, (width, height, boxes) = Augmenter(SIZE), pixels(sample)
+    augmenter, boxes = Augmenter(SIZE), pixels(sample)[2]
     centres, draws = (boxes[:, :2] + boxes[:, 2:]) / 2, 20000
     rng, counts = np.random.default_rng(5), np.zeros(7)
     for _ in range(draws):
