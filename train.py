@@ -351,8 +351,15 @@ def _validation_due(args: argparse.Namespace, done: int, epoch_size: int) -> boo
 def _run(argv: List[str]) -> int:
     args = train_parser().parse_args(argv)
     name = args.node_device if args.cuda else "cpu"
-    processes = Processes.from_env(devices_per_host=device_count(name))
-    device = select_device(name, processes.local_rank)
+    environ = dict(os.environ)
+    if args.local_rank is not None:
+        environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    processes = Processes.from_env(environ, devices_per_host=device_count(name))
+    if processes.world_size > 1 and not args.use_ddp:
+        raise UserError("--useDDP=False with {} processes: several cards train together or not at "
+                        "all; leave the flag out".format(processes.world_size))
+    device = select_device(name, processes.local_rank if args.device_id is None
+                           else args.device_id)
     processes.init(device)
     try:
         return train(args, processes, device)

@@ -206,7 +206,8 @@ def _class_count_hint(key: str, state_dict: Dict[str, Any], own: Dict[str, Any])
 
 def rng_state() -> Dict[str, Any]:
     """State of Python's, NumPy's and torch's generators, as tensors and plain types."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = legacy
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

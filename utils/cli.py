@@ -29,6 +29,27 @@ def str2bool(text: str) -> bool:
     raise ValueError("expected True or False, found '{}'".format(text))
 
 
+class Bounded:
+    """Type of a flag that takes numbers from `minimum` upwards: `type=Bounded(int, 1)`."""
+
+    def __init__(self, kind: Callable[[str], float], minimum: float,
+                 exclusive: bool = False) -> None:
+        self.kind = kind
+        self.minimum = minimum
+        self.exclusive = exclusive
+
+    def __call__(self, text: str) -> float:
+        value = self.kind(text)
+        # Written so that NaN fails too.
+        if not (value > self.minimum or (value == self.minimum and not self.exclusive)):
+            raise ValueError(text)
+        return value
+
+    def __str__(self) -> str:
+        return "{} {} {:g}".format(_EXPECTED[self.kind],
+                                   "above" if self.exclusive else "of at least", self.minimum)
+
+
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
 
 
@@ -76,8 +97,11 @@ class ArgumentParser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, arg_string)  # type: ignore[misc]
         except argparse.ArgumentError as error:
-            expected = _EXPECTED.get(action.type)  # type: ignore[call-overload]
-            if expected is None:
+            if isinstance(action.type, Bounded):
+                expected = str(action.type)
+            elif action.type in _EXPECTED:
+                expected = _EXPECTED[action.type]  # type: ignore[index]
+            else:
                 raise
             # Without an action argparse prints the sentence as it is.
             raise argparse.ArgumentError(None, "{} is '{}', expected {}".format(
@@ -98,12 +122,15 @@ def run_main(main: Callable[[List[str]], Optional[int]],
              argv: Optional[Sequence[str]] = None) -> int:
     """Run `main(argv)` and return the process's exit code.
 
-    A `UserError` becomes `error: <sentence>` on stderr and 2, Ctrl-C becomes 130. Any other
-    exception is a defect and keeps its traceback. `argv` defaults to the command line.
+    A `UserError` becomes `error: <sentence>` on stderr and 2, as a mistake in the flags does;
+    Ctrl-C becomes 130. Any other exception is a defect and keeps its traceback. `argv` defaults to
+    the command line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return main(arguments) or 0
+    except SystemExit as leave:  # argparse leaves this way, after --help too
+        return leave.code if isinstance(leave.code, int) else 0
     except UserError as error:
         sys.stdout.flush()
         print("error: {}".format(error), file=sys.stderr)

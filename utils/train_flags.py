@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from utils.cli import ArgumentParser, str2bool
+from utils.cli import ArgumentParser, Bounded, str2bool
 
 _SWITCH: Dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True,
                            "metavar": "True|False"}
@@ -35,7 +35,7 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--valid_info", default=None, metavar="JSON")
     group.add_argument("--strict", default=False, **_SWITCH,
                        help="stop at the first unusable annotation instead of dropping it")
-    group.add_argument("--num_workers", type=int, default=2,
+    group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
                        help="loader processes per card; 0 loads in the training process")
 
 
@@ -45,26 +45,28 @@ def _add_schedule(parser: ArgumentParser) -> None:
     group.add_argument("--backbone_weights", default=None, metavar="FILE",
                        help="ImageNet backbone; 'none' trains from scratch; default: the "
                             "configuration's file in --save_folder")
-    group.add_argument("--batch_size", type=int, default=None, help="images per card and step")
-    group.add_argument("--max_iter", type=int, default=None,
+    group.add_argument("--batch_size", type=Bounded(int, 1), default=None,
+                       help="images per card and step")
+    group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
                        help="iterations at the configuration's batch size (see --no_autoscale)")
-    group.add_argument("--lr", "--learning_rate", type=float, default=None, dest="lr")
-    group.add_argument("--momentum", type=float, default=None)
-    group.add_argument("--decay", "--weight_decay", type=float, default=None, dest="decay")
-    group.add_argument("--gamma", type=float, default=None)
+    group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True), default=None, dest="lr")
+    group.add_argument("--momentum", type=Bounded(float, 0), default=None)
+    group.add_argument("--decay", "--weight_decay", type=Bounded(float, 0), default=None, dest="decay")
+    group.add_argument("--gamma", type=Bounded(float, 0), default=None)
     group.add_argument("--no_autoscale", default=False, **_SWITCH,
                        help="do not scale learning rate and iterations by batch size x cards")
-    group.add_argument("--seed", type=int, default=0,
+    group.add_argument("--seed", type=Bounded(int, 0), default=0,
                        help="of weights, order and augmentation")
 
 
 def _add_checkpoints(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--save_folder", default="weights/")
-    group.add_argument("--save_interval", type=int, default=2000, help="iterations between files")
+    group.add_argument("--save_interval", type=Bounded(int, 1), default=2000, help="iterations between files")
     group.add_argument("--keep_latest", default=False, **_SWITCH,
                        help="keep the newest file only (and every --keep_latest_interval)")
-    group.add_argument("--keep_latest_interval", type=int, default=100000)
+    group.add_argument("--keep_latest_interval", type=Bounded(int, 1), default=100000,
+                       help="iterations whose files stay all the same")
     group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
                        help="go on from a checkpoint; with its .state beside it, exactly")
     group.add_argument("--start_iter", type=int, default=-1,
@@ -76,21 +78,21 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
 def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     group.add_argument("--node_device", default="auto", help="auto, npu, cuda or cpu")
-    group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
+    group.add_argument("--device_id", type=Bounded(int, 0), default=None, help="index of the card on this host")
     group.add_argument("--cuda", default=True, **_SWITCH,
                        help="False is the original's spelling of --node_device=cpu")
     group.add_argument("--local_rank", "--local-rank", type=int, default=None,
                        help="set by launchers; LOCAL_RANK in the environment wins")
     group.add_argument("--useDDP", default=True, dest="use_ddp", **_SWITCH,
-                       help="several cards always train in one process each; False is refused")
+                       help="several cards train in one process each; nothing else exists here")
 
 
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/")
     group.add_argument("--no_log", default=False, **_SWITCH, help="write no JSON log")
-    group.add_argument("--fps_start_iter", type=int, default=None,
+    group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
     group.add_argument("--validation_epoch", type=int, default=-1,
                        help="epochs between validations; -1 leaves them to eval.py")
-    group.add_argument("--validation_size", type=int, default=5000, help="images per validation")
+    group.add_argument("--validation_size", type=Bounded(int, 1), default=5000, help="images per validation")

@@ -77,12 +77,12 @@ class StepTimer:
         self._pending = 0
 
     def restart(self) -> None:
-        """Forget everything: the first step compiles and allocates, and says nothing of the rest."""
+        """Forget everything: the first step compiles and allocates, it says nothing of the rest."""
         self.skip()
         self._total, self._steps = 0.0, 0
 
     def update(self) -> None:
-        """At a log line, with the device idle: `recent` is the mean over the steps since the last."""
+        """At a log line, with the device idle: `recent` becomes the mean since the last one."""
         now = time.perf_counter()
         if self._pending:
             self.recent = (now - self._last) / self._pending

@@ -22,6 +22,7 @@ def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
             configuration and the class names without knowing about training.
         iteration: steps done.
         epoch_size: steps in an epoch.
+        optimizer, records: their states are stored with the generators'.
     """
     return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
                 position=iteration % epoch_size, optimizer=optimizer.state_dict(),

@@ -1,0 +1,113 @@
+"""Checkpoint files: names, whole pairs, what a wrong file says."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from utils import checkpoint
+from utils.checkpoint import CheckpointName
+from utils.errors import UserError
+
+
+def write(folder, iteration, interrupt=False, config="yolact_base", **state):
+    name = CheckpointName(config, iteration // 100, iteration, interrupt)
+    full = dict({"config": {"name": config}, "class_names": ["cat", "dog"]}, **state)
+    return checkpoint.save_checkpoint(name, str(folder), {"w": torch.ones(2)}, full)
+
+
+def test_name_as_the_original_writes_it(tmp_path):
+    path = write(tmp_path, 800000)
+    assert os.path.basename(path) == "yolact_base_8000_800000.pth"
+    assert CheckpointName.parse(path) == CheckpointName("yolact_base", 8000, 800000)
+    interrupted = CheckpointName.parse("w/yolact_im700_1_20_interrupt.pth")
+    assert interrupted == CheckpointName("yolact_im700", 1, 20, True)
+    assert CheckpointName.parse("weights/resnet101_reducedfc.pth") is None
+
+
+def test_plain_weights_are_a_plain_state_dict(tmp_path):
+    flat = torch.arange(1000.0)
+    name = CheckpointName("yolact_base", 0, 1)
+    path = checkpoint.save_checkpoint(name, str(tmp_path), {"w": flat[:2]}, {})
+    loaded = torch.load(path)
+    assert list(loaded) == ["w"] and loaded["w"].tolist() == [0.0, 1.0]
+    # A view saved as it is would carry the whole buffer it looks into.
+    assert os.path.getsize(path) < 3000
+
+
+def test_latest_and_interrupt(tmp_path):
+    write(tmp_path, 900, config="yolact_im700")
+    write(tmp_path, 100)
+    stopped = write(tmp_path, 150, interrupt=True)
+    newest = write(tmp_path, 200)
+    (tmp_path / "yolact_base_9_999.pth.tmp").write_bytes(b"")
+    folder = str(tmp_path)
+    assert checkpoint.find_checkpoint("latest", folder, "yolact_base") == newest
+    assert checkpoint.find_checkpoint("interrupt", folder, "yolact_base") == stopped
+    assert checkpoint.find_checkpoint(newest, "elsewhere") == newest
+    with pytest.raises(UserError, match="no interrupt checkpoint of 'yolact_im700'"):
+        checkpoint.find_checkpoint("interrupt", folder, "yolact_im700")
+    with pytest.raises(UserError, match="no weights file 'missing.pth'"):
+        checkpoint.find_checkpoint("missing.pth", folder)
+
+
+def test_inference_reads_config_and_names_from_the_state(tmp_path):
+    path = write(tmp_path, 100)
+    stored = checkpoint.load_for_inference(path)
+    assert stored.class_names == ["cat", "dog"] and stored.config["name"] == "yolact_base"
+    os.unlink(checkpoint.state_path(path))
+    plain = checkpoint.load_for_inference(path)
+    assert plain.config is None and plain.class_names is None
+    assert plain.config_name == "yolact_base"
+
+
+def test_state_of_another_format(tmp_path):
+    path = write(tmp_path, 100)
+    torch.save({"format": 999}, checkpoint.state_path(path))
+    with pytest.raises(UserError, match="state format 999"):
+        checkpoint.load_state(path)
+
+
+def test_failed_write_leaves_no_weights_without_state(tmp_path, monkeypatch):
+    real_save = torch.save
+
+    def fail_on_weights(value, stream):
+        if "format" not in value:
+            raise OSError(28, "No space left on device")
+        real_save(value, stream)
+
+    monkeypatch.setattr(torch, "save", fail_on_weights)
+    with pytest.raises(UserError, match="No space left on device"):
+        write(tmp_path, 100)
+    assert os.listdir(str(tmp_path)) == ["yolact_base_1_100.state"]
+    assert checkpoint.list_checkpoints(str(tmp_path)) == []
+
+
+class Net(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.semantic_seg_conv = torch.nn.Conv2d(2, classes, 1)
+
+
+def test_other_class_count_is_named():
+    with pytest.raises(UserError, match="trained for 5 classes, the dataset has 3"):
+        checkpoint.load_weights(Net(3), Net(5).state_dict(), "w.pth")
+
+
+def test_foreign_file_names_missing_and_unknown_tensors():
+    with pytest.raises(UserError, match="'w.pth' does not hold this network.*2 tensors missing.*"
+                                        "semantic_seg_conv.weight.*1 unknown.*fc.weight"):
+        checkpoint.load_weights(Net(3), {"fc.weight": torch.zeros(1)}, "w.pth")
+
+
+def test_rng_state_round_trip(tmp_path):
+    torch.save(checkpoint.rng_state(), str(tmp_path / "rng"))
+    import random
+
+    import numpy as np
+
+    expected = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+    checkpoint.set_rng_state(torch.load(str(tmp_path / "rng")))
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected

@@ -1,0 +1,167 @@
+"""The training loop on the drawn shapes: it learns, it stops, it goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import train
+from conftest import ROOT
+from data.shapes import write_dataset
+from utils import checkpoint
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=13, val=4)
+    return folder
+
+
+@pytest.fixture
+def flags(shapes, tmp_path, request):
+    return ["--data={}".format(shapes), "--config=yolact_shapes", "--batch_size=2",
+            "--no_autoscale", "--num_workers=0", "--max_iter={}".format(STEPS),
+            "--save_folder={}".format(tmp_path / "weights"), "--no_log",
+            "--node_device={}".format(request.config.getoption("--device"))]
+
+
+def weights_of(folder, iteration, suffix=""):
+    name = "yolact_shapes_{}_{}{}.pth".format(iteration // 6, iteration, suffix)
+    return torch.load(os.path.join(str(folder), "weights", name))
+
+
+def same(left, right):
+    return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_log_and_files(flags, tmp_path, capsys):
+    assert train.main(flags + ["--save_interval=4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if line.startswith("[")]
+    pattern = (r"\[  [01]\] +\d+ \|\| B: [\d.]+ \| C: [\d.]+ \| M: [\d.]+ \| S: [\d.]+ \| "
+               r"T: [\d.]+ \|\| ETA: \d+:\d\d:\d\d \|\| timer: [\d.]+ \|\| fps: [\d.]+ \|\| "
+               r"avg_fps: [\d.]+ \|\| GPU: 0$")
+    assert len(shown) == 2 and all(re.match(pattern, line) for line in shown)
+    assert lines[-1] == "Final weights : {}".format(
+        tmp_path / "weights" / "yolact_shapes_1_6.pth")
+    others = " ".join(line for line in lines if not line.startswith("["))
+    assert not re.search("box|mask|avg_fps| T: ", others)
+    assert sorted(os.listdir(str(tmp_path / "weights"))) == [
+        "yolact_shapes_0_4.pth", "yolact_shapes_0_4.state",
+        "yolact_shapes_1_6.pth", "yolact_shapes_1_6.state"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_the_undisturbed_one(flags, tmp_path, workers):
+    flags = flags + ["--num_workers={}".format(workers)]
+    assert train.main(flags + ["--save_interval=4"]) == 0
+    whole = weights_of(tmp_path, STEPS)
+    os.unlink(str(tmp_path / "weights" / "yolact_shapes_1_6.pth"))
+    torch.rand(7)  # whatever else the process did must not matter
+    assert train.main(flags + ["--resume=latest"]) == 0
+    assert same(weights_of(tmp_path, STEPS), whole)
+
+
+def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
+    assert train.main(flags) == 0
+    assert train.main(flags + ["--resume=latest", "--batch_size=3"]) == 2
+    assert "its global_batch is 2, this run's is 3" in capsys.readouterr().err
+    assert train.main(flags + ["--resume=latest", "--lr=0.5"]) == 2
+    assert "'lr': 0.002" in capsys.readouterr().err
+
+
+def test_weights_alone_start_a_fresh_optimiser(flags, tmp_path, capsys):
+    assert train.main(flags) == 0
+    final = str(tmp_path / "weights" / "yolact_shapes_1_6.pth")
+    os.unlink(checkpoint.state_path(final))
+    assert train.main(flags + ["--resume=" + final, "--start_iter=4"]) == 0
+    assert "weights only" in capsys.readouterr().out
+
+
+def test_step_that_is_not_finite_changes_nothing(flags, tmp_path, capsys, monkeypatch):
+    """Poison one step in the middle: it is named, and the run goes on without it."""
+    bad = _poison_steps(monkeypatch, [2])
+    assert train.main(flags) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "not finite" in line)
+    assert line.startswith("iteration 2: loss (B: nan) not finite")
+    assert all(str(image_id) in line for image_id in bad[2])
+    assert all(torch.isfinite(value).all() for value in weights_of(tmp_path, STEPS).values())
+
+
+def test_ten_bad_steps_in_a_row_end_the_training(flags, tmp_path, capsys, monkeypatch):
+    _poison_steps(monkeypatch, range(3, 100))
+    assert train.main(flags + ["--max_iter=40"]) == 1
+    captured = capsys.readouterr()
+    assert "steps in a row up to iteration 20" in captured.err
+    assert "17 steps" in captured.err
+
+
+def _poison_steps(monkeypatch, steps):
+    """Make loss B NaN in these iterations; returns the image ids of each step seen so far."""
+    real, seen, steps = train.MultiBoxLoss.forward, {}, set(steps)
+
+    def forward(self, predictions, batch, *args, **kwargs):
+        losses = real(self, predictions, batch, *args, **kwargs)
+        step = len(seen)
+        seen[step] = batch.image_ids.tolist()
+        if step in steps:
+            losses["B"] = losses["B"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(train.MultiBoxLoss, "forward", forward)
+    return seen
+
+
+@pytest.mark.launch
+def test_interrupted_run_goes_on_exactly(flags, tmp_path):
+    """A real process, a real Ctrl-C; the resumed run ends with the undisturbed run's weights."""
+    flags = flags + ["--max_iter=60", "--num_workers=1"]
+    assert train.main(flags) == 0
+    whole = weights_of(tmp_path, 60)
+    os.unlink(str(tmp_path / "weights" / "yolact_shapes_10_60.pth"))
+
+    process = subprocess.Popen([sys.executable, "-u", "train.py"] + flags, cwd=str(ROOT),
+                               stdout=subprocess.PIPE, universal_newlines=True)
+    for line in process.stdout:
+        if line.startswith("["):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert "Stopped by SIGINT" in rest
+    assert train.main(flags + ["--resume=interrupt"]) == 0
+    assert same(weights_of(tmp_path, 60), whole)
+
+
+@pytest.mark.parametrize("extra, sentence", [
+    (["--config=yolact_shape"], "did you mean 'yolact_shapes'"),
+    (["--bach_size=2"], "did you mean --batch_size"),
+    (["--batch_size=two"], "--batch_size is 'two', expected a whole number"),
+    (["--batch_size=99"], "lower --batch_size to 13"),
+    (["--batch_size=0"], "--batch_size is '0', expected a whole number of at least 1"),
+    (["--max_iter=0"], "--max_iter is '0', expected a whole number of at least 1"),
+    (["--data=/nowhere"], "/nowhere"),
+    (["--backbone_weights=missing.pth"], "--backbone_weights none"),
+    (["--node_device=gpu9"], "unknown device 'gpu9'"),
+    (["--train_images=/tmp"], "--train_info"),
+    (["--resume=latest"], "no latest checkpoint"),
+    (["--dataset=coco2107"], "coco2017"),
+    (["--fps_start_iter=-1"], "--fps_start_iter is '-1'"),
+])
+def test_mistakes_are_one_sentence_and_exit_code_2(flags, tmp_path, capfd, extra, sentence):
+    code = train.main(flags + extra)
+    error = capfd.readouterr().err
+    assert code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and sentence in error
+    assert not os.path.exists(str(tmp_path / "weights"))
