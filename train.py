@@ -54,7 +54,7 @@ MIN_BATCH_FOR_BN = 6
 """Images per card below which pretrained batch-norm statistics stay frozen, as in the original."""
 
 
-class TrainingFailed(Exception):
+class TrainingError(Exception):
     """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
@@ -141,7 +141,7 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
     """Print the log line and the steps skipped since the last one; stop a run that only skips.
 
     Raises:
-        TrainingFailed: ten steps in a row were not finite.
+        TrainingError: ten steps in a row were not finite.
     """
     report = run.records.report()
     timer.update()
@@ -158,7 +158,7 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
                   losses=report.losses, total=report.total, skipped=run.records.total_skipped,
                   seconds=timer.recent, fps=fps, avg_fps=average)
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
-        raise TrainingFailed(
+        raise TrainingError(
             "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
             "parameters are those of the last finite step. Lower --lr, or look at the images named "
             "above.".format(report.in_a_row, done))
@@ -222,8 +222,8 @@ def resume(run: Run, weights_path: str) -> int:
         named = CheckpointName.parse(weights_path)
         start = run.args.start_iter if run.args.start_iter >= 0 else (
             named.iteration if named else 0)
-        print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}".format(
-            weights_path, checkpoint.state_path(weights_path), start))
+        print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}"
+              .format(weights_path, checkpoint.state_path(weights_path), start))
         return start
     check_same_run(identity_of(run), state, weights_path)
     start = unpack_state(state, run.optimizer, run.records, run.device)
@@ -255,7 +255,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
 
 
 def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
-    """Network with its initial weights, batch norm frozen where pretrained and batches are small."""
+    """Network with its first weights; batch norm frozen where pretrained and batches small."""
     model = build_yolact(config)
     weights = args.backbone_weights or config.backbone_weights
     if args.resume is None and weights != "none":
@@ -304,8 +304,8 @@ def print_start(run: Run, start: int) -> None:
         run.config.max_size, run.config.max_size))
     print("{} images, batch {} x {} card{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
           "epochs), learning rate {:g}".format(
-              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s", size, start,
-              max_iter, max_iter / size, run.learning_rate.base_lr), flush=True)
+              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s", size,
+              start, max_iter, max_iter / size, run.learning_rate.base_lr), flush=True)
 
 
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
@@ -363,7 +363,7 @@ def _run(argv: List[str]) -> int:
     processes.init(device)
     try:
         return train(args, processes, device)
-    except TrainingFailed as failure:
+    except TrainingError as failure:
         print("training stopped: {}".format(failure), file=sys.stderr)
         return 1
     finally:

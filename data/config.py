@@ -133,7 +133,7 @@ class Config:
     def feature_sizes(self) -> Tuple[int, ...]:
         """Side of each pyramid level's feature map, finest first.
 
-        Every stride-2 layer of the backbones and of the FPN is padded so that it halves rounding up.
+        Every stride-2 layer of the backbones and the FPN is padded so that it halves rounding up.
         """
         strides = [2 ** (stage + self._first_stage_power) for stage in self.selected_layers]
         sizes = [_halve_up(self.max_size, stride) for stride in strides]

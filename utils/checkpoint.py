@@ -179,15 +179,16 @@ def load_weights(model: torch.nn.Module, state_dict: Dict[str, Any], path: str) 
     missing = [key for key in own if key not in state_dict]
     foreign = [key for key in state_dict if key not in own]
     if missing or foreign:
-        raise UserError("'{}' does not hold this network: {} tensors missing{}, {} unknown{}; check "
-                        "--config".format(path, len(missing), _first(missing), len(foreign),
-                                          _first(foreign)))
+        raise UserError(
+            "'{}' does not hold this network: {} tensors missing{}, {} unknown{}; check --config"
+            .format(path, len(missing), _first(missing), len(foreign), _first(foreign)))
     wrong = [key for key in own if tuple(own[key].shape) != tuple(state_dict[key].shape)]
     if wrong:
         key = next((key for key in wrong if "conf_layer.weight" in key), wrong[0])
-        raise UserError("'{}' does not fit this network: {} is {}, expected {} ({} tensors differ); "
-                        "{}".format(path, key, list(state_dict[key].shape), list(own[key].shape),
-                                    len(wrong), _class_count_hint(key, state_dict, own)))
+        raise UserError(
+            "'{}' does not fit this network: {} is {}, expected {} ({} tensors differ); {}".format(
+                path, key, list(state_dict[key].shape), list(own[key].shape), len(wrong),
+                _class_count_hint(state_dict, own)))
     model.load_state_dict(state_dict)
 
 
@@ -195,7 +196,7 @@ def _first(keys: List[str]) -> str:
     return " (first: {})".format(", ".join(keys[:3])) if keys else ""
 
 
-def _class_count_hint(key: str, state_dict: Dict[str, Any], own: Dict[str, Any]) -> str:
+def _class_count_hint(state_dict: Dict[str, Any], own: Dict[str, Any]) -> str:
     semantic = "semantic_seg_conv.weight"
     if semantic in state_dict and semantic in own:
         found, expected = state_dict[semantic].shape[0], own[semantic].shape[0]

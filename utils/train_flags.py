@@ -41,7 +41,8 @@ def _add_data(parser: ArgumentParser) -> None:
 
 def _add_schedule(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model and schedule")
-    group.add_argument("--config", default="yolact_base_config", help="recipe, e.g. yolact_resnet50")
+    group.add_argument("--config", default="yolact_base_config",
+                       help="recipe, e.g. yolact_resnet50")
     group.add_argument("--backbone_weights", default=None, metavar="FILE",
                        help="ImageNet backbone; 'none' trains from scratch; default: the "
                             "configuration's file in --save_folder")
@@ -49,9 +50,11 @@ def _add_schedule(parser: ArgumentParser) -> None:
                        help="images per card and step")
     group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
                        help="iterations at the configuration's batch size (see --no_autoscale)")
-    group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True), default=None, dest="lr")
+    group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True),
+                       default=None, dest="lr")
     group.add_argument("--momentum", type=Bounded(float, 0), default=None)
-    group.add_argument("--decay", "--weight_decay", type=Bounded(float, 0), default=None, dest="decay")
+    group.add_argument("--decay", "--weight_decay", type=Bounded(float, 0),
+                       default=None, dest="decay")
     group.add_argument("--gamma", type=Bounded(float, 0), default=None)
     group.add_argument("--no_autoscale", default=False, **_SWITCH,
                        help="do not scale learning rate and iterations by batch size x cards")
@@ -62,7 +65,8 @@ def _add_schedule(parser: ArgumentParser) -> None:
 def _add_checkpoints(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--save_folder", default="weights/")
-    group.add_argument("--save_interval", type=Bounded(int, 1), default=2000, help="iterations between files")
+    group.add_argument("--save_interval", type=Bounded(int, 1), default=2000,
+                       help="iterations between files")
     group.add_argument("--keep_latest", default=False, **_SWITCH,
                        help="keep the newest file only (and every --keep_latest_interval)")
     group.add_argument("--keep_latest_interval", type=Bounded(int, 1), default=100000,
@@ -78,7 +82,8 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
 def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     group.add_argument("--node_device", default="auto", help="auto, npu, cuda or cpu")
-    group.add_argument("--device_id", type=Bounded(int, 0), default=None, help="index of the card on this host")
+    group.add_argument("--device_id", type=Bounded(int, 0), default=None,
+                       help="index of the card on this host")
     group.add_argument("--cuda", default=True, **_SWITCH,
                        help="False is the original's spelling of --node_device=cpu")
     group.add_argument("--local_rank", "--local-rank", type=int, default=None,
@@ -95,4 +100,5 @@ def _add_logging(parser: ArgumentParser) -> None:
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
     group.add_argument("--validation_epoch", type=int, default=-1,
                        help="epochs between validations; -1 leaves them to eval.py")
-    group.add_argument("--validation_size", type=Bounded(int, 1), default=5000, help="images per validation")
+    group.add_argument("--validation_size", type=Bounded(int, 1), default=5000,
+                       help="images per validation")

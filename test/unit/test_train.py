@@ -11,9 +11,9 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT
 
 import train
-from conftest import ROOT
 from data.shapes import write_dataset
 from utils import checkpoint
 
