@@ -31,6 +31,7 @@ from utils.cli import run_main
 from utils.device import (
     describe,
     device_count,
+    memory_reserved,
     pin_memory_supported,
     seed_everything,
     select_device,
@@ -156,7 +157,8 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
     if log is not None:
         log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
                   losses=report.losses, total=report.total, skipped=run.records.total_skipped,
-                  seconds=timer.recent, fps=fps, avg_fps=average)
+                  seconds=timer.recent, fps=fps, avg_fps=average,
+                  **({"memory": memory_reserved(run.device)} if run.args.log_gpu else {}))
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
             "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
@@ -179,7 +181,7 @@ def validate(run: Run, done: int, log: Optional[JsonLog]) -> None:
 
 def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
-    if not run.processes.is_main:
+    if not run.processes.is_main or run.args.train_performance:
         return None
     folder = run.args.save_folder
     older = checkpoint.list_checkpoints(folder, run.config.name)
@@ -254,6 +256,18 @@ def resolve_config(args: argparse.Namespace) -> Config:
     return config.replace(**changes)
 
 
+def images_per_card(args: argparse.Namespace, config: Config, cards: int) -> int:
+    """Batch size of each card, from --batch_alloc, --batch_size or the recipe."""
+    if args.batch_alloc is None:
+        return args.batch_size or config.batch_size
+    sizes = args.batch_alloc.split(",")
+    if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
+        raise UserError("--batch_alloc is '{}', expected the same whole number for each of {} "
+                        "card{}, separated by commas: shapes are static and cards wait for each "
+                        "other".format(args.batch_alloc, cards, "" if cards == 1 else "s"))
+    return int(sizes[0])
+
+
 def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
     """Network with its first weights; batch norm frozen where pretrained and batches small."""
     model = build_yolact(config)
@@ -274,7 +288,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     dataset = CocoDataset(*dataset_files(args, config, "train"), strict=args.strict)
     dataset.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
-    per_card = args.batch_size or config.batch_size
+    per_card = images_per_card(args, config, processes.world_size)
     learning_rate = LearningRate.from_config(
         config, per_card * processes.world_size, autoscale=not args.no_autoscale)
     loader = build_train_loader(

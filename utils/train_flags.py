@@ -48,6 +48,8 @@ def _add_schedule(parser: ArgumentParser) -> None:
                             "configuration's file in --save_folder")
     group.add_argument("--batch_size", type=Bounded(int, 1), default=None,
                        help="images per card and step")
+    group.add_argument("--batch_alloc", default=None, metavar="N,N,..",
+                       help="images per step of each card; the same number for every card")
     group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
                        help="iterations at the configuration's batch size (see --no_autoscale)")
     group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True),
@@ -96,6 +98,10 @@ def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/")
     group.add_argument("--no_log", default=False, **_SWITCH, help="write no JSON log")
+    group.add_argument("--log_gpu", default=False, **_SWITCH,
+                       help="add the device memory in use to the JSON log")
+    group.add_argument("--train_performance", default=False, **_SWITCH,
+                       help="measure speed only: save no weights")
     group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
     group.add_argument("--validation_epoch", type=int, default=-1,

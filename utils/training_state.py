@@ -22,7 +22,8 @@ def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
             configuration and the class names without knowing about training.
         iteration: steps done.
         epoch_size: steps in an epoch.
-        optimizer, records: their states are stored with the generators'.
+        optimizer: its buffers are stored.
+        records: the losses of the last steps are stored.
     """
     return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
                 position=iteration % epoch_size, optimizer=optimizer.state_dict(),

@@ -157,6 +157,7 @@ def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     (["--train_images=/tmp"], "--train_info"),
     (["--resume=latest"], "no latest checkpoint"),
     (["--dataset=coco2107"], "coco2017"),
+    (["--batch_alloc=4,4"], "for each of 1 card"),
     (["--fps_start_iter=-1"], "--fps_start_iter is '-1'"),
 ])
 def test_mistakes_are_one_sentence_and_exit_code_2(flags, tmp_path, capfd, extra, sentence):
