@@ -123,18 +123,18 @@ def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, s
     Returns:
         float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, clipped to [0, 1].
     """
-    corners: np.ndarray = _corners(columns.boxes)
+    corners = _corners(columns.boxes)
     missing = columns.box_state == raw.BOX_MISSING
     corners[missing] = extents[missing]
     for row in np.flatnonzero(missing & outlines.is_rle & log.usable):
         corners[row] = outlines.rle_extent(row)
     log.repair("derived_box", missing)
-    finite = np.isfinite(corners).all(axis=1)
-    log.drop("malformed_box", np.logical_not(finite))
+    finite: np.ndarray = np.isfinite(corners).all(axis=1)
+    log.drop("malformed_box", ~finite)
     corners[~finite] = 0
 
     limits = np.concatenate([sizes, sizes], axis=1)
-    degenerate = (corners[:, 2:] <= corners[:, :2]).any(axis=1)
+    degenerate = np.any(corners[:, 2:] <= corners[:, :2], axis=1)
     beyond = np.maximum(-corners, corners - limits).max(axis=1)
     relative = (np.clip(corners, 0, limits) / limits).astype(np.float32)
     log.drop("degenerate_box", degenerate)

@@ -198,8 +198,10 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     for key in ("id", "image_id", "category_id", "iscrowd"):
         value = record.get(key, 0)
         if not isinstance(value, int) or abs(value) >= 2 ** 63:
-            return UserError("{}: {} has {} {!r}, expected an integer (64 bit); write ids as "
-                             "numbers without quotes".format(path, where, key, value))
+            expected = ("0 or 1" if key == "iscrowd" else
+                        "an integer (64 bit); write ids as numbers without quotes")
+            return UserError("{}: {} has {} {!r}, expected {}".format(
+                path, where, key, value, expected))
     raise AssertionError("four good integers were refused")
 
 
