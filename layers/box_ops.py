@@ -64,8 +64,10 @@ def decode(loc: Tensor, priors_cxcywh: Tensor) -> Tensor:
     """Corner boxes from regression outputs `[..,4]` and priors `[..,4]` cx cy w h."""
     prior_center, prior_size = priors_cxcywh[..., :2], priors_cxcywh[..., 2:]
     center = prior_center + loc[..., :2] * (prior_size * CENTER_VARIANCE)
-    half = prior_size * torch.exp(loc[..., 2:] * SIZE_VARIANCE) / 2
-    return torch.cat((center - half, center + half), -1)
+    size = prior_size * torch.exp(loc[..., 2:] * SIZE_VARIANCE)
+    low = center - size / 2
+    # The original's order of rounding: an IoU at a threshold is decided by the last bit.
+    return torch.cat((low, low + size), -1)
 
 
 def sanitize_coordinates(x1: Tensor, x2: Tensor, size: int, padding: int = 0,
