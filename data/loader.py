@@ -6,7 +6,6 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 
 from __future__ import annotations
 
-import inspect
 import signal
 from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 
@@ -20,6 +19,7 @@ from data.batch import Batch, collate
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import TargetMaker
+from utils.compat import loader_generator
 from utils.errors import UserError
 
 SLOT_STEP = 8
@@ -136,14 +136,10 @@ class TrainLoader:
         Raises:
             UserError: an image cannot be read; raised here although it happened in a worker.
         """
-        options: Dict[str, Any] = {}
-        if "generator" in inspect.signature(DataLoader.__init__).parameters:
-            # Else the workers' base seed is drawn from, and changes, the global generator.
-            options["generator"] = torch.Generator().manual_seed(self.seed)
         batches = DataLoader(
             self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
             collate_fn=_collate_or_error, pin_memory=self.pin_memory,
-            worker_init_fn=_start_worker, **options)
+            worker_init_fn=_start_worker, **loader_generator(self.seed))
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch

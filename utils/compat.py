@@ -1,1 +1,28 @@
-"""What PyTorch versions name or do differently, decided by asking for the feature."""
+"""Where PyTorch 1.5, 1.8 and 2.x differ and the rest of the project must not care."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Dict
+
+import torch
+from torch.utils.data import DataLoader
+
+
+def can_load_weights_only() -> bool:
+    """Whether `torch.load(weights_only=True)` reads whole checkpoints.
+
+    It exists from 1.13, but there it refuses the floats of an optimiser's state.
+    """
+    return int(torch.__version__.split(".")[0]) >= 2
+
+
+def loader_generator(seed: int) -> Dict[str, Any]:
+    """Arguments for a `DataLoader` whose workers' base seed comes from `seed`.
+
+    Without them it is drawn from, and so changes, the global generator. PyTorch 1.5 has no such
+    argument: empty there.
+    """
+    if "generator" not in inspect.signature(DataLoader.__init__).parameters:
+        return {}
+    return {"generator": torch.Generator().manual_seed(seed)}

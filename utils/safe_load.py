@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict
 
 import torch
 
+from utils.compat import can_load_weights_only
 from utils.errors import UserError
 
 _ZIP_START = b"PK\x03\x04"
@@ -105,7 +106,7 @@ def _check_archive(path: str) -> None:
 
 
 def _read(path: str) -> Any:
-    if int(torch.__version__.split(".")[0]) < 2:
+    if not can_load_weights_only():
         return torch.load(path, map_location="cpu", pickle_module=_restricted_pickle)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

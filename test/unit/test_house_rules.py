@@ -25,7 +25,7 @@ NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pyc
 # annotations may come from anywhere, under TYPE_CHECKING.
 ALLOWED_IMPORTS = {
     "utils": {"utils"},
-    "data": {"data", "utils.cli"},  # data.shapes is a command, too
+    "data": {"data", "utils.compat", "utils.cli"},  # data.shapes is a command, too
     "layers": {"layers"},
     "backbone": {"layers"},
     "yolact": {"backbone", "layers", "data.config", "utils"},
