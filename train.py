@@ -10,8 +10,7 @@ import argparse
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from data.batch import Batch
 from data.coco import CocoDataset
 from data.config import Config, get_config
-from data.layouts import dataset_paths
+from data.layouts import find_dataset
 from data.loader import DevicePrefetcher, TrainLoader, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
@@ -44,7 +43,7 @@ from utils.processes import Processes
 from utils.safe_load import load_tensors
 from utils.schedule import LearningRate
 from utils.step_records import StepRecords, total_of
-from utils.train_flags import train_parser
+from utils.train_flags import images_per_card, train_parser
 from utils.training_log import JsonLog, StepTimer, Throughput, format_line
 from utils.training_state import check_same_run, pack_state, unpack_state
 from yolact import Yolact, build_yolact
@@ -75,6 +74,8 @@ class Run:
     learning_rate: LearningRate
     loader: TrainLoader
     dataset: CocoDataset
+    validation_set: Optional[CocoDataset]
+    """None where this run does not validate."""
     records: StepRecords
 
 
@@ -126,11 +127,11 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
                 timer.restart()
         if done % args.save_interval == 0 and done != max_iter:
             save(run, done)
-        if _validation_due(args, done, epoch_size):
+        if run.validation_set is not None and _validation_due(args, done, epoch_size):
             synchronize(run.device)
             throughput.pause()
-            validate(run, done, log)
-            throughput.start()
+            validate(run, run.validation_set, done, log)
+            throughput.resume()
             timer.skip()
         if stop.requested:
             break
@@ -166,17 +167,16 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
             "above.".format(report.in_a_row, done))
 
 
-def validate(run: Run, done: int, log: Optional[JsonLog]) -> None:
-    """Score the network on the validation images and print the table."""
-    images, annotations = dataset_files(run.args, run.config, "val")
-    results = evaluate_dataset(run.model, run.config, CocoDataset(images, annotations), run.device,
+def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[JsonLog]) -> None:
+    """Score the network on validation images and print the table."""
+    results = evaluate_dataset(run.model, run.config, dataset, run.device,
                                max_images=run.args.validation_size,
-                               num_workers=run.args.num_workers)
-    print(results.table(), flush=True)
+                               num_workers=run.args.num_workers,
+                               class_names=run.dataset.class_names)
+    print("\n".join(results.notes + [results.table()]), flush=True)
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
                   **results.summary())
-    run.network.train()
 
 
 def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
@@ -233,39 +233,12 @@ def resume(run: Run, weights_path: str) -> int:
     return start
 
 
-def dataset_files(args: argparse.Namespace, config: Config, split: str) -> Tuple[Path, Path]:
-    """Image folder and annotation file of `train` or `val`."""
-    prefix = "train" if split == "train" else "valid"
-    images, info = getattr(args, prefix + "_images"), getattr(args, prefix + "_info")
-    if (images is None) != (info is None):
-        raise UserError("--{0}_images and --{0}_info belong together; give both or neither".format(
-            prefix))
-    if images is not None:
-        return Path(images), Path(info)
-    if args.data is None:
-        raise UserError("no dataset: give --data=FOLDER in COCO's layout (train2017/, val2017/, "
-                        "annotations/), or --train_images and --train_info")
-    return dataset_paths(config.dataset, args.data, split)
-
-
 def resolve_config(args: argparse.Namespace) -> Config:
     """The recipe with the command line's changes."""
     config = get_config(args.config)
     flags = ("dataset", "lr", "momentum", "decay", "gamma", "max_iter")
     changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
     return config.replace(**changes)
-
-
-def images_per_card(args: argparse.Namespace, config: Config, cards: int) -> int:
-    """Batch size of each card, from --batch_alloc, --batch_size or the recipe."""
-    if args.batch_alloc is None:
-        return args.batch_size or config.batch_size
-    sizes = args.batch_alloc.split(",")
-    if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
-        raise UserError("--batch_alloc is '{}', expected the same whole number for each of {} "
-                        "card{}, separated by commas: shapes are static and cards wait for each "
-                        "other".format(args.batch_alloc, cards, "" if cards == 1 else "s"))
-    return int(sizes[0])
 
 
 def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
@@ -285,10 +258,16 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yola
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest."""
     config = resolve_config(args)
-    dataset = CocoDataset(*dataset_files(args, config, "train"), strict=args.strict)
+    dataset = CocoDataset(*find_dataset(config.dataset, args.data, args.train_images,
+                                        args.train_info, "train"), strict=args.strict)
     dataset.check_images_exist()
+    validation_set = None
+    if args.validation_epoch > 0:  # read now, so that a mistake shows before hours of training
+        validation_set = CocoDataset(*find_dataset(config.dataset, args.data, args.valid_images,
+                                                   args.valid_info, "val"))
+        validation_set.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
-    per_card = images_per_card(args, config, processes.world_size)
+    per_card = images_per_card(args, config.batch_size, processes.world_size)
     learning_rate = LearningRate.from_config(
         config, per_card * processes.world_size, autoscale=not args.no_autoscale)
     loader = build_train_loader(
@@ -302,7 +281,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         network = nn.parallel.DistributedDataParallel(
             model, device_ids=None if device.type == "cpu" else [device], broadcast_buffers=False)
     return Run(args, config, processes, device, model, network, MultiBoxLoss.from_config(config),
-               optimizer, learning_rate, loader, dataset, StepRecords())
+               optimizer, learning_rate, loader, dataset, validation_set, StepRecords())
 
 
 def print_start(run: Run, start: int) -> None:
@@ -358,8 +337,7 @@ def _fps_start(args: argparse.Namespace, steps: int) -> int:
 
 
 def _validation_due(args: argparse.Namespace, done: int, epoch_size: int) -> bool:
-    every = args.validation_epoch
-    return every > 0 and done % epoch_size == 0 and (done // epoch_size) % every == 0
+    return done % (epoch_size * args.validation_epoch) == 0
 
 
 def _run(argv: List[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Tuple, Union
+from typing import Dict, Optional, Tuple, Union
 
 from utils.errors import UserError, nearest
 
@@ -52,6 +52,34 @@ def dataset_paths(dataset: str, root: Union[str, Path], split: str) -> Tuple[Pat
             raise UserError("{} not found: looked for {}; {}{}".format(
                 what, path.absolute(), expected, _elsewhere(root, splits[split])))
     return images, annotations
+
+
+def find_dataset(dataset: str, root: Optional[str], images: Optional[str], info: Optional[str],
+                 split: str) -> Tuple[Path, Path]:
+    """Image folder and annotation file from what the command line gave.
+
+    Args:
+        dataset: layout below `root`, see `dataset_paths`.
+        root: --data, or None.
+        images: --train_images or --valid_images; wins over `root`.
+        info: --train_info or --valid_info; belongs to `images`.
+        split: `train` or `val`.
+
+    Raises:
+        UserError: nothing was given, or half of a pair.
+    """
+    prefix = "train" if split == "train" else "valid"
+    if (images is None) != (info is None):
+        raise UserError("--{0}_images and --{0}_info belong together; give both or neither".format(
+            prefix))
+    if images is not None and info is not None:
+        return Path(images), Path(info)
+    if root is None:
+        raise UserError("no dataset: give --data=FOLDER (layout {}: {}), or --{prefix}_images and "
+                        "--{prefix}_info".format(
+                            dataset, ", ".join(_LAYOUTS.get(dataset, {}).get(split, ())),
+                            prefix=prefix))
+    return dataset_paths(dataset, root, split)
 
 
 def _elsewhere(root: Path, parts: Tuple[str, str]) -> str:

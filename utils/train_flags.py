@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any, Dict
 
 from utils.cli import ArgumentParser, Bounded, str2bool
+from utils.errors import UserError
 
 _SWITCH: Dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True,
                            "metavar": "True|False"}
@@ -19,6 +21,18 @@ def train_parser() -> ArgumentParser:
     _add_device(parser)
     _add_logging(parser)
     return parser
+
+
+def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
+    """Batch size of each card, from --batch_alloc, --batch_size or else `default`."""
+    if args.batch_alloc is None:
+        return args.batch_size or default
+    sizes = args.batch_alloc.split(",")
+    if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
+        raise UserError("--batch_alloc is '{}', expected the same whole number for each of {} "
+                        "card{}, separated by commas: shapes are static and cards wait for each "
+                        "other".format(args.batch_alloc, cards, "" if cards == 1 else "s"))
+    return int(sizes[0])
 
 
 def _add_data(parser: ArgumentParser) -> None:

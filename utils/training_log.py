@@ -40,14 +40,19 @@ class Throughput:
         return self._steps == self.start_iter
 
     def start(self) -> None:
-        """Open the window, or go on after `pause`, now."""
+        """Open the window now."""
         self._edge = time.perf_counter()
 
     def pause(self) -> None:
-        """Leave out what follows, until `start`."""
+        """Leave out what follows, until `resume`."""
         if self._edge is not None:
             self._elapsed += time.perf_counter() - self._edge
             self._edge = None
+
+    def resume(self) -> None:
+        """Go on after `pause`; does not open a window that was not open."""
+        if self._steps >= self.start_iter:
+            self._edge = time.perf_counter()
 
     def average(self) -> float:
         """Images per second so far; 0 before the window has a step."""

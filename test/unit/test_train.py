@@ -72,6 +72,12 @@ def test_resumed_run_equals_the_undisturbed_one(flags, tmp_path, workers):
     assert same(weights_of(tmp_path, STEPS), whole)
 
 
+def test_validation_during_training(flags, capsys):
+    assert train.main(flags + ["--validation_epoch=1", "--validation_size=2"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  mask |")]
+    assert len(rows) == 1 and re.match(r"  mask \| +[\d.na/]+ \|", rows[0])
+
+
 def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
     assert train.main(flags) == 0
     assert train.main(flags + ["--resume=latest", "--batch_size=3"]) == 2

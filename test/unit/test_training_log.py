@@ -31,7 +31,7 @@ def test_throughput_leaves_out_warm_up_and_pauses():
         throughput.step()
     throughput.pause()
     time.sleep(0.2)  # validation
-    throughput.start()
+    throughput.resume()
     # 8 images in at least 0.04 s; with warm-up or pause inside it would be at most 8 / 0.24.
     assert 8 / 0.24 < throughput.average() <= 8 / 0.04
 
