@@ -115,7 +115,7 @@ def outlines(mask: np.ndarray) -> Tuple[List[np.ndarray], bool]:
         The outlines as int64 `[n, 2]` polygons in 1/8 px through the middles of the pixel edges
         between inside and outside, simplified to within half a pixel, and whether the mask has
         holes (whose boundaries are left out). Pixels that touch at a corner only are separate.
-        Pieces smaller than `MIN_PIECE` are left out.
+        Pieces smaller than `MIN_PIECE`, or no thicker than that half pixel, are left out.
     """
     outer, holes = [], False
     for corners in _boundary_loops(mask):
@@ -124,7 +124,9 @@ def outlines(mask: np.ndarray) -> Tuple[List[np.ndarray], bool]:
         if doubled_area < 0:
             holes = True
         elif doubled_area >= 2 * MIN_PIECE:
-            outer.append(_simplify(middles, UNIT // 2))
+            polygon = _simplify(middles, UNIT // 2)
+            if len(polygon) > 2:
+                outer.append(polygon)
     return outer, holes
 
 
