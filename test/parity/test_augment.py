@@ -186,18 +186,42 @@ def test_distribution_equals_the_saturated_reference(replayed, ours):
     assert max(abs(value) for value in z.values()) < LARGEST_Z, z
 
 
-def test_number_of_boxes(recorded, sample):
-    """Sharper than means: all of the histogram, from many draws of the placement alone."""
-    augmenter, boxes = Augmenter(SIZE), pixels(sample)[2]
-    centres, draws = (boxes[:, :2] + boxes[:, 2:]) / 2, 20000
-    rng, counts = np.random.default_rng(5), np.zeros(7)
-    for _ in range(draws):
-        placement = augmenter.draw_placement(sample, rng)
-        moved = centres + [placement.left, placement.top]
-        x1, y1, x2, y2 = placement.crop
-        counts[((moved > [x1, y1]) & (moved < [x2, y2])).all(1).sum()] += 1
-    expected = counts / draws * 1500
-    found = recorded["dist_nboxes_hist"]
+def placement_facts(placement, centres):
+    x1, y1, x2, y2 = placement.crop
+    moved = centres + [placement.left, placement.top]
+    kept = ((moved > [x1, y1]) & (moved < [x2, y2])).all(1).sum()
+    expanded = placement.left + placement.top > 0
+    return [kept, expanded, placement.left / placement.width, placement.top / placement.height,
+            (x2 - x1) / placement.width, (y2 - y1) / placement.height, (x2 - x1) / (y2 - y1),
+            (x1 - placement.left) / placement.width, (y1 - placement.top) / placement.height,
+            placement.mirror]
+
+
+@pytest.fixture(scope="module")
+def placements(sample):
+    """Facts of many placements drawn by us and by the reference: arrays `[draws, facts]`."""
+    augmenter, (width, height, boxes) = Augmenter(SIZE), pixels(sample)
+    centres, rng = (boxes[:, :2] + boxes[:, 2:]) / 2, np.random.default_rng(5)
+    ours = [placement_facts(augmenter.draw_placement(sample, rng), centres) for _ in range(20000)]
+    r = np.random.RandomState(6)
+    theirs = [placement_facts(reference.draw(r, width, height, boxes, SIZE)[1], centres)
+              for _ in range(20000)]
+    return np.array(ours, float), np.array(theirs, float)
+
+
+def test_number_of_boxes(recorded, placements):
+    """Sharper than its mean: all of the recorded histogram."""
+    counts = np.bincount(placements[0][:, 0].astype(int), minlength=7)
+    expected, found = counts / counts.sum() * 1500, recorded["dist_nboxes_hist"]
     assert counts[0] == found[0] == 0
     chi_square = ((found - expected)[1:] ** 2 / expected[1:]).sum()
     assert chi_square < 20.5, chi_square  # 5 degrees of freedom: one in a thousand
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_placements_equal_the_reference(placements, power):
+    """First and second moments of everything a placement is made of."""
+    ours, theirs = (values ** power for values in placements)
+    error = np.sqrt((ours.var(0) + theirs.var(0)) / len(ours))
+    z = (ours.mean(0) - theirs.mean(0)) / error
+    assert np.abs(z).max() < LARGEST_Z, z
