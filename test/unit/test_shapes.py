@@ -141,7 +141,7 @@ def test_run_lengths_and_outlines():
         sliver[row, row // 4:row // 4 + 1] = True
     assert all(len(polygon) > 2 for polygon in shape_raster.outlines(sliver)[0])
     stairs = np.zeros((30, 30), bool)
-    for row in range(0, 28):
+    for row in range(28):
         stairs[row, row:row + 2] = True
     assert all(len(polygon) > 2 for polygon in shape_raster.outlines(stairs)[0])
 
