@@ -17,6 +17,8 @@ from torch import Tensor
 EXCLUDED = -1.0
 """Score of a pair that takes no part; real scores are in [0, 1]."""
 
+_GROUPS_IN_CACHE = 16
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -85,6 +87,12 @@ def _largest_iou_with_better(boxes: Tensor) -> Tensor:
 
     Boxes without area overlap nothing.
     """
+    # On a CPU, parts that stay in its cache take a third of the time.
+    parts = boxes.split(_GROUPS_IN_CACHE) if boxes.device.type == "cpu" else (boxes,)
+    return torch.cat([_largest_iou_in_group(part) for part in parts])
+
+
+def _largest_iou_in_group(boxes: Tensor) -> Tensor:
     x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))
     area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
     intersection = _overlap(x1, x2).mul_(_overlap(y1, y2))

@@ -116,8 +116,8 @@ def test_fewer_priors_than_rows(device):
 
 
 def test_greedy_nms_counts_pixels_at_both_ends():
-    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4], [0, 0, 9, 3]], np.float32)
-    # IoU of the first with the second is 50 / 100: at the threshold it goes.
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4], [0, 0, 9, 3.9]], np.float32)
+    # IoU with the first is 50 / 100 and 49 / 100: at the threshold a box goes.
     assert greedy_nms(boxes, np.array([0.9, 0.8, 0.7], np.float32), 0.5).tolist() == [0, 2]
 
 

@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from layers.box_ops import crop
-from layers.masks import assemble_masks, boxes_to_pixels, encode_masks, iterate_masks
+from layers.masks import (
+    _Axis,
+    _run_ends,
+    assemble_masks,
+    boxes_to_pixels,
+    encode_masks,
+    iterate_masks,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +78,20 @@ def test_run_lengths_are_those_of_the_plain_way(height, width, crop_to_box):
             assert rle["size"] == [height, width]
         assert 0.01 < (soft > 0.5).float().mean() < 0.9
     assert differing <= 2e-4 * pixels
+
+
+@pytest.mark.parametrize("source, size", [(5, 15), (7, 7), (6, 40), (9, 5), (4, 9), (3, 2)])
+def test_ends_of_runs_are_exact(source, size):
+    """Coarse values make ties with the threshold; every pixel is computed for comparison."""
+    rng = np.random.default_rng(source * 100 + size)
+    rows = _Axis.build(source, size)
+    values = rng.integers(0, 9, (3000, source)).astype(np.float32) / 8
+    lines = np.pad(values, ((0, 0), (1, 1)), mode="constant")
+    pixels = values[:, rows.low] * (1 - rows.weight) + values[:, rows.high] * rows.weight
+    inside = (pixels > 0.5).reshape(-1)
+    expected = np.flatnonzero(np.diff(np.concatenate(([False], inside, [False])).astype(int)))
+    ends, repeats = np.unique(_run_ends(lines, 0, rows), return_counts=True)
+    np.testing.assert_array_equal(ends[repeats % 2 == 1], expected)
 
 
 def test_a_few_at_a_time(device):
