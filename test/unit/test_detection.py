@@ -135,3 +135,30 @@ def test_from_config():
     detect = Detect.from_config(config, nms="cross_class")
     assert (detect.num_classes, detect.top_k, detect.max_detections) == (7, 50, 30)
     assert detect.nms == "cross_class" and detect.max_size == 550
+
+
+@pytest.mark.parametrize("nms", ["fast", "cross_class"])
+def test_the_device_is_never_asked_for_a_value(nms):
+    """Two different batches run the same operators on the same shapes, none of which waits."""
+    dispatch = pytest.importorskip("torch.utils._python_dispatch")
+    if not hasattr(dispatch, "TorchDispatchMode"):
+        pytest.skip("this torch cannot record operators")
+
+    class Recorder(dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            shapes = tuple((tuple(a.shape), a.dtype) for a in args if isinstance(a, torch.Tensor))
+            signatures.append((str(function), shapes))
+            return function(*args, **(kwargs or {}))
+
+    recorded = []
+    crowded, empty = make_predictions("cpu"), make_predictions("cpu", seed=1)
+    empty["conf"][:, :, 0] = 100
+    for predictions in (crowded, empty):
+        signatures = []
+        with Recorder():
+            make_detect(nms, compact=False)(predictions)
+        recorded.append(signatures)
+    assert recorded[0] == recorded[1] and len(recorded[0]) > 20
+    waiting = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "index.Tensor")
+    assert not [name for name, _ in recorded[0] if any(word in name for word in waiting)]
+    assert not [s for _, shapes in recorded[0] for s in shapes if s[1] == torch.float64]
