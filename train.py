@@ -273,7 +273,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     loader = build_train_loader(
         dataset, config, make_priors(config).numpy(), batch_size=per_card,
         num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
-        world_size=processes.world_size, pin_memory=pin_memory_supported(device))
+        world_size=processes.world_size, pin_memory=pin_memory_supported(device),
+        pack_masks=device.type != "cpu")
     model = build_model(args, config, per_card).to(device)
     optimizer = build_optimizer(config, model)
     network: nn.Module = model

@@ -18,6 +18,7 @@ from data.augment import Augmenter
 from data.batch import Batch, collate
 from data.coco import CocoDataset
 from data.config import Config
+from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker
 from utils.compat import loader_generator
 from utils.errors import UserError
@@ -101,13 +102,15 @@ class TrainLoader:
         epoch_size: iterations in an epoch.
         left_out: images that an epoch does not reach, for they do not fill a global batch.
         pin_memory: batches come in page-locked memory.
+        pack_masks: batches come as `PackedBatch`, for the journey to a device.
 
     Raises:
         UserError: the dataset does not fill one global batch.
     """
 
     def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0, seed: int = 0,
-                 rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> None:
+                 rank: int = 0, world_size: int = 1, pin_memory: bool = False,
+                 pack_masks: bool = False) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError("batch_size {}, num_workers {}, rank {} of {}".format(
                 batch_size, num_workers, rank, world_size))
@@ -116,6 +119,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self.seed = seed
         self.pin_memory = pin_memory
+        self.pack_masks = pack_masks
         self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size)
         self.epoch_size = self._keys.epoch_size
         self.left_out = len(dataset) - self.epoch_size * batch_size * world_size
@@ -130,7 +134,7 @@ class TrainLoader:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
         self._keys.start = iteration
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Union[Batch, PackedBatch]]:
         """Yield batches without end.
 
         Raises:
@@ -138,8 +142,8 @@ class TrainLoader:
         """
         batches = DataLoader(
             self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
-            collate_fn=_collate_or_error, pin_memory=self.pin_memory,
-            worker_init_fn=_start_worker, **loader_generator(self.seed))
+            collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
+            pin_memory=self.pin_memory, worker_init_fn=_start_worker, **loader_generator(self.seed))
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
@@ -158,13 +162,16 @@ class DevicePrefetcher:
         self.device = device
 
     def __iter__(self) -> Iterator[Batch]:
+        values = bit_values(self.device)
         for batch in self.loader:
-            yield batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
+            if self.device.type != "cpu":
+                batch = batch.to(self.device, non_blocking=True)
+            yield batch.unpack(values) if isinstance(batch, PackedBatch) else batch
 
 
 def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
                        num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                       pin_memory: bool = False) -> TrainLoader:
+                       pin_memory: bool = False, pack_masks: bool = False) -> TrainLoader:
     """Build the whole sample path of a recipe.
 
     `priors` are `layers.anchors.make_priors(config)` as NumPy; the rest is as in `TrainLoader`.
@@ -176,7 +183,8 @@ def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray,
         semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
     samples = TrainDataset(dataset, Augmenter.from_config(config), target_maker, seed)
-    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory)
+    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
+                       pack_masks)
 
 
 def _collate_or_error(
@@ -185,6 +193,12 @@ def _collate_or_error(
         if isinstance(sample, UserError):
             return sample
     return collate([sample for sample in samples if not isinstance(sample, UserError)])
+
+
+def _collate_packed(
+        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[PackedBatch, UserError]:
+    batch = _collate_or_error(samples)
+    return batch if isinstance(batch, UserError) else pack(batch)
 
 
 def _start_worker(worker: int) -> None:
