@@ -27,6 +27,7 @@ from data.coco import CocoDataset  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
 from data.layouts import dataset_paths  # noqa: E402
 from data.loader import build_train_loader  # noqa: E402
+from data.packed_batch import PackedBatch, pack
 from layers.anchors import make_priors  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 
@@ -65,15 +66,19 @@ def measure(dataset: CocoDataset, config: Config, epochs: int, repeats: int) -> 
                                 times["augment"])
             targets = best_of(repeats, functools.partial(_seeded, make_targets, augmented, seed),
                               times["targets"])
-            batch = best_of(repeats, functools.partial(collate, [targets]), times["collate"])
+            batch = best_of(repeats, functools.partial(_collate, targets), times["collate"])
             objects += len(augmented.boxes)
     assert batch is not None
     result: Dict[str, Any] = {stage: 1e3 * float(np.mean(times[stage])) for stage in STAGES}
     result["images"] = epochs * len(dataset)
     result["objects"] = objects / result["images"]
-    result["slots"] = batch.gt_boxes.shape[1]
+    result["slots"] = batch.plain["gt_boxes"].shape[1]
     result["bytes"] = batch.field_bytes()
     return result
+
+
+def _collate(targets: Dict[str, Any]) -> PackedBatch:
+    return pack(collate([targets]))
 
 
 def report(config: Config, found: Dict[str, Any], max_ratio: float) -> int:
