@@ -18,7 +18,7 @@ from torch import Tensor
 from data.coco import CocoDataset
 from data.config import Config, get_config
 from data.image_file import read_image
-from data.layouts import dataset_paths
+from data.layouts import find_dataset
 from layers.detection import Detect, Detections, ImageDetections
 from layers.masks import assemble_masks, boxes_to_pixels, encode_masks
 from utils import checkpoint, inference
@@ -130,22 +130,12 @@ def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[
     return model.eval(), config, stored.class_names, path
 
 
-def dataset_files(args: argparse.Namespace, config: Config) -> Tuple[Any, Any]:
-    """Image folder and annotation file to evaluate on."""
-    if (args.valid_images is None) != (args.valid_info is None):
-        raise UserError("--valid_images and --valid_info belong together; give both or neither")
-    if args.valid_images is not None:
-        return args.valid_images, args.valid_info
-    if args.val_data is None:
-        raise UserError("no dataset: give --val_data=FOLDER in COCO's layout (val2017/, "
-                        "annotations/), or --valid_images and --valid_info")
-    return dataset_paths(args.dataset or config.dataset, args.val_data, "val")
-
-
 def score(args: argparse.Namespace, finder: Finder, config: Config,
           class_names: Optional[List[str]], weights: str) -> int:
     """Evaluate on a dataset, print the scores and write what was asked for."""
-    dataset = CocoDataset(*dataset_files(args, config), require_annotations=False)
+    dataset = CocoDataset(*find_dataset(args.dataset or config.dataset, args.val_data,
+                                        args.valid_images, args.valid_info, "val"),
+                          require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
                                   os.path.basename(weights), truth)
