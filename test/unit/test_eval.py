@@ -244,7 +244,7 @@ def test_other_class_count(data, weights, tmp_path, capsys):
     (["--trained_model=nowhere.pth"], "nowhere.pth"),
     (["--valid_images=x"], "--valid_info"),
     (["--val_data=/nonexistent"], "/nonexistent"),
-    ([], "--val_data"),
+    ([], "--data=FOLDER"),
 ])
 def test_mistakes_are_one_sentence(weights, capsys, flags, expected):
     if not any(flag.startswith(("--trained_model", "--config")) for flag in flags):
