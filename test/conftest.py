@@ -18,6 +18,14 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+def pytest_configure(config):
+    """Fail a run on the emulated NPU if anything was missing there."""
+    if config.getoption("--device").startswith("npu"):
+        from npu.refusals import Refusals
+
+        config.pluginmanager.register(Refusals())
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out tests marked slow unless `--slow` or `-m` asks for them."""
     if config.getoption("--slow") or config.getoption("-m"):

@@ -1,0 +1,77 @@
+"""What the emulator counted in this process: copies, waits of the host, operators that ran."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Dict, NamedTuple, Optional
+
+KINDS = ("host to host", "host to device", "device to host", "device to device")
+
+
+class _Traffic(ctypes.Structure):
+    _fields_ = [("calls", ctypes.c_uint64 * 4), ("bytes", ctypes.c_uint64 * 4),
+                ("synchronisations", ctypes.c_uint64), ("bytes_in_use", ctypes.c_uint64)]
+
+
+class Copies(NamedTuple):
+    """Copies in one direction."""
+
+    calls: int
+    bytes: int
+
+
+class Traffic(NamedTuple):
+    """What crossed the border of host and device since the last reset."""
+
+    to_device: Copies
+    to_host: Copies
+    within_device: Copies
+    synchronisations: int
+    """Times that the host waited for the device."""
+
+
+def _library(name: str, marker: str) -> Optional[ctypes.CDLL]:
+    try:
+        library = ctypes.CDLL(name)
+    except OSError:
+        return None
+    return library if hasattr(library, marker) else None
+
+
+def available() -> bool:
+    """Whether the emulator (and not CANN) is what torch_npu finds."""
+    return _library("libascendcl.so", "npuemu_read_traffic") is not None
+
+
+def reset() -> None:
+    """Start counting at zero."""
+    _runtime().npuemu_reset_traffic()
+    _operators().npuemu_reset_counts()
+
+
+def traffic() -> Traffic:
+    """Copies and waits since the last reset."""
+    found = _Traffic()
+    _runtime().npuemu_read_traffic(ctypes.byref(found))
+    copies = [Copies(int(calls), int(size)) for calls, size in zip(found.calls, found.bytes)]
+    return Traffic(copies[1], copies[2], copies[3], int(found.synchronisations))
+
+
+def operators() -> Dict[str, int]:
+    """How often each ready-made operator (aclnn) ran since the last reset."""
+    read = _operators().npuemu_read_counts
+    read.restype = ctypes.c_char_p
+    lines = read().decode().splitlines()
+    return {name: int(times) for name, times in (line.rsplit(" ", 1) for line in lines)}
+
+
+def _runtime() -> ctypes.CDLL:
+    library = _library("libascendcl.so", "npuemu_read_traffic")
+    assert library is not None, "the emulator is not on LD_LIBRARY_PATH"
+    return library
+
+
+def _operators() -> ctypes.CDLL:
+    library = _library("libopapi_part.so", "npuemu_read_counts")
+    assert library is not None, "the emulator is not on LD_LIBRARY_PATH"
+    return library

@@ -1,0 +1,237 @@
+// Handles, execution and bookkeeping of the ready-made operators.
+#include "aclnn.h"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+
+namespace {
+
+constexpr int kRunFailed = 561000;
+
+std::mutex counts_mutex;
+std::map<std::string, long> counts;
+
+// At the end of the process, add the operators that ran to the file NPUEMU_OPERATORS: what no test
+// uses does not belong here.
+struct OperatorLog {
+    ~OperatorLog() {
+        const char* path = std::getenv("NPUEMU_OPERATORS");
+        std::FILE* log = path ? std::fopen(path, "a") : nullptr;
+        if (!log) {
+            return;
+        }
+        for (const auto& name : used) {
+            std::fprintf(log, "%s\n", name.c_str());
+        }
+        std::fclose(log);
+    }
+    std::set<std::string> used;
+} operator_log;
+
+template <typename T>
+aclScalar* make_scalar(const void* value) {
+    return new aclScalar{at::Scalar(*static_cast<const T*>(value))};
+}
+template <typename T>
+int destroy(const T* handle) {
+    delete handle;
+    return 0;
+}
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+}  // namespace
+
+namespace npuemu {
+
+// Values of aclDataType (acl/acl_base.h).
+at::ScalarType scalar_type(int acl_dtype) {
+    switch (acl_dtype) {
+        case 0:
+            return at::kFloat;
+        case 1:
+            return at::kHalf;
+        case 2:
+            return at::kChar;
+        case 3:
+            return at::kInt;
+        case 4:
+            return at::kByte;
+        case 6:
+            return at::kShort;
+        case 9:
+            return at::kLong;
+        case 11:
+            return at::kDouble;
+        case 12:
+            return at::kBool;
+        case 27:
+            return at::kBFloat16;
+        default:
+            TORCH_CHECK(false, "aclDataType ", acl_dtype, " is not emulated");
+    }
+}
+
+at::Tensor read(In handle) {
+    if (!handle) {
+        return at::Tensor();
+    }
+    const auto type = scalar_type(handle->dtype);
+    auto* data = static_cast<char*>(handle->storage) + handle->offset * c10::elementSize(type);
+    return at::from_blob(data, handle->sizes, handle->strides, at::TensorOptions().dtype(type));
+}
+
+at::Tensor read_wide(In handle) {
+    auto tensor = read(handle);
+    const bool narrow = tensor.defined() && (tensor.scalar_type() == at::kHalf ||
+                                             tensor.scalar_type() == at::kBFloat16);
+    return narrow ? tensor.to(at::kFloat) : tensor;
+}
+
+std::optional<at::Tensor> read_optional(In handle) {
+    return handle ? std::optional<at::Tensor>(read_wide(handle)) : std::nullopt;
+}
+
+std::vector<at::Tensor> read_list(Tensors handles) {
+    std::vector<at::Tensor> tensors;
+    for (In handle : handles->tensors) {
+        tensors.push_back(read(handle));
+    }
+    return tensors;
+}
+
+at::OptionalIntArrayRef dimensions(Ints handle) {
+    return !handle || handle->values.empty() ? at::OptionalIntArrayRef()
+                                             : at::OptionalIntArrayRef(handle->values);
+}
+
+void write(Out handle, const at::Tensor& result) {
+    if (!handle) {
+        return;
+    }
+    auto target = read(handle);
+    TORCH_CHECK(target.sizes() == result.sizes(), "torch_npu expects the shape ", target.sizes(),
+                ", the result has ", result.sizes());
+    target.copy_(result);
+}
+
+void write_dynamic(Out handle, const at::Tensor& result) {
+    auto* mutable_handle = const_cast<aclTensor*>(handle);
+    const auto values = result.to(scalar_type(handle->dtype)).contiguous();
+    auto* data = static_cast<char*>(handle->storage) + handle->offset * values.element_size();
+    std::memcpy(data, values.data_ptr(), values.nbytes());
+    mutable_handle->sizes = values.sizes().vec();
+    mutable_handle->strides = values.strides().vec();
+}
+
+int plan(const char* name, std::function<void()> body, uint64_t* workspace,
+         aclOpExecutor** executor) {
+    *workspace = 0;
+    *executor = new aclOpExecutor{std::move(body), name};
+    return 0;
+}
+
+int run(aclOpExecutor* executor) {
+    int code = 0;
+    {
+        std::lock_guard<std::mutex> lock(counts_mutex);
+        counts[executor->name]++;
+        operator_log.used.insert(executor->name);
+    }
+    try {
+        at::NoGradGuard no_grad;
+        c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
+        c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+        executor->body();
+    } catch (const std::exception& error) {
+        const auto text = std::string("aclnn") + executor->name + ": " + first_line(error.what());
+        npuemu_error(text.c_str());
+        code = kRunFailed;
+    }
+    delete executor;
+    return code;
+}
+
+}  // namespace npuemu
+
+// "<name> <times>" a line, of the operators that ran since the last reset. Valid until the next
+// call.
+EXPORT const char* npuemu_read_counts() {
+    static std::string text;
+    std::lock_guard<std::mutex> lock(counts_mutex);
+    text.clear();
+    for (const auto& [name, times] : counts) {
+        text += name + " " + std::to_string(times) + "\n";
+    }
+    return text.c_str();
+}
+EXPORT void npuemu_reset_counts() {
+    std::lock_guard<std::mutex> lock(counts_mutex);
+    counts.clear();
+}
+
+// Signatures: acl/aclnn_base of CANN as called by op_plugin/utils/op_api_common.h (in the wheel).
+EXPORT aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t count, int dtype,
+                                  const int64_t* strides, int64_t offset, int /*format*/,
+                                  const int64_t* /*storage_sizes*/, uint64_t /*storage_count*/,
+                                  void* storage) {
+    return new aclTensor{std::vector<int64_t>(sizes, sizes + count),
+                         std::vector<int64_t>(strides, strides + count), dtype, offset, storage};
+}
+EXPORT aclScalar* aclCreateScalar(void* value, int dtype) {
+    switch (npuemu::scalar_type(dtype)) {
+        case at::kFloat:
+            return make_scalar<float>(value);
+        case at::kDouble:
+            return make_scalar<double>(value);
+        case at::kHalf:
+            return make_scalar<at::Half>(value);
+        case at::kBFloat16:
+            return make_scalar<at::BFloat16>(value);
+        case at::kLong:
+            return make_scalar<int64_t>(value);
+        case at::kInt:
+            return make_scalar<int32_t>(value);
+        case at::kShort:
+            return make_scalar<int16_t>(value);
+        case at::kChar:
+            return make_scalar<int8_t>(value);
+        case at::kByte:
+            return make_scalar<uint8_t>(value);
+        case at::kBool:
+            return make_scalar<bool>(value);
+        default:
+            return nullptr;
+    }
+}
+EXPORT aclIntArray* aclCreateIntArray(const int64_t* values, uint64_t count) {
+    return new aclIntArray{std::vector<int64_t>(values, values + count)};
+}
+EXPORT aclBoolArray* aclCreateBoolArray(const bool* values, uint64_t count) {
+    return new aclBoolArray{std::vector<bool>(values, values + count)};
+}
+EXPORT aclTensorList* aclCreateTensorList(const aclTensor* const* tensors, uint64_t count) {
+    return new aclTensorList{std::vector<const aclTensor*>(tensors, tensors + count)};
+}
+EXPORT int aclDestroyTensor(const aclTensor* handle) { return destroy(handle); }
+EXPORT int aclDestroyScalar(const aclScalar* handle) { return destroy(handle); }
+EXPORT int aclDestroyIntArray(const aclIntArray* handle) { return destroy(handle); }
+EXPORT int aclDestroyBoolArray(const aclBoolArray* handle) { return destroy(handle); }
+EXPORT int aclDestroyTensorList(const aclTensorList* list) {
+    for (In tensor : list->tensors) {
+        destroy(tensor);
+    }
+    return destroy(list);
+}
+EXPORT int aclGetViewShape(const aclTensor* tensor, int64_t** sizes, uint64_t* count) {
+    *count = tensor->sizes.size();
+    *sizes = new int64_t[*count + 1];
+    std::memcpy(*sizes, tensor->sizes.data(), *count * sizeof(int64_t));
+    return 0;
+}
