@@ -19,6 +19,9 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
 DATASETS = ("coco2017", "pascal_sbd")
 
+SMALLEST_MASKIOU_INPUT = 63
+"""Prototype pixels a side from which `layers.mask_iou.MaskIouNet` has an output."""
+
 IMAGENET_MEAN = (123.68, 116.78, 103.94)
 IMAGENET_STD = (58.40, 57.12, 57.38)
 
@@ -43,6 +46,10 @@ class Config:
     """File under the weights folder with the ImageNet backbone."""
     selected_layers: Tuple[int, ...] = (1, 2, 3)
     """Backbone stages (0-based) that feed the FPN, finest first."""
+    dcn_layers: Tuple[int, ...] = (0, 0, 0, 0)
+    """Blocks at the end of each ResNet stage that may be deformable (YOLACT++)."""
+    dcn_interval: int = 1
+    """Of these, the blocks whose number in the stage this divides are deformable."""
     max_size: int = 550
     """S, side of the square network input in pixels."""
     pixel_mean: Tuple[float, float, float] = IMAGENET_MEAN
@@ -62,6 +69,8 @@ class Config:
     """Width over height of the anchors of every level."""
     use_square_anchors: bool = True
     """Height := width, the original's anchors for every recipe but pascal and YOLACT++."""
+    use_maskiou: bool = False
+    """Predict each mask's IoU and multiply it into the mask's score (YOLACT++)."""
 
     # Targets and loss
     positive_iou: float = 0.5
@@ -74,6 +83,9 @@ class Config:
     conf_alpha: float = 1.0
     mask_alpha: float = 6.125
     semantic_alpha: float = 1.0
+    maskiou_alpha: float = 25.0
+    discard_mask_area: int = 25
+    """The mask-IoU network trains on masks of more than this many prototype pixels."""
     ohem_negpos_ratio: float = 3.0
 
     # Augmentation
@@ -123,6 +135,17 @@ class Config:
         if len(self.pred_scales) != levels:
             raise _invalid(self, "pred_scales", "one list of anchor sides for each of the {} "
                            "pyramid levels".format(levels))
+        self._check_plus()
+
+    def _check_plus(self) -> None:
+        if any(self.dcn_layers) and self.backbone not in ("resnet50", "resnet101"):
+            raise _invalid(self, "dcn_layers", "zeros: only resnet50 and resnet101 have "
+                           "deformable blocks")
+        if len(self.dcn_layers) != 4 or self.dcn_interval < 1:
+            raise _invalid(self, "dcn_layers", "four numbers, and dcn_interval 1 or more")
+        if self.use_maskiou and self.proto_size < SMALLEST_MASKIOU_INPUT:
+            raise _invalid(self, "max_size", "at least 249: the mask-IoU network halves the masks "
+                           "five times without padding")
 
     @property
     def num_anchors(self) -> int:
@@ -213,6 +236,12 @@ def _recipes() -> Dict[str, Config]:
     base = Config(name="yolact_base")
     resnet50 = base.replace(name="yolact_resnet50", backbone="resnet50",
                             backbone_weights="resnet50-19c8e357.pth")
+    plus: Dict[str, Any] = {
+        "pred_scales": tuple(tuple(side * 2 ** (third / 3) for third in range(3))
+                             for (side,) in base.pred_scales),
+        "use_square_anchors": False,
+        "use_maskiou": True,
+    }
     recipes = [
         base,
         base.replace(name="yolact_im400", max_size=400, pred_scales=_scaled(base.pred_scales, 400)),
@@ -225,13 +254,15 @@ def _recipes() -> Dict[str, Config]:
         resnet50.replace(name="yolact_resnet50_pascal", dataset="pascal_sbd", num_classes=21,
                          pred_scales=((32,), (64,), (128,), (256,), (512,)),
                          use_square_anchors=False, max_iter=120000, lr_steps=(60000, 100000)),
+        base.replace(name="yolact_plus_base", dcn_layers=(0, 4, 23, 3), dcn_interval=3, **plus),
+        resnet50.replace(name="yolact_plus_resnet50", dcn_layers=(0, 4, 6, 3), **plus),
         base.replace(name="yolact_shapes", backbone="resnet_mini", backbone_weights="none",
                      num_classes=5, max_size=160, fpn_features=64, head_features=64,
                      proto_features=64, fpn_num_downsample=0, num_prototypes=16,
                      pred_scales=((20, 30), (42, 60), (84, 110)), use_square_anchors=False,
                      augment_photometric=False, augment_expand=False, augment_crop=False,
                      optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
-                     lr_warmup_until=50, clip_grad_norm=10.0, max_iter=1700),
+                     lr_warmup_until=50, clip_grad_norm=10.0, max_iter=2600),
     ]
     return {recipe.name: recipe for recipe in recipes}
 
