@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,3 +26,19 @@ def loader_generator(seed: int) -> Dict[str, Any]:
     if "generator" not in inspect.signature(DataLoader.__init__).parameters:
         return {}
     return {"generator": torch.Generator().manual_seed(seed)}
+
+
+def iterate(loader: DataLoader) -> Iterator[Any]:
+    """Iterate a `DataLoader`; its workers have ended when this iterator is closed.
+
+    Left to the garbage collector, PyTorch 1.5 may tear down the queues to its workers before it
+    tells them to end, and then waits for them for ever.
+    """
+    iterator = iter(loader)
+    try:
+        for item in iterator:
+            yield item
+    finally:
+        end_workers = getattr(iterator, "_shutdown_workers", None)  # absent without workers
+        if end_workers is not None:
+            end_workers()

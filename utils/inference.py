@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from utils.compat import iterate
 from utils.errors import UserError
 
 Item = Tuple[np.ndarray, int, int, int]
@@ -91,7 +92,7 @@ class EvaluationLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for planes, image_ids, sizes in self._loader:
+        for planes, image_ids, sizes in iterate(self._loader):
             if isinstance(planes, UserError):
                 raise planes
             yield ImageBatch(planes, image_ids, sizes)
