@@ -26,13 +26,16 @@ from utils.class_match import match_categories
 from utils.cli import run_main
 from utils.coco_metrics import CocoEvaluator
 from utils.coco_results import CocoResults
-from utils.device import describe, pin_memory_supported, select_device, synchronize
+from utils.device import describe, device_count, pin_memory_supported, select_device, synchronize
+from utils.distributed_eval import gather_state, shard
 from utils.drawing import draw_instances
 from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags, split_image_flag
+from utils.failures import recorded
 from utils.files import write_whole
 from utils.inference import StageTimes
 from utils.processes import Processes
+from utils.weight_loading import load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
@@ -91,19 +94,34 @@ def collect(finder: Finder, dataset: CocoDataset, indices: Sequence[int], evalua
         finder.model.train(was_training)
 
 
+def collect_shared(finder: Finder, dataset: CocoDataset, indices: Sequence[int],
+                   evaluator: CocoEvaluator, batch_size: int, num_workers: int,
+                   processes: Processes, times: Optional[StageTimes] = None,
+                   show_progress: bool = False) -> None:
+    """`collect` with all processes together; the main one's evaluator gets the detections."""
+    part = CocoEvaluator.for_dataset(dataset, evaluator.category_ids)
+    collect(finder, dataset, shard(indices, batch_size, processes), part, batch_size, num_workers,
+            times, show_progress)
+    image_ids = [int(dataset.image_ids[index]) for index in indices]
+    evaluator.merge(gather_state(part.state(), image_ids, processes, finder.device))
+
+
 def evaluate_dataset(model: Yolact, config: Config, dataset: CocoDataset, device: torch.device,
                      max_images: int = -1, batch_size: int = 4, num_workers: int = 2,
-                     class_names: Optional[Sequence[str]] = None) -> CocoResults:
+                     class_names: Optional[Sequence[str]] = None,
+                     processes: Processes = Processes()) -> Optional[CocoResults]:  # noqa: B008
     """Score `model` on the first `max_images` images of `dataset` (-1: all), with Fast NMS.
 
-    `class_names` are the network's, where they are known. The model keeps its mode.
+    `class_names` are the network's, where they are known. The model keeps its mode. Several
+    processes share the images; only the main one gets results, the others None.
     """
     ids, _ = match_categories(class_names, config.num_classes - 1, dataset.categories,
                               "the network", dataset.annotation_file)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
-    collect(Finder(model, Detect.from_config(config), device), dataset,
-            inference.choose_images(len(dataset), max_images), evaluator, batch_size, num_workers)
-    return evaluator.evaluate()
+    collect_shared(Finder(model, Detect.from_config(config), device), dataset,
+                   inference.choose_images(len(dataset), max_images), evaluator, batch_size,
+                   num_workers, processes)
+    return evaluator.evaluate() if processes.is_main else None
 
 
 def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[str]], str]:
@@ -119,38 +137,42 @@ def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[
     else:
         raise UserError("'{}' does not say which configuration it belongs to; give it with "
                         "--config".format(path))
-    semantic = stored.state_dict.get("semantic_seg_conv.weight")
-    changes = {} if semantic is None else {"num_classes": len(semantic) + 1}
+    contents = stored.weights.contents
+    changes = {} if contents is None or contents.num_classes is None else {
+        "num_classes": contents.num_classes + 1}
     if args.max_num_detections is not None:
         changes["max_num_detections"] = args.max_num_detections
         changes["nms_top_k"] = max(config.nms_top_k, args.max_num_detections)
     config = config.replace(**changes)
     model = build_yolact(config)
-    checkpoint.load_weights(model, stored.state_dict, path)
+    print("Weights : {}".format(load_network(model, stored.weights)))
     return model.eval(), config, stored.class_names, path
 
 
 def score(args: argparse.Namespace, finder: Finder, config: Config,
-          class_names: Optional[List[str]], weights: str) -> int:
-    """Evaluate on a dataset, print the scores and write what was asked for."""
+          class_names: Optional[List[str]], weights: str, processes: Processes) -> int:
+    """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
     dataset = CocoDataset(*find_dataset(args.dataset or config.dataset, args.val_data,
                                         args.valid_images, args.valid_info, "val"),
                           require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
-                                  os.path.basename(weights), truth)
+                                  os.path.basename(weights), truth, args.map_classes)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     if not evaluator.has_ground_truth and not args.output_coco_json:
         raise UserError("{} has no annotations to score against; --output_coco_json writes the "
                         "result files".format(dataset.annotation_file))
     chosen = inference.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
-    print("\n".join([describe(finder.device)] + notes + ["{}: {} images of {}".format(
-        os.path.basename(weights), len(chosen), truth)]), flush=True)
+    if processes.is_main:
+        print("\n".join([describe(finder.device)] + notes + ["{}: {} images of {}".format(
+            os.path.basename(weights), len(chosen), truth)]), flush=True)
 
     times = StageTimes((lambda: synchronize(finder.device)) if args.benchmark else None)
-    collect(finder, dataset, chosen, evaluator, args.batch_size, args.num_workers, times,
-            not args.no_bar)
+    collect_shared(finder, dataset, chosen, evaluator, args.batch_size, args.num_workers,
+                   processes, times, processes.is_main and not args.no_bar)
     print(times.sentence(stages=args.benchmark), flush=True)
+    if not processes.is_main:
+        return 0
     if args.output_coco_json:
         evaluator.write_json(args.bbox_det_file, args.mask_det_file)
         print("Results of {} images written in COCO's format".format(len(evaluator)), flush=True)
@@ -190,14 +212,26 @@ def draw(args: argparse.Namespace, finder: Finder, config: Config,
 
 def _run(argv: List[str]) -> int:
     args = parse_eval_flags(argv)
-    index = args.device_id if args.device_id is not None else Processes.from_env().local_rank
-    device = select_device(args.eval_device if args.cuda else "cpu", index)
+    name = args.eval_device if args.cuda else "cpu"
+    processes = Processes.from_env(devices_per_host=device_count(name))
+    device = select_device(name, processes.local_rank if args.device_id is None
+                           else args.device_id)
+    with recorded(processes.rank):
+        processes.init(device)
+        try:
+            return evaluate(args, processes, device)
+        finally:
+            processes.shutdown()
+
+
+def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Do what the command line asks for; returns the exit code."""
     model, config, class_names, weights = load_model(args)
     finder = Finder(model.to(device), Detect.from_config(config, nms_kind(args)), device,
                     not args.no_crop, args.score_threshold)
     if args.image is not None:
         return draw(args, finder, config, class_names)
-    return score(args, finder, config, class_names, weights)
+    return score(args, finder, config, class_names, weights, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -23,8 +23,8 @@ from data.loader import DevicePrefetcher, TrainLoader, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from layers.sync_batch_norm import convert
 from utils import checkpoint
-from utils.backbone_weights import load_backbone
 from utils.checkpoint import CheckpointName
 from utils.cli import run_main
 from utils.device import (
@@ -37,15 +37,21 @@ from utils.device import (
     synchronize,
 )
 from utils.errors import UserError
+from utils.failures import recorded
 from utils.interrupts import StopRequest
 from utils.optimizer import FlatOptimizer, build_optimizer, poison
+from utils.parallel import Sharing, share_buffers, wrap
 from utils.processes import Processes
-from utils.safe_load import load_tensors
+from utils.restarts import find_restart
 from utils.schedule import LearningRate
+from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords, total_of
 from utils.train_flags import images_per_card, train_parser
 from utils.training_log import JsonLog, StepTimer, Throughput, format_line
 from utils.training_state import check_same_run, pack_state, unpack_state
+from utils.watchdog import WatchedLoader
+from utils.weight_formats import read_weights
+from utils.weight_loading import load_network
 from yolact import Yolact, build_yolact
 
 LOG_INTERVAL = 10
@@ -65,6 +71,7 @@ class Run:
     args: argparse.Namespace
     config: Config
     processes: Processes
+    sharing: Sharing
     device: torch.device
     model: Yolact
     network: nn.Module
@@ -93,27 +100,50 @@ def train_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptim
     return losses
 
 
+def shared_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptimizer,
+                parts: Sequence[Batch], lr: float, sharing: Sharing,
+                stop_requested: bool = False) -> Dict[str, Tensor]:
+    """`train_step` for a batch that is divided among cards and into parts, one after the other.
+
+    The update is that of the undivided batch. The losses returned are this card's.
+    """
+    sharing.begin(parts, stop_requested)
+    optimizer.zero_grad()
+    shown: Dict[str, Tensor] = {}
+    for part in parts:
+        with sharing.local_gradients(network, last=part is parts[-1]):
+            predictions = network(part.images)
+            losses = criterion(predictions, part, sharing.positives_per_share())
+            losses = {name: loss / len(parts) for name, loss in losses.items()}
+            poison(total_of(losses)).backward()
+        shown = {name: loss.detach() + shown.get(name, 0) for name, loss in losses.items()}
+    optimizer.step(lr)
+    return shown
+
+
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog]) -> int:
     """Train from iteration `start` until the schedule ends or a stop is asked for.
 
     Returns the number of iterations done, counted from the start of the whole training.
     """
-    args, epoch_size = run.args, run.loader.epoch_size
+    args, epoch_size, sharing = run.args, run.loader.epoch_size, run.sharing
     max_iter = run.learning_rate.max_iter
-    throughput = Throughput(run.loader.batch_size * run.processes.world_size,
+    throughput = Throughput(run.loader.batch_size * sharing.shares,
                             _fps_start(args, max_iter - start))
     timer = StepTimer()
-    batches = iter(DevicePrefetcher(run.loader, run.device))
+    watched = WatchedLoader(run.loader, args.loader_timeout, run.processes.rank)
+    batches = iter(DevicePrefetcher(watched, run.device))
     run.network.train()
     if throughput.start_iter == 0:
         throughput.start()
 
-    done = start
+    done, stopping = start, False
     while done < max_iter:
-        batch = next(batches)
-        losses = train_step(run.network, run.criterion, run.optimizer, batch,
-                            run.learning_rate(done))
-        run.records.add(done, losses, run.optimizer.step_finite, batch.image_ids)
+        parts = [next(batches) for _ in range(sharing.parts)]
+        losses = shared_step(run.network, run.criterion, run.optimizer, parts,
+                             run.learning_rate(done), sharing, stop.requested)
+        run.records.add(done, losses, run.optimizer.step_finite,
+                        torch.cat([part.image_ids for part in parts]))
         done += 1
         throughput.step()
         timer.step()
@@ -125,6 +155,7 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
             log_progress(run, done, throughput, timer, log)
             if done == start + 1:
                 timer.restart()
+            stopping = sharing.stop_agreed()
         if done % args.save_interval == 0 and done != max_iter:
             save(run, done)
         if run.validation_set is not None and _validation_due(args, done, epoch_size):
@@ -133,8 +164,10 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
             validate(run, run.validation_set, done, log)
             throughput.resume()
             timer.skip()
-        if stop.requested:
+        # Processes may stop only together: they agree with each step and look at each log line.
+        if stopping or (stop.requested and run.processes.world_size == 1):
             break
+    batches.close()  # now, and not when the garbage collector comes by: workers end here
     return done
 
 
@@ -168,11 +201,14 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
 
 
 def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[JsonLog]) -> None:
-    """Score the network on validation images and print the table."""
+    """Score the network on validation images, all processes together; the main one prints."""
+    share_buffers(run.model, run.processes)
     results = evaluate_dataset(run.model, run.config, dataset, run.device,
                                max_images=run.args.validation_size,
                                num_workers=run.args.num_workers,
-                               class_names=run.dataset.class_names)
+                               class_names=run.dataset.class_names, processes=run.processes)
+    if results is None:
+        return
     print("\n".join(results.notes + [results.table()]), flush=True)
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
@@ -206,7 +242,7 @@ def identity_of(run: Run) -> Dict[str, Any]:
         "class_names": run.dataset.class_names,
         "category_ids": [category.id for category in run.dataset.categories],
         "num_images": len(run.dataset),
-        "global_batch": run.loader.batch_size * run.processes.world_size,
+        "global_batch": run.loader.batch_size * run.sharing.shares,
         "learning_rate": run.learning_rate.state_dict(),
         "seed": run.args.seed,
     }
@@ -218,7 +254,7 @@ def resume(run: Run, weights_path: str) -> int:
     With the full state beside the weights the run goes on exactly. Weights alone (the original's
     files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
     """
-    checkpoint.load_weights(run.model, load_tensors(weights_path), weights_path)
+    print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
     state = checkpoint.load_state(weights_path)
     if state is None:
         named = CheckpointName.parse(weights_path)
@@ -241,17 +277,19 @@ def resolve_config(args: argparse.Namespace) -> Config:
     return config.replace(**changes)
 
 
-def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
+def build_model(args: argparse.Namespace, config: Config, per_card: int,
+                class_names: Sequence[str]) -> Yolact:
     """Network with its first weights; batch norm frozen where pretrained and batches small."""
     model = build_yolact(config)
-    weights = args.backbone_weights or config.backbone_weights
-    if args.resume is None and weights != "none":
-        path = weights if os.path.exists(weights) else os.path.join(args.save_folder, weights)
-        print("Backbone : {}".format(load_backbone(model.backbone, path)))
-    if weights != "none" and per_card < MIN_BATCH_FOR_BN:
+    report, pretrained = load_start_weights(model, args, config.backbone_weights, class_names)
+    if report is not None:
+        print(report)
+    if pretrained and per_card < MIN_BATCH_FOR_BN:
         print("Batch norm stays frozen: {} images per card are fewer than {}".format(
             per_card, MIN_BATCH_FOR_BN))
         model.freeze_bn()
+    elif args.sync_bn:
+        convert(model)
     return model
 
 
@@ -268,27 +306,26 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         validation_set.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
     per_card = images_per_card(args, config.batch_size, processes.world_size)
+    sharing = Sharing(processes, device, args.accumulate)
     learning_rate = LearningRate.from_config(
-        config, per_card * processes.world_size, autoscale=not args.no_autoscale)
+        config, per_card * sharing.shares, autoscale=not args.no_autoscale)
     loader = build_train_loader(
         dataset, config, make_priors(config).numpy(), batch_size=per_card,
         num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
         world_size=processes.world_size, pin_memory=pin_memory_supported(device),
-        pack_masks=device.type != "cpu")
-    model = build_model(args, config, per_card).to(device)
+        pack_masks=device.type != "cpu", parts=sharing.parts)
+    model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(config, model)
-    network: nn.Module = model
-    if processes.world_size > 1:
-        network = nn.parallel.DistributedDataParallel(
-            model, device_ids=None if device.type == "cpu" else [device], broadcast_buffers=False)
-    return Run(args, config, processes, device, model, network, MultiBoxLoss.from_config(config),
-               optimizer, learning_rate, loader, dataset, validation_set, StepRecords())
+    network = wrap(model, processes, device)
+    return Run(args, config, processes, sharing, device, model, network,
+               MultiBoxLoss.from_config(config), optimizer, learning_rate, loader, dataset,
+               validation_set, StepRecords())
 
 
 def print_start(run: Run, start: int) -> None:
     """Say what is about to happen."""
     size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
-    cards = run.processes.world_size
+    cards, parts = run.processes.world_size, run.sharing.parts
     print(describe(run.device))
     for sentence in run.dataset.report.sentences():
         print(sentence)
@@ -296,9 +333,10 @@ def print_start(run: Run, start: int) -> None:
         run.config.name, run.config.num_classes - 1,
         sum(parameter.numel() for parameter in run.model.parameters()),
         run.config.max_size, run.config.max_size))
-    print("{} images, batch {} x {} card{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
+    print("{} images, batch {} x {} card{}{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
           "epochs), learning rate {:g}".format(
-              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s", size,
+              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s",
+              " x {} parts".format(parts) if parts > 1 else "", size,
               start, max_iter, max_iter / size, run.learning_rate.base_lr), flush=True)
 
 
@@ -307,9 +345,11 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     seed_everything(args.seed)
     run = build_run(args, processes, device)
     start = 0
-    if args.resume is not None:
-        start = resume(run, checkpoint.find_checkpoint(args.resume, args.save_folder,
-                                                       run.config.name))
+    resumed = find_restart(os.environ, args.save_folder, run.config.name)
+    if resumed is None and args.resume is not None:
+        resumed = checkpoint.find_checkpoint(args.resume, args.save_folder, run.config.name)
+    if resumed is not None:
+        start = resume(run, resumed)
     run.loader.start_at(start)
     if processes.is_main:
         print_start(run, start)
@@ -326,7 +366,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
             path = save(run, done, interrupt=not finished)
     if not finished:
         print("Stopped by {} at iteration {}; --resume=interrupt goes on from there".format(
-            stop.signal_name, done), flush=True)
+            stop.signal_name or "another process", done), flush=True)
         return 130
     if path is not None:
         print("Final weights : {}".format(path), flush=True)
@@ -353,9 +393,10 @@ def _run(argv: List[str]) -> int:
                         "all; leave the flag out".format(processes.world_size))
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
-    processes.init(device)
     try:
-        return train(args, processes, device)
+        with recorded(processes.rank):
+            processes.init(device)
+            return train(args, processes, device)
     except TrainingError as failure:
         print("training stopped: {}".format(failure), file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 from __future__ import annotations
 
 import signal
-from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from data.coco import CocoDataset
 from data.config import Config
 from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker
-from utils.compat import loader_generator
+from utils.compat import iterate, loader_generator
 from utils.errors import UserError
 
 SLOT_STEP = 8
@@ -68,13 +68,15 @@ class ShardedBatches:
 
     A global batch is a stretch of the epoch's order, and each process takes its part of it, so the
     same images are trained together however many processes share the work. The rest of an epoch
-    that does not fill a global batch is left out; another order leaves out others.
+    that does not fill a global batch is left out; another order leaves out others. A global batch
+    may come in several parts, one after the other.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int,
+                 parts: int = 1) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch_size = length // (batch_size * world_size)
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.epoch_size = length // (batch_size * world_size * parts)
         self.start = 0
 
     def __iter__(self) -> Iterator[List[Key]]:
@@ -82,8 +84,8 @@ class ShardedBatches:
         while True:
             rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
             order = rng.permutation(self.length)
-            for iteration in range(first, self.epoch_size):
-                begin = (iteration * self.world_size + self.rank) * self.batch_size
+            for part in range(first * self.parts, self.epoch_size * self.parts):
+                begin = (part * self.world_size + self.rank) * self.batch_size
                 yield [(epoch, index) for index in order[begin:begin + self.batch_size].tolist()]
             epoch, first = epoch + 1, 0
 
@@ -97,6 +99,8 @@ class TrainLoader:
         num_workers: worker processes; 0 loads in this process.
         seed: of the order of images.
         rank, world_size: this process among those that share the epoch.
+        pin_memory, pack_masks: see below.
+        parts: batches of this process that make up one iteration.
 
     Attributes:
         epoch_size: iterations in an epoch.
@@ -110,7 +114,7 @@ class TrainLoader:
 
     def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0, seed: int = 0,
                  rank: int = 0, world_size: int = 1, pin_memory: bool = False,
-                 pack_masks: bool = False) -> None:
+                 pack_masks: bool = False, parts: int = 1) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError("batch_size {}, num_workers {}, rank {} of {}".format(
                 batch_size, num_workers, rank, world_size))
@@ -120,15 +124,15 @@ class TrainLoader:
         self.seed = seed
         self.pin_memory = pin_memory
         self.pack_masks = pack_masks
-        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size)
+        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size, parts)
         self.epoch_size = self._keys.epoch_size
-        self.left_out = len(dataset) - self.epoch_size * batch_size * world_size
+        self.left_out = len(dataset) - self.epoch_size * batch_size * world_size * parts
         if self.epoch_size == 0:
             raise UserError(
                 "the training set has {} images, fewer than one step of batch size {} on {} "
                 "card{}; lower --batch_size to {} or give more images".format(
                     len(dataset), batch_size, world_size, "" if world_size == 1 else "s",
-                    max(len(dataset) // world_size, 1)))
+                    max(len(dataset) // (world_size * parts), 1)))
 
     def start_at(self, iteration: int) -> None:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
@@ -144,7 +148,7 @@ class TrainLoader:
             self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
             collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
             pin_memory=self.pin_memory, worker_init_fn=_start_worker, **loader_generator(self.seed))
-        for batch in batches:
+        for batch in iterate(batches):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -157,7 +161,7 @@ class DevicePrefetcher:
     memory is queued without waiting. On the CPU batches pass through.
     """
 
-    def __init__(self, loader: TrainLoader, device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Union[Batch, PackedBatch]], device: torch.device) -> None:
         self.loader = loader
         self.device = device
 
@@ -171,7 +175,8 @@ class DevicePrefetcher:
 
 def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
                        num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                       pin_memory: bool = False, pack_masks: bool = False) -> TrainLoader:
+                       pin_memory: bool = False, pack_masks: bool = False,
+                       parts: int = 1) -> TrainLoader:
     """Build the whole sample path of a recipe.
 
     `priors` are `layers.anchors.make_priors(config)` as NumPy; the rest is as in `TrainLoader`.
@@ -184,7 +189,7 @@ def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray,
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
     samples = TrainDataset(dataset, Augmenter.from_config(config), target_maker, seed)
     return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
-                       pack_masks)
+                       pack_masks, parts)
 
 
 def _collate_or_error(

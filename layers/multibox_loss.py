@@ -50,8 +50,8 @@ class MultiBoxLoss(nn.Module):
             predictions: "loc" `[B,P,4]`, "conf" `[B,P,C]` logits, "mask" `[B,P,k]`,
                 "proto" `[B,h,w,k]`, "segm" `[B,C-1,hs,ws]` logits.
             batch: a `data.batch.Batch` or anything with its fields.
-            num_positives: 0-d tensor that B, C and M are divided by instead of the batch's own
-                number of positives. With W cards whose gradients are averaged, the sum over all
+            num_positives: 0-d tensor above 0 that B, C and M are divided by instead of the batch's
+                own number of positives. With W cards whose gradients are averaged, the sum over all
                 cards divided by W gives the gradient of the undivided batch.
 
         Returns:
@@ -66,8 +66,8 @@ class MultiBoxLoss(nn.Module):
             raise ValueError("predictions have {} classes, the loss was built for {}".format(
                 conf.shape[2], self.num_classes))
         if num_positives is None:
-            num_positives = batch.num_positives.sum()
-        normaliser = num_positives.float().clamp(min=1)
+            num_positives = batch.num_positives.sum().clamp(min=1)
+        normaliser = num_positives.float()
         targets = batch.class_targets.int()  # comparisons of smaller integers are slow on NPU
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,
                                          self.ohem_negpos_ratio)

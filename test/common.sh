@@ -121,6 +121,10 @@ pass_on() {  # SIGNAL EXIT_STATUS
     if [[ -z $child ]]; then
         exit "$2"
     fi
+    send_signal "$1"
+}
+
+send_signal() {  # SIGNAL
     kill -s "$1" "$child" 2>/dev/null
 }
 
@@ -131,7 +135,7 @@ run_logged() {  # LOG COMMAND...
     : > "$log"
     # Job control, because without it bash starts background processes deaf to SIGINT.
     set -m
-    "$@" >> "$log" 2>&1 < /dev/null &
+    "$@" >> "${launcher_log:-$log}" 2>&1 < /dev/null &
     child=$!
     set +m
     tail -n +1 -f -s 0.2 --pid="$child" "$log" &
@@ -146,17 +150,24 @@ run_logged() {  # LOG COMMAND...
     child=""
     wait "$follower"
     if [[ -n $last_signal ]]; then
-        echo "[Error] interrupted; everything printed so far is in $log" >&2
+        echo "[Error] rank 0 was interrupted by SIG$(kill -l "$last_signal"); its log: $log" >&2
         exit "$last_signal"
     fi
     return "$status"
 }
 
+run_python() {  # LOG PROGRAM FLAG...
+    local log=$1
+    shift
+    run_logged "$log" "$PYTHON" -u "$@"
+}
+
 # Leave with the status of a program that failed, after the last lines of its log.
-fail() {  # STATUS PROGRAM LOG
+fail() {  # STATUS PROGRAM LOG [HINT]
     {
         echo "[Error] $2 ended with exit code $1; the last lines of $3:"
         tail -n "$shown_log_lines" "$3"
+        [[ -z ${4:-} ]] || echo "$4"
     } >&2
     exit "$1"
 }
@@ -164,7 +175,8 @@ fail() {  # STATUS PROGRAM LOG
 count_workers() {
     local cores
     cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)  # nproc would return that variable
-    echo $((cores < 8 ? cores : 8))
+    cores=$((cores / ${NPROC:-1}))
+    echo $((cores < 1 ? 1 : cores < 8 ? cores : 8))
 }
 
 # Train with the launchers' defaults, then those of the case, then what the caller gave: of a flag
@@ -174,7 +186,7 @@ train() {
     if [[ -n $pth_path ]]; then
         resume=("--resume=$pth_path")
     fi
-    run_logged "$train_log" "$PYTHON" -u train.py "--data=$data_path" --seed=1234 \
+    run_python "$train_log" train.py "--data=$data_path" --seed=1234 \
         "--num_workers=$(count_workers)" "--batch_size=$batch_size" \
         "--node_device=$node_device" "${case_flags[@]}" "${resume[@]}" "${flags[@]}" || status=$?
     if [[ $status -ne 0 ]]; then
@@ -203,11 +215,11 @@ read_performance() {
 evaluate() {  # WEIGHTS [FLAG...]
     local status=0 weights=$1
     shift
-    run_logged "$eval_log" "$PYTHON" -u eval.py "--trained_model=$weights" \
+    run_python "$eval_log" eval.py "--trained_model=$weights" \
         "--val_data=$data_path" "--eval_device=$node_device" "$@" || status=$?
     if [[ $status -ne 0 ]]; then
-        echo "To evaluate again: bash test/train_eval_1p.sh $data_path --pth_path=$weights" >&2
-        fail "$status" eval.py "$eval_log"
+        fail "$status" eval.py "$eval_log" \
+            "To evaluate again: bash test/train_eval_1p.sh $data_path --pth_path=$weights"
     fi
     train_accuracy="box mAP:$(read_accuracy box), mask mAP:$(read_accuracy mask)"
 }

@@ -42,3 +42,13 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
         end_workers = getattr(iterator, "_shutdown_workers", None)  # absent without workers
         if end_workers is not None:
             end_workers()
+
+
+def unsynchronised_buffers() -> Dict[str, Any]:
+    """Arguments for `DistributedDataParallel` that keep it from sending buffers in every step.
+
+    PyTorch 2.13 renamed the argument and warns of the old name.
+    """
+    known = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}

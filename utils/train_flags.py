@@ -64,6 +64,10 @@ def _add_schedule(parser: ArgumentParser) -> None:
                        help="images per card and step")
     group.add_argument("--batch_alloc", default=None, metavar="N,N,..",
                        help="images per step of each card; the same number for every card")
+    group.add_argument("--accumulate", type=Bounded(int, 1), default=1, metavar="N",
+                       help="batches whose gradients make up one step")
+    group.add_argument("--sync_bn", default=False, **_SWITCH,
+                       help="batch norm over the images of all cards")
     group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
                        help="iterations at the configuration's batch size (see --no_autoscale)")
     group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True),
@@ -89,6 +93,9 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
                        help="iterations whose files stay all the same")
     group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
                        help="go on from a checkpoint; with its .state beside it, exactly")
+    group.add_argument("--weights", default=None, metavar="FILE",
+                       help="start a new training from the weights of a whole network, also one "
+                            "of other classes; no backbone file is needed then")
     group.add_argument("--start_iter", type=int, default=-1,
                        help="iteration to start at where --resume finds weights only")
     group.add_argument("--no_interrupt", default=False, **_SWITCH,
@@ -102,6 +109,9 @@ def _add_device(parser: ArgumentParser) -> None:
                        help="index of the card on this host")
     group.add_argument("--cuda", default=True, **_SWITCH,
                        help="False is the original's spelling of --node_device=cpu")
+    group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",
+                       help="end the run when a batch takes longer (the first: ten times this); "
+                            "0 waits for ever")
     group.add_argument("--local_rank", "--local-rank", type=int, default=None,
                        help="set by launchers; LOCAL_RANK in the environment wins")
     group.add_argument("--useDDP", default=True, dest="use_ddp", **_SWITCH,

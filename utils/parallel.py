@@ -1,0 +1,147 @@
+"""Training on n cards so that it equals training on one with the whole batch.
+
+The gradients of the cards are averaged (DistributedDataParallel). Losses that are divided by a
+number of positives have to use that of the whole step, whatever its split between cards and parts:
+`Sharing` provides it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, ContextManager, List, Optional, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.compat import unsynchronised_buffers
+from utils.processes import Processes
+
+
+class Sharing:
+    """How the batch of a step is divided, and what the processes agree on in every step.
+
+    A step of B x W x N images runs as N parts, one after the other, on each of W cards.
+
+    Args:
+        processes: all of the run.
+        device: that the parts lie on.
+        parts: N, parts of a step on each card.
+    """
+
+    def __init__(self, processes: Processes, device: torch.device, parts: int = 1) -> None:
+        self.processes = processes
+        self.parts = parts
+        self._zero = torch.zeros((), device=device)
+        self._one = torch.ones((), device=device)
+        self._agreed: Optional[Tensor] = None
+        self._handle: Any = None
+
+    @property
+    def shares(self) -> int:
+        """W x N: into how many pieces a step's images are divided."""
+        return self.processes.world_size * self.parts
+
+    def begin(self, parts: Sequence[Any], stop_requested: bool) -> None:
+        """Queue one all-reduce of two numbers; it runs beside the forward pass.
+
+        Args:
+            parts: this card's batches of the step, with `num_positives`.
+            stop_requested: whether this process wants to stop.
+        """
+        if self.shares == 1:
+            return
+        positives = torch.stack([part.num_positives.sum() for part in parts]).sum().float()
+        self._agreed = torch.stack([positives, self._one if stop_requested else self._zero])
+        if self.processes.world_size > 1:
+            self._handle = dist.all_reduce(self._agreed, async_op=True)
+
+    def positives_per_share(self) -> Optional[Tensor]:
+        """The whole step's positives (at least 1) / shares, 0-d; None for an undivided step.
+
+        With losses divided by this and gradients averaged over the shares, the gradient is that of
+        the undivided step.
+        """
+        if self._agreed is None:
+            return None
+        self._wait()
+        return self._agreed[0].clamp(min=1) / self.shares
+
+    def stop_agreed(self) -> bool:
+        """Whether any process wanted to stop when the last step began. Waits for the device."""
+        if self._agreed is None or self.processes.world_size == 1:
+            return False
+        self._wait()
+        return bool(self._agreed[1] > 0)
+
+    def local_gradients(self, network: nn.Module, last: bool) -> ContextManager[Any]:
+        """Context of one part: gradients travel between the cards with the last one only."""
+        if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+            return _nothing()
+        return network.no_sync()
+
+    def _wait(self) -> None:
+        if self._handle is not None:
+            self._handle.wait()
+            self._handle = None
+
+
+@contextlib.contextmanager
+def _nothing() -> Any:
+    yield
+
+
+def wrap(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """`model`, wrapped so that gradients are averaged over the processes where there are several.
+
+    Buffers are not sent in every step: only validation and checkpoints look at the running
+    statistics of batch norm, see `share_buffers`.
+    """
+    if processes.world_size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=None if device.type == "cpu" else [device], **unsynchronised_buffers())
+
+
+def share_buffers(model: nn.Module, processes: Processes) -> None:
+    """Give every process the main one's running statistics, which are those that are saved."""
+    if processes.world_size > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, 0)
+
+
+def gather_bytes(data: bytes, processes: Processes, device: torch.device,
+                 chunk_bytes: int = 1 << 26) -> List[bytes]:
+    """Everybody's `data`, by rank, in the main process; an empty list in the others.
+
+    Travels as int32 tensors of at most `chunk_bytes`, a type and a size that all backends take.
+    """
+    if processes.world_size == 1:
+        return [data]
+    length = torch.zeros(processes.world_size, dtype=torch.int32, device=device)
+    words = -(-len(data) // 4)
+    length[processes.rank] = words
+    spare = torch.zeros_like(length)
+    spare[processes.rank] = 4 * words - len(data)
+    dist.all_reduce(length)
+    dist.all_reduce(spare)
+    received: List[bytes] = []
+    for sender, (total, unused) in enumerate(zip(length.tolist(), spare.tolist())):
+        pieces = []
+        for start in range(0, total, chunk_bytes // 4):
+            count = min(chunk_bytes // 4, total - start)
+            piece = torch.zeros(count, dtype=torch.int32)
+            if sender == processes.rank:
+                part = data[4 * start:4 * (start + count)]
+                padded = bytearray(part + bytes(4 * count - len(part)))
+                piece = torch.from_numpy(np.frombuffer(padded, np.int32))
+            piece = piece.to(device)
+            dist.broadcast(piece, sender)
+            if processes.is_main:
+                pieces.append(piece.cpu().numpy().tobytes())
+        if processes.is_main:
+            whole = b"".join(pieces)
+            received.append(whole[:len(whole) - unused])
+    return received

@@ -1,0 +1,228 @@
+"""Start one process of a run and see it to its end: `python -m utils.supervise OUTPUT NAME CMD...`.
+
+Every launcher of processes (torch.distributed.run, torch.distributed.launch of any version, a batch
+system) starts this in place of the program. It gives each rank its log, its share of the host's
+cores and the variables that Ascend's scripts know; passes SIGTERM and SIGINT on; ends its program
+when another rank of the host has failed, since some backends would wait for it for half an hour;
+takes the program's own children down with it; and records how it ended for the launcher's report.
+
+Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
+host), FIRST_DEVICE (index of the host's first card), CPU_AFFINITY=off and CPU_AFFINITY_CONF
+(torch_npu's own binding), either of which leaves the cores to all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from utils.failures import (
+    FILE_VARIABLE,
+    complete_record,
+    is_lost_peer,
+    read_records,
+    write_record,
+)
+
+POLL_SECONDS = 0.2
+GRACE_AFTER_FAILURE = 5.0
+"""Seconds that a program has to end by itself after a rank of this host has failed."""
+GRACE_AFTER_SIGNAL = 25.0
+"""Seconds for the checkpoint after SIGTERM; torch's launcher kills 30 s after its signal."""
+EXIT_STOPPED = 130
+"""Exit code of a program that stopped in order because it was asked to."""
+SHOWN_LINES = 20
+"""Of the log of the rank that failed first, in the report."""
+_TAIL_BYTES = 8192
+
+
+def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
+    """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
+    each = len(cores) // parts
+    return set(sorted(cores)[part * each:(part + 1) * each]) if each and part < parts else cores
+
+
+class Supervisor:
+    """One program, from its start to the record of its end.
+
+    Args:
+        output: folder that holds a folder for each rank of this host.
+        name: of the program; the log is `<output>/<number>/<name>_<number>.log`.
+        command: program and arguments.
+        environ: of this process.
+    """
+
+    def __init__(self, output: str, name: str, command: Sequence[str],
+                 environ: Mapping[str, str]) -> None:
+        self.rank = int(environ["RANK"])
+        self.local_rank = int(environ["LOCAL_RANK"])
+        self.attempt = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+        first_device = int(environ.get("FIRST_DEVICE") or 0)
+        number = self.rank + first_device
+        self.folder = os.path.join(output, str(number))
+        self.log = os.path.join(self.folder, "{}_{}.log".format(name, number))
+        self.record = record_path(output, name, number, self.attempt)
+        first = number - self.local_rank
+        self.all_records = [record_path(output, name, n, self.attempt)
+                            for n in range(first, first + int(environ.get("NPROC") or 1))]
+        self.pid_file = os.path.join(self.folder, "supervisor.pid")
+        self.command = list(command)
+        if first_device:
+            self.command.append("--device_id={}".format(first_device + self.local_rank))
+        self.environ = self._program_environ(environ)
+        self._bind(environ, first_device)
+        self._signal: Optional[int] = None
+        self._deadline: Optional[float] = None
+
+    def _program_environ(self, environ: Mapping[str, str]) -> Dict[str, str]:
+        own = dict(environ)
+        own.update(RANK_ID=str(self.rank), RANK_SIZE=environ["WORLD_SIZE"],
+                   ASCEND_DEVICE_ID=os.path.basename(self.folder))
+        own[FILE_VARIABLE] = os.path.abspath(self.record)
+        return own
+
+    def _bind(self, environ: Mapping[str, str], first_device: int) -> None:
+        parts = int(environ.get("NPROC") or 1) + first_device
+        bound_elsewhere = environ.get("CPU_AFFINITY_CONF") or environ.get("CPU_AFFINITY") == "off"
+        if parts > 1 and not bound_elsewhere and hasattr(os, "sched_setaffinity"):
+            mine = share_of_cores(os.sched_getaffinity(0), first_device + self.local_rank, parts)
+            os.sched_setaffinity(0, mine)  # the program inherits it
+
+    def run(self) -> int:
+        """Start the program and wait for its end; returns the exit code for the launcher."""
+        os.makedirs(self.folder, exist_ok=True)
+        with open(self.pid_file, "w", encoding="ascii") as stream:
+            stream.write(str(os.getpid()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        with open(self.log, "ab" if self.attempt else "wb") as log:
+            if self.attempt:
+                log.write("Restart {}\n".format(self.attempt).encode("ascii"))
+                log.flush()
+            program = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=subprocess.STDOUT, env=self.environ,
+                                       start_new_session=True, preexec_fn=_die_with_parent)
+        status = self._watch(program)
+        with contextlib.suppress(OSError):
+            os.unlink(self.pid_file)
+        return status
+
+    def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
+        if self._signal is None:  # a batch system and torch's launcher may both send one
+            self._signal = number
+
+    def _watch(self, program: subprocess.Popen) -> int:
+        forwarded = False
+        failed: List[Dict] = []
+        while program.poll() is None:
+            failed = failed or read_records(self.all_records)
+            if failed:
+                self._end_within(GRACE_AFTER_FAILURE)
+            elif self._signal is not None and not forwarded:
+                forwarded = True
+                program.send_signal(self._signal)
+                self._end_within(GRACE_AFTER_SIGNAL)
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                _kill_session(program)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.wait(POLL_SECONDS)
+        _kill_session(program)  # loader processes that hang would outlive it
+        return self._conclude(program.returncode, killed_for=failed)
+
+    def _end_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._deadline = min(self._deadline or deadline, deadline)
+
+    def _conclude(self, status: int, killed_for: List[Dict]) -> int:
+        if status == EXIT_STOPPED and self._signal is not None:
+            return 0  # in order; torch's launcher must not take it for a failure and restart
+        if status == 0:
+            return 0
+        code = 128 - status if status < 0 else status
+        if status < 0 and killed_for and status == -signal.SIGKILL:
+            cause, follows = "ended because another rank had failed", True
+        elif status < 0:
+            cause, follows = "killed by {}".format(signal.Signals(-status).name), False
+            if status == -signal.SIGKILL:
+                cause += " (out of memory, or from outside)"
+        else:
+            cause = "exit code {}: {}".format(status, self._last_line())
+            follows = is_lost_peer(cause)
+        write_record(self.record, self.rank, cause, self.log, code, follows)
+        complete_record(self.record, self.log, code)
+        return code
+
+    def _last_line(self) -> str:
+        lines = _last_lines(self.log)
+        shown = [line for line in lines if line.startswith(("error: ", "training stopped: "))]
+        return (shown or lines or ["nothing was printed"])[-1]
+
+
+def _last_lines(path: str) -> List[str]:
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
+        text = stream.read().decode("utf-8", "replace")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its supervisor is killed with -9."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _kill_session(program: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+def record_path(output: str, name: str, number: int, attempt: int) -> str:
+    """Where the record of one rank's failure lies; every attempt of a restarted run has its own."""
+    return os.path.join(output, str(number), "{}_failure_{}.json".format(name, attempt))
+
+
+def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
+    """What the launcher prints when ranks have failed, the decisive one first, and its exit code.
+
+    Args:
+        output: as for `Supervisor`.
+        name: as for `Supervisor`.
+        numbers: of the folders of this host's ranks.
+    """
+    attempt = 0
+    records: List[Dict] = []
+    while True:
+        found = read_records(record_path(output, name, n, attempt) for n in numbers)
+        if not found:
+            break
+        attempt, records = attempt + 1, found
+    if not records:
+        return "[Error] no rank could be started, or its supervisor was killed; see {}".format(
+            os.path.join(output, str(numbers[0]))), 1
+    lines = ["rank {}: {}; log: {}".format(record["rank"], record["cause"], record["log"])
+             for record in records]
+    shown = ["[Error] " + lines[0]] + ["        " + line for line in lines[1:]]
+    if os.path.exists(records[0]["log"]):
+        shown += ["The last lines of {}:".format(records[0]["log"])]
+        shown += _last_lines(records[0]["log"])[-SHOWN_LINES:]
+    return "\n".join(shown), int(records[0]["status"])
+
+
+def main(argv: List[str]) -> int:
+    """Command line: `OUTPUT NAME PROGRAM ARGUMENT...`, or `--report OUTPUT NAME NUMBER...`."""
+    if argv[:1] == ["--report"]:
+        text, code = report(argv[1], argv[2], [int(number) for number in argv[3:]])
+        print(text, file=sys.stderr)
+        return code
+    return Supervisor(argv[0], argv[1], argv[2:], os.environ).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

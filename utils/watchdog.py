@@ -1,0 +1,87 @@
+"""Waiting for data, with a limit: a loader that hangs must not hold all cards for ever."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from typing import Callable, Iterable, Iterator, Optional, TypeVar
+
+from utils.failures import note
+
+T = TypeVar("T")
+
+FIRST_FACTOR = 10
+"""The first item may take this many limits: workers start, caches are cold."""
+EXIT_HUNG = 1
+
+
+class WatchedLoader:
+    """Iterate `source`; end the process if one item takes longer than `limit` seconds.
+
+    An exception could not get through: the main thread hangs, perhaps in foreign code. So a thread
+    says what happened, shows where everything stands, ends the worker processes and leaves.
+
+    Args:
+        source: any iterable, usually a data loader.
+        limit: seconds for an item; 0 waits for ever.
+        rank: of this process, for the message.
+
+    Attributes:
+        seconds: spent waiting for items so far.
+    """
+
+    def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
+                 end: Optional[Callable[[str], None]] = None) -> None:
+        self._source = source
+        self._limit = limit
+        self._rank = rank
+        self._end = end or self._leave
+        self._deadline: Optional[float] = None
+        self._ended = False
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[T]:
+        if self._limit > 0:
+            threading.Thread(target=self._watch, name="loader watchdog", daemon=True).start()
+        try:
+            yield from self._timed()
+        finally:
+            self._ended = True
+
+    def _timed(self) -> Iterator[T]:
+        limit = self._limit * FIRST_FACTOR
+        items = iter(self._source)
+        while True:
+            start = time.perf_counter()
+            self._deadline = time.monotonic() + limit
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._deadline = None
+            self.seconds += time.perf_counter() - start
+            limit = self._limit
+            yield item
+
+    def _watch(self) -> None:
+        while not self._ended:
+            time.sleep(min(1.0, self._limit / 10))
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self._end("the data loader delivered no batch for {:g} s (--loader_timeout); the "
+                          "storage or a loader process hangs".format(self._limit))
+                return
+
+    def _leave(self, cause: str) -> None:
+        note(self._rank, cause)
+        faulthandler.dump_traceback(sys.stderr)
+        for child in multiprocessing.active_children():
+            child.kill()
+        print("training stopped: rank {}: {}".format(self._rank, cause), file=sys.stderr,
+              flush=True)
+        os._exit(EXIT_HUNG)
