@@ -35,7 +35,6 @@ from utils.failures import recorded
 from utils.files import write_whole
 from utils.inference import StageTimes
 from utils.processes import Processes
-from utils.weight_loading import load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
@@ -137,15 +136,14 @@ def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[
     else:
         raise UserError("'{}' does not say which configuration it belongs to; give it with "
                         "--config".format(path))
-    contents = stored.weights.contents
-    changes = {} if contents is None or contents.num_classes is None else {
-        "num_classes": contents.num_classes + 1}
+    semantic = stored.state_dict.get("semantic_seg_conv.weight")
+    changes = {} if semantic is None else {"num_classes": len(semantic) + 1}
     if args.max_num_detections is not None:
         changes["max_num_detections"] = args.max_num_detections
         changes["nms_top_k"] = max(config.nms_top_k, args.max_num_detections)
     config = config.replace(**changes)
     model = build_yolact(config)
-    print("Weights : {}".format(load_network(model, stored.weights)))
+    checkpoint.load_weights(model, stored.state_dict, path)
     return model.eval(), config, stored.class_names, path
 
 
@@ -157,7 +155,7 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
                           require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
-                                  os.path.basename(weights), truth, args.map_classes)
+                                  os.path.basename(weights), truth)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     if not evaluator.has_ground_truth and not args.output_coco_json:
         raise UserError("{} has no annotations to score against; --output_coco_json writes the "
