@@ -6,10 +6,12 @@ that published weights load as they are. Letters: B batch, S input side in pixel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from layers.deform_conv import DeformConv2d
 
 if TYPE_CHECKING:
     from data.config import Config
@@ -51,16 +53,23 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 around a shortcut; `[B,in,H,W] -> [B,4*width,H/s,W/s]`."""
+    """1x1, 3x3 (with the stride), 1x1 around a shortcut; `[B,in,H,W] -> [B,4*width,H/s,W/s]`.
+
+    With `deformable` the 3x3 convolution is a `DeformConv2d` (YOLACT++).
+    """
 
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int = 1,
-                 downsample: Optional[nn.Module] = None) -> None:
+                 downsample: Optional[nn.Module] = None, deformable: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv2: nn.Module
+        if deformable:
+            self.conv2 = DeformConv2d(width, width, 3, stride=stride, padding=1)
+        else:
+            self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(width * self.expansion)
@@ -82,13 +91,16 @@ class ResNet(nn.Module):
         block: `Bottleneck` or `BasicBlock`.
         base_width: channels of the stem and width of the first stage; doubles with each stage.
         selected_layers: stages (0-based) whose feature maps are returned, finest first.
+        dcn_layers: how many of each stage's last blocks may be deformable; none by default.
+        dcn_interval: of these only the blocks whose number in the stage this divides are.
 
     `channels` holds the output channels of every stage; stage i has stride `4 * 2**i`.
     """
 
     def __init__(self, layers: Sequence[int],
                  block: Union[Type[BasicBlock], Type[Bottleneck]] = Bottleneck,
-                 base_width: int = 64, selected_layers: Sequence[int] = (1, 2, 3)) -> None:
+                 base_width: int = 64, selected_layers: Sequence[int] = (1, 2, 3),
+                 dcn_layers: Sequence[int] = (0, 0, 0, 0), dcn_interval: int = 1) -> None:
         super().__init__()
         self.selected_layers = tuple(selected_layers)
         self.channels = tuple(base_width * 2 ** i * block.expansion for i in range(len(layers)))
@@ -98,7 +110,9 @@ class ResNet(nn.Module):
         self.bn1 = BatchNorm2d(base_width)
         in_channels = base_width
         for i, num_blocks in enumerate(layers):
-            self.layers.append(_resnet_stage(block, in_channels, base_width * 2 ** i, num_blocks,
+            deformable = [n + dcn_layers[i] >= num_blocks and n % dcn_interval == 0
+                          for n in range(num_blocks)]
+            self.layers.append(_resnet_stage(block, in_channels, base_width * 2 ** i, deformable,
                                              stride=1 if i == 0 else 2))
             in_channels = self.channels[i]
         _init_kaiming(self)
@@ -111,15 +125,22 @@ class ResNet(nn.Module):
 
 
 def _resnet_stage(block: Union[Type[BasicBlock], Type[Bottleneck]], in_channels: int, width: int,
-                  num_blocks: int, stride: int) -> nn.Sequential:
+                  deformable: Sequence[bool], stride: int) -> nn.Sequential:
+    """A stage with a block for each entry of `deformable`."""
     out_channels = width * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:
         downsample = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
             BatchNorm2d(out_channels))
-    blocks = [block(in_channels, width, stride, downsample)]
-    blocks += [block(out_channels, width) for _ in range(num_blocks - 1)]
+    blocks: List[nn.Module] = []
+    for is_deformable in deformable:
+        # Only a Bottleneck knows the keyword.
+        extra: Dict[str, Any] = {"deformable": True} if is_deformable else {}
+        if blocks:
+            blocks.append(block(out_channels, width, **extra))
+        else:
+            blocks.append(block(in_channels, width, stride, downsample, **extra))
     return nn.Sequential(*blocks)
 
 
@@ -186,17 +207,21 @@ def _run_stages(stages: nn.ModuleList, x: Tensor, selected: Tuple[int, ...]) -> 
 def _init_kaiming(backbone: nn.Module, negative_slope: float = 0.0) -> None:
     """Start values for training from scratch; batch normalisation keeps its ones and zeros."""
     for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, DeformConv2d)):
             nn.init.kaiming_normal_(module.weight, a=negative_slope, mode="fan_out",
                                     nonlinearity="leaky_relu")
+    for module in backbone.modules():
+        if isinstance(module, DeformConv2d):
+            module.zero_offsets()
 
 
 def build_backbone(config: Config) -> Union[ResNet, DarkNet]:
     """Build the backbone that `config` names, with random weights."""
     selected = config.selected_layers
+    dcn: Dict[str, Any] = {"dcn_layers": config.dcn_layers, "dcn_interval": config.dcn_interval}
     builders: Dict[str, Callable[[], Union[ResNet, DarkNet]]] = {
-        "resnet101": lambda: ResNet((3, 4, 23, 3), selected_layers=selected),
-        "resnet50": lambda: ResNet((3, 4, 6, 3), selected_layers=selected),
+        "resnet101": lambda: ResNet((3, 4, 23, 3), selected_layers=selected, **dcn),
+        "resnet50": lambda: ResNet((3, 4, 6, 3), selected_layers=selected, **dcn),
         "resnet_mini": lambda: ResNet((2, 2, 2, 2), block=BasicBlock, base_width=32,
                                       selected_layers=selected),
         "darknet53": lambda: DarkNet((1, 2, 8, 8, 4), selected_layers=selected),

@@ -6,7 +6,7 @@ size, hs x ws semantic size.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence, Union, cast
+from typing import Any, Dict, Optional, Sequence, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from data.config import Config
 from layers.anchors import make_priors
 from layers.fpn import FPN
 from layers.heads import PredictionHead, ProtoNet
+from layers.mask_iou import MaskIouNet
 
 
 class Yolact(nn.Module):
@@ -35,15 +36,19 @@ class Yolact(nn.Module):
         num_classes: C.
         input_size: S.
         pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
+        maskiou_net: re-scores masks (YOLACT++). `forward` does not run it: in training the loss
+            does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` has
+            not got. None without mask re-scoring.
     """
 
     def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
                  head: PredictionHead, priors: Tensor, features: int, num_classes: int,
                  input_size: int, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float]) -> None:
+                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.proto_net = proto_net
+        self.maskiou_net = maskiou_net
         self.fpn = fpn
         # A list of one: the original names the head it shares over the levels `.0`.
         self.prediction_layers = nn.ModuleList([head])
@@ -131,6 +136,7 @@ def build_yolact(config: Config) -> Yolact:
         head=PredictionHead(features, config.head_features, config.num_anchors,
                             config.num_classes, config.num_prototypes),
         priors=make_priors(config), features=features, num_classes=config.num_classes,
-        input_size=config.max_size, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std)
+        input_size=config.max_size, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std,
+        maskiou_net=MaskIouNet(config.num_classes) if config.use_maskiou else None)
     _init_xavier(network)
     return network

@@ -43,8 +43,14 @@ def select_rows(tables: Tensor, index: Tensor) -> Tensor:
     return picked.reshape((batch, index.shape[0] // batch) + tables.shape[2:])
 
 
-def mask_loss(coefficients: Tensor, proto: Tensor, boxes: Tensor, masks: Tensor,
-              weights: Tensor) -> Tensor:
+def mask_logits(coefficients: Tensor, proto: Tensor) -> Tensor:
+    """Combine prototypes `[B, h, w, k]` by coefficients `[B, K, k]`: `[B, K, h, w]`."""
+    batch, height, width, _ = proto.shape
+    logits = coefficients.bmm(proto.flatten(1, 2).transpose(1, 2))
+    return logits.reshape(batch, coefficients.shape[1], height, width)
+
+
+def mask_loss(logits: Tensor, boxes: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
     """Weighted binary cross entropy inside each sample's box, divided by the box's area.
 
     Follows lincomb_mask_loss of YOLACT: the predicted mask is cropped to the ground-truth box
@@ -54,8 +60,7 @@ def mask_loss(coefficients: Tensor, proto: Tensor, boxes: Tensor, masks: Tensor,
     lie outside their own box add nothing (the original adds a constant 100 without gradient).
 
     Args:
-        coefficients: float `[B, K, k]`, predicted for the sampled priors.
-        proto: float `[B, h, w, k]`.
+        logits: float `[B, K, h, w]`, `mask_logits` of the sampled priors.
         boxes: float `[B, K, 4]`, ground-truth x1 y1 x2 y2 of each sample, relative.
         masks: `[B, K, h, w]` in {0, 1}, ground truth of each sample.
         weights: float `[B, K]`, 0 for slots that hold no sample.
@@ -64,14 +69,11 @@ def mask_loss(coefficients: Tensor, proto: Tensor, boxes: Tensor, masks: Tensor,
         0-d float, the sum over all samples of weight * (BCE summed over pixels) / relative area
         / (h * w).
     """
-    batch, height, width, _ = proto.shape
-    samples = coefficients.shape[1]
+    height, width = logits.shape[2:]
     x1, y1, x2, y2 = boxes.unbind(-1)
     area = ((x2 - x1) * (y2 - y1)).clamp(min=SMALLEST_AREA)
     object_weight = (weights / (area * (height * width)))[:, :, None, None]
     rows = inside_box(y1, y2, height).unsqueeze(-1) * object_weight
     pixel_weight = inside_box(x1, x2, width).unsqueeze(-2) * rows
-    logits = coefficients.bmm(proto.flatten(1, 2).transpose(1, 2))
-    logits = logits.reshape(batch, samples, height, width)
     return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), weight=pixel_weight,
                                               reduction="sum")

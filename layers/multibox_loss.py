@@ -1,18 +1,22 @@
-"""The training loss of YOLACT: box, confidence, mask and semantic terms from static tensors."""
+"""The training loss of YOLACT: box, confidence, mask, semantic and mask-IoU terms, all static."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.mask_loss import flat_index, mask_loss, select_rows
+from layers.mask_iou import mask_iou_loss
+from layers.mask_loss import flat_index, mask_logits, mask_loss, select_rows
 from layers.ohem import ohem_cross_entropy
 
 
 class MultiBoxLoss(nn.Module):
     """B (boxes), C (confidence), M (masks) and S (semantic segmentation), weighted and normalised.
+
+    With YOLACT++'s mask re-scoring there is a fifth, I (the masks' IoU); it trains a part of the
+    network that only runs here, which is why the loss is given that part.
 
     Everything that depends on the ground truth alone arrives ready-made in the batch, so that no
     shape here depends on a value and nothing is read back to the host. All terms are computed in
@@ -22,11 +26,15 @@ class MultiBoxLoss(nn.Module):
         num_classes: C, classes with background.
         bbox_alpha, conf_alpha, mask_alpha, semantic_alpha: weights of the four terms.
         ohem_negpos_ratio: hard negatives mined for each positive.
+        mask_iou_net: the network's `layers.mask_iou.MaskIouNet`; None leaves I out.
+        maskiou_alpha: weight of I.
+        discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
     """
 
     def __init__(self, num_classes: int, bbox_alpha: float = 1.5, conf_alpha: float = 1.0,
                  mask_alpha: float = 6.125, semantic_alpha: float = 1.0,
-                 ohem_negpos_ratio: float = 3.0) -> None:
+                 ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
+                 maskiou_alpha: float = 25.0, discard_mask_area: float = 25) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.bbox_alpha = bbox_alpha
@@ -34,29 +42,34 @@ class MultiBoxLoss(nn.Module):
         self.mask_alpha = mask_alpha
         self.semantic_alpha = semantic_alpha
         self.ohem_negpos_ratio = ohem_negpos_ratio
+        self.mask_iou_net = mask_iou_net
+        self.maskiou_alpha = maskiou_alpha
+        self.discard_mask_area = discard_mask_area
 
     @classmethod
-    def from_config(cls, config: Any) -> MultiBoxLoss:
-        """Build the loss of a `data.config.Config`."""
+    def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None) -> MultiBoxLoss:
+        """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network."""
         return cls(config.num_classes, bbox_alpha=config.bbox_alpha, conf_alpha=config.conf_alpha,
                    mask_alpha=config.mask_alpha, semantic_alpha=config.semantic_alpha,
-                   ohem_negpos_ratio=config.ohem_negpos_ratio)
+                   ohem_negpos_ratio=config.ohem_negpos_ratio, mask_iou_net=mask_iou_net,
+                   maskiou_alpha=config.maskiou_alpha,
+                   discard_mask_area=config.discard_mask_area)
 
     def forward(self, predictions: Dict[str, Tensor], batch: Any,
                 num_positives: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        """Compute the four losses.
+        """Compute the losses.
 
         Args:
             predictions: "loc" `[B,P,4]`, "conf" `[B,P,C]` logits, "mask" `[B,P,k]`,
                 "proto" `[B,h,w,k]`, "segm" `[B,C-1,hs,ws]` logits.
             batch: a `data.batch.Batch` or anything with its fields.
-            num_positives: 0-d tensor above 0 that B, C and M are divided by instead of the batch's
-                own number of positives. With W cards whose gradients are averaged, the sum over all
+            num_positives: 0-d tensor that B, C, M and I are divided by instead of the batch's own
+                number of positives. With W cards whose gradients are averaged, the sum over all
                 cards divided by W gives the gradient of the undivided batch.
 
         Returns:
-            "B", "C", "M", "S": 0-d float32 tensors. Finite for every legal batch; B, C and M are
-            0 where there are no positives.
+            "B", "C", "M", "S" and with a `mask_iou_net` "I": 0-d float32 tensors. Finite for every
+            legal batch; all but S are 0 where there are no positives.
 
         Raises:
             ValueError: the predictions' number of classes is not `num_classes`.
@@ -72,12 +85,33 @@ class MultiBoxLoss(nn.Module):
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,
                                          self.ohem_negpos_ratio)
         box_sum = _box_sum(predictions["loc"].float(), batch.box_targets, targets > 0)
-        return {
+        mask_sums = self._mask_sums(predictions, batch)
+        losses = {
             "B": box_sum * self.bbox_alpha / normaliser,
             "C": conf_sum * self.conf_alpha / normaliser,
-            "M": _mask_sum(predictions, batch) * self.mask_alpha / normaliser,
+            "M": mask_sums[0] * self.mask_alpha / normaliser,
             "S": self._semantic(predictions["segm"].float(), batch.semantic),
         }
+        if len(mask_sums) > 1:
+            losses["I"] = mask_sums[1] * self.maskiou_alpha / normaliser
+        return losses
+
+    def _mask_sums(self, predictions: Dict[str, Tensor], batch: Any) -> List[Tensor]:
+        """M and I, or M alone, before their weights."""
+        coefficients = predictions["mask"]
+        priors = flat_index(batch.mask_index, coefficients.shape[1])
+        slots = flat_index(batch.mask_gt, batch.gt_boxes.shape[1])
+        logits = mask_logits(select_rows(coefficients, priors).float(),
+                             predictions["proto"].float())
+        boxes = select_rows(batch.gt_boxes, slots)
+        masks = select_rows(batch.gt_masks, slots)
+        weights = batch.mask_valid * batch.mask_scale.unsqueeze(1)
+        sums = [mask_loss(logits, boxes, masks, weights)]
+        if self.mask_iou_net is not None:
+            labels = select_rows(batch.gt_labels, slots)
+            sums.append(mask_iou_loss(self.mask_iou_net, logits, boxes, masks, labels,
+                                      batch.mask_valid, self.discard_mask_area))
+        return sums
 
     def _semantic(self, logits: Tensor, targets: Tensor) -> Tensor:
         batch, _, height, width = logits.shape
@@ -90,13 +124,19 @@ def _box_sum(loc: Tensor, box_targets: Tensor, positive: Tensor) -> Tensor:
     return (losses * positive.unsqueeze(-1)).sum()
 
 
-def _mask_sum(predictions: Dict[str, Tensor], batch: Any) -> Tensor:
-    coefficients = predictions["mask"]
-    priors = flat_index(batch.mask_index, coefficients.shape[1])
-    slots = flat_index(batch.mask_gt, batch.gt_boxes.shape[1])
-    return mask_loss(
-        coefficients=select_rows(coefficients, priors).float(),
-        proto=predictions["proto"].float(),
-        boxes=select_rows(batch.gt_boxes, slots),
-        masks=select_rows(batch.gt_masks, slots),
-        weights=batch.mask_valid * batch.mask_scale.unsqueeze(1))
+
+class NetworkWithLoss(nn.Module):
+    """A network and its loss as one module, from a batch to its losses.
+
+    This is what is wrapped for several processes: every parameter is used inside its `forward`,
+    those of the mask-IoU network in the loss included.
+    """
+
+    def __init__(self, network: nn.Module, criterion: MultiBoxLoss) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+
+    def forward(self, batch: Any) -> Dict[str, Tensor]:
+        """Losses of a `data.batch.Batch` on the network's device, see `MultiBoxLoss`."""
+        return self.criterion(self.network(batch.images), batch)

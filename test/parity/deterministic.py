@@ -9,6 +9,9 @@ import torch
 
 SMALL_SIZE = 138
 SMALL_SCALES = ((6,), (12,), (24,), (48,), (96,))
+SMALL_PLUS_SIZE = 256
+SMALL_PLUS_SCALES = tuple(tuple(side * 2 ** (third / 3) for third in range(3))
+                          for side in (11, 22, 45, 90, 180))
 
 
 def small_config(name):
@@ -16,6 +19,13 @@ def small_config(name):
     from data.config import get_config
 
     return get_config(name, max_size=SMALL_SIZE, pred_scales=SMALL_SCALES)
+
+
+def small_plus_config(name):
+    """The 256 px variant of a YOLACT++ recipe that the golden numbers were recorded with."""
+    from data.config import get_config
+
+    return get_config(name, max_size=SMALL_PLUS_SIZE, pred_scales=SMALL_PLUS_SCALES)
 
 
 def deterministic_tensor(key, shape):

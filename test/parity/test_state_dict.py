@@ -13,7 +13,8 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "state_dict_keys.js
 
 @pytest.mark.parametrize("name", ["yolact_base", "yolact_im400", "yolact_im700",
                                   "yolact_darknet53", "yolact_resnet50",
-                                  "yolact_resnet50_pascal"])
+                                  "yolact_resnet50_pascal", "yolact_plus_base",
+                                  "yolact_plus_resnet50"])
 def test_keys_order_and_shapes_are_the_originals(name):
     expected = json.loads(GOLDEN.read_text())[name]
     network = build_yolact(get_config(name))

@@ -1,0 +1,122 @@
+"""Operators of the Ascend plugin, each beside a probe that holds it against plain PyTorch.
+
+Beside `utils.device` the only file that names the plugin. Nothing is imported or asked for before
+a tensor on an NPU needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any, Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+PROBE_TOLERANCE = 2e-2
+"""Largest deviation from the reference, relative to its largest value. Shortened float32 (HF32)
+stays below; a wrong order of channels does not."""
+
+DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
+
+
+def _operator(name: str) -> Any:
+    """The plugin's operator `name`, or None. On the Ascend PyTorch 1.5 they are in torch itself."""
+    found = None
+    if importlib.util.find_spec("torch_npu") is not None:
+        found = getattr(importlib.import_module("torch_npu"), name, None)
+    return found if found is not None else getattr(torch, name, None)
+
+
+class _NpuDeformConv(torch.autograd.Function):
+    """`npu_deformable_conv2d` and its backward operator, float32 only.
+
+    The operators want the 3 * k * k offset channels as all x, then all y, then the mask, and return
+    what they sampled so that the backward pass need not sample again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
+                bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+        packed = torch.cat((offset[:, 1::2], offset[:, 0::2], mask), 1)
+        ctx.geometry = {
+            "kernel_size": [weight.shape[3], weight.shape[2]],
+            "stride": [1, 1, stride, stride],
+            "padding": [padding] * 4,
+            "dilation": [1, 1, 1, 1],
+            "groups": 1,
+            "deformable_groups": 1,
+            "modulated": True,
+        }
+        ctx.has_bias = bias is not None
+        result, sampled = _operator("npu_deformable_conv2d")(x, weight, packed, bias,
+                                                             **ctx.geometry)
+        ctx.save_for_backward(x, weight, packed, sampled)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        x, weight, packed, sampled = ctx.saved_tensors
+        grad_x, grad_weight, grad_packed, grad_bias = _operator("npu_deformable_conv2dbk")(
+            x, grad.contiguous(), sampled, weight, packed, **ctx.geometry)
+        grad_ox, grad_oy, grad_mask = grad_packed.chunk(3, 1)
+        grad_offset = torch.stack((grad_oy, grad_ox), 2).flatten(1, 2)
+        return (grad_x, grad_offset, grad_mask, grad_weight, grad_bias if ctx.has_bias else None,
+                None, None)
+
+
+def npu_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
+                      bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+    """Modulated deformable convolution by the plugin's operator; see `layers.deform_conv`."""
+    return _NpuDeformConv.apply(x, offset, mask, weight, bias, stride, padding)
+
+
+def npu_deform_conv_problem(device: torch.device, reference: DeformConv) -> str:
+    """Why `npu_deform_conv2d` must not be used on `device`; empty if it may.
+
+    Runs it once, forward and backward with stride 1 and 2, against `reference` on the CPU. This
+    waits for the device.
+    """
+    if device.type != "npu":
+        return "the device is no NPU"
+    for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
+        if _operator(name) is None:
+            return "the plugin has no operator {}".format(name)
+    for stride in (1, 2):
+        inputs = _probe_inputs(stride)
+        expected = _results(reference, inputs, stride)
+        try:
+            found = _results(npu_deform_conv2d, [x.to(device) for x in inputs], stride)
+        except Exception as error:  # the plugin raises whatever its libraries raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return "the plugin's operator failed its trial ({})".format(reason)
+        for left, right in zip(found, expected):
+            worst = (left.cpu() - right).abs().max()
+            if not bool(worst <= PROBE_TOLERANCE * right.abs().max()):
+                return "the plugin's operator deviates from the reference in its trial"
+    return ""
+
+
+def _probe_inputs(stride: int) -> List[Tensor]:
+    """x, offset, mask, weight, bias from a fixed formula: no random state is touched."""
+    side, channels = 8, 16
+    out = (side - 1) // stride + 1
+    shapes = ((1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
+              (channels, channels, 3, 3), (channels,))
+    waves = [torch.sin(torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32)
+                       * (1.7 + 0.31 * n)).reshape(shape) for n, shape in enumerate(shapes)]
+    # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
+    waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
+    waves[2] = 0.5 + 0.5 * waves[2]
+    return waves
+
+
+def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Tensor]:
+    """The output and the gradients of all inputs for a fixed output gradient."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        x, offset, mask, weight, bias = leaves
+        out = convolve(x, offset, mask, weight, bias, stride, 1)
+        pattern = torch.cos(torch.arange(out.numel(), dtype=torch.float32) * 0.7)
+        grads = torch.autograd.grad(out, leaves, pattern.reshape(out.shape).to(out.device))
+    return [out.detach()] + list(grads)
