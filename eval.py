@@ -35,6 +35,7 @@ from utils.failures import recorded
 from utils.files import write_whole
 from utils.inference import StageTimes
 from utils.processes import Processes
+from utils.weight_loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
@@ -123,8 +124,9 @@ def evaluate_dataset(model: Yolact, config: Config, dataset: CocoDataset, device
     return evaluator.evaluate() if processes.is_main else None
 
 
-def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[str]], str]:
-    """Network, its configuration, its class names if they are known, and the weights' path."""
+def load_model(
+        args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[str]], LoadReport]:
+    """Network, its configuration, its class names if they are known, and what was loaded."""
     wanted = get_config(args.config) if args.config else None
     name = wanted.name if wanted else None
     path = checkpoint.find_checkpoint(args.trained_model, args.save_folder, name)
@@ -136,34 +138,36 @@ def load_model(args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[
     else:
         raise UserError("'{}' does not say which configuration it belongs to; give it with "
                         "--config".format(path))
-    semantic = stored.state_dict.get("semantic_seg_conv.weight")
-    changes = {} if semantic is None else {"num_classes": len(semantic) + 1}
+    contents = stored.weights.contents
+    changes = {} if contents is None or contents.num_classes is None else {
+        "num_classes": contents.num_classes + 1}
     if args.max_num_detections is not None:
         changes["max_num_detections"] = args.max_num_detections
         changes["nms_top_k"] = max(config.nms_top_k, args.max_num_detections)
     config = config.replace(**changes)
     model = build_yolact(config)
-    checkpoint.load_weights(model, stored.state_dict, path)
-    return model.eval(), config, stored.class_names, path
+    report = load_network(model, stored.weights)
+    return model.eval(), config, stored.class_names, report
 
 
 def score(args: argparse.Namespace, finder: Finder, config: Config,
-          class_names: Optional[List[str]], weights: str, processes: Processes) -> int:
+          class_names: Optional[List[str]], loaded: LoadReport, processes: Processes) -> int:
     """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
     dataset = CocoDataset(*find_dataset(args.dataset or config.dataset, args.val_data,
                                         args.valid_images, args.valid_info, "val"),
                           require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
+    weights = os.path.basename(loaded.source.path)
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
-                                  os.path.basename(weights), truth)
+                                  weights, truth, args.map_classes)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     if not evaluator.has_ground_truth and not args.output_coco_json:
         raise UserError("{} has no annotations to score against; --output_coco_json writes the "
                         "result files".format(dataset.annotation_file))
     chosen = inference.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
     if processes.is_main:
-        print("\n".join([describe(finder.device)] + notes + ["{}: {} images of {}".format(
-            os.path.basename(weights), len(chosen), truth)]), flush=True)
+        print("\n".join([describe(finder.device), "Weights : {}".format(loaded)] + notes + [
+            "{}: {} images of {}".format(weights, len(chosen), truth)]), flush=True)
 
     times = StageTimes((lambda: synchronize(finder.device)) if args.benchmark else None)
     collect_shared(finder, dataset, chosen, evaluator, args.batch_size, args.num_workers,
@@ -224,12 +228,12 @@ def _run(argv: List[str]) -> int:
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Do what the command line asks for; returns the exit code."""
-    model, config, class_names, weights = load_model(args)
+    model, config, class_names, loaded = load_model(args)
     finder = Finder(model.to(device), Detect.from_config(config, nms_kind(args)), device,
                     not args.no_crop, args.score_threshold)
     if args.image is not None:
         return draw(args, finder, config, class_names)
-    return score(args, finder, config, class_names, weights, processes)
+    return score(args, finder, config, class_names, loaded, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

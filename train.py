@@ -25,7 +25,6 @@ from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
 from utils import checkpoint
-from utils.backbone_weights import load_backbone
 from utils.checkpoint import CheckpointName
 from utils.cli import run_main
 from utils.device import (
@@ -44,13 +43,15 @@ from utils.optimizer import FlatOptimizer, build_optimizer, poison
 from utils.parallel import Sharing, share_buffers, wrap
 from utils.processes import Processes
 from utils.restarts import find_restart
-from utils.safe_load import load_tensors
 from utils.schedule import LearningRate
+from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords, total_of
 from utils.train_flags import images_per_card, train_parser
 from utils.training_log import JsonLog, StepTimer, Throughput, format_line
 from utils.training_state import check_same_run, pack_state, unpack_state
 from utils.watchdog import WatchedLoader
+from utils.weight_formats import read_weights
+from utils.weight_loading import load_network
 from yolact import Yolact, build_yolact
 
 LOG_INTERVAL = 10
@@ -253,7 +254,7 @@ def resume(run: Run, weights_path: str) -> int:
     With the full state beside the weights the run goes on exactly. Weights alone (the original's
     files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
     """
-    checkpoint.load_weights(run.model, load_tensors(weights_path), weights_path)
+    print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
     state = checkpoint.load_state(weights_path)
     if state is None:
         named = CheckpointName.parse(weights_path)
@@ -276,14 +277,14 @@ def resolve_config(args: argparse.Namespace) -> Config:
     return config.replace(**changes)
 
 
-def build_model(args: argparse.Namespace, config: Config, per_card: int) -> Yolact:
+def build_model(args: argparse.Namespace, config: Config, per_card: int,
+                class_names: Sequence[str]) -> Yolact:
     """Network with its first weights; batch norm frozen where pretrained and batches small."""
     model = build_yolact(config)
-    weights = args.backbone_weights or config.backbone_weights
-    if args.resume is None and weights != "none":
-        path = weights if os.path.exists(weights) else os.path.join(args.save_folder, weights)
-        print("Backbone : {}".format(load_backbone(model.backbone, path)))
-    if weights != "none" and per_card < MIN_BATCH_FOR_BN:
+    report, pretrained = load_start_weights(model, args, config.backbone_weights, class_names)
+    if report is not None:
+        print(report)
+    if pretrained and per_card < MIN_BATCH_FOR_BN:
         print("Batch norm stays frozen: {} images per card are fewer than {}".format(
             per_card, MIN_BATCH_FOR_BN))
         model.freeze_bn()
@@ -313,7 +314,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
         world_size=processes.world_size, pin_memory=pin_memory_supported(device),
         pack_masks=device.type != "cpu", parts=sharing.parts)
-    model = build_model(args, config, per_card).to(device)
+    model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(config, model)
     network = wrap(model, processes, device)
     return Run(args, config, processes, sharing, device, model, network,

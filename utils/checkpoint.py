@@ -22,6 +22,7 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.safe_load import load_tensors
+from utils.weight_formats import WeightsFile, read_weights
 
 STATE_FORMAT = 1
 _NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")
@@ -56,13 +57,13 @@ class InferenceCheckpoint:
     """Weights with what is known about them.
 
     Attributes:
-        state_dict: the network's tensors, on the CPU.
+        weights: the network's tensors, on the CPU, and where they come from.
         config: `Config.to_dict()` of the run, or None for a plain weights file.
         class_names: names of the foreground classes in order, or None if unknown.
         config_name: recipe that the file's name or the caller names, or None if neither does.
     """
 
-    state_dict: Dict[str, Tensor]
+    weights: WeightsFile
     config: Optional[Dict[str, Any]]
     class_names: Optional[List[str]]
     config_name: Optional[str]
@@ -156,53 +157,21 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
 
 
 def load_for_inference(path: str, config_name: Optional[str] = None) -> InferenceCheckpoint:
-    """Read weights, and their configuration and class names where the full state is at hand."""
-    state_dict = load_tensors(path)
-    state = load_state(path)
+    """Read weights, and their configuration and class names.
+
+    These come from the full state beside the weights, or from the file itself where it can hold
+    them (safetensors).
+    """
+    weights = read_weights(path)
+    state = load_state(path) or {"config": weights.config, "class_names": weights.class_names}
+    names = state.get("class_names")
     named = CheckpointName.parse(path)
     return InferenceCheckpoint(
-        state_dict=state_dict,
-        config=state["config"] if state else None,
-        class_names=list(state["class_names"]) if state else None,
+        weights=weights,
+        config=state.get("config"),
+        class_names=None if names is None else list(names),
         config_name=config_name or (named.config if named else None),
     )
-
-
-def load_weights(model: torch.nn.Module, state_dict: Dict[str, Any], path: str) -> None:
-    """Load `state_dict` into `model`, strictly.
-
-    Raises:
-        UserError: keys are missing or foreign, or shapes differ (another class count, for one);
-            names the first of them.
-    """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state_dict]
-    foreign = [key for key in state_dict if key not in own]
-    if missing or foreign:
-        raise UserError(
-            "'{}' does not hold this network: {} tensors missing{}, {} unknown{}; check --config"
-            .format(path, len(missing), _first(missing), len(foreign), _first(foreign)))
-    wrong = [key for key in own if tuple(own[key].shape) != tuple(state_dict[key].shape)]
-    if wrong:
-        key = next((key for key in wrong if "conf_layer.weight" in key), wrong[0])
-        raise UserError(
-            "'{}' does not fit this network: {} is {}, expected {} ({} tensors differ); {}".format(
-                path, key, list(state_dict[key].shape), list(own[key].shape), len(wrong),
-                _class_count_hint(state_dict, own)))
-    model.load_state_dict(state_dict)
-
-
-def _first(keys: List[str]) -> str:
-    return " (first: {})".format(", ".join(keys[:3])) if keys else ""
-
-
-def _class_count_hint(state_dict: Dict[str, Any], own: Dict[str, Any]) -> str:
-    semantic = "semantic_seg_conv.weight"
-    if semantic in state_dict and semantic in own:
-        found, expected = state_dict[semantic].shape[0], own[semantic].shape[0]
-        if found != expected:
-            return "the file was trained for {} classes, the dataset has {}".format(found, expected)
-    return "check --config"
 
 
 def rng_state() -> Dict[str, Any]:

@@ -36,20 +36,21 @@ class CocoEvaluator:
 
     Args:
         annotations: path of the COCO file, or pycocotools' COCO object (left unchanged).
-        category_ids: COCO category id of each class, by 0-based class index.
+        category_ids: COCO category id of each class, by 0-based class index; None for a class that
+            the dataset does not have, whose detections are left out.
         image_sizes: width and height by image id, for files that leave them out.
     """
 
-    def __init__(self, annotations: Union[str, COCO], category_ids: Sequence[int],
+    def __init__(self, annotations: Union[str, COCO], category_ids: Sequence[Optional[int]],
                  image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
         self._source = annotations
         self._image_sizes = image_sizes or {}
-        self.category_ids = [int(number) for number in category_ids]
+        self.category_ids = [None if number is None else int(number) for number in category_ids]
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
         self._truth: Optional[COCO] = None
 
     @classmethod
-    def for_dataset(cls, dataset: Any, category_ids: Sequence[int]) -> CocoEvaluator:
+    def for_dataset(cls, dataset: Any, category_ids: Sequence[Optional[int]]) -> CocoEvaluator:
         """An evaluator on the annotation file of a `data.coco.CocoDataset`."""
         sizes = {int(image_id): dataset.image_info(n)[1:]
                  for n, image_id in enumerate(dataset.image_ids)}
@@ -83,7 +84,8 @@ class CocoEvaluator:
              "bbox": [round(side, _BOX_DECIMALS) for side in corner],
              "segmentation": {"size": [int(side) for side in rle["size"]],
                               "counts": rle["counts"]}}
-            for corner, rle, index, score in zip(corners.tolist(), masks_rle, classes, scores)]
+            for corner, rle, index, score in zip(corners.tolist(), masks_rle, classes, scores)
+            if self.category_ids[int(index)] is not None]
 
     def state(self) -> List[Any]:
         """What was added, as plain lists, for `merge` in another process."""
@@ -148,7 +150,8 @@ class CocoEvaluator:
             self._truth = _complete(_load(source) if isinstance(source, str) else source,
                                     self._image_sizes)
             known = self._truth.cats
-            missing = [number for number in self.category_ids if number not in known]
+            missing = [number for number in self.category_ids
+                       if number is not None and number not in known]
             if missing:
                 raise UserError("{} has no category with id {}; it has {}".format(
                     self._name(), missing[0], ", ".join(str(number) for number in sorted(known))))

@@ -53,6 +53,8 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="images, where they do not lie in a known layout")
     group.add_argument("--valid_info", default=None, metavar="JSON",
                        help="COCO annotations of --valid_images")
+    parser.add_switch("--map_classes", help="where network and dataset have different classes, "
+                      "score those that share a name")
     group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
     group.add_argument("--num_workers", type=int, default=2,
                        help="processes that read images; 0 reads in the main process")

@@ -93,6 +93,9 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
                        help="iterations whose files stay all the same")
     group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
                        help="go on from a checkpoint; with its .state beside it, exactly")
+    group.add_argument("--weights", default=None, metavar="FILE",
+                       help="start a new training from the weights of a whole network, also one "
+                            "of other classes; no backbone file is needed then")
     group.add_argument("--start_iter", type=int, default=-1,
                        help="iteration to start at where --resume finds weights only")
     group.add_argument("--no_interrupt", default=False, **_SWITCH,

@@ -1,0 +1,178 @@
+"""Names of tensors: from what other programs write to the network's own, and what they tell.
+
+The network's own names are those of dbolya/yolact: `backbone.layers.0.0.conv1.weight`; a backbone
+alone has them without `backbone.`, and torchvision's `layer1.0.conv1.weight` becomes
+`layers.0.0.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+COUNTER = ".num_batches_tracked"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "yolact.")
+_STAGE = re.compile(r"^(backbone\.)?layer(\d+)\.")
+_RUN_STATE = {"format", "optimizer", "rng"}
+
+
+class NamedTensors(NamedTuple):
+    """A file's tensors under the network's own names."""
+
+    tensors: Dict[str, Tensor]
+    renamed: Dict[str, str]
+    """What was changed in the names, and an example of a file's own name for each."""
+    unused: List[str]
+    """Names in the file that are no weights, or stand for the same tensor as another."""
+
+
+def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
+    """Take the tensors out of a file's content and give them the network's own names.
+
+    Raises:
+        UserError: there are no tensors by name.
+    """
+    content, unused = _unwrap(content, path)
+    found: Dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            found[name] = value
+        else:
+            unused.append(str(name))
+    if not found:
+        name, value = next(iter(content.items()), ("nothing", None))
+        raise UserError("'{}' holds a {} under {!r}, expected tensors by name; it is not a "
+                        "network's weights".format(path, type(value).__name__, name))
+    renamed: Dict[str, str] = {}
+    found = _strip_prefixes(found, renamed)
+    result: Dict[str, Tensor] = {}
+    for name in sorted(found, key=lambda name: _own_name(name)[0] != name):
+        own, rule = _own_name(name)
+        if own in result:  # the original's early files have every stage twice
+            unused.append(name)
+            continue
+        result[own] = found[name]
+        if rule:
+            renamed.setdefault(rule, name)
+    order = {_own_name(name)[0]: None for name in found}
+    return NamedTensors(_with_counters({name: result[name] for name in order}, renamed), renamed,
+                        unused)
+
+
+def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], List[str]]:
+    """The state dict inside a checkpoint, and the names of what stands beside it."""
+    if set(content) >= _RUN_STATE:
+        raise UserError("'{}' is the state of a training run and holds no weights; give the .pth "
+                        "file beside it".format(path))
+    for wrapper in _WRAPPERS:
+        inner = content.get(wrapper)
+        if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
+            return inner, [str(name) for name in content if name != wrapper]
+    return content, []
+
+
+def _strip_prefixes(found: Dict[str, Tensor], renamed: Dict[str, str]) -> Dict[str, Tensor]:
+    """Without what DataParallel, DDP, torch.compile and trainers put before every name."""
+    for _ in range(len(_PREFIXES)):
+        prefix = next((prefix for prefix in _PREFIXES
+                       if all(name.startswith(prefix) for name in found)), None)
+        if prefix is None:
+            break
+        renamed["'{}' removed".format(prefix)] = next(iter(found))
+        found = {name[len(prefix):]: value for name, value in found.items()}
+    return found
+
+
+def _own_name(name: str) -> Tuple[str, Optional[str]]:
+    """The network's own name, and what was changed."""
+    stage = _STAGE.match(name)
+    if stage is not None:
+        number = int(stage.group(2)) - 1
+        return ("{}layers.{}.{}".format(stage.group(1) or "", number, name[stage.end():]),
+                "layer1.. -> layers.0..")
+    for paddle, own in (("._mean", ".running_mean"), ("._variance", ".running_var")):
+        if name.endswith(paddle):
+            return name[:-len(paddle)] + own, "_mean, _variance -> running_mean, running_var"
+    return name, None
+
+
+def _with_counters(tensors: Dict[str, Tensor], renamed: Dict[str, str]) -> Dict[str, Tensor]:
+    """Add the batch counters that Paddle does not have."""
+    if not any("_variance" in rule for rule in renamed):
+        return tensors
+    result = {}
+    for name, value in tensors.items():
+        result[name] = value
+        counter = name[:-len(".running_var")] + COUNTER
+        if name.endswith(".running_var") and counter not in tensors:
+            result[counter] = torch.zeros((), dtype=torch.int64)
+    return result
+
+
+def paddle_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Names as a Paddle network has them; batch counters that count nothing are left out."""
+    result = {}
+    for name, value in tensors.items():
+        if name.endswith(COUNTER) and int(value) == 0:
+            continue
+        name = re.sub(r"\.running_mean$", "._mean", name)
+        result[re.sub(r"\.running_var$", "._variance", name)] = value
+    return result
+
+
+def published_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Names as in published files: a ResNet alone has torchvision's."""
+    if "conv1.weight" not in tensors:
+        return dict(tensors)
+    return {re.sub(r"^layers\.(\d+)\.", lambda match: "layer{}.".format(int(match.group(1)) + 1),
+                   name): value for name, value in tensors.items()}
+
+
+class Contents(NamedTuple):
+    """What a set of tensors is, by its names."""
+
+    is_network: bool
+    """A whole YOLACT; else a backbone alone."""
+    backbone: str
+    num_classes: Optional[int]
+    """Foreground classes of a network."""
+    is_plus: bool
+
+    def __str__(self) -> str:
+        if not self.is_network:
+            return "{} backbone".format(self.backbone)
+        return "{}, {}, {} classes".format("YOLACT++" if self.is_plus else "YOLACT", self.backbone,
+                                           self.num_classes)
+
+
+def identify(tensors: Mapping[str, Tensor]) -> Optional[Contents]:
+    """What the tensors belong to, or None."""
+    semantic = tensors.get("semantic_seg_conv.weight")
+    is_network = (semantic is not None and semantic.dim() > 0
+                  and "prediction_layers.0.conf_layer.weight" in tensors)
+    backbone = _identify_backbone(tensors, "backbone." if is_network else "")
+    if backbone is None:
+        return None
+    is_plus = any(".conv_offset_mask." in name or name.startswith("maskiou_net.")
+                  for name in tensors)
+    classes = len(semantic) if is_network and semantic is not None else None
+    return Contents(is_network, backbone, classes, is_plus)
+
+
+def _identify_backbone(tensors: Mapping[str, Tensor], prefix: str) -> Optional[str]:
+    if prefix + "_preconv.0.weight" in tensors:
+        return "DarkNet"
+    if prefix + "conv1.weight" not in tensors or prefix + "layers.0.0.conv1.weight" not in tensors:
+        return None
+    pattern = re.compile(r"^{}layers\.(\d+)\.(\d+)\.conv1\.weight$".format(re.escape(prefix)))
+    blocks = sum(pattern.match(name) is not None for name in tensors)
+    if prefix + "layers.0.0.conv3.weight" not in tensors:
+        return "ResNet of basic blocks"
+    # A stem and a classifier around three convolutions a block give a ResNet its number.
+    return "ResNet-{}".format(3 * blocks + 2)
