@@ -45,8 +45,13 @@ def available() -> bool:
 
 def reset() -> None:
     """Start counting at zero."""
-    _runtime().npuemu_reset_traffic()
+    reset_traffic()
     _operators().npuemu_reset_counts()
+
+
+def reset_traffic() -> None:
+    """Start counting copies and waits at zero."""
+    _runtime().npuemu_reset_traffic()
 
 
 def traffic() -> Traffic:

@@ -1,0 +1,203 @@
+"""Print what a training step and a detection ask of an NPU, and fail where it is too much.
+
+    python test/npu/audit.py --config yolact_base --batch_size 4 [--device npu|cpu] [--max_size S]
+
+Per step: operators by name and number, whether torch_npu runs them itself or on the CPU, shapes
+that depend on values, signatures not met before, times that the host waits, copies and their bytes.
+On the emulator all of it is measured; without torch_npu only what PyTorch's dispatcher shows, on
+the CPU. Exit code 1 if a gate is broken, 2 for a mistake in the flags.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before torch: a blocking launch would count as a wait of the host, and so hide the real ones.
+os.environ["ASCEND_LAUNCH_BLOCKING"] = "0"
+os.environ.setdefault("TORCH_NPU_FALLBACK_CPU_DISABLE", "1")
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+TEST = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TEST), str(TEST.parent)]
+
+import argparse  # noqa: E402
+from typing import Dict, List, Optional, Sequence  # noqa: E402
+
+import torch  # noqa: E402
+from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
+
+from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
+from utils.cli import ArgumentParser, Bounded, run_main  # noqa: E402
+from utils.device import describe, select_device  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+
+MOST_OPERATORS = {"yolact_resnet50": 1300}
+"""Per training step, all of them, views included; the original: 2931."""
+MOST_IN_LOSS = 120
+"""Of the forward pass of the loss; the original: 1507 forward and backward."""
+MOST_BYTES_TO_HOST = 4096
+"""A copy to the host between log lines has to be small: verdicts and losses, no masks."""
+WARM_UP = 2
+"""Steps that may meet new signatures."""
+DYNAMIC_KERNELS = ("Nonzero", "NonzeroV2", "MaskedSelect")
+FIELDS_OF_A_BATCH = 13
+
+NATIVE, COMPOSITE, FALLBACK, UNKNOWN = "native", "composite", "CPU FALLBACK", "unknown"
+
+
+def placement(operator: str) -> str:
+    """Where torch_npu runs an operator like "aten.add.Tensor": its own kernel, others, the CPU."""
+    if not hasattr(torch, "npu"):
+        return UNKNOWN
+    namespace, name, overload = operator.split(".")[:3]
+    qualified = "{}::{}{}".format(namespace, name, "" if overload == "default" else "." + overload)
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    if has_kernel(qualified, "PrivateUse1"):
+        return NATIVE
+    keys = ("CompositeImplicitAutograd", "CompositeExplicitAutograd",
+            "CompositeExplicitAutogradNonFunctional")
+    return COMPOSITE if any(has_kernel(qualified, key) for key in keys) else FALLBACK
+
+
+def dynamic(measured: Measured) -> List[str]:
+    """Operators whose result's shape depends on values."""
+    from_values = tuple("aten." + name + "." for name in SHAPE_FROM_VALUES) + ("aten.index",)
+    found = [place for place in measured.whole.syncs if place.startswith(from_values)]
+    return found + ["aclnn" + name for name in DYNAMIC_KERNELS if name in measured.kernels]
+
+
+def fallbacks(step: Step) -> List[str]:
+    """Operators that torch_npu would run on the CPU."""
+    return sorted(name for name in step.operators if placement(name) == FALLBACK)
+
+
+def waits(measured: Measured) -> int:
+    """Times that the host waited for the device."""
+    seen = len(measured.whole.syncs)
+    return seen if measured.traffic is None else max(seen, measured.traffic.synchronisations)
+
+
+def summary(measured: Measured) -> str:
+    """One line about a step."""
+    whole = measured.whole
+    text = "{:<32} {:>5} operators ({} launch kernels), {} new signatures, {} waits".format(
+        measured.name + ":", whole.total, whole.kernels, len(whole.new_signatures), waits(measured))
+    if measured.traffic is not None:
+        to_device, to_host = measured.traffic.to_device, measured.traffic.to_host
+        text += ", to device {} copies {:.3f} MB, to host {} copies {} B, {} aclnn calls".format(
+            to_device.calls, to_device.bytes / 1e6, to_host.calls, to_host.bytes,
+            sum(measured.kernels.values()))
+    return text
+
+
+def table(measured: Measured) -> str:
+    """Operators of a step by name, most frequent first."""
+    lines = ["operators of {}:".format(measured.name)]
+    parts = dict(measured.parts)
+    for name, step in parts.items():
+        lines.append("  {:<12}{:>5}, views among them {}".format(
+            name, step.total, sum(step.views.values())))
+    rest = measured.whole.total - sum(step.total for step in parts.values())
+    lines.append("  {:<12}{:>5}".format("all else", rest))
+    counted: Dict[str, int] = measured.whole.operators
+    for name, count in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
+        lines.append("  {:>5}  {:<50} {}{}".format(
+            count, name, placement(name), " view" if name in measured.whole.views else ""))
+    return "\n".join(lines)
+
+
+class Gates:
+    """Checks that are printed one a line and remembered when broken."""
+
+    def __init__(self) -> None:
+        self.broken = 0
+
+    def check(self, what: str, found: int, most: int, details: Sequence[str] = ()) -> None:
+        """`found` may be `most` at the largest."""
+        passed = found <= most
+        self.broken += not passed
+        print("{}  {}: {} (at most {})".format("pass" if passed else "FAIL", what, found, most))
+        if not passed:
+            for line in sorted(set(details))[:20]:
+                print("        " + line)
+
+
+def check_each(gates: Gates, steps: List[Measured], fields: int) -> None:
+    """Gates that hold for every step alone; the first two may meet new signatures."""
+    missing = sorted({name for step in steps for name in fallbacks(step.whole)})
+    gates.check("operators that fall back to the CPU", len(missing), 0, missing)
+    shapes = [place for step in steps for place in dynamic(step)]
+    gates.check("shapes that depend on values", len(shapes), 0, shapes)
+    settled = steps[WARM_UP:]
+    new = [str(signature) for step in settled for signature in step.whole.new_signatures]
+    gates.check("new signatures after step {}".format(WARM_UP), len(new), 0, new)
+    places = [place for step in settled for place in step.whole.syncs]
+    gates.check("waits of the host in one step", max(map(waits, settled)), 0, places)
+    for step in settled:
+        if step.traffic is None:
+            continue
+        to_device, to_host = step.traffic.to_device, step.traffic.to_host
+        gates.check(step.name + ": copies to the device", to_device.calls, fields)
+        gates.check(step.name + ": copies to the host", to_host.calls, 1)
+        gates.check(step.name + ": bytes to the host", to_host.bytes, MOST_BYTES_TO_HOST)
+
+
+def check_training(gates: Gates, steps: List[Measured], config: str, batch_size: int) -> None:
+    """Gates of the training step."""
+    settled = steps[WARM_UP:]
+    totals = sorted({step.whole.total for step in settled})
+    gates.check("different operator counts with {} objects per image".format(
+        ", ".join(str(count) for count in sorted(set(OBJECTS)))), len(totals), 1,
+        ["counts: {}".format(totals)])
+    if config in MOST_OPERATORS and batch_size == 4:
+        gates.check("operators in a step", max(totals), MOST_OPERATORS[config])
+    gates.check("operators in the loss, forward",
+                max(step.parts["loss"].total for step in settled), MOST_IN_LOSS)
+
+
+def choose_device(name: Optional[str]) -> torch.device:
+    """The device asked for, else an NPU where there is one, else the CPU."""
+    if name is not None:
+        return select_device(name)
+    try:
+        return select_device("npu")
+    except UserError as reason:
+        print("no NPU ({}): only what the dispatcher shows, on the CPU".format(reason))
+        return torch.device("cpu")
+
+
+def _run(argv: List[str]) -> int:
+    parser = ArgumentParser(prog="audit.py", description=__doc__.splitlines()[0],
+                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", default="yolact_base")
+    parser.add_argument("--batch_size", type=Bounded(int, 1), default=4)
+    parser.add_argument("--device", default=None, help="npu or cpu; default: npu if there is one")
+    parser.add_argument("--max_size", type=Bounded(int, 1), default=None,
+                        help="input side, for a quicker run; default: the recipe's")
+    args = parser.parse_args(argv)
+    if not available():
+        raise UserError("torch {} cannot record operators; use torch 2.x".format(torch.__version__))
+    config = shrunk(args.config, args.max_size)
+    device = choose_device(args.device)
+    scene = Scene(config, args.batch_size, device)
+    print("{}, batch {}, {} px, {}".format(config.name, args.batch_size, config.max_size,
+                                           describe(device)))
+    print("emulated, not measured on Ascend" if scene.meter.emulated else
+          "measured by PyTorch's dispatcher on " + device.type)
+
+    steps, detections = scene.train(), scene.find()
+    print("\n".join([""] + [summary(step) for step in steps + detections]))
+    print("\n" + table(steps[-1]) + "\n\n" + table(detections[-1]) + "\n")
+    gates = Gates()
+    print("training")
+    check_each(gates, steps, FIELDS_OF_A_BATCH)
+    check_training(gates, steps, args.config, args.batch_size)
+    print("detection")
+    check_each(gates, detections, 1)
+    print("{} gates broken".format(gates.broken) if gates.broken else "all gates hold")
+    return 1 if gates.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(_run, sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""What the audit runs: a network, its training step and its detection, on batches made up here."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from audit import Recorder, Step
+
+from data.augment import AugmentedSample
+from data.batch import Batch, collate
+from data.config import Config, get_config
+from data.packed_batch import PackedBatch, bit_values, pack
+from data.targets import TargetMaker
+from layers.anchors import make_priors
+from layers.detection import Detect
+from layers.multibox_loss import MultiBoxLoss
+from npu import counters
+from train import train_step
+from utils.device import pin_memory_supported, synchronize
+from utils.optimizer import build_optimizer
+from utils.schedule import LearningRate
+from utils.step_records import StepRecords
+from yolact import build_yolact
+
+SLOTS = 104
+OBJECTS = (7, 30, 0, 7, 30, 100)
+"""Objects per image of the steps; the first two are there to meet every signature once."""
+
+
+@dataclass
+class Measured:
+    """One training step, or one detection."""
+
+    name: str
+    whole: Step
+    parts: Dict[str, Step] = field(default_factory=dict)
+    traffic: Optional[counters.Traffic] = None
+    """None without the emulator."""
+    kernels: Dict[str, int] = field(default_factory=dict)
+    """Ready-made operators (aclnn) that ran; empty without the emulator."""
+
+
+class Meter:
+    """Records operators, and the emulator's counters where there are any.
+
+    The dispatch-level record of a part (loss, network, optimiser) is a part of the whole step's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.emulated = device.type == "npu" and counters.available()
+        self._whole = Recorder()
+        self._part: Dict[str, Step] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[Measured]:
+        """Measure what runs inside; the result is complete after the block."""
+        self._part = {}
+        synchronize(self.device)
+        if self.emulated:
+            counters.reset()
+        with self._whole.step() as whole:
+            measured = Measured(name, whole)
+            yield measured
+        measured.parts = self._part
+        if self.emulated:
+            measured.traffic = self._read()
+            measured.kernels = counters.operators()
+
+    def _read(self) -> counters.Traffic:
+        """Counters after the queue has drained, less the wait for that."""
+        synchronize(self.device)
+        found = counters.traffic()
+        counters.reset_traffic()
+        synchronize(self.device)
+        return found._replace(synchronisations=max(
+            0, found.synchronisations - counters.traffic().synchronisations))
+
+    def part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, recorded as a part of the step it is called in."""
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            with Recorder().step() as step:
+                result = function(*args, **kwargs)
+            self._part[name] = step
+            return result
+
+        return recorded
+
+
+class Scene:
+    """Network, loss and optimiser of a recipe on a device."""
+
+    def __init__(self, config: Config, batch_size: int, device: torch.device) -> None:
+        self.config, self.batch_size, self.device = config, batch_size, device
+        torch.manual_seed(0)
+        self.network = build_yolact(config).to(device)
+        self.criterion = MultiBoxLoss.from_config(config)
+        self.detect = Detect.from_config(config)
+        self.detect.compact = False  # a short cut that only the CPU takes
+        self.optimizer = build_optimizer(config, self.network)
+        self.rate = LearningRate.from_config(config, batch_size)
+        self.records = StepRecords()
+        self.meter = Meter(device)
+        self._bits = bit_values(device)
+        self._targets = TargetMaker(
+            make_priors(config).numpy(), config.num_classes, SLOTS, config.masks_to_train,
+            config.max_size, config.proto_size, config.semantic_size, config.positive_iou,
+            config.negative_iou, config.crowd_iou)
+
+    def train(self, objects: Tuple[int, ...] = OBJECTS) -> List[Measured]:
+        """One measured step for each number of objects per image."""
+        self.network.train()
+        if self.batch_size < 6:
+            self.network.freeze_bn()
+        parts = {"network": self.network, "loss": self.criterion}
+        network, criterion = (self.meter.part(*part) for part in parts.items())
+        update = self.optimizer.step
+        self.optimizer.step = self.meter.part("optimiser", update)  # type: ignore[method-assign]
+        steps = []
+        for iteration, count in enumerate(objects):
+            packed = self._packed_batch(count, iteration)
+            with self.meter.measure("step {}, {} objects per image".format(
+                    iteration + 1, count)) as measured:
+                batch = self._to_device(packed)
+                losses = train_step(network, criterion, self.optimizer, batch,
+                                    self.rate(iteration))
+                self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids)
+            steps.append(measured)
+        self.optimizer.step = update  # type: ignore[method-assign]
+        return steps
+
+    @torch.no_grad()
+    def find(self, times: int = 3) -> List[Measured]:
+        """Measured detections of a batch, from pixels to `Detections` on the device."""
+        self.network.eval()
+        detect = self.meter.part("detection", self.detect)
+        network = self.meter.part("network", self.network)
+        detections = []
+        for number in range(times):
+            images = self._pinned(self._packed_batch(7, number)).plain["images"]
+            with self.meter.measure("detection {}".format(number + 1)) as measured:
+                detect(network(images.to(self.device, non_blocking=True)))
+            detections.append(measured)
+        return detections
+
+    def _to_device(self, packed: PackedBatch) -> Batch:
+        return packed.to(self.device, non_blocking=True).unpack(self._bits)
+
+    def _packed_batch(self, objects: int, seed: int) -> PackedBatch:
+        rng = np.random.default_rng(seed)
+        rows = [self._targets(_sample(self.config, objects, rng, image + 1), rng)
+                for image in range(self.batch_size)]
+        return self._pinned(pack(collate(rows)))
+
+    def _pinned(self, packed: PackedBatch) -> PackedBatch:
+        return packed.pin_memory() if pin_memory_supported(self.device) else packed
+
+
+def shrunk(name: str, size: Optional[int]) -> Config:
+    """A recipe, at another input side if one is given: the operators stay the same, only faster."""
+    config = get_config(name)
+    if size is None or size == config.max_size:
+        return config
+    scales = tuple(tuple(side * size / config.max_size for side in level)
+                   for level in config.pred_scales)
+    return get_config(name, max_size=size, pred_scales=scales)
+
+
+def _sample(config: Config, objects: int, rng: np.random.Generator, image_id: int) -> Any:
+    """Boxes of all sizes, each filled by its mask, over noise."""
+    side = config.max_size
+    corner = rng.uniform(0, 0.7, (objects, 2))
+    extent = rng.uniform(0.03, 0.3, (objects, 2))
+    boxes = np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
+    masks = np.zeros((objects, side, side), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, np.round(boxes * side).astype(int)):
+        mask[y1:y2 + 1, x1:x2 + 1] = 1
+    return AugmentedSample(
+        image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8), boxes=boxes,
+        labels=rng.integers(1, config.num_classes, objects), masks=masks,
+        crowd_boxes=np.zeros((0, 4), np.float32), image_id=image_id)
