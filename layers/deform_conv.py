@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class DeformConv2d(nn.Module):
     def zero_offsets(self) -> None:
         """Start from the undisplaced grid."""
         nn.init.zeros_(self.conv_offset_mask.weight)
-        nn.init.zeros_(self.conv_offset_mask.bias)
+        nn.init.zeros_(cast(Tensor, self.conv_offset_mask.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B,in,H,W] -> [B,out,h,w]`."""
@@ -149,10 +149,10 @@ def _convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
 
 
 def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: int,
-               padding: int) -> Any:
+               padding: int) -> Tuple[Tensor, Tensor]:
     """Where the taps read: y and x in pixels, `[B, h, w, T]` each."""
     batch, _, height, width = offset.shape
-    steps = {"dtype": offset.dtype, "device": offset.device}
+    steps: Dict[str, Any] = {"dtype": offset.dtype, "device": offset.device}
     taps = torch.arange(kernel_height * kernel_width, **steps)
     tap_y = (taps / kernel_width).floor()
     grid_y = torch.arange(height, **steps).reshape(-1, 1, 1) * stride + (tap_y - padding)
@@ -164,9 +164,16 @@ def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: in
 
 def _weighted_rows(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """`result[n] = sum over i < 4 of weights[n, i] * table[index[n, i]]`, `[N, channels]`."""
-    if table.device.type == "cpu":
+    # PyTorch 1.8 fails an assertion of its own in float64 and where only the weights take gradients.
+    trusted = table.dtype == torch.float32 and (table.requires_grad or not weights.requires_grad)
+    if table.device.type == "cpu" and trusted:
         # One pass that never holds the four rows of all samples at once.
         return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+    return _weighted_rows_by_gather(table, index, weights)
+
+
+def _weighted_rows_by_gather(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """The same from operators that every accelerator runs without a wait."""
     result = table.index_select(0, index[:, 0]) * weights[:, :1]
     for i in range(1, 4):
         result = result + table.index_select(0, index[:, i]) * weights[:, i:i + 1]
