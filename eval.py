@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data.coco import CocoDataset
 from data.config import Config, get_config
+from data.datasets import open_dataset
 from data.image_file import read_image
-from data.layouts import find_dataset
 from layers.detection import Detect, Detections, ImageDetections
 from layers.masks import assemble_masks, boxes_to_pixels, encode_masks
 from utils import checkpoint, inference
@@ -153,9 +153,8 @@ def load_model(
 def score(args: argparse.Namespace, finder: Finder, config: Config,
           class_names: Optional[List[str]], loaded: LoadReport, processes: Processes) -> int:
     """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
-    dataset = CocoDataset(*find_dataset(args.dataset or config.dataset, args.val_data,
-                                        args.valid_images, args.valid_info, "val"),
-                          require_annotations=False)
+    dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
+                           args.valid_info, "val", require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
     weights = os.path.basename(loaded.source.path)
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,

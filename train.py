@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data.batch import Batch
 from data.coco import CocoDataset
 from data.config import Config, get_config
-from data.layouts import find_dataset
+from data.datasets import open_dataset
 from data.loader import DevicePrefetcher, TrainLoader, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
@@ -296,13 +296,13 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int,
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest."""
     config = resolve_config(args)
-    dataset = CocoDataset(*find_dataset(config.dataset, args.data, args.train_images,
-                                        args.train_info, "train"), strict=args.strict)
+    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
+                           strict=args.strict)
     dataset.check_images_exist()
     validation_set = None
     if args.validation_epoch > 0:  # read now, so that a mistake shows before hours of training
-        validation_set = CocoDataset(*find_dataset(config.dataset, args.data, args.valid_images,
-                                                   args.valid_info, "val"))
+        validation_set = open_dataset(config.dataset, args.data, args.valid_images,
+                                      args.valid_info, "val")
         validation_set.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
     per_card = images_per_card(args, config.batch_size, processes.world_size)

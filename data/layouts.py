@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
+from data.dataset_yaml import find_dataset_file, split_of_file
 from utils.errors import UserError, nearest
 
 _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
@@ -60,7 +61,7 @@ def find_dataset(dataset: str, root: Optional[str], images: Optional[str], info:
 
     Args:
         dataset: layout below `root`, see `dataset_paths`.
-        root: --data, or None.
+        root: --data, or None; a folder, or a file as in `data.dataset_yaml`.
         images: --train_images or --valid_images; wins over `root`.
         info: --train_info or --valid_info; belongs to `images`.
         split: `train` or `val`.
@@ -75,10 +76,13 @@ def find_dataset(dataset: str, root: Optional[str], images: Optional[str], info:
     if images is not None and info is not None:
         return Path(images), Path(info)
     if root is None:
-        raise UserError("no dataset: give --data=FOLDER (layout {}: {}), or --{prefix}_images and "
-                        "--{prefix}_info".format(
+        raise UserError("no dataset: give --data=FOLDER (layout {}: {}), --data=FILE.yaml (see "
+                        "docs/data.md), or --{prefix}_images and --{prefix}_info".format(
                             dataset, ", ".join(_LAYOUTS.get(dataset, {}).get(split, ())),
                             prefix=prefix))
+    described = find_dataset_file(root)
+    if described is not None:
+        return split_of_file(described, split)
     return dataset_paths(dataset, root, split)
 
 

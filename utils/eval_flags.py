@@ -45,8 +45,10 @@ def _add_weights(parser: ArgumentParser) -> None:
 
 def _add_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--val_data", "--data", "--data_path", default=None, metavar="FOLDER",
-                       help="root of the dataset, e.g. with val2017/ and annotations/")
+    group.add_argument("--val_data", "--data", "--data_path", default=None,
+                       metavar="FOLDER|YAML",
+                       help="root of the dataset, e.g. with val2017/ and annotations/; or a file "
+                            "that names images and annotations (docs/data.md)")
     group.add_argument("--dataset", default=None,
                        help="layout below --val_data; default: the configuration's")
     group.add_argument("--valid_images", default=None, metavar="FOLDER",

@@ -37,8 +37,9 @@ def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
 
 def _add_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", "--data_path", default=None, metavar="FOLDER",
-                       help="root of the dataset, e.g. with train2017/, val2017/, annotations/")
+    group.add_argument("--data", "--data_path", default=None, metavar="FOLDER|YAML",
+                       help="root of the dataset, e.g. with train2017/, val2017/, annotations/; or "
+                            "a file that names images and annotations (docs/data.md)")
     group.add_argument("--dataset", default=None,
                        help="layout below --data; default: the configuration's")
     group.add_argument("--train_images", default=None, metavar="FOLDER",
