@@ -24,6 +24,7 @@ _GOLDEN_RATIO = 0.618033988749895
 _TONES = ((0.85, 1.0), (0.55, 0.95), (1.0, 0.65))
 """Saturation and value, in turns."""
 _HASHED_COLORS = 997
+_PIXELS_AT_ONCE = 1 << 20
 
 
 class _Style(NamedTuple):
@@ -67,18 +68,23 @@ def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Colo
     return int(round(blue * 255)), int(round(green * 255)), int(round(red * 255))
 
 
-def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray, masks: Optional[np.ndarray],
-                   labels: Sequence[str], scores: Optional[Sequence[float]] = None,
-                   class_names: Optional[Sequence[str]] = None) -> np.ndarray:
+def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
+                   masks: Optional[Sequence[np.ndarray]], labels: Sequence[str],
+                   scores: Optional[Sequence[float]] = None,
+                   class_names: Optional[Sequence[str]] = None,
+                   texts: Optional[Sequence[str]] = None, outline_boxes: bool = True) -> np.ndarray:
     """Draw n objects and return a new picture.
 
     Args:
         image_bgr: uint8 `[h, w, 3]`; not changed.
         boxes_px: `[n, 4]` x1 y1 x2 y2 in pixels; fractions and parts outside are fine.
-        masks: bool (or 0/1) `[n, h, w]`, or None.
+        masks: n of bool (or 0/1) `[h, w]`, or None. Each is asked for once, so that a sequence
+            may make them as it goes.
         labels: n class names; an empty one draws no plate.
         scores: n scores in 0..1, or None (ground truth).
         class_names: all classes, for colours that differ as much as they can.
+        texts: what is written on the plates, in place of label and score; '' draws no plate.
+        outline_boxes: draw the boxes.
 
     Raises:
         ValueError: the lengths or sizes do not fit together.
@@ -92,20 +98,30 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray, masks: Optional[
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
     if masks is not None:
+        outlines = [_fill_mask(picture, np.asarray(masks[i]), colors[i]) for i in order]
+        for i, outline in zip(order, outlines):
+            if outline:
+                cv2.polylines(picture, outline, True, colors[i], 1, cv2.LINE_AA)
+    if outline_boxes:
         for i in order:
-            _fill_mask(picture, np.asarray(masks[i]), colors[i])
-        for i in order:
-            _outline_mask(picture, np.asarray(masks[i]), colors[i])
-    for i in order:
-        _draw_box(picture, boxes[i], colors[i], style)
+            _draw_box(picture, boxes[i], colors[i], style)
+    if texts is None:
+        texts = labels if scores is None else [
+            "{} {:.2f}".format(label, score).strip() for label, score in zip(labels, scores)]
     placed: List[_Plate] = []
     for i in order:
-        text = labels[i] if scores is None else "{} {:.2f}".format(labels[i], scores[i]).strip()
-        if text:
-            plate = _place(picture, boxes[i], text, style, placed)
+        if texts[i]:
+            plate = _place(picture, boxes[i], texts[i], style, placed)
             _draw_plate(picture, plate, colors[i], style)
             placed.append(plate)
     return picture
+
+
+def draw_corner_text(picture: np.ndarray, text: str) -> None:
+    """Write a line into the upper left corner of uint8 `[h, w, 3]`, in place."""
+    style = _style(picture)
+    plate = _place(picture, np.zeros(4), text, style, [])
+    _draw_plate(picture, plate, (60, 60, 60), style)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
@@ -135,7 +151,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
     return canvas
 
 
-def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[np.ndarray],
+def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[np.ndarray]],
            labels: Sequence[str], scores: Optional[Sequence[float]]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError("image is {} {}, expected uint8 [h, w, 3]".format(
@@ -145,9 +161,6 @@ def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[np.ndarray],
         counts["scores"] = len(scores)
     if masks is not None:
         counts["masks"] = len(masks)
-        if len(masks) and tuple(np.shape(masks)[1:]) != image.shape[:2]:
-            raise ValueError("masks are {}, the image is {}".format(
-                list(np.shape(masks)[1:]), list(image.shape[:2])))
     for name, count in counts.items():
         if count != len(boxes):
             raise ValueError("{} boxes and {} {}".format(len(boxes), count, name))
@@ -160,21 +173,25 @@ def _style(picture: np.ndarray) -> _Style:
                   font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
 
 
-def _fill_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> None:
+def _fill_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> List[np.ndarray]:
+    """Blend a colour into the mask's pixels; returns the outlines of the mask."""
+    if mask.shape != picture.shape[:2]:
+        raise ValueError("masks are {}, the image is {}".format(
+            list(mask.shape), list(picture.shape[:2])))
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
-        return
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    inside = mask[window].astype(bool)
-    part = picture[window]
-    mixed = part[inside] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
-    part[inside] = (mixed + 0.5).astype(np.uint8)
-
-
-def _outline_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> None:
-    contours = cv2.findContours(np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_CCOMP,
-                                cv2.CHAIN_APPROX_NONE)[-2]
-    cv2.polylines(picture, list(contours), True, color, 1, cv2.LINE_AA)
+        return []
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = np.ascontiguousarray(mask[top:bottom, left:right], dtype=np.uint8)
+    share = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
+    table = (share + 0.5).astype(np.uint8)[None]
+    at_once = max(1, _PIXELS_AT_ONCE // (right - left))  # bounds the memory for large masks
+    for start in range(0, bottom - top, at_once):
+        chosen = inside[start:start + at_once]
+        part = picture[top + start:top + start + len(chosen), left:right]
+        np.copyto(part, cv2.LUT(part, table), where=chosen[:, :, None].astype(bool))
+    return list(cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
+                                 offset=(int(left), int(top)))[-2])
 
 
 def _draw_box(picture: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:

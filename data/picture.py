@@ -1,0 +1,129 @@
+"""Pictures as people have them, for prediction: any format, turned the way it is looked at.
+
+Training reads pixels as stored (`data.image_file`), because annotations refer to those. A picture
+that is only looked at is turned as its EXIF orientation says, and may be grey, 16 bit, CMYK, with
+alpha, or in a format that only Pillow knows. The result is always uint8 `[h, w, 3]`, BGR.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import cv2
+import numpy as np
+
+from data.image_file import is_truncated
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff",
+            ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico", ".pcx", ".avif",
+            ".heic", ".heif", ".psd", ".sgi", ".hdr", ".exr")
+"""Endings, in lower case, of files that are taken for pictures."""
+
+_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+
+
+def read_picture(path: Union[str, Path]) -> np.ndarray:
+    """Decode a picture file to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
+
+    Of 16 bits the upper 8 stay; floats are taken as 0..1. Alpha is left out, as in training; of an
+    animation the first picture is taken.
+
+    Raises:
+        UserError: the file is missing, empty, truncated or not a picture; names the file.
+    """
+    try:
+        with open(str(path), "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise UserError("picture not found: {}".format(Path(path).absolute())) from None
+    except (OSError, ValueError) as error:
+        raise UserError("cannot read {}: {}".format(path, error)) from None
+    if not data:
+        raise UserError("{} is an empty file, expected a picture".format(path))
+    if is_truncated(data):
+        raise UserError("{} is truncated ({} bytes, the end of the picture is missing); copy or "
+                        "download it again".format(path, len(data)))
+    # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    image = None if is_webp else _decode_by_opencv(data)
+    return _decode_by_pillow(data, path) if image is None else image
+
+
+def _decode_by_opencv(data: bytes) -> Any:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+    except cv2.error:
+        return None
+    return None if image is None else _to_uint8(image)
+
+
+def _decode_by_pillow(data: bytes, path: Union[str, Path]) -> np.ndarray:
+    from PIL import Image  # needed for rare formats only
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return picture_from_pil(image)
+    except Image.DecompressionBombError as error:
+        raise UserError("{} is too large: {}".format(path, error)) from None
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError):
+        raise UserError("{} is not a picture that OpenCV or Pillow can read ({} bytes)".format(
+            path, len(data))) from None
+
+
+def picture_from_pil(image: Image.Image) -> np.ndarray:
+    """Convert a PIL image of any mode to uint8 `[h, w, 3]`, BGR, turned as its EXIF says."""
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    if turned is None:  # older Pillow: nothing to turn
+        turned = image
+    if turned.mode.startswith(("I", "F")):  # 16 and 32 bit, grey
+        values = np.asarray(turned)
+        if values.dtype.kind == "i":
+            values = np.clip(values, 0, 65535).astype(np.uint16)
+        return picture_from_array(values)
+    return picture_from_array(np.asarray(turned.convert("RGB")), rgb=True)
+
+
+def picture_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
+    """Bring an array into the form of `read_picture`.
+
+    Args:
+        array: `[h, w]` grey, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` (alpha last, left out); uint8,
+            bool, uint16 or float in 0..1.
+        rgb: the order of the colours is red, green, blue; otherwise blue, green, red, as OpenCV
+            has it.
+
+    Raises:
+        ValueError: another shape or type, or no pixels.
+    """
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError("picture is {}, expected [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]".format(
+            list(array.shape)))
+    array = _to_uint8(array)
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    array = array[:, :, :3]
+    return np.ascontiguousarray(array[:, :, ::-1] if rgb else array)
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "f":
+        # Not a number becomes black.
+        return np.nan_to_num(np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
+    raise ValueError("picture is {}, expected uint8, bool, uint16 or float in 0..1".format(
+        array.dtype))
