@@ -218,7 +218,7 @@ What to type next, in $root_path:
 
   # find things in an image
   $run_python eval.py --trained_model=$(short "$weights") \\
-      --score_threshold=0.3 --image=$example:found.png
+      --score_threshold=0.5 --image=$example:found.png
 
   # train a full recipe on COCO, or on any dataset in its format
   PYTHON=$run_python bash test/train_full_1p.sh /data/coco

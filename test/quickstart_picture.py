@@ -39,7 +39,7 @@ def main(argv: List[str]) -> int:
     parser.add_argument("masks", help="mask results of eval.py --output_coco_json")
     parser.add_argument("out", help="picture to write")
     parser.add_argument("--images", type=int, default=6, help="number of images")
-    parser.add_argument("--score_threshold", type=float, default=0.3,
+    parser.add_argument("--score_threshold", type=float, default=0.5,
                         help="detections below it are not drawn")
     args = parser.parse_args(argv)
     dataset = CocoDataset(*dataset_paths("coco2017", args.data, "val"))
