@@ -25,7 +25,8 @@ NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pyc
 # annotations may come from anywhere, under TYPE_CHECKING.
 ALLOWED_IMPORTS = {
     "utils": {"utils"},
-    "data": {"data", "utils.compat", "utils.cli"},  # data.shapes is a command, too
+    # data.shapes, data.convert and data.check are commands, too.
+    "data": {"data", "utils.compat", "utils.cli", "utils.files", "utils.drawing"},
     "layers": {"layers"},
     "backbone": {"layers"},
     "yolact": {"backbone", "layers", "data.config", "utils"},

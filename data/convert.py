@@ -1,0 +1,118 @@
+"""Turn other annotation formats into COCO's: `python -m data.convert labelme raw --out=mydata`.
+
+Writes `train.json`, `val.json` and `data.yaml` into the output folder. Images stay where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+from data.convert_common import Problems, choose_classes, split_randomly, write_dataset
+from data.convert_labelme import read_labelme
+from data.convert_voc import read_voc
+from data.convert_yolo import read_yolo
+from utils.cli import ArgumentParser, run_main
+from utils.errors import UserError, nearest
+
+FORMATS = {
+    "labelme": "labelme JSON files (polygons, rectangles, circles, masks; a group is one object)",
+    "yolo": "YOLO segmentation text with data.yaml, or with images/, labels/ and classes.txt",
+    "voc": "Pascal VOC XML with SegmentationObject masks",
+}
+_IGNORED_LABELS = "__ignore__,_background_"
+
+
+def convert_labelme(args: argparse.Namespace, problems: Problems) -> List[str]:
+    """Convert a folder of labelme files; returns notes."""
+    images, notes = read_labelme(Path(args.source), problems, _words(args.ignore_labels),
+                                 _words(args.ignore_shapes))
+    return notes + _finish(args, {"train": images}, problems)
+
+
+def convert_yolo(args: argparse.Namespace, problems: Problems) -> List[str]:
+    """Convert a YOLO dataset; its own splits and class numbers stay."""
+    splits, names = read_yolo(Path(args.source), problems, args.boxes_as_masks,
+                              _words(args.classes))
+    args.classes = args.classes or names
+    return _finish(args, splits, problems)
+
+
+def convert_voc(args: argparse.Namespace, problems: Problems) -> List[str]:
+    """Convert a Pascal VOC folder; the splits of its ImageSets stay."""
+    splits = read_voc(Path(args.source), problems, args.boxes_as_masks,
+                      Path(args.images) if args.images else None)
+    return _finish(args, splits, problems)
+
+
+_CONVERTERS: Dict[str, Callable[[argparse.Namespace, Problems], List[str]]] = {
+    "labelme": convert_labelme, "yolo": convert_yolo, "voc": convert_voc}
+
+
+def parser_of(kind: str) -> ArgumentParser:
+    """Parser of one format's command line."""
+    parser = ArgumentParser(prog="python -m data.convert {}".format(kind),
+                            description="Convert {}.".format(FORMATS[kind]))
+    parser.add_argument("source", help="folder (yolo: or data.yaml)")
+    parser.add_argument("--out", required=True, metavar="FOLDER",
+                        help="where train.json, val.json and data.yaml go")
+    parser.add_argument("--classes", default=None, metavar="A,B,..",
+                        help="class names in the order wanted; default: all that occur, sorted "
+                             "(yolo: those of data.yaml)")
+    parser.add_argument("--val_fraction", type=float, default=0.2,
+                        help="of the images for validation, where the source has no split")
+    parser.add_argument("--seed", type=int, default=0, help="of that split")
+    parser.add_switch("--skip_bad", help="leave out and count what cannot be converted")
+    if kind == "labelme":
+        parser.add_argument("--ignore_labels", default=_IGNORED_LABELS, metavar="A,B,..")
+        parser.add_argument("--ignore_shapes", default="", metavar="TYPE,..",
+                            help="shape types to leave out, e.g. point,line")
+    else:
+        parser.add_switch("--boxes_as_masks", help="objects without an outline get their box")
+    if kind == "voc":
+        parser.add_argument("--images", default=None, metavar="FOLDER",
+                            help="images; default: JPEGImages in the source")
+    return parser
+
+
+def _finish(args: argparse.Namespace, splits: Dict[str, List[Any]],
+            problems: Problems) -> List[str]:
+    if list(splits) == ["train"]:
+        splits = split_randomly(splits["train"], args.val_fraction, args.seed)
+    splits = {split: images for split, images in splits.items() if images}
+    if "train" not in splits:
+        raise UserError("{}: no image for training was left".format(args.source))
+    classes = _words(args.classes) if isinstance(args.classes, str) else args.classes
+    names = choose_classes(splits, classes, problems)
+    lines: List[str] = []
+    path = write_dataset(splits, names, Path(args.out), lines.append)
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return lines + ["{}: {} classes ({})".format(path, len(names), shown),
+                    "next: python -m data.check {}".format(path)]
+
+
+def _words(text: Any) -> List[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def main(argv: List[str]) -> int:
+    """Command line entry."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m data.convert FORMAT SOURCE --out=FOLDER\n\n" + "\n".join(
+            "  {:8s} {}".format(kind, text) for kind, text in FORMATS.items())
+            + "\n\npython -m data.convert FORMAT --help shows the flags of each")
+        return 0 if argv else 2
+    if argv[0] not in _CONVERTERS:
+        raise UserError("unknown format '{}'{} Known: {}.".format(
+            argv[0], nearest(argv[0], FORMATS) or ".", ", ".join(FORMATS)))
+    args = parser_of(argv[0]).parse_args(argv[1:])
+    problems = Problems(args.skip_bad)
+    lines = _CONVERTERS[argv[0]](args, problems)
+    print("\n".join(problems.lines() + lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, sys.argv[1:]))
