@@ -20,6 +20,7 @@ from data.config import Config, get_config
 from data.datasets import open_dataset
 from data.image_file import read_image
 from layers.detection import Detect, Detections, ImageDetections
+from layers.mask_iou import mask_scores
 from layers.masks import assemble_masks, boxes_to_pixels, encode_masks
 from utils import checkpoint, inference
 from utils.class_match import match_categories
@@ -39,7 +40,13 @@ from utils.weight_loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
-Launched = Tuple[Detections, Tensor]
+Launched = Tuple[Detections, Tensor, Tensor]
+"""Detections, prototypes, and scores of the masks in the order of the detections."""
+
+
+def fetch(launched: Launched) -> Launched:
+    """Copy to the CPU; waits for the device."""
+    return launched[0].to(CPU), launched[1].to(CPU), launched[2].to(CPU)
 
 
 @dataclass
@@ -57,20 +64,24 @@ class Finder:
         with times.stage("network"):
             predictions = self.model(images.to(self.device, non_blocking=True))
         with times.stage("detection"):
-            return self.detect(predictions), predictions["proto"]
+            found, proto = self.detect(predictions), predictions["proto"]
+            if self.model.maskiou_net is None:
+                return found, proto, found.scores
+            return found, proto, mask_scores(self.model.maskiou_net, found, proto, self.crop)
 
     def finish(self, batch: inference.ImageBatch, launched: Launched, evaluator: CocoEvaluator,
                times: StageTimes) -> None:
         """Fetch a batch's detections and hand them to the evaluator."""
         with times.stage("transfer"):
-            found, proto = launched[0].to(CPU), launched[1].to(CPU)
+            found, proto, rescored = fetch(launched)
         with times.stage("run lengths"):
             for n, (image_id, (height, width)) in enumerate(zip(batch.image_ids, batch.sizes)):
                 objects = found.of_image(n, self.score_threshold)
                 rles = encode_masks(proto[n], objects.coefficients, objects.boxes, height, width,
                                     self.crop)
                 evaluator.add(image_id, boxes_to_pixels(objects.boxes, height, width).numpy(),
-                              rles, objects.classes.tolist(), objects.scores.tolist())
+                              rles, objects.classes.tolist(), objects.scores.tolist(),
+                              rescored[n, :len(rles)].tolist())
 
 
 @torch.no_grad()
@@ -195,15 +206,17 @@ def draw(args: argparse.Namespace, finder: Finder, config: Config,
     image = read_image(source)
     height, width = image.shape[:2]
     planes = torch.from_numpy(inference.to_network_input(image, config.max_size)).unsqueeze(0)
-    found, proto = finder.launch(planes, StageTimes())
-    objects = ImageDetections(*(
-        rows[:args.top_k] for rows in found.to(CPU).of_image(0, finder.score_threshold)))
-    masks = assemble_masks(proto[0].to(CPU), objects.coefficients, objects.boxes, height, width,
+    found, proto, rescored = fetch(finder.launch(planes, StageTimes()))
+    objects = found.of_image(0, finder.score_threshold)
+    scores, best = rescored[0, :len(objects.scores)].sort(descending=True)
+    best = best[scores >= finder.score_threshold][:args.top_k]
+    objects = ImageDetections(*(rows[best] for rows in objects))
+    masks = assemble_masks(proto[0], objects.coefficients, objects.boxes, height, width,
                            finder.crop)
     names = class_names or ["class {}".format(n + 1) for n in range(config.num_classes - 1)]
     picture = draw_instances(image, boxes_to_pixels(objects.boxes, height, width).numpy(),
                              masks.numpy(), [names[n] for n in objects.classes.tolist()],
-                             objects.scores.tolist(), names)
+                             scores[:len(best)].tolist(), names)
     written, data = cv2.imencode(os.path.splitext(target)[1] or ".png", picture)
     assert written
     write_whole(target, lambda stream: stream.write(data.tobytes()))

@@ -318,8 +318,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     optimizer = build_optimizer(config, model)
     network = wrap(model, processes, device)
     return Run(args, config, processes, sharing, device, model, network,
-               MultiBoxLoss.from_config(config), optimizer, learning_rate, loader, dataset,
-               validation_set, StepRecords())
+               MultiBoxLoss.from_config(config, model.maskiou_net), optimizer, learning_rate,
+               loader, dataset, validation_set, StepRecords())
 
 
 def print_start(run: Run, start: int) -> None:

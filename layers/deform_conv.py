@@ -164,7 +164,7 @@ def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: in
 
 def _weighted_rows(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """`result[n] = sum over i < 4 of weights[n, i] * table[index[n, i]]`, `[N, channels]`."""
-    # PyTorch 1.8 fails an assertion of its own in float64 and where only the weights take gradients.
+    # PyTorch 1.8 fails an assertion of its own in float64, and where only weights take gradients.
     trusted = table.dtype == torch.float32 and (table.requires_grad or not weights.requires_grad)
     if table.device.type == "cpu" and trusted:
         # One pass that never holds the four rows of all samples at once.

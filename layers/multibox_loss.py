@@ -15,8 +15,10 @@ from layers.ohem import ohem_cross_entropy
 class MultiBoxLoss(nn.Module):
     """B (boxes), C (confidence), M (masks) and S (semantic segmentation), weighted and normalised.
 
-    With YOLACT++'s mask re-scoring there is a fifth, I (the masks' IoU); it trains a part of the
-    network that only runs here, which is why the loss is given that part.
+    With YOLACT++'s mask re-scoring there is a fifth, I (the masks' IoU). It trains a part of the
+    network that only runs here, which is why the loss is given that part. Under
+    DistributedDataParallel its gradients are averaged like all others, since every step, also one
+    without positives, makes them; only `find_unused_parameters` must stay off.
 
     Everything that depends on the ground truth alone arrives ready-made in the batch, so that no
     shape here depends on a value and nothing is read back to the host. All terms are computed in
@@ -122,21 +124,3 @@ class MultiBoxLoss(nn.Module):
 def _box_sum(loc: Tensor, box_targets: Tensor, positive: Tensor) -> Tensor:
     losses = F.smooth_l1_loss(loc, box_targets, reduction="none")
     return (losses * positive.unsqueeze(-1)).sum()
-
-
-
-class NetworkWithLoss(nn.Module):
-    """A network and its loss as one module, from a batch to its losses.
-
-    This is what is wrapped for several processes: every parameter is used inside its `forward`,
-    those of the mask-IoU network in the loss included.
-    """
-
-    def __init__(self, network: nn.Module, criterion: MultiBoxLoss) -> None:
-        super().__init__()
-        self.network = network
-        self.criterion = criterion
-
-    def forward(self, batch: Any) -> Dict[str, Tensor]:
-        """Losses of a `data.batch.Batch` on the network's device, see `MultiBoxLoss`."""
-        return self.criterion(self.network(batch.images), batch)

@@ -61,7 +61,8 @@ class CocoEvaluator:
         return len(self._detections)
 
     def add(self, image_id: int, boxes_px: np.ndarray, masks_rle: Sequence[Rle],
-            classes: Sequence[int], scores: Sequence[float]) -> None:
+            classes: Sequence[int], scores: Sequence[float],
+            mask_scores: Optional[Sequence[float]] = None) -> None:
         """Add the n detections of one image; n may be 0.
 
         Args:
@@ -70,21 +71,26 @@ class CocoEvaluator:
             masks_rle: n run lengths at the image's size.
             classes: `[n]`, 0-based.
             scores: `[n]`, in [0, 1].
+            mask_scores: `[n]`, what the masks are ranked by, where it differs from the boxes'.
         """
         image_id = int(image_id)
         if image_id in self._detections:
             raise ValueError("image {} was added before".format(image_id))
         boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
-        if not len(boxes) == len(masks_rle) == len(classes) == len(scores):
-            raise ValueError("image {}: {} boxes, {} masks, {} classes, {} scores".format(
-                image_id, len(boxes), len(masks_rle), len(classes), len(scores)))
+        if mask_scores is None:
+            mask_scores = scores
+        if not (len(boxes) == len(masks_rle) == len(classes) == len(scores) == len(mask_scores)):
+            raise ValueError("image {}: {} boxes, {} masks, {} classes, {} and {} scores".format(
+                image_id, len(boxes), len(masks_rle), len(classes), len(scores), len(mask_scores)))
         corners = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
         self._detections[image_id] = [
             {"category_id": self.category_ids[int(index)], "score": _round_score(score),
+             "mask_score": _round_score(mask_score),
              "bbox": [round(side, _BOX_DECIMALS) for side in corner],
              "segmentation": {"size": [int(side) for side in rle["size"]],
                               "counts": rle["counts"]}}
-            for corner, rle, index, score in zip(corners.tolist(), masks_rle, classes, scores)
+            for corner, rle, index, score, mask_score in zip(
+                corners.tolist(), masks_rle, classes, scores, mask_scores)
             if self.category_ids[int(index)] is not None]
 
     def state(self) -> List[Any]:
@@ -136,10 +142,11 @@ class CocoEvaluator:
         stream.write(b"]\n")
 
     def _records(self, kind: str) -> Iterable[Dict[str, Any]]:
+        score = "score" if kind == "bbox" else "mask_score"
         for image_id, found in self._detections.items():
             for detection in found:
                 yield {"image_id": image_id, "category_id": detection["category_id"],
-                       kind: detection[kind], "score": detection["score"]}
+                       kind: detection[kind], "score": detection[score]}
 
     def _name(self) -> str:
         return self._source if isinstance(self._source, str) else "the annotation file"

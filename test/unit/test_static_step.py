@@ -7,7 +7,7 @@ import pytest
 import torch
 from audit import SKIP_REASON, Recorder, available
 from loss_reference import target_batch
-from parity.deterministic import load_deterministic_weights
+from parity.deterministic import load_deterministic_weights, small_plus_config
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
@@ -20,35 +20,46 @@ from yolact import build_yolact
 pytestmark = pytest.mark.skipif(not available(), reason=SKIP_REASON)
 
 STEPS, BATCH, SLOTS, SIDE = 30, 4, 64, 64
+PLUS_STEPS, PLUS_BATCH = 6, 2
 SCALES = ((6,), (12,), (24,), (36,), (48,))
 
 
 def test_thirty_steps_of_resnet50_are_static(device):
     config = get_config("yolact_resnet50", max_size=SIDE, pred_scales=SCALES)
+    _train_and_check(config, STEPS, BATCH, device)
+
+
+def test_steps_of_yolact_plus_are_static(device):
+    """Deformable convolution and the mask-IoU network, at the smallest input that has both."""
+    config = small_plus_config("yolact_plus_resnet50").replace(masks_to_train=20)
+    _train_and_check(config, PLUS_STEPS, PLUS_BATCH, device)
+
+
+def _train_and_check(config, steps, size, device):
     network = load_deterministic_weights(build_yolact(config)).to(device).train()
     network.freeze_bn()
-    criterion = MultiBoxLoss.from_config(config)
+    criterion = MultiBoxLoss.from_config(config, network.maskiou_net)
     optimizer = build_optimizer(config, network)
-    rate = LearningRate.from_config(config, BATCH)
+    rate = LearningRate.from_config(config, size)
     recorder, records, counts, skipped = Recorder(), StepRecords(), set(), []
-    for iteration in range(STEPS):
-        batch = _batch(config, iteration, counts).to(device)
+    for iteration in range(steps):
+        batch = _batch(config, size, iteration, counts).to(device)
         with recorder.step():
             losses = train_step(network, criterion, optimizer, batch, rate(iteration))
             records.add(iteration, losses, optimizer.step_finite, batch.image_ids)
         skipped.append(~optimizer.step_finite)
-    assert {0, 60} <= counts and len(counts) > 20
+    assert {0, 60} <= counts and len(counts) > steps / 2
     assert int(torch.stack(skipped).sum()) == 0
-    assert [step.syncs for step in recorder.steps] == [[]] * STEPS
-    assert [step.async_copies for step in recorder.steps] == [[]] * STEPS
-    assert [step.new_signatures for step in recorder.steps[2:]] == [set()] * (STEPS - 2)
+    assert [step.syncs for step in recorder.steps] == [[]] * steps
+    assert [step.async_copies for step in recorder.steps] == [[]] * steps
+    assert [step.new_signatures for step in recorder.steps[2:]] == [set()] * (steps - 2)
     assert len({step.total for step in recorder.steps[2:]}) == 1
 
 
-def _batch(config, iteration, counts):
+def _batch(config, size, iteration, counts):
     """Images of 0 to 60 objects with 0 to 3 crowds; every fifth batch holds an empty image."""
     rng = np.random.default_rng(iteration)
-    numbers = rng.integers(0, 61, BATCH)
+    numbers = rng.integers(0, 61, size)
     if iteration % 5 == 0:
         numbers[:2] = 0, 60
     counts.update(int(number) for number in numbers)
