@@ -19,7 +19,7 @@ COUNTER = ".num_batches_tracked"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "yolact.")
 _STAGE = re.compile(r"^(backbone\.)?layer(\d+)\.")
-_RUN_STATE = {"format", "optimizer", "rng"}
+_RUN_STATE = {"format", "config", "class_names"}
 
 
 class NamedTensors(NamedTuple):

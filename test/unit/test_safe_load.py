@@ -11,8 +11,6 @@ import torch
 from utils.errors import UserError
 from utils.safe_load import load_tensors
 
-OLD_TORCH = int(torch.__version__.split(".")[0]) < 2
-
 
 class Calls:
     """Pickles as a call of `function(*args)`."""
@@ -103,7 +101,6 @@ def test_advice_to_switch_the_check_off_is_not_passed_on(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.skipif(not OLD_TORCH, reason="torch's own unpickler on torch >= 2.0")
 @pytest.mark.parametrize("target", ["torch._utils _rebuild_tensor_v2", "torch FloatStorage"])
 def test_functions_of_torch_cannot_be_altered(tmp_path, target):
     module, name = target.split()

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from utils.formats.raw import tensor_from_bytes
@@ -75,6 +74,7 @@ class _Array(Pending):
     """A NumPy array: shape, element type and bytes have to agree."""
 
     def __init__(self, *_: Any) -> None:
+        self.is_number = False
         self.state: Optional[Tuple[Any, ...]] = None
         self._tensor: Optional[Tensor] = None
 
@@ -123,6 +123,7 @@ def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
 
 def _scalar(kind: Any, data: Any) -> _Array:
     array = _Array()
+    array.is_number = True
     array.set_state(((), kind, False, data))
     return array
 
@@ -245,8 +246,8 @@ def _plain(value: Any, known: Dict[int, Any], depth: int) -> Any:
     if isinstance(value, Pending):
         tensor = value.resolve()
         result: Any = tensor
-        if isinstance(value, _Array) and not tensor.dim():
-            result = tensor.item() if tensor.dtype != torch.bfloat16 else float(tensor)
+        if isinstance(value, _Array) and value.is_number:
+            result = tensor.item()
     elif isinstance(value, dict):
         if not all(type(key) in _PLAIN for key in value):
             raise pickle.UnpicklingError("a dictionary with a key that is not a plain value")

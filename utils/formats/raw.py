@@ -68,7 +68,7 @@ def read_bytes(stream: BinaryIO, count: int) -> np.ndarray:
     The caller has checked `count` against the size of the file.
     """
     data = np.empty(count, dtype=np.uint8)
-    view, done = memoryview(data), 0
+    view, done = data.data, 0
     while done < count:
         piece = stream.read(min(count - done, 1 << 20))
         if not piece:

@@ -196,6 +196,10 @@ def _check_entries(archive: zipfile.ZipFile, path: str) -> str:
                 "'{}' has a compressed entry '{}' ({} bytes that unpack to {}); torch.save never "
                 "compresses, nothing was read: get the file from a source you trust, or unpack it "
                 "and save it again".format(path, name, entry.compress_size, entry.file_size))
+    size = os.path.getsize(path)
+    if sum(entry.file_size for entry in entries) > size:
+        raise EOFError("the archive's entries are larger than the file, which has {} bytes".format(
+            size))
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1 or len(set(names)) != len(names):
         raise UserError("'{}' is a zip archive, but not from torch.save: it has {} entries named "

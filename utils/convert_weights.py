@@ -1,0 +1,126 @@
+"""Convert a weights file: `python -m utils.convert_weights IN OUT`.
+
+IN may be of any kind that `utils.weight_formats` recognises; OUT's ending says what is written:
+.pth (a plain state dict, as the original has it), .safetensors or .pdparams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.checkpoint import load_for_inference, state_path
+from utils.cli import ArgumentParser, run_main
+from utils.errors import UserError
+from utils.files import write_whole
+from utils.formats.paddle import write_pdparams
+from utils.formats.safetensors import write_safetensors
+from utils.weight_formats import WeightsFile, metadata_of, some
+from utils.weight_names import COUNTER, Contents, paddle_names, published_names
+
+KINDS = ("pth", "safetensors", "pdparams")
+
+
+def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> List[str]:
+    """Convert one file; returns sentences about what was read and written.
+
+    Args:
+        source_path: weights of a YOLACT network or of a backbone, of any known kind.
+        target_path: written whole or not at all; may exist, but may not be the source.
+        kind: one of `KINDS`; None takes it from the ending of `target_path`.
+
+    Raises:
+        UserError: the source is not such a file, or the target's kind cannot be told.
+    """
+    kind = kind or _kind_of(target_path)
+    if os.path.isdir(target_path):
+        raise UserError("'{}' is a folder, expected the name of a file".format(target_path))
+    if os.path.exists(target_path) and os.path.exists(source_path) and (
+            os.path.samefile(source_path, target_path)):
+        raise UserError("'{}' is the file to read and the file to write; give another name for "
+                        "the result".format(target_path))
+    stored = load_for_inference(source_path)
+    source = stored.weights
+    contents = source.contents
+    if contents is None:
+        raise UserError(
+            "'{}' holds {} tensors, but neither a YOLACT network nor a ResNet or DarkNet backbone "
+            "(first: {}); give such a file".format(
+                source_path, len(source.tensors), some(list(source.tensors))))
+    tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
+    metadata = metadata_of(stored.config, stored.class_names)
+    writers: Dict[str, Callable[[BinaryIO], Any]] = {
+        "pth": lambda stream: torch.save(tensors, stream),
+        "safetensors": lambda stream: write_safetensors(stream, tensors, metadata),
+        "pdparams": lambda stream: write_pdparams(stream, tensors),
+    }
+    write_whole(target_path, writers[kind])
+    return _report(source, contents, target_path, kind, tensors,
+                   stored.class_names is not None)
+
+
+def _kind_of(path: str) -> str:
+    ending = os.path.splitext(path)[1].lstrip(".").lower()
+    if ending in ("pt", "pth"):
+        return "pth"
+    if ending not in KINDS:
+        raise UserError("cannot tell from '{}' what to write; end it in .pth, .safetensors or "
+                        ".pdparams, or give --to".format(path))
+    return ending
+
+
+def _report(source: WeightsFile, contents: Contents, target_path: str, kind: str,
+            tensors: Dict[str, Tensor], names_known: bool) -> List[str]:
+    lines = ["Read    : {}, {} tensors".format(source, len(source.tensors))]
+    if source.renamed:
+        lines.append("Renamed : {}".format("; ".join(source.renamed)))
+    if source.unused:
+        lines.append("Unused  : {} ({})".format(len(source.unused), some(source.unused)))
+    counters = sum(name.endswith(COUNTER) for name in source.tensors)
+    left = counters - sum(name.endswith(COUNTER) for name in tensors)
+    if left:
+        lines.append("Left out: {} batch counters at 0, which Paddle does not have".format(left))
+    single = [name for name, value in tensors.items() if value.dtype == torch.bfloat16]
+    if kind == "pdparams" and single:
+        lines.append("Widened : {} bfloat16 tensors to float32".format(len(single)))
+    lines += source.warnings
+    lines.append("Wrote   : {} ({}), {} tensors, {:.1f} MB".format(
+        target_path, kind, len(tensors), os.path.getsize(target_path) / 1e6))
+    if kind == "pth" and contents.is_network and os.path.exists(state_path(target_path)):
+        lines.append("Warning: {} was there before and belongs to other weights; remove it".format(
+            state_path(target_path)))
+    elif names_known and kind != "safetensors":
+        lines.append("Class names and configuration do not fit into a .{}; .safetensors keeps "
+                     "them".format(kind))
+    return lines
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ArgumentParser(prog="python -m utils.convert_weights",
+                            description="Convert weights of a YOLACT network or of a backbone.")
+    parser.add_argument("source", metavar="IN", help=".pth, .safetensors, .pdparams, or DarkNet's "
+                        ".weights; recognised by content")
+    parser.add_argument("target", metavar="OUT", help="file to write; its ending says which kind")
+    parser.add_argument("--to", default=None, choices=KINDS, help="kind of OUT, where its ending "
+                        "does not say")
+    return parser.parse_args(argv)
+
+
+def _run(argv: List[str]) -> int:
+    args = _parse(argv)
+    print("\n".join(convert(args.source, args.target, args.to)))
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run with these arguments; returns the exit code (2: something the user has to change)."""
+    return run_main(_run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
