@@ -195,7 +195,7 @@ closing_card() {
     local iterations=${weights##*_} run_python example device
     iterations=${iterations%.pth}
     run_python=$(short "$PYTHON")
-    example=$(short "$data_path")/val2017/000001000001.png
+    example=$(short "$data_path")/val2017/000001000003.png
     device=$(sed -n '/^device /{p;q}' "$train_log")
     cat <<CARD
 
