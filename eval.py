@@ -8,80 +8,46 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
-import cv2
 import torch
-from torch import Tensor
 
 from data.coco import CocoDataset
-from data.config import Config, get_config
+from data.config import Config
 from data.datasets import open_dataset
-from data.image_file import read_image
-from layers.detection import Detect, Detections, ImageDetections
-from layers.mask_iou import mask_scores
-from layers.masks import assemble_masks, boxes_to_pixels, encode_masks
-from utils import checkpoint, inference
+from layers.detection import Detect
+from layers.masks import boxes_to_pixels, encode_masks
+from utils import inference
 from utils.class_match import match_categories
 from utils.cli import run_main
 from utils.coco_metrics import CocoEvaluator
 from utils.coco_results import CocoResults
 from utils.device import describe, device_count, pin_memory_supported, select_device, synchronize
 from utils.distributed_eval import gather_state, shard
-from utils.drawing import draw_instances
 from utils.errors import UserError
-from utils.eval_flags import nms_kind, parse_eval_flags, split_image_flag
+from utils.eval_flags import nms_kind, parse_eval_flags
 from utils.failures import recorded
-from utils.files import write_whole
 from utils.inference import StageTimes
+from utils.predict_run import input_of, predict
+from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
 from utils.processes import Processes
-from utils.weight_loading import LoadReport, load_network
-from yolact import Yolact, build_yolact
-
-CPU = torch.device("cpu")
-Launched = Tuple[Detections, Tensor, Tensor]
-"""Detections, prototypes, and scores of the masks in the order of the detections."""
+from utils.weight_loading import LoadReport
+from yolact import Yolact
 
 
-def fetch(launched: Launched) -> Launched:
-    """Copy to the CPU; waits for the device."""
-    return launched[0].to(CPU), launched[1].to(CPU), launched[2].to(CPU)
-
-
-@dataclass
-class Finder:
-    """A network with everything between its predictions and the objects of an image."""
-
-    model: Yolact
-    detect: Detect
-    device: torch.device
-    crop: bool = True
-    score_threshold: float = 0.0
-
-    def launch(self, images: Tensor, times: StageTimes) -> Launched:
-        """Queue uint8 images `[B,3,S,S]`; detections and prototypes are still on the device."""
-        with times.stage("network"):
-            predictions = self.model(images.to(self.device, non_blocking=True))
-        with times.stage("detection"):
-            found, proto = self.detect(predictions), predictions["proto"]
-            if self.model.maskiou_net is None:
-                return found, proto, found.scores
-            return found, proto, mask_scores(self.model.maskiou_net, found, proto, self.crop)
-
-    def finish(self, batch: inference.ImageBatch, launched: Launched, evaluator: CocoEvaluator,
-               times: StageTimes) -> None:
-        """Fetch a batch's detections and hand them to the evaluator."""
-        with times.stage("transfer"):
-            found, proto, rescored = fetch(launched)
-        with times.stage("run lengths"):
-            for n, (image_id, (height, width)) in enumerate(zip(batch.image_ids, batch.sizes)):
-                objects = found.of_image(n, self.score_threshold)
-                rles = encode_masks(proto[n], objects.coefficients, objects.boxes, height, width,
-                                    self.crop)
-                evaluator.add(image_id, boxes_to_pixels(objects.boxes, height, width).numpy(),
-                              rles, objects.classes.tolist(), objects.scores.tolist(),
-                              rescored[n, :len(rles)].tolist())
+def add_detections(finder: Finder, batch: inference.ImageBatch, launched: Launched,
+                   evaluator: CocoEvaluator, times: StageTimes) -> None:
+    """Fetch a batch's detections and hand them to the evaluator."""
+    with times.stage("transfer"):
+        found, proto, rescored = fetch(launched)
+    with times.stage("run lengths"):
+        for n, (image_id, (height, width)) in enumerate(zip(batch.image_ids, batch.sizes)):
+            objects = found.of_image(n, finder.score_threshold)
+            rles = encode_masks(proto[n], objects.coefficients, objects.boxes, height, width,
+                                finder.crop)
+            evaluator.add(image_id, boxes_to_pixels(objects.boxes, height, width).numpy(),
+                          rles, objects.classes.tolist(), objects.scores.tolist(),
+                          rescored[n, :len(rles)].tolist())
 
 
 @torch.no_grad()
@@ -99,7 +65,7 @@ def collect(finder: Finder, dataset: CocoDataset, indices: Sequence[int], evalua
     try:
         inference.run_pipelined(
             loader, lambda planes: finder.launch(planes, spent),
-            lambda batch, launched: finder.finish(batch, launched, evaluator, spent),
+            lambda batch, launched: add_detections(finder, batch, launched, evaluator, spent),
             spent, progress)
     finally:
         finder.model.train(was_training)
@@ -133,32 +99,6 @@ def evaluate_dataset(model: Yolact, config: Config, dataset: CocoDataset, device
                    inference.choose_images(len(dataset), max_images), evaluator, batch_size,
                    num_workers, processes)
     return evaluator.evaluate() if processes.is_main else None
-
-
-def load_model(
-        args: argparse.Namespace) -> Tuple[Yolact, Config, Optional[List[str]], LoadReport]:
-    """Network, its configuration, its class names if they are known, and what was loaded."""
-    wanted = get_config(args.config) if args.config else None
-    name = wanted.name if wanted else None
-    path = checkpoint.find_checkpoint(args.trained_model, args.save_folder, name)
-    stored = checkpoint.load_for_inference(path, name)
-    if stored.config is not None and name in (None, stored.config["name"]):
-        config = Config.from_dict(stored.config)
-    elif stored.config_name is not None:
-        config = get_config(stored.config_name)
-    else:
-        raise UserError("'{}' does not say which configuration it belongs to; give it with "
-                        "--config".format(path))
-    contents = stored.weights.contents
-    changes = {} if contents is None or contents.num_classes is None else {
-        "num_classes": contents.num_classes + 1}
-    if args.max_num_detections is not None:
-        changes["max_num_detections"] = args.max_num_detections
-        changes["nms_top_k"] = max(config.nms_top_k, args.max_num_detections)
-    config = config.replace(**changes)
-    model = build_yolact(config)
-    report = load_network(model, stored.weights)
-    return model.eval(), config, stored.class_names, report
 
 
 def score(args: argparse.Namespace, finder: Finder, config: Config,
@@ -198,30 +138,15 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
     return 0
 
 
-@torch.no_grad()
-def draw(args: argparse.Namespace, finder: Finder, config: Config,
-         class_names: Optional[List[str]]) -> int:
-    """Draw the best objects of one image."""
-    source, target = split_image_flag(args.image)
-    image = read_image(source)
-    height, width = image.shape[:2]
-    planes = torch.from_numpy(inference.to_network_input(image, config.max_size)).unsqueeze(0)
-    found, proto, rescored = fetch(finder.launch(planes, StageTimes()))
-    objects = found.of_image(0, finder.score_threshold)
-    scores, best = rescored[0, :len(objects.scores)].sort(descending=True)
-    best = best[scores >= finder.score_threshold][:args.top_k]
-    objects = ImageDetections(*(rows[best] for rows in objects))
-    masks = assemble_masks(proto[0], objects.coefficients, objects.boxes, height, width,
-                           finder.crop)
-    names = class_names or ["class {}".format(n + 1) for n in range(config.num_classes - 1)]
-    picture = draw_instances(image, boxes_to_pixels(objects.boxes, height, width).numpy(),
-                             masks.numpy(), [names[n] for n in objects.classes.tolist()],
-                             scores[:len(best)].tolist(), names)
-    written, data = cv2.imencode(os.path.splitext(target)[1] or ".png", picture)
-    assert written
-    write_whole(target, lambda stream: stream.write(data.tobytes()))
-    print("{} objects drawn in {}".format(len(masks), target))
-    return 0
+def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
+               processes: Processes) -> int:
+    """Draw what is found in pictures or a video; the main process alone does it."""
+    if not processes.is_main:
+        return 0
+    start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
+    return predict(Predictor.from_loaded(finder, loaded, args.batch_size), args,
+                   lambda line: print(line, flush=True),
+                   lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
 
 
 def _run(argv: List[str]) -> int:
@@ -240,12 +165,13 @@ def _run(argv: List[str]) -> int:
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Do what the command line asks for; returns the exit code."""
-    model, config, class_names, loaded = load_model(args)
-    finder = Finder(model.to(device), Detect.from_config(config, nms_kind(args)), device,
-                    not args.no_crop, args.score_threshold)
-    if args.image is not None:
-        return draw(args, finder, config, class_names)
-    return score(args, finder, config, class_names, loaded, processes)
+    source = input_of(args)
+    loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
+    finder = Finder(loaded.model.to(device), Detect.from_config(loaded.config, nms_kind(args)),
+                    device, not args.no_crop, args.score_threshold)
+    if source is not None:
+        return predict_on(args, finder, loaded, processes)
+    return score(args, finder, loaded.config, loaded.class_names, loaded.report, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -61,12 +61,14 @@ class InferenceCheckpoint:
         config: `Config.to_dict()` of the run, or None for a plain weights file.
         class_names: names of the foreground classes in order, or None if unknown.
         config_name: recipe that the file's name or the caller names, or None if neither does.
+        category_ids: what the training data called these classes, or None if unknown.
     """
 
     weights: WeightsFile
     config: Optional[Dict[str, Any]]
     class_names: Optional[List[str]]
     config_name: Optional[str]
+    category_ids: Optional[List[int]] = None
 
 
 def state_path(weights_path: str) -> str:
@@ -164,13 +166,14 @@ def load_for_inference(path: str, config_name: Optional[str] = None) -> Inferenc
     """
     weights = read_weights(path)
     state = load_state(path) or {"config": weights.config, "class_names": weights.class_names}
-    names = state.get("class_names")
+    names, category_ids = state.get("class_names"), state.get("category_ids")
     named = CheckpointName.parse(path)
     return InferenceCheckpoint(
         weights=weights,
         config=state.get("config"),
         class_names=None if names is None else list(names),
         config_name=config_name or (named.config if named else None),
+        category_ids=None if category_ids is None else [int(number) for number in category_ids],
     )
 
 

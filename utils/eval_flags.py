@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import Sequence, Tuple
+from typing import Sequence
 
 from utils.cli import ArgumentParser
 from utils.errors import UserError
@@ -14,7 +13,7 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a number out of its range is a `UserError`."""
     args = eval_parser().parse_args(argv)
     for flag, smallest in (("batch_size", 1), ("num_workers", 0), ("top_k", 1),
-                           ("max_num_detections", 1)):
+                           ("max_num_detections", 1), ("video_multiframe", 1)):
         value = getattr(args, flag)
         if value is not None and value < smallest:
             raise UserError("--{} is {}, expected at least {}".format(flag, value, smallest))
@@ -27,6 +26,7 @@ def eval_parser() -> ArgumentParser:
                             "dataset, or draw what they find in an image.")
     _add_weights(parser)
     _add_data(parser)
+    _add_pictures(parser)
     _add_detection(parser)
     _add_output(parser)
     _add_device(parser)
@@ -63,8 +63,28 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--batch_size", type=int, default=4, help="images that pass together")
     parser.add_switch("--shuffle", help="take the images in random order")
     group.add_argument("--seed", type=int, default=None, help="of --shuffle")
+
+
+def _add_pictures(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures, instead of scoring a dataset")
     group.add_argument("--image", default=None, metavar="IN[:OUT]",
-                       help="draw what is found in one image instead of scoring a dataset")
+                       help="draw what is found in one picture; default output: results/IN.png")
+    group.add_argument("--images", default=None, metavar="FOLDER[:OUT]",
+                       help="the same for a folder, or for a pattern such as 'in/*.jpg'")
+    group.add_argument("--video", default=None, metavar="IN[:OUT]",
+                       help="the same for a video or the number of a camera, e.g. in.mp4:out.mp4, "
+                       "0:out.mp4; a camera without output is shown in a window")
+    group.add_argument("--video_multiframe", type=int, default=1,
+                       help="frames of a video that pass together")
+    group.add_argument("--top_k", type=int, default=5, help="objects shown per picture, best first")
+    for flag, what in (("masks", "masks"), ("bboxes", "boxes"), ("text", "class names"),
+                       ("scores", "scores behind the class names")):
+        parser.add_switch("--display_" + flag, default=True, help="draw " + what)
+    parser.add_switch("--display_fps", help="write the speed onto the frames of a video")
+    parser.add_switch("--output_json", help="write what is shown in COCO's result format, too")
+    group.add_argument("--json_masks", choices=("rle", "polygon"), default="rle",
+                       help="masks in it: exact run lengths, or outlines")
+    parser.add_switch("--crops", help="cut each object out, with a transparent background")
 
 
 def _add_detection(parser: ArgumentParser) -> None:
@@ -76,7 +96,6 @@ def _add_detection(parser: ArgumentParser) -> None:
                        help="leave out detections up to this score")
     group.add_argument("--max_num_detections", type=int, default=None,
                        help="detections per image; default: the configuration's, 100")
-    group.add_argument("--top_k", type=int, default=5, help="objects drawn with --image")
     parser.add_switch("--no_crop", help="do not cut objects off outside their rectangles")
 
 
@@ -105,12 +124,3 @@ def nms_kind(args: argparse.Namespace) -> str:
     if not args.fast_nms:
         return "traditional"
     return "cross_class" if args.cross_class_nms else "fast"
-
-
-def split_image_flag(value: str) -> Tuple[str, str]:
-    """`in.jpg:out.png` -> both paths; without an output it is results/in.png."""
-    source, separator, target = value.rpartition(":")
-    if separator:
-        return source, target
-    stem = os.path.splitext(os.path.basename(value))[0]
-    return value, os.path.join("results", stem + ".png")

@@ -20,7 +20,6 @@ from data.config import get_config
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.class_match import match_categories
 from utils.errors import UserError
-from utils.eval_flags import split_image_flag
 from utils.inference import (
     EvaluationImages,
     EvaluationLoader,
@@ -316,8 +315,6 @@ def test_choice_of_images():
     assert sorted(choose_images(5, 9, shuffle=True)) == [0, 1, 2, 3, 4]
     chosen = choose_images(100, 5, shuffle=True, seed=3)
     assert chosen == choose_images(100, 5, shuffle=True, seed=3) != choose_images(100, 5, True, 4)
-    assert split_image_flag("a/b.jpg") == ("a/b.jpg", os.path.join("results", "b.png"))
-    assert split_image_flag("a/b.jpg:c.png") == ("a/b.jpg", "c.png")
 
 
 def test_the_host_finishes_a_batch_after_the_next_is_launched(data):

@@ -35,6 +35,11 @@ ALLOWED_IMPORTS = {
 }
 OURS = tuple(ALLOWED_IMPORTS)
 
+# The public face for programs: its place is fixed by its name, and it stands above the network. No
+# other module of utils imports it.
+FACADE = "utils/predictor.py"
+FACADE_MODULE = "utils.predictor"
+
 
 class Source:
     """One parsed file of the project."""
@@ -157,8 +162,13 @@ def imports_point_one_way(source):
     if part not in ALLOWED_IMPORTS:
         return
     allowed = ALLOWED_IMPORTS[part] | {"utils.errors"}
+    if source.path == FACADE:
+        allowed = ALLOWED_IMPORTS["eval"]
     for node, module in imported_modules(source.tree):
-        if module.split(".")[0] in OURS and not any(
+        if part not in ("eval", "train") and (module + ".").startswith(FACADE_MODULE + "."):
+            yield source.complaint(node, "{} is for programs, not for {}".format(
+                FACADE_MODULE, part))
+        elif module.split(".")[0] in OURS and not any(
                 module == name or module.startswith(name + ".") for name in allowed):
             yield source.complaint(node, "{} must not import {}".format(part, module))
 
@@ -189,6 +199,8 @@ def test_the_project_keeps(rule, sources):
     (imports_point_one_way, "utils/x.py", "import yolact"),
     (imports_point_one_way, "data/x.py", "from utils.device import select_device"),
     (imports_point_one_way, "yolact.py", "def f():\n    import train"),
+    (imports_point_one_way, "utils/x.py", "from utils.predictor import Predictor"),
+    (imports_point_one_way, FACADE, "import train"),
 ])
 def test_a_rule_can_be_broken(rule, path, text):
     assert len(list(rule(Source(path, text)))) == 1
