@@ -198,7 +198,11 @@ class Config:
         if not isinstance(values.get("name"), str):
             raise UserError("a stored configuration has no 'name'; the file is damaged or foreign")
         rest = {key: value for key, value in values.items() if key != "name"}
-        return Config(name=values["name"]).replace(**rest)
+        try:
+            return Config(name=values["name"]).replace(**rest)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError("the stored configuration '{}' has a value of a wrong type ({}); the "
+                            "file is damaged or foreign".format(values["name"], error)) from error
 
 
 def _halve_up(size: int, stride: int) -> int:

@@ -9,14 +9,6 @@ import torch
 from torch.utils.data import DataLoader
 
 
-def can_load_weights_only() -> bool:
-    """Whether `torch.load(weights_only=True)` reads whole checkpoints.
-
-    It exists from 1.13, but there it refuses the floats of an optimiser's state.
-    """
-    return int(torch.__version__.split(".")[0]) >= 2
-
-
 def loader_generator(seed: int) -> Dict[str, Any]:
     """Arguments for a `DataLoader` whose workers' base seed comes from `seed`.
 

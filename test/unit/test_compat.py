@@ -5,16 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader
 
-from utils.compat import can_load_weights_only, loader_generator
-
-
-def test_weights_only_reads_the_state_of_an_optimiser_where_it_is_used(tmp_path):
-    if not can_load_weights_only():
-        assert int(torch.__version__.split(".")[0]) < 2
-        return
-    path = str(tmp_path / "state.pth")
-    torch.save({"lr": 1e-3, "step": 3, "weight": torch.ones(2)}, path)
-    assert torch.load(path, weights_only=True)["lr"] == 1e-3
+from utils.compat import loader_generator
 
 
 def test_a_seeded_loader_leaves_the_global_generator_alone():

@@ -228,3 +228,17 @@ def test_evaluation_on_other_categories(shapes, tmp_path, capsys):
         ids = {category["name"]: category["id"] for category in json.load(stream)["categories"]}
     found = {record["category_id"] for record in json.loads((tmp_path / "b.json").read_text())}
     assert found and found <= {ids[names[0]], ids[names[2]]}
+
+
+@pytest.mark.parametrize("metadata,words", [
+    ({"config": '{"name": "yolact_shapes", "max_size": "large"}'}, "wrong type"),
+    ({"config": '{"name": 3}'}, "has no 'name'"),
+    ({"class_names": '["a"]', "config": '{"name": "yolact_shapes"}'}, "1 class names")])
+def test_metadata_that_does_not_belong_is_one_sentence(shapes, tmp_path, capsys, metadata, words):
+    path = str(tmp_path / "x.safetensors")
+    with open(path, "wb") as stream:
+        write_safetensors(stream, network(4).state_dict(), metadata)
+    assert evaluation.main(["--trained_model=" + path, "--val_data={}".format(shapes),
+                            "--cuda=False", "--num_workers=0", "--no_bar"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1

@@ -211,6 +211,35 @@ def test_tensors_saved_on_an_ascend_card(tmp_path):
     assert same(read_weights(path).tensors, state)
 
 
+def test_files_of_the_first_pytorch_versions(tmp_path):
+    """Their own function for tensors, text of Python 2, and storages that look into others."""
+    class Storage:
+        pid = ("storage", torch.FloatStorage, b"1", b"cpu", 8, (b"2", 2, 4))
+
+    class Pickler(pickle._Pickler):
+        dispatch = dict(pickle._Pickler.dispatch)
+
+        def persistent_id(self, value):
+            return value.pid if isinstance(value, Storage) else None
+
+        def save_bytes(self, value):  # SHORT_BINSTRING, as Python 2 writes its text
+            self.write(b"U" + bytes([len(value)]) + value)
+
+        dispatch[bytes] = save_bytes
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor, (Storage(), 1, (3,), (1,))
+
+    path = tmp_path / "resnet50-19c8e357.pth"
+    with open(str(path), "wb") as stream:
+        for part in (0x1950a86a20f9469cfc6c, 1001, {b"little_endian": True},
+                     OrderedDict([(b"conv1.weight", Tensor())]), [b"1"]):
+            Pickler(stream, 2).dump(part)
+        stream.write(struct.pack("<q8f", 8, *range(8)))
+    assert read_weights(str(path)).tensors["conv1.weight"].tolist() == [3, 4, 5]
+
+
 def test_class_names_in_safetensors(tmp_path):
     path = tmp_path / "net.safetensors"
     with open(str(path), "wb") as stream:
