@@ -10,6 +10,7 @@ Letters: B batch, H x W size of the input, h x w of the output, T = 9 taps by ro
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from typing import Any, Dict, NamedTuple, Optional, Tuple, cast
 
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem
+
+_LOG = logging.getLogger(__name__)
 
 WAYS = ("npu", "torchvision", "plain")
 
@@ -35,7 +38,10 @@ class Way(NamedTuple):
 
 
 def deform_conv_way(device: torch.device) -> Way:
-    """Which way runs on `device`. The answer is found out once: on an NPU by a trial run."""
+    """Which way runs on `device`. The answer is found out once: on an NPU by a trial run.
+
+    The plain way on an accelerator is slower and is logged as a warning with its reason.
+    """
     return _find_way(device.type)
 
 
@@ -44,9 +50,13 @@ def _find_way(device_type: str) -> Way:
     device = torch.device(device_type)
     if device_type == "npu":
         problem = npu_deform_conv_problem(device, _convolve_plainly)
-        return Way("plain", problem) if problem else Way("npu", "")
-    problem = _torchvision_problem(device)
-    return Way("plain", problem) if problem else Way("torchvision", "")
+    else:
+        problem = _torchvision_problem(device)
+    if problem and device_type != "cpu":
+        _LOG.warning("deformable convolution runs as plain PyTorch on %s: %s", device_type, problem)
+    if problem:
+        return Way("plain", problem)
+    return Way("npu" if device_type == "npu" else "torchvision", "")
 
 
 def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
