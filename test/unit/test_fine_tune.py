@@ -11,6 +11,7 @@ import torch
 import eval as evaluation
 import train
 from backbone import BatchNorm2d
+from data.config import get_config
 from data.shapes import write_dataset
 from unit.weight_files import NAMES, network, save
 from utils import checkpoint
@@ -169,8 +170,6 @@ def test_a_damaged_weights_flag_is_one_sentence(flags, tmp_path, capsys):
 def test_batch_norm_is_frozen_as_for_a_pretrained_backbone(tmp_path):
     from argparse import Namespace
 
-    from data.config import get_config
-
     path = save(network(4).state_dict(), tmp_path / "w.pth")
     args = Namespace(weights=path, backbone_weights=None, resume=None, sync_bn=False,
                      save_folder=str(tmp_path))
@@ -204,8 +203,6 @@ def test_matching_classes_by_name():
 
 def test_evaluation_on_other_categories(shapes, tmp_path, capsys):
     """Refused with both lists, or mapped by name."""
-    from data.config import get_config
-
     config = get_config("yolact_shapes", num_classes=4)
     annotations = os.path.join(str(shapes), "annotations", "instances_val2017.json")
     with open(annotations) as stream:
@@ -233,7 +230,7 @@ def test_evaluation_on_other_categories(shapes, tmp_path, capsys):
 @pytest.mark.parametrize("metadata,words", [
     ({"config": '{"name": "yolact_shapes", "max_size": "large"}'}, "wrong type"),
     ({"config": '{"name": 3}'}, "has no 'name'"),
-    ({"class_names": '["a"]', "config": '{"name": "yolact_shapes"}'}, "1 class names")])
+    (metadata_of(get_config("yolact_shapes").to_dict(), ["a"]), "1 class names")])
 def test_metadata_that_does_not_belong_is_one_sentence(shapes, tmp_path, capsys, metadata, words):
     path = str(tmp_path / "x.safetensors")
     with open(path, "wb") as stream:
