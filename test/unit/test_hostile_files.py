@@ -247,6 +247,10 @@ def test_declared_elements_of_the_older_format(tmp_path):
     for forged in (b"J\xff\xff\xff\x7f", b"M\xe9\x03", b"M\xe7\x03"):
         path.write_bytes(data.replace(number, forged))
         refused(path, limit=MEGABYTE)
+    # The count before the elements lies in the same way.
+    path.write_bytes(data.replace(number, b"J\x00\x00\x00\x10").replace(
+        struct.pack("<q", 1000), struct.pack("<q", 1 << 28)))
+    refused(path, "more elements are declared", limit=MEGABYTE)
 
 
 @pytest.mark.parametrize("kept", [1, 9, 60, 0.3, 0.9, 0.999])
