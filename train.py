@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.checks.quick import quick_check
 from data.coco import CocoDataset
 from data.config import Config, get_config
 from data.datasets import open_dataset
@@ -272,7 +273,7 @@ def resume(run: Run, weights_path: str) -> int:
 def resolve_config(args: argparse.Namespace) -> Config:
     """The recipe with the command line's changes."""
     config = get_config(args.config)
-    flags = ("dataset", "lr", "momentum", "decay", "gamma", "max_iter")
+    flags = ("dataset", "pred_scales", "lr", "momentum", "decay", "gamma", "max_iter")
     changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
     return config.replace(**changes)
 
@@ -327,8 +328,8 @@ def print_start(run: Run, start: int) -> None:
     size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
     cards, parts = run.processes.world_size, run.sharing.parts
     print(describe(run.device))
-    for sentence in run.dataset.report.sentences():
-        print(sentence)
+    print("\n".join(run.dataset.report.sentences() + quick_check(
+        run.dataset, run.validation_set, run.config, run.args.strict)))
     print("{}: {} classes, {} parameters, input {} x {}".format(
         run.config.name, run.config.num_classes - 1,
         sum(parameter.numel() for parameter in run.model.parameters()),

@@ -96,6 +96,11 @@ class CocoDataset:
         return self._packed.report
 
     @property
+    def annotations(self) -> Annotations:
+        """All usable annotations as flat arrays; not to be changed."""
+        return self._packed
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that the packed annotations take."""
         return self._packed.nbytes

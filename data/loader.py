@@ -19,12 +19,9 @@ from data.batch import Batch, collate
 from data.coco import CocoDataset
 from data.config import Config
 from data.packed_batch import PackedBatch, bit_values, pack
-from data.targets import TargetMaker
+from data.targets import TargetMaker, ground_truth_slots
 from utils.compat import iterate, loader_generator
 from utils.errors import UserError
-
-SLOT_STEP = 8
-"""Ground-truth slots are the dataset's largest number of objects, rounded up to a multiple."""
 
 _ORDER_STREAM = 2 ** 32 - 1
 """Takes the place of an image's index where the order of an epoch is drawn."""
@@ -181,9 +178,8 @@ def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray,
 
     `priors` are `layers.anchors.make_priors(config)` as NumPy; the rest is as in `TrainLoader`.
     """
-    slots = -(-max(dataset.max_objects, 1) // SLOT_STEP) * SLOT_STEP
     target_maker = TargetMaker(
-        priors, num_classes=config.num_classes, max_objects=slots,
+        priors, num_classes=config.num_classes, max_objects=ground_truth_slots(dataset.max_objects),
         masks_to_train=config.masks_to_train, size=config.max_size, proto_size=config.proto_size,
         semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)

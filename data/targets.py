@@ -37,6 +37,15 @@ def match(gt_boxes: np.ndarray, gt_labels: np.ndarray, crowd_boxes: np.ndarray, 
         gt_boxes, gt_labels, crowd_boxes)
 
 
+SLOT_STEP = 8
+"""Ground-truth slots are a multiple of this."""
+
+
+def ground_truth_slots(largest: int) -> int:
+    """G for a dataset whose fullest image has `largest` objects."""
+    return -(-max(largest, 1) // SLOT_STEP) * SLOT_STEP
+
+
 def smallest_int(largest: int) -> Any:
     """The smallest type torch and every device know that holds -1 and `largest`."""
     for kind in (np.int8, np.int16, np.int32):

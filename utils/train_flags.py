@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from utils.cli import ArgumentParser, Bounded, str2bool
 from utils.errors import UserError
 
 _SWITCH: Dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True,
                            "metavar": "True|False"}
+
+
+class AnchorSides:
+    """Type of --pred_scales: `20+30,42+60` becomes ((20.0, 30.0), (42.0, 60.0))."""
+
+    def __call__(self, text: str) -> Tuple[Tuple[float, ...], ...]:
+        """Read the text; the configuration checks the number of levels."""
+        try:
+            sides = tuple(tuple(float(side) for side in level.split("+"))
+                          for level in text.split(","))
+        except ValueError:
+            sides = ()
+        if not sides or not all(0 < side < float("inf") for level in sides for side in level):
+            raise argparse.ArgumentTypeError("'{}', expected sides above 0 such as 24,48,96 or "
+                                             "20+30,42+60".format(text))
+        if len({len(level) for level in sides}) > 1:
+            raise argparse.ArgumentTypeError("'{}', expected the same number of sides in each "
+                                             "level".format(text))
+        return sides
 
 
 def train_parser() -> ArgumentParser:
@@ -58,6 +77,9 @@ def _add_schedule(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model and schedule")
     group.add_argument("--config", default="yolact_base_config",
                        help="recipe, e.g. yolact_resnet50")
+    group.add_argument("--pred_scales", type=AnchorSides(), default=None, metavar="A,B+C,..",
+                       help="anchor sides in pixels for each pyramid level, finest first, several "
+                            "of a level joined by +; python -m data.check suggests them")
     group.add_argument("--backbone_weights", default=None, metavar="FILE",
                        help="ImageNet backbone; 'none' trains from scratch; default: the "
                             "configuration's file in --save_folder")

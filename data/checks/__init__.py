@@ -1,0 +1,1 @@
+"""What `python -m data.check` looks for, one concern a file."""
