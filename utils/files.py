@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, Optional
 
 from utils.errors import UserError
 
@@ -21,7 +21,7 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
         os.makedirs(folder, exist_ok=True)
         try:
             with open(temporary, "wb") as stream:
-                write(stream)
+                _write_through(stream, write)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
@@ -31,3 +31,35 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         raise UserError("cannot write '{}': {}; free some space or choose another folder".format(
             path, error.strerror or error)) from error
+
+
+class _Recorder:
+    """What a writer sees of a stream: `write`, which remembers why it failed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: Optional[OSError] = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _write_through(stream: BinaryIO, write: Callable[[Any], Any]) -> None:
+    """Call `write`, and raise the disk's error where the writer makes another one of it.
+
+    `torch.save` turns a full disk into a RuntimeError about file positions.
+    """
+    recorder = _Recorder(stream)
+    try:
+        write(recorder)
+    except RuntimeError as error:
+        if recorder.error is not None:
+            raise recorder.error from error
+        raise

@@ -9,17 +9,20 @@ from __future__ import annotations
 import datetime
 import os
 from dataclasses import dataclass
-from typing import Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 import torch.distributed as dist
 
 from utils.device import distributed_backend
 from utils.errors import UserError
+from utils.watchdog import time_limit
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
-TIMEOUT_MINUTES = 30
+TIMEOUT = datetime.timedelta(minutes=30)
+JOIN_SECONDS = 300
+"""For all processes to meet; collectives have longer, since one may validate or save."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,12 @@ class Processes:
             raise UserError("environment: MASTER_PORT is '{}', expected a number from 1 to "
                             "65535".format(port))
         try:
-            dist.init_process_group(
-                backend=distributed_backend(device), init_method="env://", rank=self.rank,
-                world_size=self.world_size, timeout=datetime.timedelta(minutes=TIMEOUT_MINUTES))
+            with time_limit(JOIN_SECONDS, self.rank, "could not join the other processes at {}:{} "
+                            "within {} s".format(address, port, JOIN_SECONDS)):
+                dist.init_process_group(
+                    backend=distributed_backend(device), rank=self.rank,
+                    world_size=self.world_size, timeout=TIMEOUT,
+                    **_meeting_point(os.environ, address, int(port)))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError("process {} of {} could not join the others at {}:{} ({}); check that "
                             "all were started and that the port is free (MASTER_PORT)".format(
@@ -99,6 +105,21 @@ class Processes:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meeting_point(env: Mapping[str, str], address: str, port: int) -> Dict[str, Any]:
+    """Arguments that say where processes exchange addresses.
+
+    Torch's elastic launcher with a fixed address keeps its store when it restarts the processes,
+    and what the failed ones left there would be read as addresses of living ones. So every restart
+    has a corner of its own.
+    """
+    restarts = env.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    if restarts == "0" or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {"init_method": "env://"}
+    store = dist.TCPStore(host_name=address, port=port, is_master=False, timeout=TIMEOUT,
+                          wait_for_workers=False)
+    return {"store": dist.PrefixStore("restart {}".format(restarts), store)}
 
 
 def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> int:

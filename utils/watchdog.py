@@ -1,14 +1,15 @@
-"""Waiting for data, with a limit: a loader that hangs must not hold all cards for ever."""
+"""Waiting with a limit: one process that hangs must not hold all cards for ever."""
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from typing import Callable, Iterable, Iterator, Optional, TypeVar
+from typing import Callable, Generic, Iterable, Iterator, Optional, TypeVar
 
 from utils.failures import note
 
@@ -19,11 +20,34 @@ FIRST_FACTOR = 10
 EXIT_HUNG = 1
 
 
-class WatchedLoader:
-    """Iterate `source`; end the process if one item takes longer than `limit` seconds.
+def leave(rank: int, cause: str) -> None:
+    """End this process from a thread, because its main thread hangs, perhaps in foreign code.
 
-    An exception could not get through: the main thread hangs, perhaps in foreign code. So a thread
-    says what happened, shows where everything stands, ends the worker processes and leaves.
+    An exception could not get through. So say what happened, show where everything stands, end the
+    loader processes and leave.
+    """
+    note(rank, cause)
+    faulthandler.dump_traceback(sys.stderr)
+    for child in multiprocessing.active_children():
+        child.kill()
+    print("training stopped: rank {}: {}".format(rank, cause), file=sys.stderr, flush=True)
+    os._exit(EXIT_HUNG)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
+    """End the process if the block takes longer than `seconds`."""
+    timer = threading.Timer(seconds, leave, (rank, cause))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class WatchedLoader(Generic[T]):
+    """Iterate `source`; end the process if one item takes longer than `limit` seconds.
 
     Args:
         source: any iterable, usually a data loader.
@@ -35,11 +59,11 @@ class WatchedLoader:
     """
 
     def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
-                 end: Optional[Callable[[str], None]] = None) -> None:
+                 end: Optional[Callable[[int, str], None]] = None) -> None:
         self._source = source
         self._limit = limit
         self._rank = rank
-        self._end = end or self._leave
+        self._end = end or leave
         self._deadline: Optional[float] = None
         self._ended = False
         self.seconds = 0.0
@@ -73,15 +97,7 @@ class WatchedLoader:
             time.sleep(min(1.0, self._limit / 10))
             deadline = self._deadline
             if deadline is not None and time.monotonic() > deadline:
-                self._end("the data loader delivered no batch for {:g} s (--loader_timeout); the "
-                          "storage or a loader process hangs".format(self._limit))
+                self._end(self._rank, "the data loader delivered no batch for {:g} s "
+                          "(--loader_timeout); the storage or a loader process hangs".format(
+                              self._limit))
                 return
-
-    def _leave(self, cause: str) -> None:
-        note(self._rank, cause)
-        faulthandler.dump_traceback(sys.stderr)
-        for child in multiprocessing.active_children():
-            child.kill()
-        print("training stopped: rank {}: {}".format(self._rank, cause), file=sys.stderr,
-              flush=True)
-        os._exit(EXIT_HUNG)

@@ -1,0 +1,290 @@
+"""What happens when something breaks in a run on several cards: real launchers, real processes.
+
+Each fault strikes rank 1 of 2 (or what the test says) in the middle of a training. All processes
+have to end within a minute, the launcher has to fail and to name the rank, the cause and the log in
+the first line of its report, and resuming has to end with the result of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import ROOT, clean_environ, largest_difference
+
+from data.shapes import write_dataset
+from utils import checkpoint
+
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
+STEPS, SAVE, FAULT_AT = 9, 4, 6
+SECONDS = 60
+
+FAULTY_TRAIN = """
+import errno, importlib.util, os, signal, sys, time
+spec = importlib.util.spec_from_file_location("real_train", os.environ["REAL_TRAIN"])
+train = importlib.util.module_from_spec(spec)
+sys.modules["real_train"] = train
+spec.loader.exec_module(train)
+kind, rank, at = (os.environ.get("FAULT") or "none:0:0").split(":")
+struck = os.environ["RANK"] == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+real, steps = train.shared_step, []
+
+def strike(*args, **kwargs):
+    steps.append(1)
+    with open(os.environ["FAULT_STEPS"] + os.environ["RANK"], "w") as stream:
+        stream.write(str(len(steps)))
+    if struck and len(steps) == int(at):
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "raise":
+            raise ArithmeticError("the kernel is broken")
+    return real(*args, **kwargs)
+
+train.shared_step = strike
+if struck and kind == "hang":
+    from data.augment import Augmenter
+    augment, images = Augmenter.__call__, []
+    def hang(self, *args):
+        images.append(1)
+        if len(images) > 2 * int(at):
+            time.sleep(10 ** 6)
+        return augment(self, *args)
+    Augmenter.__call__ = hang
+if __name__ == "__main__":
+    sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+class Place:
+    """A folder like the project, whose train.py breaks on demand."""
+
+    def __init__(self, folder, data):
+        self.root, self.data, self.mark = folder, data, uuid.uuid4().hex
+        (folder / "test").mkdir(parents=True)
+        for script in (ROOT / "test").glob("*.sh"):
+            shutil.copy(str(script), str(folder / "test" / script.name))
+        for name in ("eval.py", "utils"):
+            os.symlink(str(ROOT / name), str(folder / name))
+        (folder / "train.py").write_text(FAULTY_TRAIN)
+        self.weights = folder / "weights"
+
+    def start(self, *flags, **env):
+        more = dict(NPROC="2", PYTHON=sys.executable, REAL_TRAIN=ROOT / "train.py",
+                    FAULT_STEPS=self.root / "steps", RUN_MARK=self.mark)
+        more.update(env)
+        command = ["bash", "test/train_performance_8p.sh", str(self.data),
+                   "--config=yolact_shapes", "--node_device=cpu", "--num_workers=1",
+                   "--batch_size=2", "--no_autoscale", "--max_iter={}".format(STEPS),
+                   "--save_interval={}".format(SAVE), "--no_log"] + list(flags)
+        return subprocess.Popen(command, cwd=str(self.root), env=clean_environ(**more),
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                universal_newlines=True)
+
+    def run(self, *flags, **env):
+        launcher = self.start(*flags, **env)
+        try:
+            out, err = launcher.communicate(timeout=300)
+        finally:
+            launcher.kill()
+        return launcher.returncode, out, err
+
+    def steps(self, rank):
+        path = Path("{}{}".format(self.root / "steps", rank))
+        text = path.read_text() if path.exists() else ""
+        return int(text) if text else 0
+
+    def processes(self):
+        """Commands that still run of all those started from here."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark in (folder / "environ").read_text(errors="replace"):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return found
+
+    def final(self):
+        return torch.load(checkpoint.find_latest(str(self.weights)))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=18, val=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shapes, tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("undisturbed") / "place", shapes)
+    code, _, err = place.run()
+    assert code == 0, err
+    return place.final()
+
+
+@pytest.fixture
+def place(tmp_path, shapes):
+    return Place(tmp_path / "place", shapes)
+
+
+def run_into(place, fault, *flags, **env):
+    """Run into a fault; returns the report. Times the end from the struck rank's last step."""
+    code, _, err = place.run(*flags, FAULT=fault, **env)
+    seconds = time.time() - max((place.root / "steps{}".format(n)).stat().st_mtime for n in (0, 1))
+    assert code != 0
+    assert seconds < SECONDS
+    assert place.processes() == []
+    print("\n{}: ended after {:.1f} s: {}".format(fault, seconds, err.splitlines()[0]))
+    return code, err
+
+
+def check_resumes(place, undisturbed, expected=SAVE):
+    """The last checkpoint is whole; the same command goes on from it to the same result."""
+    latest = checkpoint.find_latest(str(place.weights))
+    assert checkpoint.CheckpointName.parse(latest).iteration == expected
+    assert checkpoint.load_state(latest)["iteration"] == expected
+    code, _, err = place.run("--resume=latest")
+    assert code == 0, err
+    assert largest_difference(place.final(), undisturbed, skip=()) == 0
+
+
+def first_line(err, pattern, number=1):
+    line = err.splitlines()[0]
+    assert re.match(r"\[Error\] rank {}: {}; log: .*/test/output/{}/train_{}\.log$".format(
+        number, pattern, number, number), line), err
+
+
+def test_killed_rank(place, undisturbed):
+    code, err = run_into(place, "kill:1:{}".format(FAULT_AT))
+    first_line(err, r"killed by SIGKILL \(out of memory, or from outside\)")
+    assert code == 137
+    check_resumes(place, undisturbed)
+
+
+def test_killed_main_rank(place, undisturbed):
+    code, err = run_into(place, "kill:0:{}".format(FAULT_AT))
+    first_line(err, r"killed by SIGKILL .*", number=0)
+    check_resumes(place, undisturbed)
+
+
+def test_raising_rank(place, undisturbed):
+    code, err = run_into(place, "raise:1:{}".format(FAULT_AT))
+    first_line(err, "ArithmeticError: the kernel is broken")
+    assert code == 1
+    check_resumes(place, undisturbed)
+
+
+def test_hanging_loader(place, undisturbed):
+    code, err = run_into(place, "hang:1:{}".format(FAULT_AT), "--loader_timeout=5")
+    first_line(err, r"the data loader delivered no batch for 5 s \(--loader_timeout\).*")
+    check_resumes(place, undisturbed)
+
+
+def test_hanging_loader_with_the_default_limit_ends_within_a_minute(place):
+    _, err = run_into(place, "hang:1:{}".format(FAULT_AT))
+    first_line(err, r"the data loader delivered no batch for 45 s .*")
+
+
+def test_restart_by_itself_ends_with_the_undisturbed_result(place, undisturbed):
+    if not torch_has_elastic():
+        pytest.skip("torch.distributed.run came with PyTorch 1.9")
+    place.weights.mkdir()
+    stale = place.weights / "yolact_shapes_2_9.pth"  # of some earlier training; must not be used
+    torch.save({}, str(stale))
+    os.utime(str(stale), (1, 1))
+    code, _, err = place.run(FAULT="kill:1:{}".format(FAULT_AT), MAX_RESTARTS="3")
+    assert code == 0, err
+    assert place.processes() == []
+    log = (place.root / "test" / "output" / "0" / "train_0.log").read_text()
+    assert "Restart 1" in log and "at iteration {}".format(SAVE) in log
+    assert largest_difference(place.final(), undisturbed, skip=()) == 0
+
+
+def torch_has_elastic():
+    return (Path(torch.__file__).parent / "distributed" / "run.py").exists()
+
+
+def test_too_few_restarts_fail(place):
+    if not torch_has_elastic():
+        code, _, err = place.run(MAX_RESTARTS="1")
+        assert code == 1 and "needs PyTorch 1.9" in err
+        return
+    # The data is gone in every attempt.
+    code, _, err = place.run("--train_images=/nowhere", "--train_info=/nowhere.json",
+                             MAX_RESTARTS="1")
+    assert code == 2
+    assert re.match(r"\[Error\] rank [01]: .*/nowhere", err.splitlines()[0])
+
+
+@pytest.fixture
+def small_disk(place):
+    """A file system with room for one checkpoint and a half."""
+    place.weights.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(place.weights)]
+    if os.geteuid() != 0 or subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("mounting needs root")
+    yield place.weights
+    subprocess.run(["umount", str(place.weights)], check=True)
+
+
+def test_full_disk(place, small_disk, undisturbed):
+    code, err = run_into(place, "none:0:0")
+    first_line(err, ".*cannot write '.*': No space left on device.*", number=0)
+    assert code == 2
+    assert not list(small_disk.glob(".*tmp"))
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    check_resumes(place, undisturbed)
+
+
+def test_sigterm_saves_and_ends(place, shapes):
+    """Both ranks stop at the same step, though only the launcher was told."""
+    launcher = place.start("--max_iter=4000")
+    try:
+        deadline = time.time() + 120
+        while place.steps(0) < 12:
+            assert time.time() < deadline and launcher.poll() is None
+            time.sleep(0.1)
+        start = time.time()
+        launcher.send_signal(signal.SIGTERM)
+        _, err = launcher.communicate(timeout=SECONDS)
+    finally:
+        launcher.kill()
+    print("\nSIGTERM: ended after {:.1f} s".format(time.time() - start))
+    assert launcher.returncode == 143
+    assert place.processes() == []
+    assert re.match(r"\[Error\] rank 0 was interrupted by SIGTERM; its log: .*/0/train_0\.log$",
+                    err.splitlines()[0]), err
+    latest = checkpoint.find_latest(str(place.weights))
+    assert latest.endswith("_interrupt.pth")
+    stopped = [re.search(r"Stopped by .* at iteration (\d+)", (
+        place.root / "test" / "output" / n / "train_{}.log".format(n)).read_text()) for n in "01"]
+    assert stopped[0].group(1) == stopped[1].group(1)
+    assert checkpoint.load_state(latest)["iteration"] == int(stopped[0].group(1))
+
+
+def test_signal_to_one_rank_only_stops_all_at_the_same_step(place):
+    launcher = place.start("--max_iter=4000", MAX_RESTARTS="0")
+    try:
+        deadline = time.time() + 120
+        while place.steps(1) < 3:
+            assert time.time() < deadline and launcher.poll() is None
+            time.sleep(0.1)
+        pid = (place.root / "test" / "output" / "1" / "supervisor.pid").read_text()
+        os.kill(int(pid), signal.SIGTERM)
+        launcher.communicate(timeout=SECONDS)
+    finally:
+        launcher.kill()
+    assert place.processes() == []
+    logs = [(place.root / "test" / "output" / n / "train_{}.log".format(n)).read_text()
+            for n in "01"]
+    assert "Stopped by another process" in logs[0] and "Stopped by SIGTERM" in logs[1]

@@ -1,0 +1,170 @@
+"""Training and evaluation on n cards equal those on one: real processes, gloo, drawn shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from ranks import FROZEN, PLAIN_SGD, largest_difference, run_ranks, train_ranks
+
+from data.shapes import write_dataset
+
+pytestmark = pytest.mark.launch
+STEPS = 5
+SGD = PLAIN_SGD + FROZEN
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=18, val=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory):
+    """One process with the whole batch of four."""
+    codes, texts, weights = train_ranks(1, shapes, tmp_path_factory.mktemp("one") / "run", SGD,
+                                        batch_size=4, max_iter=STEPS)
+    assert codes == [0], texts[0]
+    return weights
+
+
+def train_and_compare(count, shapes, folder, whole, prepare=SGD, skip=None, **flags):
+    codes, texts, weights = train_ranks(count, shapes, folder / "run", prepare, max_iter=STEPS,
+                                        **flags)
+    assert codes == [0] * count, texts
+    return largest_difference(weights, whole, **({} if skip is None else {"skip": skip}))
+
+
+def test_two_cards_train_as_one_with_the_whole_batch(shapes, tmp_path, whole):
+    assert train_and_compare(2, shapes, tmp_path, whole, batch_size=2) < 1e-5
+
+
+@pytest.mark.parametrize("count, batch, parts", [
+    (1, 2, 2), pytest.param(2, 1, 2, marks=pytest.mark.slow)])
+def test_a_step_in_parts_equals_the_whole_one(shapes, tmp_path, whole, count, batch, parts):
+    assert train_and_compare(count, shapes, tmp_path, whole, batch_size=batch,
+                             accumulate=parts) < 1e-5
+
+
+@pytest.mark.slow
+def test_four_cards_train_as_one(shapes, tmp_path, whole):
+    assert train_and_compare(4, shapes, tmp_path, whole, batch_size=1) < 1e-5
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_makes_two_cards_one_without_freezing(shapes, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    _, _, whole = train_ranks(1, shapes, one / "run", PLAIN_SGD, batch_size=4, max_iter=STEPS)
+    difference = train_and_compare(2, shapes, tmp_path, whole, PLAIN_SGD, skip=(), batch_size=2,
+                                   sync_bn="True")
+    assert difference < 1e-4
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    assert train_and_compare(2, shapes, apart, whole, PLAIN_SGD, batch_size=2) > 1e-3
+
+
+POISON = """
+import os
+real, steps = train.MultiBoxLoss.forward, []
+def forward(self, predictions, batch, *args, **kwargs):
+    losses = real(self, predictions, batch, *args, **kwargs)
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 3:
+        losses["B"] = losses["B"] * float("nan")
+    return losses
+train.MultiBoxLoss.forward = forward
+save = train.save
+def save_everywhere(run, *args, **kwargs):
+    import torch
+    torch.save({key: value.clone() for key, value in run.model.state_dict().items()},
+               "parameters{}.pth".format(run.processes.rank))
+    return save(run, *args, **kwargs)
+train.save = save_everywhere
+"""
+
+
+def test_nan_on_one_card_is_skipped_by_all(shapes, tmp_path):
+    import torch
+
+    codes, texts, weights = train_ranks(2, shapes, tmp_path / "run", SGD + POISON, batch_size=2,
+                                        max_iter=STEPS)
+    assert codes == [0, 0], texts
+    named = [re.search(r"^iteration 2: .* not finite; update skipped.*$", text, re.M)
+             for text in texts]
+    assert all(named) and "B: nan" in named[1].group() and "gradient" in named[0].group()
+    ranks = [torch.load(str(tmp_path / "run" / "parameters{}.pth".format(n))) for n in (0, 1)]
+    assert largest_difference(*ranks) == 0
+    assert all(torch.isfinite(value.float()).all() for value in weights.values())
+
+
+EVAL = """
+import sys, eval
+sys.exit(eval.main(sys.argv[1:]))
+"""
+
+
+def scores_of(text):
+    return [line for line in text.splitlines() if re.match(r" +(box|mask) \||(det|seg)", line)]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    codes, texts, _ = train_ranks(1, shapes, folder, batch_size=4, max_iter=40)
+    assert codes == [0], texts
+    return folder / "weights" / "yolact_shapes_10_40.pth"
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_evaluation_shared_among_cards_equals_one_card_to_the_last_digit(
+        shapes, tmp_path, trained, count):
+    """Seven images in batches of two: ranks get unequally many, the last batch is not full."""
+    outputs = []
+    for ranks in (1, count):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        codes, texts = run_ranks(ranks, EVAL, [
+            "--trained_model={}".format(trained), "--val_data={}".format(shapes),
+            "--eval_device=cpu", "--batch_size=2", "--num_workers=0", "--output_coco_json"], folder)
+        assert codes == [0] * ranks, texts
+        assert all(not scores_of(text) for text in texts[1:])
+        outputs.append((scores_of(texts[0]), [
+            (folder / "results" / name).read_bytes()
+            for name in ("bbox_detections.json", "mask_detections.json")]))
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0][0]) == 4
+    assert len({found["image_id"] for found in json.loads(outputs[0][1][0].decode())}) > 3
+
+
+@pytest.mark.slow
+def test_validation_during_training_uses_all_cards(shapes, tmp_path):
+    codes, texts, _ = train_ranks(2, shapes, tmp_path / "run", batch_size=2, max_iter=8,
+                                  validation_epoch=1, validation_size=5)
+    assert codes == [0, 0], texts
+    assert len(scores_of(texts[0])) == 4 and not scores_of(texts[1])
+
+
+GATHER = """
+import sys, torch
+from utils.parallel import gather_bytes
+from utils.processes import Processes
+processes = Processes.from_env()
+device = torch.device("cpu")
+processes.init(device)
+mine = bytes(range(256)) * 5 + b"x" * processes.rank if processes.rank != 1 else b""
+found = gather_bytes(mine, processes, device, chunk_bytes=256)
+if processes.is_main:
+    assert found == [bytes(range(256)) * 5, b"", bytes(range(256)) * 5 + b"xx"], found
+else:
+    assert found == []
+"""
+
+
+@pytest.mark.slow
+def test_bytes_of_any_length_are_gathered_in_chunks(tmp_path):
+    codes, texts = run_ranks(3, GATHER, [], tmp_path)
+    assert codes == [0, 0, 0], texts
