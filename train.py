@@ -41,14 +41,15 @@ from utils.errors import UserError
 from utils.failures import recorded
 from utils.interrupts import StopRequest
 from utils.optimizer import FlatOptimizer, build_optimizer, poison
-from utils.parallel import Sharing, share_buffers, wrap
+from utils.parallel import Sharing, share_buffers, shared_step, wrap
 from utils.processes import Processes
 from utils.restarts import find_restart
+from utils.run_log import ProgressBar, RunLog, open_log
 from utils.schedule import LearningRate
 from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords, total_of
 from utils.train_flags import images_per_card, train_parser
-from utils.training_log import JsonLog, StepTimer, Throughput, format_line
+from utils.training_log import StepTimer, Throughput, format_line
 from utils.training_state import check_same_run, pack_state, unpack_state
 from utils.watchdog import WatchedLoader
 from utils.weight_formats import read_weights
@@ -101,28 +102,7 @@ def train_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptim
     return losses
 
 
-def shared_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptimizer,
-                parts: Sequence[Batch], lr: float, sharing: Sharing,
-                stop_requested: bool = False) -> Dict[str, Tensor]:
-    """`train_step` for a batch that is divided among cards and into parts, one after the other.
-
-    The update is that of the undivided batch. The losses returned are this card's.
-    """
-    sharing.begin(parts, stop_requested)
-    optimizer.zero_grad()
-    shown: Dict[str, Tensor] = {}
-    for part in parts:
-        with sharing.local_gradients(network, last=part is parts[-1]):
-            predictions = network(part.images)
-            losses = criterion(predictions, part, sharing.positives_per_share())
-            losses = {name: loss / len(parts) for name, loss in losses.items()}
-            poison(total_of(losses)).backward()
-        shown = {name: loss.detach() + shown.get(name, 0) for name, loss in losses.items()}
-    optimizer.step(lr)
-    return shown
-
-
-def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog]) -> int:
+def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> int:
     """Train from iteration `start` until the schedule ends or a stop is asked for.
 
     Returns the number of iterations done, counted from the start of the whole training.
@@ -134,6 +114,7 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
     timer = StepTimer()
     watched = WatchedLoader(run.loader, args.loader_timeout, run.processes.rank)
     batches = iter(DevicePrefetcher(watched, run.device))
+    bar = ProgressBar(max_iter)
     run.network.train()
     if throughput.start_iter == 0:
         throughput.start()
@@ -148,12 +129,14 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
         done += 1
         throughput.step()
         timer.step()
+        bar.show(done)
 
         if throughput.at_edge:
             synchronize(run.device)
             throughput.start()
         if done % LOG_INTERVAL == 0 or done in (start + 1, max_iter):
-            log_progress(run, done, throughput, timer, log)
+            bar.clear()
+            log_progress(run, done, throughput, timer, watched, log)
             if done == start + 1:
                 timer.restart()
             stopping = sharing.stop_agreed()
@@ -168,12 +151,14 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[JsonLog
         # Processes may stop only together: they agree with each step and look at each log line.
         if stopping or (stop.requested and run.processes.world_size == 1):
             break
+    bar.clear()
+    print(watched.sentence())
     batches.close()  # now, and not when the garbage collector comes by: workers end here
     return done
 
 
 def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
-                 log: Optional[JsonLog]) -> None:
+                 watched: WatchedLoader, log: Optional[RunLog]) -> None:
     """Print the log line and the steps skipped since the last one; stop a run that only skips.
 
     Raises:
@@ -192,8 +177,8 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
     if log is not None:
         log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
                   losses=report.losses, total=report.total, skipped=run.records.total_skipped,
-                  seconds=timer.recent, fps=fps, avg_fps=average,
-                  **({"memory": memory_reserved(run.device)} if run.args.log_gpu else {}))
+                  seconds=timer.recent, data_seconds=watched.mean_since_last(), fps=fps,
+                  avg_fps=average, memory=memory_reserved(run.device))
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
             "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
@@ -201,7 +186,7 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
             "above.".format(report.in_a_row, done))
 
 
-def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[JsonLog]) -> None:
+def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
     share_buffers(run.model, run.processes)
     results = evaluate_dataset(run.model, run.config, dataset, run.device,
@@ -356,7 +341,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         print_start(run, start)
     log = None
     if processes.is_main and not args.no_log:
-        log = JsonLog(args.log_folder, run.config.name)
+        log = open_log(args, run.config.name)
         log.write("session", config=run.config.to_dict(), args=vars(args), device=describe(device))
 
     with StopRequest() as stop:

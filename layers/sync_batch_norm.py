@@ -51,8 +51,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return mean, variance, count
 
     def _update(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        if not self.track_running_stats:
-            return
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         self.num_batches_tracked += 1
         unbiased = variance * (count / max(count - 1, 1))
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):

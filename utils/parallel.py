@@ -8,7 +8,7 @@ number of positives have to use that of the whole step, whatever its split betwe
 from __future__ import annotations
 
 import contextlib
-from typing import Any, ContextManager, List, Optional, Sequence
+from typing import Any, ContextManager, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.compat import unsynchronised_buffers
+from utils.optimizer import FlatOptimizer, poison
 from utils.processes import Processes
+from utils.step_records import total_of
 
 
 class Sharing:
@@ -102,6 +104,39 @@ def wrap(model: nn.Module, processes: Processes, device: torch.device) -> nn.Mod
         return model
     return nn.parallel.DistributedDataParallel(
         model, device_ids=None if device.type == "cpu" else [device], **unsynchronised_buffers())
+
+
+def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
+                parts: Sequence[Any], lr: float, sharing: Sharing,
+                stop_requested: bool = False) -> Dict[str, Tensor]:
+    """One update from a batch that is divided among cards and into parts, one after the other.
+
+    The update is that of the undivided batch; it is skipped on all cards where one is not finite.
+
+    Args:
+        network: from `wrap`.
+        criterion: called with predictions, part and the number of positives to divide by.
+        optimizer: of the network's parameters.
+        parts: this card's `Batch`es of the step.
+        lr: learning rate.
+        sharing: how the batch is divided.
+        stop_requested: see `Sharing.begin`.
+
+    Returns:
+        this card's losses, on the device.
+    """
+    sharing.begin(parts, stop_requested)
+    optimizer.zero_grad()
+    shown: Dict[str, Tensor] = {}
+    for part in parts:
+        with sharing.local_gradients(network, last=part is parts[-1]):
+            predictions = network(part.images)
+            losses = criterion(predictions, part, sharing.positives_per_share())
+            losses = {name: loss / len(parts) for name, loss in losses.items()}
+            poison(total_of(losses)).backward()
+        shown = {name: loss.detach() + shown.get(name, 0) for name, loss in losses.items()}
+    optimizer.step(lr)
+    return shown
 
 
 def share_buffers(model: nn.Module, processes: Processes) -> None:

@@ -144,9 +144,12 @@ def _add_device(parser: ArgumentParser) -> None:
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/")
-    group.add_argument("--no_log", default=False, **_SWITCH, help="write no JSON log")
+    group.add_argument("--no_log", default=False, **_SWITCH,
+                       help="write no JSON, no CSV and no TensorBoard log")
     group.add_argument("--log_gpu", default=False, **_SWITCH,
-                       help="add the device memory in use to the JSON log")
+                       help="accepted for the original's sake: the log always has the memory")
+    group.add_argument("--tensorboard", default=None, metavar="FOLDER",
+                       help="write losses, speed and validations for TensorBoard, too")
     group.add_argument("--train_performance", default=False, **_SWITCH,
                        help="measure speed only: save no weights")
     group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,

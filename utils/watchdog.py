@@ -56,6 +56,7 @@ class WatchedLoader(Generic[T]):
 
     Attributes:
         seconds: spent waiting for items so far.
+        items: received so far.
     """
 
     def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
@@ -67,6 +68,21 @@ class WatchedLoader(Generic[T]):
         self._deadline: Optional[float] = None
         self._ended = False
         self.seconds = 0.0
+        self.items = 0
+        self._start = time.perf_counter()
+        self._told = (0.0, 0)
+
+    def mean_since_last(self) -> float:
+        """Mean wait for an item since the last call, in seconds."""
+        seconds, items = self.seconds - self._told[0], self.items - self._told[1]
+        self._told = (self.seconds, self.items)
+        return seconds / max(items, 1)
+
+    def sentence(self) -> str:
+        """How much of the time since the start was spent waiting."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        return "Waited for data {:.1f} % of the time ({:.1f} of {:.1f} s)".format(
+            100 * self.seconds / elapsed, self.seconds, elapsed)
 
     def __iter__(self) -> Iterator[T]:
         if self._limit > 0:
@@ -89,6 +105,7 @@ class WatchedLoader(Generic[T]):
             finally:
                 self._deadline = None
             self.seconds += time.perf_counter() - start
+            self.items += 1
             limit = self._limit
             yield item
 

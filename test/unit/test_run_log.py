@@ -1,0 +1,115 @@
+"""Records of a run: CSV, TensorBoard's absence, the bar, the watch over the loader."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import time
+
+import pytest
+
+from utils.errors import UserError
+from utils.run_log import CsvLog, ProgressBar, RunLog, flatten
+from utils.watchdog import WatchedLoader, time_limit
+
+VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
+
+
+def test_numbers_only_are_kept():
+    assert flatten(VALUES) == {"iteration": 10, "losses.B": 1.5, "losses.C": 2.5, "total": 4.0}
+
+
+def test_csv_has_a_row_for_each_training_record_and_goes_on_after_a_resume(tmp_path):
+    for iteration in (10, 20):
+        log = RunLog(str(tmp_path), "run")
+        log.write("session", args={"seed": 1})
+        log.write("train", **dict(VALUES, iteration=iteration))
+        log.write("val", iteration=iteration, box={"AP": 0.5})
+        log.close()
+    assert (tmp_path / "run.csv").read_text() == (
+        "iteration,losses.B,losses.C,total\n10,1.5,2.5,4.0\n20,1.5,2.5,4.0\n")
+    assert (tmp_path / "run.log").read_text().count("\n") == 6
+
+
+def test_columns_stay_those_of_the_first_row(tmp_path):
+    log = CsvLog(str(tmp_path / "a.csv"))
+    log.write({"a": 1, "b": 2})
+    log.write({"b": 3, "c": 4})
+    assert (tmp_path / "a.csv").read_text() == "a,b\n1,2\n,3\n"
+
+
+def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError("No module named 'tensorboard'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(UserError, match="--tensorboard needs the package"):
+        RunLog(str(tmp_path), "run", str(tmp_path / "board"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bar_on_a_terminal_and_none_in_a_file():
+    terminal = Terminal()
+    bar = ProgressBar(20, terminal, Terminal())
+    bar.show(5)
+    bar.show(6)  # too soon
+    bar.clear()
+    bar.show(20)
+    assert terminal.getvalue() == (
+        "\r[{}{}] 5 / 20 (25.0%)\r\x1b[K\r[{}] 20 / 20 (100.0%)".format(
+            "=" * 7, " " * 23, "=" * 30))
+    for stream, beside in ((io.StringIO(), Terminal()), (Terminal(), io.StringIO())):
+        bar = ProgressBar(20, stream, beside)
+        bar.show(5)
+        bar.clear()
+        assert stream.getvalue() == ""
+
+
+def test_waiting_for_data_is_measured():
+    def slow():
+        for item in range(3):
+            time.sleep(0.02)
+            yield item
+
+    watched = WatchedLoader(slow(), 0)
+    assert list(watched) == [0, 1, 2]
+    assert watched.items == 3 and 0.06 <= watched.seconds < 1
+    assert watched.mean_since_last() == pytest.approx(watched.seconds / 3)
+    assert watched.mean_since_last() == 0
+    assert watched.sentence().startswith("Waited for data ")
+
+
+def test_an_item_that_does_not_come_is_reported_after_the_limit():
+    ended = []
+
+    def hanging():
+        yield 1
+        deadline = time.monotonic() + 10
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield 2
+
+    watched = WatchedLoader(hanging(), 0.2, 3, lambda rank, cause: ended.append((rank, cause)))
+    assert list(watched) == [1, 2]
+    assert ended and ended[0][0] == 3 and "no batch for 0.2 s" in ended[0][1]
+
+
+def test_slow_steps_between_items_do_not_count():
+    ended = []
+    for _ in WatchedLoader(range(2), 0.1, 0, lambda *found: ended.append(found)):
+        time.sleep(0.3)
+    assert ended == []
+
+
+def test_a_block_within_its_limit_goes_on():
+    with time_limit(0.2, 0, "too slow"):
+        pass
+    time.sleep(0.3)  # the process would be gone by now
