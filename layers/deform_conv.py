@@ -42,21 +42,20 @@ def deform_conv_way(device: torch.device) -> Way:
 
     The plain way on an accelerator is slower and is logged as a warning with its reason.
     """
-    return _find_way(device.type)
+    return _find_way(device)
 
 
 @functools.lru_cache(maxsize=None)
-def _find_way(device_type: str) -> Way:
-    device = torch.device(device_type)
-    if device_type == "npu":
-        problem = npu_deform_conv_problem(device, _convolve_plainly)
+def _find_way(device: torch.device) -> Way:
+    if device.type == "npu":
+        problem = npu_deform_conv_problem(device)
     else:
         problem = _torchvision_problem(device)
-    if problem and device_type != "cpu":
-        _LOG.warning("deformable convolution runs as plain PyTorch on %s: %s", device_type, problem)
+    if problem and device.type != "cpu":
+        _LOG.warning("deformable convolution runs as plain PyTorch on %s: %s", device, problem)
     if problem:
         return Way("plain", problem)
-    return Way("npu" if device_type == "npu" else "torchvision", "")
+    return Way("npu" if device.type == "npu" else "torchvision", "")
 
 
 def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
@@ -82,7 +81,7 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
         raise ValueError("offset and mask have {} and {} channels, expected {} and {}".format(
             offset.shape[1], mask.shape[1], 2 * taps, taps))
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
-           "plain": _convolve_plainly}[way or deform_conv_way(x.device).name]
+           "plain": convolve_plainly}[way or deform_conv_way(x.device).name]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),
                  None if bias is None else bias.to(kind), stride, padding)
@@ -125,7 +124,7 @@ class DeformConv2d(nn.Module):
                                        self.stride, self.padding, self.way)
 
 
-def _convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
+def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
                       bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
     """Sample every tap as a weighted sum of four rows of a pixel table, then multiply once.
 

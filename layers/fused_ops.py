@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any, Callable, List, Optional, Tuple
+import os
+import subprocess
+import sys
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,6 +19,11 @@ from torch import Tensor
 PROBE_TOLERANCE = 2e-2
 """Largest deviation from the reference, relative to its largest value. Shortened float32 (HF32)
 stays below; a wrong order of channels does not."""
+
+TRIAL_SECONDS = 600
+"""A first use may have to compile kernels."""
+
+_VERDICT = "deform_conv trial:"
 
 DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
 
@@ -71,11 +79,32 @@ def npu_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
     return _NpuDeformConv.apply(x, offset, mask, weight, bias, stride, padding)
 
 
-def npu_deform_conv_problem(device: torch.device, reference: DeformConv) -> str:
+def npu_deform_conv_problem(device: torch.device) -> str:
     """Why `npu_deform_conv2d` must not be used on `device`; empty if it may.
 
-    Runs it once, forward and backward with stride 1 and 2, against `reference` on the CPU. This
-    waits for the device.
+    The trial runs in a process of its own: an operator that fails leaves the plugin's queue of
+    launches broken, and what is queued later silently never runs.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [root, os.environ.get("PYTHONPATH", "")]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path))
+    try:
+        done = subprocess.run([sys.executable, "-m", "layers.fused_ops", str(device)], env=env,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              universal_newlines=True, timeout=TRIAL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "the trial of the plugin's operator did not end in {} s".format(TRIAL_SECONDS)
+    verdicts = [line[len(_VERDICT):].strip() for line in done.stdout.splitlines()
+                if line.startswith(_VERDICT)]
+    if not verdicts:
+        return "the trial of the plugin's operator ended with code {}".format(done.returncode)
+    return verdicts[-1]
+
+
+def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
+    """Run `npu_deform_conv2d` here, forward and backward with stride 1 and 2.
+
+    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
     for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
         if _operator(name) is None:
@@ -84,13 +113,13 @@ def npu_deform_conv_problem(device: torch.device, reference: DeformConv) -> str:
         inputs = _probe_inputs(stride)
         expected = _results(reference, inputs, stride)
         try:
-            found = _results(npu_deform_conv2d, [x.to(device) for x in inputs], stride)
+            found = [x.cpu() for x in _results(npu_deform_conv2d, [x.to(device) for x in inputs],
+                                               stride)]
         except Exception as error:  # the plugin raises whatever its libraries raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return "the plugin's operator failed its trial ({})".format(reason)
         for left, right in zip(found, expected):
-            worst = (left.cpu() - right).abs().max()
-            if not bool(worst <= PROBE_TOLERANCE * right.abs().max()):
+            if not bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
                 return "the plugin's operator deviates from the reference in its trial"
     return ""
 
@@ -118,3 +147,20 @@ def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Te
         pattern = torch.cos(torch.arange(out.numel(), dtype=torch.float32) * 0.7)
         grads = torch.autograd.grad(out, leaves, pattern.reshape(out.shape).to(out.device))
     return [out.detach()] + list(grads)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The trial: `python -m layers.fused_ops npu:0` prints what is wrong, or nothing after ':'."""
+    from layers.deform_conv import convolve_plainly
+
+    _operator("npu_deformable_conv2d")  # the plugin makes the device known
+    runtime = getattr(torch, "npu", None)
+    config = getattr(runtime, "config", None)
+    if config is not None:
+        config.allow_internal_format = False  # as `utils.device` has it
+    print(_VERDICT + try_deform_conv(torch.device(argv[0]), convolve_plainly), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

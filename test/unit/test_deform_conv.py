@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from audit import SKIP_REASON, Recorder, available
+from conftest import ROOT
 
 from layers import deform_conv, fused_ops
 from layers.deform_conv import DeformConv2d, deform_conv_way, modulated_deform_conv2d
@@ -209,7 +210,7 @@ def test_torchvision_agrees_where_it_works(device, height, width, stride, paddin
 
 def test_torchvision_is_chosen_and_given_its_arguments(monkeypatch, fresh_choice):
     def convolve(x, offset, weight, bias=None, stride=1, padding=0, dilation=1, mask=None):
-        return deform_conv._convolve_plainly(x, offset, mask, weight, bias, stride, padding)
+        return deform_conv.convolve_plainly(x, offset, mask, weight, bias, stride, padding)
 
     _torchvision(monkeypatch, convolve)
     assert str(deform_conv_way(torch.device("cpu"))) == "torchvision"
@@ -252,7 +253,7 @@ class Plugin:
         assert groups == deformable_groups == 1
         assert all(t.is_contiguous() and t.dtype == torch.float32 for t in (x, weight, packed))
         offset, mask = self.unpack(packed)
-        out = deform_conv._convolve_plainly(x, offset, mask, weight, bias, stride[2], padding[0])
+        out = deform_conv.convolve_plainly(x, offset, mask, weight, bias, stride[2], padding[0])
         return out, x.new_full((1,), 7.0)
 
     def backward(self, x, grad, sampled, weight, packed, **geometry):
@@ -269,7 +270,7 @@ class Plugin:
 
 
 def _problem():
-    return fused_ops.npu_deform_conv_problem(torch.device("cpu"), deform_conv._convolve_plainly)
+    return fused_ops.try_deform_conv(torch.device("cpu"), deform_conv.convolve_plainly)
 
 
 @pytest.mark.parametrize("height, width, stride, padding", CASES)
@@ -304,3 +305,22 @@ def test_npu_trial_names_what_fails(monkeypatch):
     assert _problem() == "the plugin's operator failed its trial (EZ1001)"
     _install(monkeypatch, "torch_npu")
     assert _problem() == "the plugin has no operator npu_deformable_conv2d"
+
+
+OWN_PROCESS = {
+    "": """
+from unit.test_deform_conv import Plugin
+npu_deformable_conv2d, npu_deformable_conv2dbk = Plugin().forward, Plugin().backward
+print("a plugin may say anything")
+""",
+    "the plugin has no operator npu_deformable_conv2d": "",
+    "the trial of the plugin's operator ended with code 9": "import os; os._exit(9)",
+}
+
+
+@pytest.mark.parametrize("problem", sorted(OWN_PROCESS))
+def test_npu_trial_runs_in_a_process_of_its_own(monkeypatch, tmp_path, problem):
+    (tmp_path / "torch_npu.py").write_text(OWN_PROCESS[problem])
+    monkeypatch.setenv("PYTHONPATH", "{}:{}".format(tmp_path, ROOT / "test"))
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    assert fused_ops.npu_deform_conv_problem(torch.device("cpu")) == problem
