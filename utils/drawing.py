@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import zlib
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -53,6 +53,15 @@ class _Plate(NamedTuple):
         return max(width, 0) * max(height, 0)
 
 
+class MaskWindow(NamedTuple):
+    """Part of a mask; outside of it nothing is set."""
+
+    left: int
+    top: int
+    pixels: np.ndarray
+    """bool or 0/1 `[h, w]`."""
+
+
 def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Color:
     """Return the colour of a class.
 
@@ -69,7 +78,7 @@ def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Colo
 
 
 def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
-                   masks: Optional[Sequence[np.ndarray]], labels: Sequence[str],
+                   masks: Optional[Sequence[Union[np.ndarray, MaskWindow]]], labels: Sequence[str],
                    scores: Optional[Sequence[float]] = None,
                    class_names: Optional[Sequence[str]] = None,
                    texts: Optional[Sequence[str]] = None, outline_boxes: bool = True) -> np.ndarray:
@@ -78,8 +87,8 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
     Args:
         image_bgr: uint8 `[h, w, 3]`; not changed.
         boxes_px: `[n, 4]` x1 y1 x2 y2 in pixels; fractions and parts outside are fine.
-        masks: n of bool (or 0/1) `[h, w]`, or None. Each is asked for once, so that a sequence
-            may make them as it goes.
+        masks: n of bool (or 0/1) `[h, w]`, or windows of such, or None. Each is asked for once,
+            so that a sequence may make them as it goes.
         labels: n class names; an empty one draws no plate.
         scores: n scores in 0..1, or None (ground truth).
         class_names: all classes, for colours that differ as much as they can.
@@ -98,7 +107,7 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
     if masks is not None:
-        outlines = [_fill_mask(picture, np.asarray(masks[i]), colors[i]) for i in order]
+        outlines = [_fill_mask(picture, masks[i], colors[i]) for i in order]
         for i, outline in zip(order, outlines):
             if outline:
                 cv2.polylines(picture, outline, True, colors[i], 1, cv2.LINE_AA)
@@ -151,7 +160,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
     return canvas
 
 
-def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[np.ndarray]],
+def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[Any]],
            labels: Sequence[str], scores: Optional[Sequence[float]]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError("image is {} {}, expected uint8 [h, w, 3]".format(
@@ -173,16 +182,26 @@ def _style(picture: np.ndarray) -> _Style:
                   font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
 
 
-def _fill_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> List[np.ndarray]:
-    """Blend a colour into the mask's pixels; returns the outlines of the mask."""
-    if mask.shape != picture.shape[:2]:
-        raise ValueError("masks are {}, the image is {}".format(
-            list(mask.shape), list(picture.shape[:2])))
+def _trim(mask: np.ndarray, shape: Tuple[int, ...]) -> MaskWindow:
+    if mask.shape != shape:
+        raise ValueError("masks are {}, the image is {}".format(list(mask.shape), list(shape)))
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
+        return MaskWindow(0, 0, mask[:0, :0])
+    return MaskWindow(int(columns[0]), int(rows[0]),
+                      mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+
+
+def _fill_mask(picture: np.ndarray, mask: Union[np.ndarray, MaskWindow],
+               color: Color) -> List[np.ndarray]:
+    """Blend a colour into the mask's pixels; returns the outlines of the mask."""
+    if not isinstance(mask, MaskWindow):
+        mask = _trim(np.asarray(mask), picture.shape[:2])
+    left, top, pixels = mask
+    if not pixels.size:
         return []
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    inside = np.ascontiguousarray(mask[top:bottom, left:right], dtype=np.uint8)
+    bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+    inside = np.ascontiguousarray(pixels, dtype=np.uint8)
     share = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
     table = (share + 0.5).astype(np.uint8)[None]
     at_once = max(1, _PIXELS_AT_ONCE // (right - left))  # bounds the memory for large masks
@@ -191,7 +210,7 @@ def _fill_mask(picture: np.ndarray, mask: np.ndarray, color: Color) -> List[np.n
         part = picture[top + start:top + start + len(chosen), left:right]
         np.copyto(part, cv2.LUT(part, table), where=chosen[:, :, None].astype(bool))
     return list(cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
-                                 offset=(int(left), int(top)))[-2])
+                                 offset=(left, top))[-2])
 
 
 def _draw_box(picture: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:

@@ -11,12 +11,9 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-import pycocotools.mask
 
-from utils.drawing import draw_instances
-
-Rle = Dict[str, Any]
-"""`{"size": [h, w], "counts": str}`, compressed run lengths in COCO's format."""
+from utils.drawing import MaskWindow, draw_instances
+from utils.run_lengths import Rle, decode_window
 
 _OUTLINE_TOLERANCE = 0.75
 """Pixels by which the corners of polygons may leave the true outline."""
@@ -93,7 +90,10 @@ class Prediction:
 
     def mask_of(self, n: int) -> np.ndarray:
         """Bool `[h, w]`, the mask of object n alone."""
-        return pycocotools.mask.decode(self.rles[n]).view(bool)
+        left, top, pixels = decode_window(self.rles[n])
+        mask = np.zeros(self.image.shape[:2], bool)
+        mask[top:top + pixels.shape[0], left:left + pixels.shape[1]] = pixels
+        return mask
 
     def as_detections(self, masks: bool = True) -> Dict[str, Any]:
         """Arguments of `supervision.Detections`; without `masks` they stay unmade."""
@@ -154,14 +154,13 @@ class Prediction:
         The picture is as large as the mask; what does not belong to the object is transparent.
         """
         for n, rle in enumerate(self.rles):
-            left, top, width, height = _extent(rle)
-            if width and height:
-                window = slice(top, top + height), slice(left, left + width)
-                alpha = self.mask_of(n)[window].astype(np.uint8) * 255
-                yield n, np.dstack((self.image[window], alpha))
+            left, top, pixels = decode_window(rle)
+            if pixels.size:
+                part = self.image[top:top + pixels.shape[0], left:left + pixels.shape[1]]
+                yield n, np.dstack((part, pixels.astype(np.uint8) * 255))
 
 
-class _LazyMasks(Sequence[np.ndarray]):
+class _LazyMasks(Sequence[MaskWindow]):
     """The masks of a prediction, each decoded when it is asked for."""
 
     def __init__(self, prediction: Prediction) -> None:
@@ -171,13 +170,7 @@ class _LazyMasks(Sequence[np.ndarray]):
         return len(self._prediction)
 
     def __getitem__(self, n: Any) -> Any:
-        return self._prediction.mask_of(n)
-
-
-def _extent(rle: Rle) -> Tuple[int, int, int, int]:
-    """Left, top, width and height in pixels of what is set; sizes 0 if nothing is."""
-    left, top, width, height = pycocotools.mask.toBbox(rle).astype(int).tolist()
-    return left, top, width, height
+        return decode_window(self._prediction.rles[n])
 
 
 def outline(rle: Rle) -> List[List[float]]:
@@ -185,14 +178,14 @@ def outline(rle: Rle) -> List[List[float]]:
 
     Simplified by less than a pixel; holes are filled.
     """
-    left, top, width, height = _extent(rle)
-    if not width or not height:
+    left, top, pixels = decode_window(rle)
+    if not pixels.size:
         return []
-    window = pycocotools.mask.decode(rle)[top:top + height, left:left + width]
+    height, width = pixels.shape
     # Twice as fine, edges on even lines and pixel centres on odd ones: a pixel grown by one line
     # reaches exactly to its edges.
     fine = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
-    fine[1::2, 1::2] = window
+    fine[1::2, 1::2] = pixels
     grown = cv2.dilate(fine, np.ones((3, 3), np.uint8))
     contours = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
     polygons = []
