@@ -208,7 +208,7 @@ def _fill_mask(picture: np.ndarray, mask: Union[np.ndarray, MaskWindow],
     for start in range(0, bottom - top, at_once):
         chosen = inside[start:start + at_once]
         part = picture[top + start:top + start + len(chosen), left:right]
-        np.copyto(part, cv2.LUT(part, table), where=chosen[:, :, None].astype(bool))
+        cv2.copyTo(cv2.LUT(part, table), chosen, part)
     return list(cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
                                  offset=(left, top))[-2])
 
