@@ -288,3 +288,56 @@ def test_signal_to_one_rank_only_stops_all_at_the_same_step(place):
     logs = [(place.root / "test" / "output" / n / "train_{}.log".format(n)).read_text()
             for n in "01"]
     assert "Stopped by another process" in logs[0] and "Stopped by SIGTERM" in logs[1]
+
+
+def start_hosts(folder, data, *flags, **env):
+    """Two launchers, as on two hosts; they share the weights folder."""
+    from ranks import free_port
+
+    port, places = free_port(), []
+    for number in (0, 1):
+        place = Place(folder / "host{}".format(number), data)
+        launcher = place.start(
+            "--save_folder={}".format(folder / "weights"), *flags, NPROC="1", NNODES="2",
+            NODE_RANK=number, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **env)
+        places.append((place, launcher))
+    return places
+
+
+def end_hosts(places):
+    try:
+        return [launcher.communicate(timeout=200)[1] for _, launcher in places]
+    finally:
+        for _, launcher in places:
+            launcher.kill()
+
+
+def test_two_hosts_end_with_the_result_of_one(tmp_path, shapes, undisturbed):
+    places = start_hosts(tmp_path, shapes)
+    errors = end_hosts(places)
+    assert [launcher.returncode for _, launcher in places] == [0, 0], errors
+    final = torch.load(checkpoint.find_latest(str(tmp_path / "weights")))
+    assert largest_difference(final, undisturbed, skip=()) == 0
+    assert (places[1][0].root / "test" / "output" / "1" / "train_1.log").exists()
+
+
+def test_a_rank_killed_on_one_host_ends_the_other_host_too(tmp_path, shapes):
+    places = start_hosts(tmp_path, shapes, FAULT="kill:1:{}".format(FAULT_AT))
+    errors = end_hosts(places)
+    assert all(launcher.returncode for _, launcher in places)
+    assert errors[1].startswith("[Error] rank 1: killed by SIGKILL")
+    assert errors[0].startswith("[Error] rank 0: RuntimeError"), errors[0]
+    assert all(place.processes() == [] for place, _ in places)
+
+
+@pytest.mark.parametrize("env, sentence", [
+    (dict(NPROC="0"), "NPROC is '0', expected a whole number from 1 upwards"),
+    (dict(NPROC="two"), "NPROC is 'two'"),
+    (dict(NNODES="2"), "MASTER_ADDR, the address of host 0, is not set"),
+    (dict(NNODES="2", NODE_RANK="2", MASTER_ADDR="h"), "2 host(s) count from 0 to 1"),
+    (dict(MAX_RESTARTS="-1"), "MAX_RESTARTS is '-1'"),
+])
+def test_mistakes_in_the_environment(place, env, sentence):
+    code, out, _ = place.run(**env)
+    assert code == 1 and sentence in out
+    assert not (place.root / "test" / "output").exists()
