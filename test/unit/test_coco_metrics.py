@@ -236,6 +236,18 @@ def test_small_scores_keep_their_order():
     assert scores == [1.5e-9, 1.4e-9]
 
 
+def test_masks_have_scores_of_their_own(tmp_path):
+    """A wrong detection ranked first by its box and last by its mask spoils the boxes' AP only."""
+    evaluator = CocoEvaluator(write(tmp_path, ground_truth(images=1)), [3, 7, 9])
+    boxes, wrong = np.array([[5, 10, 25, 30], [50, 50, 60, 60]]), rle_of(50, 50, 60, 60)
+    evaluator.add(1, boxes, [rle_of(5, 10, 25, 30), wrong], [0, 0], [0.5, 0.9], [0.4, 0.3])
+    found = evaluator.evaluate()
+    assert found.mask.per_class[0].ap == pytest.approx(1)
+    assert found.box.per_class[0].ap == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="1 classes, 1 and 0 scores"):
+        evaluator.add(2, boxes[:1], [wrong], [0], [0.5], [])
+
+
 def test_merging_processes(tmp_path):
     path = write(tmp_path, ground_truth())
     expected = perfect(path).evaluate().summary()
