@@ -9,30 +9,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import torch
-from torch import Tensor, nn
 
-from data.batch import Batch
 from data.checks.quick import quick_check
 from data.coco import CocoDataset
-from data.config import Config, get_config
-from data.datasets import open_dataset
-from data.loader import DevicePrefetcher, TrainLoader, build_train_loader
+from data.loader import DevicePrefetcher
 from eval import evaluate_dataset
-from layers.anchors import make_priors
-from layers.multibox_loss import MultiBoxLoss
-from layers.sync_batch_norm import convert
+from training_run import Run, build_run, resume, save
 from utils import checkpoint
-from utils.checkpoint import CheckpointName
 from utils.cli import run_main
 from utils.device import (
     describe,
     device_count,
     memory_reserved,
-    pin_memory_supported,
     seed_everything,
     select_device,
     synchronize,
@@ -40,66 +31,20 @@ from utils.device import (
 from utils.errors import UserError
 from utils.failures import recorded
 from utils.interrupts import StopRequest
-from utils.optimizer import FlatOptimizer, build_optimizer, poison
-from utils.parallel import Sharing, share_buffers, shared_step, wrap
+from utils.parallel import share_buffers, shared_step
 from utils.processes import Processes
 from utils.restarts import find_restart
 from utils.run_log import ProgressBar, RunLog, open_log
-from utils.schedule import LearningRate
-from utils.start_weights import load_start_weights
-from utils.step_records import StepRecords, total_of
-from utils.train_flags import images_per_card, train_parser
+from utils.train_flags import train_parser
 from utils.training_log import StepTimer, Throughput, format_line
-from utils.training_state import check_same_run, pack_state, unpack_state
 from utils.watchdog import WatchedLoader
-from utils.weight_formats import read_weights
-from utils.weight_loading import load_network
-from yolact import Yolact, build_yolact
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
-MIN_BATCH_FOR_BN = 6
-"""Images per card below which pretrained batch-norm statistics stay frozen, as in the original."""
 
 
 class TrainingError(Exception):
     """The run cannot go on; the message says why. Not the user's input: exit code 1."""
-
-
-@dataclass
-class Run:
-    """Everything the loop works with."""
-
-    args: argparse.Namespace
-    config: Config
-    processes: Processes
-    sharing: Sharing
-    device: torch.device
-    model: Yolact
-    network: nn.Module
-    """`model`, wrapped for several processes."""
-    criterion: MultiBoxLoss
-    optimizer: FlatOptimizer
-    learning_rate: LearningRate
-    loader: TrainLoader
-    dataset: CocoDataset
-    validation_set: Optional[CocoDataset]
-    """None where this run does not validate."""
-    records: StepRecords
-
-
-def train_step(network: nn.Module, criterion: MultiBoxLoss, optimizer: FlatOptimizer, batch: Batch,
-               lr: float) -> Dict[str, Tensor]:
-    """One update from one batch on the device; returns the losses, still on the device.
-
-    A loss or gradient that is not finite on any card leaves all parameters on all cards as they
-    were; `optimizer.step_finite` tells.
-    """
-    losses = criterion(network(batch.images), batch)
-    optimizer.zero_grad()
-    poison(total_of(losses)).backward()
-    optimizer.step(lr)
-    return losses
 
 
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> int:
@@ -199,113 +144,6 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
                   **results.summary())
-
-
-def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
-    """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
-    if not run.processes.is_main or run.args.train_performance:
-        return None
-    folder = run.args.save_folder
-    older = checkpoint.list_checkpoints(folder, run.config.name)
-    name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
-    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records)
-    path = checkpoint.save_checkpoint(name, folder, run.model.state_dict(), state)
-    print("Saved weights : {}".format(path), flush=True)
-    for old in older:
-        parsed = CheckpointName.parse(old)
-        assert parsed is not None
-        replaced = parsed.interrupt if interrupt else (
-            run.args.keep_latest and parsed.iteration % run.args.keep_latest_interval != 0)
-        if replaced and old != path:
-            checkpoint.remove_checkpoint(old)
-    return path
-
-
-def identity_of(run: Run) -> Dict[str, Any]:
-    """What makes two runs the same training; a resumed run has to agree with all of it."""
-    return {
-        "config": run.config.to_dict(),
-        "class_names": run.dataset.class_names,
-        "category_ids": [category.id for category in run.dataset.categories],
-        "num_images": len(run.dataset),
-        "global_batch": run.loader.batch_size * run.sharing.shares,
-        "learning_rate": run.learning_rate.state_dict(),
-        "seed": run.args.seed,
-    }
-
-
-def resume(run: Run, weights_path: str) -> int:
-    """Load a checkpoint into `run`; returns the iteration to go on from.
-
-    With the full state beside the weights the run goes on exactly. Weights alone (the original's
-    files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
-    """
-    print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
-    state = checkpoint.load_state(weights_path)
-    if state is None:
-        named = CheckpointName.parse(weights_path)
-        start = run.args.start_iter if run.args.start_iter >= 0 else (
-            named.iteration if named else 0)
-        print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}"
-              .format(weights_path, checkpoint.state_path(weights_path), start))
-        return start
-    check_same_run(identity_of(run), state, weights_path)
-    start = unpack_state(state, run.optimizer, run.records, run.device)
-    print("Resumed : {} at iteration {}".format(weights_path, start))
-    return start
-
-
-def resolve_config(args: argparse.Namespace) -> Config:
-    """The recipe with the command line's changes."""
-    config = get_config(args.config)
-    flags = ("dataset", "pred_scales", "lr", "momentum", "decay", "gamma", "max_iter")
-    changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    return config.replace(**changes)
-
-
-def build_model(args: argparse.Namespace, config: Config, per_card: int,
-                class_names: Sequence[str]) -> Yolact:
-    """Network with its first weights; batch norm frozen where pretrained and batches small."""
-    model = build_yolact(config)
-    report, pretrained = load_start_weights(model, args, config.backbone_weights, class_names)
-    if report is not None:
-        print(report)
-    if pretrained and per_card < MIN_BATCH_FOR_BN:
-        print("Batch norm stays frozen: {} images per card are fewer than {}".format(
-            per_card, MIN_BATCH_FOR_BN))
-        model.freeze_bn()
-    elif args.sync_bn:
-        convert(model)
-    return model
-
-
-def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
-    """Build everything from the command line, in the order in which mistakes are cheapest."""
-    config = resolve_config(args)
-    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
-                           strict=args.strict)
-    dataset.check_images_exist()
-    validation_set = None
-    if args.validation_epoch > 0:  # read now, so that a mistake shows before hours of training
-        validation_set = open_dataset(config.dataset, args.data, args.valid_images,
-                                      args.valid_info, "val")
-        validation_set.check_images_exist()
-    config = config.replace(num_classes=len(dataset.categories) + 1)
-    per_card = images_per_card(args, config.batch_size, processes.world_size)
-    sharing = Sharing(processes, device, args.accumulate)
-    learning_rate = LearningRate.from_config(
-        config, per_card * sharing.shares, autoscale=not args.no_autoscale)
-    loader = build_train_loader(
-        dataset, config, make_priors(config).numpy(), batch_size=per_card,
-        num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
-        world_size=processes.world_size, pin_memory=pin_memory_supported(device),
-        pack_masks=device.type != "cpu", parts=sharing.parts)
-    model = build_model(args, config, per_card, dataset.class_names).to(device)
-    optimizer = build_optimizer(config, model)
-    network = wrap(model, processes, device)
-    return Run(args, config, processes, sharing, device, model, network,
-               MultiBoxLoss.from_config(config, model.maskiou_net), optimizer, learning_rate,
-               loader, dataset, validation_set, StepRecords())
 
 
 def print_start(run: Run, start: int) -> None:

@@ -7,7 +7,7 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 from __future__ import annotations
 
 import signal
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -162,7 +162,7 @@ class DevicePrefetcher:
         self.loader = loader
         self.device = device
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         values = bit_values(self.device)
         for batch in self.loader:
             if self.device.type != "cpu":

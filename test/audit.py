@@ -3,7 +3,7 @@
     recorder = Recorder()
     for batch in batches:
         with recorder.step():
-            train_step(batch)
+            step(batch)
     recorder.steps[3].new_signatures, recorder.steps[3].syncs
 
 An accelerator compiles or tunes a kernel for each new (operator, shapes, dtypes), and stands still

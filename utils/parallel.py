@@ -132,9 +132,11 @@ def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimiz
         with sharing.local_gradients(network, last=part is parts[-1]):
             predictions = network(part.images)
             losses = criterion(predictions, part, sharing.positives_per_share())
-            losses = {name: loss / len(parts) for name, loss in losses.items()}
+            if len(parts) > 1:
+                losses = {name: loss / len(parts) for name, loss in losses.items()}
             poison(total_of(losses)).backward()
-        shown = {name: loss.detach() + shown.get(name, 0) for name, loss in losses.items()}
+        for name, loss in losses.items():
+            shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
     optimizer.step(lr)
     return shown
 

@@ -8,7 +8,7 @@ takes the program's own children down with it; and records how it ended for the 
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
 host), FIRST_DEVICE (index of the host's first card), CPU_AFFINITY=off and CPU_AFFINITY_CONF
-(torch_npu's own binding), either of which leaves the cores to all ranks.
+(the NPU plugin's own binding), either of which leaves the cores to all ranks.
 """
 
 from __future__ import annotations

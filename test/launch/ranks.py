@@ -17,26 +17,26 @@ LAUNCH_VARIABLES = ("ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_S
                     "MASTER_ADDR", "MASTER_PORT", "FAILURE_FILE")
 
 TRAIN = """
-import sys, train
+import sys, train, training_run
 from data.config import get_config
 {prepare}
 sys.exit(train.main(sys.argv[1:]))
 """
 
 PLAIN_SGD = """
-train.get_config = lambda name: get_config(name).replace(
+training_run.get_config = lambda name: get_config(name).replace(
     optimizer="sgd", lr=0.002, lr_warmup_until=0)
 """
 """AdamW's first steps have the size of the learning rate however small a gradient is: rounding
 would show there."""
 
 FROZEN = """
-build = train.build_model
+build = training_run.build_model
 def frozen(*args, **kwargs):
     model = build(*args, **kwargs)
     model.freeze_bn()
     return model
-train.build_model = frozen
+training_run.build_model = frozen
 """
 
 

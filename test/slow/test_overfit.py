@@ -17,8 +17,9 @@ from data.loader import DevicePrefetcher, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
-from train import train_step
 from utils.optimizer import build_optimizer
+from utils.parallel import Sharing, shared_step
+from utils.processes import Processes
 from utils.schedule import LearningRate
 from yolact import build_yolact
 
@@ -56,8 +57,9 @@ def test_eight_real_images_are_learned_by_heart(coco_mini, tmp_path, device):
     optimizer = build_optimizer(config, model)
     learning_rate = LearningRate.from_config(config, total_batch=IMAGES)
     loader = build_train_loader(dataset, config, make_priors(config).numpy(), batch_size=IMAGES)
+    sharing = Sharing(Processes(), device)
     for step, batch in zip(range(STEPS), DevicePrefetcher(loader, device)):
-        losses = train_step(model, criterion, optimizer, batch, learning_rate(step))
+        losses = shared_step(model, criterion, optimizer, [batch], learning_rate(step), sharing)
         if step % 20 == 0 or step == STEPS - 1:
             print(step, {name: round(value.item(), 3) for name, value in losses.items()})
 

@@ -10,6 +10,7 @@ import torch
 
 import eval as evaluation
 import train
+import training_run
 from backbone import BatchNorm2d
 from data.config import get_config
 from data.shapes import write_dataset
@@ -175,7 +176,7 @@ def test_batch_norm_is_frozen_as_for_a_pretrained_backbone(tmp_path):
                      save_folder=str(tmp_path))
     config = get_config("yolact_shapes", num_classes=5)
     for per_card, frozen in ((2, True), (6, False)):
-        model = train.build_model(args, config, per_card, NAMES)
+        model = training_run.build_model(args, config, per_card, NAMES)
         assert model.bn_frozen is frozen
         assert any(isinstance(module, BatchNorm2d) for module in model.modules())
 

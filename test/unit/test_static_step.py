@@ -11,8 +11,9 @@ from parity.deterministic import load_deterministic_weights, small_plus_config
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
-from train import train_step
 from utils.optimizer import build_optimizer
+from utils.parallel import Sharing, shared_step
+from utils.processes import Processes
 from utils.schedule import LearningRate
 from utils.step_records import StepRecords
 from yolact import build_yolact
@@ -41,11 +42,12 @@ def _train_and_check(config, steps, size, device):
     criterion = MultiBoxLoss.from_config(config, network.maskiou_net)
     optimizer = build_optimizer(config, network)
     rate = LearningRate.from_config(config, size)
+    sharing = Sharing(Processes(), device)
     recorder, records, counts, skipped = Recorder(), StepRecords(), set(), []
     for iteration in range(steps):
         batch = _batch(config, size, iteration, counts).to(device)
         with recorder.step():
-            losses = train_step(network, criterion, optimizer, batch, rate(iteration))
+            losses = shared_step(network, criterion, optimizer, [batch], rate(iteration), sharing)
             records.add(iteration, losses, optimizer.step_finite, batch.image_ids)
         skipped.append(~optimizer.step_finite)
     assert {0, 60} <= counts and len(counts) > steps / 2

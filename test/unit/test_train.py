@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import train
 from data.shapes import write_dataset
+from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
 
 STEPS = 6
@@ -114,7 +115,7 @@ def test_ten_bad_steps_in_a_row_end_the_training(flags, tmp_path, capsys, monkey
 
 def _poison_steps(monkeypatch, steps):
     """Make loss B NaN in these iterations; returns the image ids of each step seen so far."""
-    real, seen, steps = train.MultiBoxLoss.forward, {}, set(steps)
+    real, seen, steps = MultiBoxLoss.forward, {}, set(steps)
 
     def forward(self, predictions, batch, *args, **kwargs):
         losses = real(self, predictions, batch, *args, **kwargs)
@@ -124,7 +125,7 @@ def _poison_steps(monkeypatch, steps):
             losses["B"] = losses["B"] * float("nan")
         return losses
 
-    monkeypatch.setattr(train.MultiBoxLoss, "forward", forward)
+    monkeypatch.setattr(MultiBoxLoss, "forward", forward)
     return seen
 
 

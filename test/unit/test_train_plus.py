@@ -13,10 +13,13 @@ from parity.deterministic import small_plus_config
 
 import eval as evaluation
 import train
+import training_run
 from data.shapes import write_dataset
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
 from utils.optimizer import build_optimizer
+from utils.parallel import Sharing, shared_step
+from utils.processes import Processes
 from yolact import build_yolact
 
 NAME = "yolact_plus_resnet50"
@@ -35,7 +38,9 @@ def test_the_losses_of_a_batch_fall(device):
     criterion = MultiBoxLoss.from_config(config, network.maskiou_net)
     optimizer = build_optimizer(config, network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    history = [train.train_step(network, criterion, optimizer, batch, 1e-3) for _ in range(5)]
+    sharing = Sharing(Processes(), device)
+    history = [shared_step(network, criterion, optimizer, [batch], 1e-3, sharing)
+               for _ in range(5)]
     totals = [sum(losses.values()).item() for losses in history]
     # I alone may rise: it starts near 0, since no mask is right and none is thought to be.
     assert totals[-1] < 0.7 * totals[0]
@@ -55,7 +60,7 @@ def smaller(monkeypatch):
     def get_config(name, **changes):
         return small_plus_config(name[:-len("_config")]).replace(**changes)
 
-    monkeypatch.setattr(train, "get_config", get_config)
+    monkeypatch.setattr(training_run, "get_config", get_config)
 
 
 def test_train_and_evaluate_from_the_command_line(smaller, tmp_path, capsys, request):
