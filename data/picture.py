@@ -80,9 +80,9 @@ def picture_from_pil(image: Image.Image) -> np.ndarray:
     """Convert a PIL image of any mode to uint8 `[h, w, 3]`, BGR, turned as its EXIF says."""
     from PIL import ImageOps
 
-    turned = ImageOps.exif_transpose(image)
-    if turned is None:  # older Pillow: nothing to turn
-        turned = image
+    image.load()
+    # Loading turns TIFF files, and some versions of Pillow would do it again.
+    turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
     if turned.mode.startswith(("I", "F")):  # 16 and 32 bit, grey
         values = np.asarray(turned)
         if values.dtype.kind == "i":

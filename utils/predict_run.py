@@ -315,7 +315,7 @@ class _Frames:
             self._start = seconds
         times = 1
         if self._reader.is_camera:
-            due = int((seconds - self._start) * self._reader.fps) + 1
+            due = int(round((seconds - self._start) * self._reader.fps)) + 1
             times = max(due - self._writer.frames, 0)
         try:
             self._writer.write(drawn, times)

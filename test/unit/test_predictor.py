@@ -115,7 +115,8 @@ def test_equal_to_evaluation_to_the_last_detection(coco_mini, tmp_path, capsys, 
     files = [str(tmp_path / name) for name in ("b.json", "m.json")]
     assert evaluation.main(flags + [
         "--eval_device=cpu", "--trained_model=" + weights, "--val_data={}".format(coco_mini),
-        "--max_images={}".format(count), "--batch_size=1", "--num_workers=0", "--output_coco_json", "--per_class_file=",
+        "--max_images={}".format(count), "--batch_size=1", "--num_workers=0",
+        "--output_coco_json", "--per_class_file=",
         "--bbox_det_file=" + files[0], "--mask_det_file=" + files[1]]) == 0
     capsys.readouterr()
     boxes, masks = (json.loads(Path(path).read_text()) for path in files)
