@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags
 from utils.failures import recorded
 from utils.inference import StageTimes
-from utils.predict_run import input_of, predict
+from utils.predict_run import batch_size_of, input_of, predict
 from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
 from utils.processes import Processes
 from utils.weight_loading import LoadReport
@@ -144,7 +144,7 @@ def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
     if not processes.is_main:
         return 0
     start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
-    return predict(Predictor.from_loaded(finder, loaded, args.batch_size), args,
+    return predict(Predictor.from_loaded(finder, loaded, batch_size_of(args)), args,
                    lambda line: print(line, flush=True),
                    lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
 

@@ -23,9 +23,10 @@ class Picture(NamedTuple):
 
 
 def split_pair(value: str) -> Tuple[str, Optional[str]]:
-    """`in:out` -> both; the output is None where it is left out. `C:` of Windows stays whole."""
+    """`in:out` -> both, or None for an output left out. Drives and addresses (://) stay whole."""
     source, separator, target = value.rpartition(":")
-    if not separator or (len(source) == 1 and source.isalpha() and target[:1] in ("\\", "/")):
+    is_drive = len(source) == 1 and source.isalpha() and target[:1] in ("\\", "/")
+    if not separator or is_drive or target.startswith("//"):
         return value, None
     return source, target or None
 

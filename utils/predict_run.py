@@ -125,7 +125,7 @@ class PredictionRun:
                 output.picture(prediction, entry.image_id, entry.target)
 
         with Prefetch(_read_all(self.predictor.read, pictures)) as read:
-            batches = self._batches(self._readable(read), self.predictor.batch_size)
+            batches = self._batches(self._readable(read))
             run_pipelined(batches, self._launch, finish, self.times, progress)
         progress.show(self.times.images, self.times.images_per_second())
         output.close()
@@ -147,8 +147,8 @@ class PredictionRun:
             interrupted = False
             try:
                 with Prefetch(reader, 2 if not reader.is_camera else 1, reader.is_camera) as ahead:
-                    batches = self._batches(((frame.image, frame) for frame in frames.until_left(
-                        ahead)), self.args.video_multiframe)
+                    batches = self._batches(
+                        (frame.image, frame) for frame in frames.until_left(ahead))
                     run_pipelined(batches, self._launch, frames.finish, self.times, progress)
             except KeyboardInterrupt:
                 interrupted = True
@@ -180,23 +180,23 @@ class PredictionRun:
             else:
                 yield picture, entry
 
-    def _batches(self, pictures: Iterable[Tuple[Optional[np.ndarray], Any]],
-                 size: int) -> Iterator[PictureBatch]:
+    def _batches(
+            self, pictures: Iterable[Tuple[Optional[np.ndarray], Any]]) -> Iterator[PictureBatch]:
         waiting: List[Tuple[Optional[np.ndarray], Any]] = []
         pixels = 0
         for picture, entry in pictures:
             waiting.append((picture, entry))
             pixels += 0 if picture is None else picture.shape[0] * picture.shape[1]
-            if len(waiting) >= size or pixels > _PIXELS_IN_BATCH:
-                yield self._batch(waiting, size)
+            if len(waiting) >= self.predictor.batch_size or pixels > _PIXELS_IN_BATCH:
+                yield self._batch(waiting)
                 waiting, pixels = [], 0
         if waiting:
-            yield self._batch(waiting, size)
+            yield self._batch(waiting)
 
-    def _batch(self, waiting: List[Tuple[Optional[np.ndarray], Any]], size: int) -> PictureBatch:
+    def _batch(self, waiting: List[Tuple[Optional[np.ndarray], Any]]) -> PictureBatch:
         pictures = [picture for picture, _ in waiting]
         present = [picture for picture in pictures if picture is not None]
-        return PictureBatch(self.predictor.planes(present, size), list(range(len(present))),
+        return PictureBatch(self.predictor.planes(present), list(range(len(present))),
                             [(picture.shape[0], picture.shape[1]) for picture in present],
                             pictures, [entry for _, entry in waiting])
 
@@ -220,6 +220,13 @@ def predict(predictor: Predictor, args: argparse.Namespace, say: Callable[[str],
     if args.image is not None:
         return run.image()
     return run.images() if args.images is not None else run.video()
+
+
+def batch_size_of(args: argparse.Namespace) -> int:
+    """How many pictures pass together."""
+    if args.image is not None:
+        return 1
+    return int(args.video_multiframe if args.video is not None else args.batch_size)
 
 
 def input_of(args: argparse.Namespace) -> Optional[str]:

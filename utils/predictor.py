@@ -217,11 +217,10 @@ class Predictor:
         """Decode a file as predictions need it; see `data.picture.read_picture`."""
         return picture.read_picture(path)
 
-    def planes(self, pictures: Sequence[np.ndarray], batch_size: Optional[int] = None) -> Tensor:
-        """Network input of pictures `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, filled up with black."""
+    def planes(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Network input of up to B pictures `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
         side = self._finder.model.input_size
-        planes = np.zeros((batch_size or max(self.batch_size, len(pictures)), 3, side, side),
-                          np.uint8)
+        planes = np.zeros((self.batch_size, 3, side, side), np.uint8)
         for n, image in enumerate(pictures):
             planes[n] = to_network_input(image, side)
         return torch.from_numpy(planes)
