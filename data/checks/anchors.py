@@ -70,7 +70,8 @@ def suggestions(train: SplitStatistics, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     count, image_id = train.most_objects
     slots = ground_truth_slots(count)
-    lines = ["ground-truth slots: {} (image {} has {} objects)".format(slots, image_id, count)]
+    lines = ["ground-truth slots: {} (image {} has {} object{})".format(
+        slots, image_id, count, "" if count == 1 else "s")]
     if not train.objects:
         return lines
     boxes = (train.sides * config.max_size).clip(1e-3)
