@@ -29,11 +29,12 @@ DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, in
 
 
 def _operator(name: str) -> Any:
-    """The plugin's operator `name`, or None. On the Ascend PyTorch 1.5 they are in torch itself."""
-    found = None
-    if importlib.util.find_spec("torch_npu") is not None:
-        found = getattr(importlib.import_module("torch_npu"), name, None)
-    return found if found is not None else getattr(torch, name, None)
+    """The plugin's operator `name`, or None. On the Ascend PyTorch 1.5 they are in torch itself.
+
+    Where there is a plugin, torch's own attribute of that name is a shim that only raises.
+    """
+    plugin = importlib.util.find_spec("torch_npu") is not None
+    return getattr(importlib.import_module("torch_npu") if plugin else torch, name, None)
 
 
 class _NpuDeformConv(torch.autograd.Function):

@@ -296,7 +296,9 @@ for step in range(4):
     dist.all_gather(others, after)
     assert torch.equal(others[0], others[1]), step
 assert applied == [False, True, False, True], applied
-print("rank", rank, "agrees")
+print("rank", rank, "agrees", flush=True)
+dist.barrier()  # a process that leaves early takes the others' connections down
+dist.destroy_process_group()
 """
 
 
