@@ -80,7 +80,7 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int,
             per_card, MIN_BATCH_FOR_BN))
         model.freeze_bn()
     elif args.sync_bn:
-        convert(model)
+        print("Batch norm over all cards: {} layers".format(convert(model)))
     return model
 
 

@@ -28,7 +28,8 @@ class _SumOverCards(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of the batches of all cards.
 
-    Every card must have equally many pixels. Parameters, buffers and evaluation are unchanged.
+    Every card must have equally many pixels. Parameters, buffers and evaluation are unchanged;
+    batches are not counted, as nowhere in this network.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -52,8 +53,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def _update(self, mean: Tensor, variance: Tensor, count: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        self.num_batches_tracked += 1
+        assert self.momentum is not None
         unbiased = variance * (count / max(count - 1, 1))
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
             running.mul_(1 - self.momentum).add_(value, alpha=self.momentum)
@@ -64,7 +64,7 @@ def convert(module: nn.Module) -> int:
 
     Only the class of the modules changes: parameters and buffers stay the same objects.
     """
-    found = [child for child in module.modules() if type(child) is nn.BatchNorm2d]
+    found = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
     for child in found:
         child.__class__ = SyncBatchNorm2d
     return len(found)

@@ -31,11 +31,10 @@ def whole(shapes, tmp_path_factory):
     return weights
 
 
-def train_and_compare(count, shapes, folder, whole, prepare=SGD, skip=None, **flags):
-    codes, texts, weights = train_ranks(count, shapes, folder / "run", prepare, max_iter=STEPS,
-                                        **flags)
+def train_and_compare(count, shapes, folder, whole, **flags):
+    codes, texts, weights = train_ranks(count, shapes, folder / "run", SGD, max_iter=STEPS, **flags)
     assert codes == [0] * count, texts
-    return largest_difference(weights, whole, **({} if skip is None else {"skip": skip}))
+    return largest_difference(weights, whole)
 
 
 def test_two_cards_train_as_one_with_the_whole_batch(shapes, tmp_path, whole):
@@ -56,15 +55,13 @@ def test_four_cards_train_as_one(shapes, tmp_path, whole):
 
 @pytest.mark.slow
 def test_synchronised_batch_norm_makes_two_cards_one_without_freezing(shapes, tmp_path):
-    one = tmp_path / "one"
-    one.mkdir()
-    _, _, whole = train_ranks(1, shapes, one / "run", PLAIN_SGD, batch_size=4, max_iter=STEPS)
-    difference = train_and_compare(2, shapes, tmp_path, whole, PLAIN_SGD, skip=(), batch_size=2,
-                                   sync_bn="True")
-    assert difference < 1e-4
-    apart = tmp_path / "apart"
-    apart.mkdir()
-    assert train_and_compare(2, shapes, apart, whole, PLAIN_SGD, batch_size=2) > 1e-3
+    """One step: batch norm over four small images blows rounding up from step to step."""
+    _, _, whole = train_ranks(1, shapes, tmp_path / "one", PLAIN_SGD, batch_size=4, max_iter=1)
+    _, _, synced = train_ranks(2, shapes, tmp_path / "synced", PLAIN_SGD, batch_size=2, max_iter=1,
+                               sync_bn="True")
+    assert largest_difference(synced, whole, skip=()) < 1e-5
+    _, _, apart = train_ranks(2, shapes, tmp_path / "apart", PLAIN_SGD, batch_size=2, max_iter=1)
+    assert largest_difference(apart, whole) > 1e-4
 
 
 POISON = """
