@@ -130,7 +130,7 @@ class PredictionRun:
         progress.show(self.times.images, self.times.images_per_second())
         output.close()
         return self._end("{} of {} pictures drawn in {}, {} objects".format(
-            self.times.images, len(pictures), folder, output.objects), output)
+            output.pictures, len(pictures), folder, output.objects), output)
 
     def video(self) -> int:
         """--video: a file or a camera, into a file or, from a camera only, a window."""
@@ -162,9 +162,10 @@ class PredictionRun:
                                                    source, reader.missing, reader.total)),
                                      reader.missing)
             progress.show(self.times.images, self.times.images_per_second())
+            place = ("" if target is None or frames.is_incomplete
+                     else " drawn in {}".format(target))
             code = self._end("{} frames{}, {} objects".format(
-                self.times.images, "" if target is None else " drawn in {}".format(target),
-                output.objects), output)
+                self.times.images, place, output.objects), output)
             # Ctrl-C is how a recording ends.
             if interrupted and not reader.is_camera:
                 raise KeyboardInterrupt
@@ -203,7 +204,7 @@ class PredictionRun:
     def _end(self, sentence: str, output: PredictionOutput) -> int:
         """Say what was done; returns the exit code."""
         self.say(sentence)
-        if output.json is not None:
+        if output.json is not None and not output.json.is_broken:
             self.say("{} records in {}".format(output.json.records, output.json.path))
         if self.args.images or self.args.video or self.args.benchmark:
             self.say(self.times.sentence(stages=self.args.benchmark))
@@ -272,6 +273,7 @@ class _Frames:
         self._start = 0.0
         self._ended: Deque[float] = deque(maxlen=30)
         self.left = False
+        self.is_incomplete = False
 
     def until_left(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Pass frames on until the user leaves the window."""
@@ -304,6 +306,7 @@ class _Frames:
             try:
                 self._writer.close()
             except UserError as error:
+                self.is_incomplete = True
                 self._run.failures.report(error)
 
     def _write_speed(self, drawn: np.ndarray) -> None:

@@ -52,11 +52,11 @@ class JsonList:
         self.records = 0
         self._temporary = "{}.{}.tmp".format(path, os.getpid())
         self._file: Optional[IO[str]] = None
-        self._is_broken = False
+        self.is_broken = False
 
     def extend(self, records: List[Dict[str, Any]]) -> None:
         """Append records."""
-        if self._is_broken:
+        if self.is_broken:
             return
         try:
             file = self._open()
@@ -70,7 +70,7 @@ class JsonList:
 
     def close(self) -> None:
         """Finish the file; without records it is an empty list."""
-        if self._is_broken:
+        if self.is_broken:
             return
         try:
             file = self._open()
@@ -89,7 +89,7 @@ class JsonList:
         return self._file
 
     def _give_up(self, error: OSError) -> UserError:
-        self._is_broken = True
+        self.is_broken = True
         try:
             if self._file is not None:
                 self._file.close()
@@ -140,6 +140,7 @@ class PredictionOutput:
         self.failures = failures
         self.times = times
         self.objects = 0
+        self.pictures = 0
         self.json = None if json_path is None else JsonList(json_path)
         self._polygons = polygons
         self._crops_folder = crops_folder
@@ -150,7 +151,7 @@ class PredictionOutput:
         with self.times.stage("drawing"):
             drawn = self.choice.draw(shown)
         with self.times.stage("writing"):
-            self._try(lambda: write_picture(target, drawn))
+            self.pictures += self._try(lambda: write_picture(target, drawn))
         self.records(shown, image_id, os.path.splitext(os.path.basename(target))[0])
 
     def frame(self, prediction: Prediction, number: int) -> np.ndarray:
@@ -179,11 +180,13 @@ class PredictionOutput:
         if self.json is not None:
             self._try(self.json.close)
 
-    def _try(self, write: Callable[[], Any]) -> None:
+    def _try(self, write: Callable[[], Any]) -> bool:
         try:
             write()
         except UserError as error:
             self.failures.report(error)
+            return False
+        return True
 
 
 def write_picture(path: str, picture: np.ndarray) -> None:

@@ -238,6 +238,7 @@ def test_a_full_disk_is_counted_and_the_rest_goes_on(weights, tmp_path, capsys):
         code, text, err = run(capsys, "--trained_model=" + weights, "--output_json",
                               "--images={}:{}".format(folder, out))
     assert code == 1 and "1 failed" in text and len(err.splitlines()) == 1
+    assert "5 of 6 pictures drawn" in text
     assert "large.png" in err and "File too large" in err
     assert sorted(os.listdir(str(out))) == ["{:012d}.png".format(20 + n) for n in range(5)] + [
         "predictions.json"]

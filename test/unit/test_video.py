@@ -167,6 +167,7 @@ def test_a_full_disk_is_said(weights, tmp_path, capfd):
                                 "--video={}:{}".format(source, target)])
     captured = capfd.readouterr()
     assert code == 1 and "1 failed" in captured.out
+    assert "drawn" not in captured.out
     assert "of 12 frames" in captured.err and "out.avi" in captured.err
     assert len(json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))) == 5 * COUNT
 
