@@ -71,7 +71,8 @@ def write_voc(folder):
     for name in ("Annotations", "JPEGImages", "SegmentationObject"):
         (folder / name).mkdir(parents=True)
     for n in range(5):
-        Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(folder / "JPEGImages" / "{}.jpg".format(n)))
+        picture = folder / "JPEGImages" / "{}.jpg".format(n)
+        Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(picture))
         mask = Image.new("P", (40, 30))
         mask.paste(1, (5, 5, 20, 20))
         mask.save(str(folder / "SegmentationObject" / "{}.png".format(n)))
