@@ -111,6 +111,8 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
     ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
                                   weights, truth, args.map_classes)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
+    if args.detect and not args.output_coco_json:
+        raise UserError("--detect leaves out the scores: add --output_coco_json to write something")
     if not evaluator.has_ground_truth and not args.output_coco_json:
         raise UserError("{} has no annotations to score against; --output_coco_json writes the "
                         "result files".format(dataset.annotation_file))
@@ -128,6 +130,8 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
     if args.output_coco_json:
         evaluator.write_json(args.bbox_det_file, args.mask_det_file)
         print("Results of {} images written in COCO's format".format(len(evaluator)), flush=True)
+    if args.detect:
+        return 0
     if not evaluator.has_ground_truth:
         print("{} has no annotations: nothing to score".format(truth))
         return 0

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from typing import Sequence
+from typing import Any, Sequence
 
 from utils.cli import ArgumentParser
 from utils.errors import UserError
+
+RETIRED = {
+    "--display": "pictures go to files: --image=IN:OUT, --images=FOLDER:OUT, --video=IN:OUT",
+    "--ap_data_file": "scores come from COCO's own evaluation: --output_coco_json",
+    "--resume": "scores come from COCO's own evaluation, which has nothing to resume",
+    "--output_web_json": "results are written in COCO's format: --output_coco_json",
+    "--web_det_path": "results are written in COCO's format: --output_coco_json",
+    "--display_lincomb": "the viewer of prototypes was not carried over",
+    "--mask_proto_debug": "the viewer of prototypes was not carried over",
+    "--emulate_playback": "videos go to files at their own speed: --video=IN:OUT",
+}
+"""Flags of the original that have no meaning here, and what to use instead."""
+
+
+class _Retired(argparse.Action):
+    """Says what replaced a flag; silence would let a script believe that it worked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: Any = None) -> None:
+        parser.error("{} does not exist here: {}".format(option_string, self.const))
 
 
 def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -30,6 +50,8 @@ def eval_parser() -> ArgumentParser:
     _add_detection(parser)
     _add_output(parser)
     _add_device(parser)
+    for flag, instead in RETIRED.items():
+        parser.add_argument(flag, action=_Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
     return parser
 
 
@@ -102,6 +124,9 @@ def _add_detection(parser: ArgumentParser) -> None:
 def _add_output(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     parser.add_switch("--output_coco_json", help="write result files for COCO's server")
+    parser.add_switch("--detect", help="do not score: with --output_coco_json, only write them")
+    parser.add_switch("--no_sort", help="images always keep the order of the annotation file; "
+                      "accepted for the original's scripts")
     group.add_argument("--bbox_det_file", default="results/bbox_detections.json", metavar="JSON")
     group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",

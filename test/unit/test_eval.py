@@ -246,6 +246,8 @@ def test_other_class_count(data, weights, tmp_path, capsys):
     (["--valid_images=x"], "--valid_info"),
     (["--val_data=/nonexistent"], "/nonexistent"),
     ([], "--data=FOLDER"),
+    (["--mask_proto_debug"], "--mask_proto_debug does not exist here: the viewer"),
+    (["--ap_data_file=results/ap.pkl"], "--output_coco_json"),
 ])
 def test_mistakes_are_one_sentence(weights, capsys, flags, expected):
     if not any(flag.startswith(("--trained_model", "--config")) for flag in flags):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -72,7 +73,7 @@ def test_children_of_a_program_end_with_it(tmp_path):
     child = int(log_of(tmp_path, 0).read_text().split()[1])
     time.sleep(0.2)
     state = "/proc/{}/stat".format(child)
-    assert not os.path.exists(state) or " Z " in open(state).read()
+    assert not os.path.exists(state) or " Z " in Path(state).read_text()
 
 
 def test_the_program_dies_with_its_supervisor(tmp_path):
@@ -84,7 +85,7 @@ def test_the_program_dies_with_its_supervisor(tmp_path):
     supervisor.wait(10)
     time.sleep(0.5)
     state = "/proc/{}/stat".format(program)
-    assert not os.path.exists(state) or " Z " in open(state).read()
+    assert not os.path.exists(state) or " Z " in Path(state).read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
@@ -100,7 +101,7 @@ def test_the_program_s_own_record_is_completed(tmp_path):
     program = ("import sys; sys.path.insert(0, {!r})\nfrom utils.failures import recorded\n"
                "with recorded(0):\n    raise ValueError('no such thing')").format(str(ROOT))
     assert start(tmp_path, 0, program, world=1).wait(30) == 1
-    record = json.loads(open(record_path(str(tmp_path), "train", 0, 0)).read())
+    record = json.loads(Path(record_path(str(tmp_path), "train", 0, 0)).read_text())
     assert record["cause"] == "ValueError: no such thing" and record["status"] == 1
     assert record["log"] == str(log_of(tmp_path, 0)) and not record["lost_peer"]
 
