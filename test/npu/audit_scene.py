@@ -19,9 +19,11 @@ from layers.anchors import make_priors
 from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
 from npu import counters
-from train import train_step
+from train import shared_step
 from utils.device import pin_memory_supported, synchronize
 from utils.optimizer import build_optimizer
+from utils.parallel import Sharing
+from utils.processes import Processes
 from utils.schedule import LearningRate
 from utils.step_records import StepRecords
 from yolact import build_yolact
@@ -103,6 +105,7 @@ class Scene:
         self.detect.compact = False  # a short cut that only the CPU takes
         self.optimizer = build_optimizer(config, self.network)
         self.rate = LearningRate.from_config(config, batch_size)
+        self.sharing = Sharing(Processes(), device)
         self.records = StepRecords()
         self.meter = Meter(device)
         self._bits = bit_values(device)
@@ -116,8 +119,8 @@ class Scene:
         self.network.train()
         if self.batch_size < 6:
             self.network.freeze_bn()
-        parts = {"network": self.network, "loss": self.criterion}
-        network, criterion = (self.meter.part(*part) for part in parts.items())
+        network = self.meter.part("network", self.network)
+        criterion = self.meter.part("loss", self.criterion)
         update = self.optimizer.step
         self.optimizer.step = self.meter.part("optimiser", update)  # type: ignore[method-assign]
         steps = []
@@ -126,8 +129,8 @@ class Scene:
             with self.meter.measure("step {}, {} objects per image".format(
                     iteration + 1, count)) as measured:
                 batch = self._to_device(packed)
-                losses = train_step(network, criterion, self.optimizer, batch,
-                                    self.rate(iteration))
+                losses = shared_step(network, criterion, self.optimizer, [batch],
+                                     self.rate(iteration), self.sharing)
                 self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids)
             steps.append(measured)
         self.optimizer.step = update  # type: ignore[method-assign]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Dict, NamedTuple, Optional
+import re
+import subprocess
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional, Set
 
 KINDS = ("host to host", "host to device", "device to host", "device to device")
 
@@ -68,6 +71,15 @@ def operators() -> Dict[str, int]:
     read.restype = ctypes.c_char_p
     lines = read().decode().splitlines()
     return {name: int(times) for name, times in (line.rsplit(" ", 1) for line in lines)}
+
+
+def emulated() -> Set[str]:
+    """Names of all operators that the emulator has, without their prefix."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    path = next(line.split()[-1] for line in maps if line.endswith("libopapi_part.so"))
+    text = subprocess.run(["nm", "-D", "--defined-only", path], check=True,
+                          stdout=subprocess.PIPE, universal_newlines=True).stdout
+    return set(re.findall(r" aclnn(\w+)GetWorkspaceSize$", text, re.MULTILINE))
 
 
 def _runtime() -> ctypes.CDLL:

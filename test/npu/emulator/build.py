@@ -164,8 +164,9 @@ def check_wheel() -> None:
                          "environment that has it".format(sys.executable))
     found = re.search(r"__version__ = '([^']*)'", version_file.read_text())
     if found is None or found.group(1) != TORCH_NPU_VERSION:
-        raise BuildError("torch_npu {} is installed, the emulator knows the signatures of {}".format(
-            found.group(1) if found else "of unknown version", TORCH_NPU_VERSION))
+        version = found.group(1) if found else "of unknown version"
+        raise BuildError("torch_npu {} is installed, the emulator knows the signatures of {}"
+                         .format(version, TORCH_NPU_VERSION))
 
 
 def fingerprint() -> str:

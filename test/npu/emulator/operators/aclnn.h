@@ -3,9 +3,12 @@
 // An operator is two functions: aclnnXGetWorkspaceSize(arguments..., &workspace, &executor), which
 // plans it, and aclnnX(workspace, size, executor, stream), which queues it. torch_npu finds both by
 // name and calls them with the types its own call site has: nothing checks that they agree with
-// the definition here, and a difference corrupts memory. So each definition names the file of
-// op-plugin (the part of torch_npu that holds the call sites) it was taken from, and
-// test_npu_operators.py compares every operator with the CPU.
+// the definition here, and a difference corrupts memory. So each definition is marked with its
+// source: the file of op_plugin/ops/opapi (op-plugin is the part of torch_npu that holds the call
+// sites), or "yaml: f" where the call is generated from the schema of f in
+// op_plugin/config/op_plugin_functions.yaml, its arguments in order and then the result.
+// operator_sources.py asks torch_npu for them, and test_npu_operators.py compares every operator
+// with the CPU.
 #pragma once
 
 #include <ATen/ATen.h>

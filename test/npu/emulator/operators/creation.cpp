@@ -1,4 +1,4 @@
-// Copies, casts, fills, ranges and random numbers.
+// Copies, fills, ranges and random numbers.
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "aclnn.h"
@@ -16,23 +16,20 @@ at::Tensor empty_like(In handle, at::ScalarType type) { return at::empty(handle-
 
 }  // namespace
 
-// From CastKernelNpuOpApi.cpp, CopyKernelOpApi.cpp (both in torch_npu's own csrc/aten/ops/op_api
-// for the copy).
-ACLNN(Cast, (In self, int /*dtype*/, Out out), { write(out, read(self)); })
+// CopyKernelOpApi.cpp
 ACLNN(InplaceCopy, (Out self, In source), { read(self).copy_(read(source)); })
 
-// From FillKernelNpuOpApi.cpp, MaskedFillKernelNpuOpApi.cpp, ZeroKernelNpuOpApi.cpp,
-// OnesKernelNpuOpApi.cpp.
+// FillKernelNpuOpApi.cpp
 ACLNN(InplaceFillScalar, (Out self, Number value), { read(self).fill_(value->value); })
-ACLNN(InplaceFillTensor, (Out self, In value), { read(self).fill_(read(value)); })
+// ZerosLikeKernelNpuOpApi.cpp
 ACLNN(InplaceZero, (Out self), { read(self).zero_(); })
+// OnesKernelNpuOpApi.cpp
 ACLNN(InplaceOne, (Out self), { read(self).fill_(1); })
+// MaskedFillKernelNpuOpApi.cpp
 ACLNN(InplaceMaskedFillScalar, (InOut self, In mask, Number value),
       { read(self).masked_fill_(read(mask), value->value); })
-ACLNN(InplaceMaskedFillTensor, (InOut self, In mask, In value),
-      { read(self).masked_fill_(read(mask), read(value).reshape({})); })
 
-// From ArangeKernelNpuOpApi.cpp, LinspaceKernelNpuOpApi.cpp.
+// ArangeKernelNpuOpApi.cpp
 ACLNN(Arange, (Number start, Number end, Number step, Out out), {
     const auto target = read(out);
     if (target.numel() > 0) {
@@ -41,14 +38,11 @@ ACLNN(Arange, (Number start, Number end, Number step, Out out), {
         write(out, values);
     }
 })
-ACLNN(Linspace, (Number start, Number end, int64_t steps, Out out),
-      { write(out, at::linspace(start->value, end->value, steps)); })
 
-// From NormalKernelNpuOpApi.cpp, UniformKernelNpuOpApi.cpp, RandomKernelNpuOpApi.cpp.
+// NormalKernelNpuOpApi.cpp
 ACLNN(InplaceNormal, (Out self, float mean, float deviation, int64_t seed, int64_t offset), {
     write(self, empty_like(self, at::kFloat).normal_(mean, deviation, generator(seed, offset)));
 })
+// UniformKernelNpuOpApi.cpp
 ACLNN(InplaceUniform, (Out self, double from, double to, uint64_t seed, uint64_t offset),
       { write(self, empty_like(self, at::kFloat).uniform_(from, to, generator(seed, offset))); })
-ACLNN(InplaceRandom, (Out self, int64_t from, int64_t to, int64_t seed, int64_t offset),
-      { write(self, empty_like(self, at::kLong).random_(from, to, generator(seed, offset))); })

@@ -41,55 +41,51 @@ at::Tensor scattered(In self, int64_t dim, In index, In source, int64_t reductio
 
 }  // namespace
 
-// From CatKernelNpuOpApi.cpp, StackKernelNpuOpApi.cpp, RepeatKernelNpuOpApi.cpp,
-// FlipKernelNpuOpApi.cpp, ConstantPadNdKernelNpuOpApi.cpp.
+// CatKernelNpuOpApi.cpp
 ACLNN(Cat, (Tensors tensors, int64_t dim, Out out),
       { write(out, at::cat(read_list(tensors), dim)); })
+// yaml: stack
 ACLNN(Stack, (Tensors tensors, int64_t dim, Out out),
       { write(out, at::stack(read_list(tensors), dim)); })
-ACLNN(Repeat, (In self, Ints repeats, Out out), { write(out, read(self).repeat(repeats->values)); })
+// yaml: flip
 ACLNN(Flip, (In self, Ints dims, Out out), { write(out, at::flip(read(self), dims->values)); })
+// ConstantPadNdKernelNpuOpApi.cpp
 ACLNN(ConstantPadNd, (In self, Ints pad, Number value, Out out),
       { write(out, at::constant_pad_nd(read(self), pad->values, value->value)); })
 
-// From TriuKernelNpuOpApi.cpp, TrilKernelNpuOpApi.cpp.
-ACLNN(Triu, (In self, int64_t diagonal, Out out), { write(out, at::triu(read(self), diagonal)); })
+// yaml: triu_
 ACLNN(InplaceTriu, (InOut self, int64_t diagonal), { write(self, at::triu(read(self), diagonal)); })
 
-// From SortKernelNpuOpApi.cpp, ArgSortKernelNpuOpApi.cpp, TopkKernelNpuOpApi.cpp.
+// SortKernelNpuOpApi.cpp
 ACLNN(Sort, (In self, bool stable, int64_t dim, bool descending, Out values, Out indices), {
     const auto result = at::sort(read(self), stable, dim, descending);
     write(values, std::get<0>(result));
     write(indices, std::get<1>(result));
 })
-ACLNN(Argsort, (In self, int64_t dim, bool descending, Out indices),
-      { write(indices, at::argsort(read(self), dim, descending)); })
+// TopKKernelNpuOpApi.cpp
 ACLNN(Topk, (In self, int64_t k, int64_t dim, bool largest, bool sorted, Out values, Out indices), {
     const auto result = at::topk(read(self), k, dim, largest, sorted);
     write(values, std::get<0>(result));
     write(indices, std::get<1>(result));
 })
 
-// From GatherKernelNpuOpApi.cpp, ScatterKernelNpuOpApi.cpp, ScatterAddKernelNpuOpApi.cpp.
+// GatherKernelNpuOpApi.cpp
 ACLNN(Gather, (In self, int64_t dim, In index, Out out),
       { write(out, at::gather(read(self), dim, read_index(index))); })
+// ScatterAddKernelNpuOpApi.cpp
 ACLNN(ScatterAdd, (In self, int64_t dim, In index, In source, Out out),
       { write(out, at::scatter_add(read(self), dim, read_index(index), read(source))); })
-ACLNN(Scatter, (In self, int64_t dim, In index, In source, int64_t reduction, Out out),
-      { write(out, scattered(self, dim, index, source, reduction)); })
+// ScatterKernelNpuOpApi.cpp
 ACLNN(InplaceScatter, (InOut self, int64_t dim, In index, In source, int64_t reduction),
       { write(self, scattered(self, dim, index, source, reduction)); })
-ACLNN(ScatterValue, (In self, int64_t dim, In index, Number value, int64_t /*reduction*/, Out out),
-      { write(out, at::scatter(read(self), dim, read_index(index), value->value)); })
-ACLNN(InplaceScatterValue, (InOut self, int64_t dim, In index, Number value, int64_t /*reduction*/),
-      { write(self, at::scatter(read(self), dim, read_index(index), value->value)); })
 
-// From IndexSelectKernelNpuOpApi.cpp, IndexAddKernelNpuOpApi.cpp, IndexKernelNpuOpApi.cpp,
-// IndexPutKernelNpuOpApi.cpp.
+// IndexSelectKernelNpuOpApi.cpp
 ACLNN(IndexSelect, (In self, int64_t dim, In index, Out out),
       { write(out, at::index_select(read(self), dim, read(index))); })
+// IndexAddKernelNpuOpApi.cpp
 ACLNN(IndexAdd, (In self, int64_t dim, In index, In source, Number alpha, Out out),
       { write(out, at::index_add(read(self), dim, read(index), read(source), alpha->value)); })
+// IndexKernelNpuOpApi.cpp
 ACLNN(Index, (In self, Tensors handles, Out out), {
     const auto indices = read_indices(handles);
     if (read(out).numel() == 0) {
@@ -98,6 +94,7 @@ ACLNN(Index, (In self, Tensors handles, Out out), {
     write(out,
           any_index(indices) ? at::index(read(self), indices) : read(self).reshape(out->sizes));
 })
+// IndexPutKernelNpuOpApi.cpp
 ACLNN(IndexPutImpl, (InOut self, Tensors handles, In values, bool accumulate, bool /*unsafe*/), {
     const auto indices = read_indices(handles);
     if (any_index(indices)) {
@@ -106,9 +103,11 @@ ACLNN(IndexPutImpl, (InOut self, Tensors handles, In values, bool accumulate, bo
     }
 })
 
-// Shapes that depend on values: the device waits for the host here. Only tests use them. From
-// NonzeroKernelNpuOpApi.cpp, MaskedSelectKernelNpuOpApi.cpp.
+// Shapes that depend on values: the device waits for the host here. Only tests use them.
+// NonzeroKernelNpuOpApi.cpp
 ACLNN(Nonzero, (In self, Out out), { write_dynamic(out, at::nonzero(read(self))); })
+// AdvancedIndex.cpp
 ACLNN(NonzeroV2, (In self, Out out), { write_dynamic(out, at::nonzero(read(self)).t()); })
+// MaskedSelectKernelNpuOpApi.cpp
 ACLNN(MaskedSelect, (In self, In mask, Out out),
       { write_dynamic(out, at::masked_select(read(self), read(mask))); })

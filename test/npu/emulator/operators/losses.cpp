@@ -1,4 +1,4 @@
-// Softmax, losses and their gradients, and the loss scale of mixed precision.
+// Softmax, losses and their gradients.
 #include "aclnn.h"
 
 using namespace npuemu;
@@ -9,21 +9,24 @@ constexpr int64_t kMean = 1;  // at::Reduction::Mean
 
 }  // namespace
 
-// From LogSoftmax-, LogSoftmaxBackward-, Softmax- and SoftmaxBackwardKernelNpuOpApi.cpp.
+// yaml: _log_softmax
 ACLNN(LogSoftmax, (In self, int64_t dim, Out out),
       { write(out, at::_log_softmax(read_wide(self), dim, false)); })
+// yaml: _log_softmax_backward_data
 ACLNN(LogSoftmaxBackward, (In gradient, In result, int64_t dim, Out out), {
     write(out, at::_log_softmax_backward_data(read_wide(gradient), read_wide(result), dim,
                                               read_wide(gradient).scalar_type()));
 })
+// yaml: _softmax
 ACLNN(Softmax, (In self, int64_t dim, Out out),
       { write(out, at::_softmax(read_wide(self), dim, false)); })
+// yaml: _softmax_backward_data_out
 ACLNN(SoftmaxBackward, (In gradient, In result, int64_t dim, Out out), {
     write(out, at::_softmax_backward_data(read_wide(gradient), read_wide(result), dim,
                                           read_wide(gradient).scalar_type()));
 })
 
-// From NLLLossKernelNpuOpApi.cpp, NLLLossBackwardKernelNpuOpApi.cpp.
+// NLLLossKernelNpuOpApi.cpp
 ACLNN(NLLLoss,
       (In self, In target, In weight, int64_t reduction, int64_t ignored, Out out,
        Out total_weight),
@@ -33,6 +36,7 @@ ACLNN(NLLLoss,
           write(out, std::get<0>(result));
           write(total_weight, std::get<1>(result).reshape(total_weight->sizes));
       })
+// NLLLossBackwardKernelNpuOpApi.cpp
 ACLNN(NLLLossBackward,
       (In gradient, In self, In target, In weight, int64_t reduction, int64_t ignored,
        In total_weight, Out out),
@@ -43,22 +47,24 @@ ACLNN(NLLLossBackward,
                                       ignored, read_wide(total_weight).reshape({})));
       })
 
-// From SmoothL1LossKernelNpuOpApi.cpp, SmoothL1LossBackwardKernelNpuOpApi.cpp.
+// SmoothL1LossKernelNpuOpApi.cpp
 ACLNN(SmoothL1Loss, (In self, In target, int64_t reduction, float beta, Out out),
       { write(out, at::smooth_l1_loss(read_wide(self), read_wide(target), reduction, beta)); })
+// SmoothL1LossBackwrdKernelNpuOpApi.cpp
 ACLNN(SmoothL1LossBackward,
       (In gradient, In self, In target, int64_t reduction, float beta, Out out), {
           write(out, at::smooth_l1_loss_backward(read_wide(gradient), read_wide(self),
                                                  read_wide(target), reduction, beta));
       })
 
-// From BinaryCrossEntropyWithLogitsKernelNpuOpApi.cpp and ...BackwardKernelNpuOpApi.cpp.
+// yaml: binary_cross_entropy_with_logits
 ACLNN(BinaryCrossEntropyWithLogits,
       (In self, In target, In weight, In positive_weight, int64_t reduction, Out out), {
           write(out, at::binary_cross_entropy_with_logits(
                          read_wide(self), read_wide(target), read_optional(weight),
                          read_optional(positive_weight), reduction));
       })
+// yaml: npu_binary_cross_entropy_with_logits_backward
 ACLNN(BinaryCrossEntropyWithLogitsBackward,
       (In gradient, In self, In target, In weight, In positive_weight, int64_t reduction, Out out),
       {

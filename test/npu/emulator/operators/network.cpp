@@ -27,21 +27,24 @@ void write_gradients(const std::tuple<at::Tensor, at::Tensor, at::Tensor>& gradi
 
 }  // namespace
 
-// The last argument chooses the precision of the matrix unit (HF32 or not). From
-// MatmulKernelNpuOpApi.cpp, MmKernelNpuOpApi.cpp, BmmKernelNpuOpApi.cpp, AddmmKernelNpuOpApi.cpp.
+// The last argument chooses the precision of the matrix unit (HF32 or not).
+// MatmulKernelNpuOpApi.cpp
 ACLNN(Matmul, (In self, In other, Out out, int8_t /*precision*/),
       { write(out, at::matmul(read_wide(self), read_wide(other))); })
+// MmKernelNpuOpApi.cpp
 ACLNN(Mm, (In self, In other, Out out, int8_t /*precision*/),
       { write(out, at::mm(read_wide(self), read_wide(other))); })
+// BmmKernelNpuOpApi.cpp
 ACLNN(BatchMatMul, (In self, In other, Out out, int8_t /*precision*/),
       { write(out, at::bmm(read_wide(self), read_wide(other))); })
+// AddmmKernelNpuOpApi.cpp
 ACLNN(Addmm,
       (In self, In first, In second, Number beta, Number alpha, Out out, int8_t /*precision*/), {
           write(out, at::addmm(read_wide(self), read_wide(first), read_wide(second), beta->value,
                                alpha->value));
       })
 
-// From ConvolutionKernelNpuOpApi.cpp, ConvolutionBackwardKernelNpuOpApi.cpp.
+// ConvolutionKernelNpuOpApi.cpp
 ACLNN(Convolution,
       (In input, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed,
        Ints output_padding, int64_t groups, Out out, int8_t /*precision*/),
@@ -50,6 +53,7 @@ ACLNN(Convolution,
                                      stride->values, padding->values, dilation->values, transposed,
                                      output_padding->values, groups));
       })
+// ConvolutionBackwardKernelNpuOpApi.cpp
 ACLNN(ConvolutionBackward,
       (In gradient, In input, In weight, Ints bias_sizes, Ints stride, Ints padding, Ints dilation,
        bool transposed, Ints output_padding, int64_t groups, Bools mask, int8_t /*precision*/,
@@ -64,7 +68,7 @@ ACLNN(ConvolutionBackward,
           write_gradients(gradients, mask, grad_input, grad_weight, grad_bias);
       })
 
-// From BatchNormKernelOpApi.cpp, BatchNormBackwardKernelNpuOpApi.cpp.
+// yaml: native_batch_norm
 ACLNN(BatchNorm,
       (In input, In weight, In bias, In mean, In variance, bool training, double momentum,
        double epsilon, Out out, Out saved_mean, Out saved_inverse),
@@ -84,6 +88,7 @@ ACLNN(BatchNorm,
               write(saved_inverse, std::get<2>(result));
           }
       })
+// BatchNormBackwardKernelNpuOpApi.cpp
 ACLNN(BatchNormBackward,
       (In gradient, In input, In weight, In mean, In variance, In saved_mean, In saved_inverse,
        bool training, double epsilon, Bools mask, Out grad_input, Out grad_weight, Out grad_bias),
@@ -96,7 +101,8 @@ ACLNN(BatchNormBackward,
       })
 
 // The "mask" is the kernel's own encoding of where the maxima were; here the gradient looks for
-// them again. From MaxPool2dWithIndicesKernelNpuOpApi.cpp and ...BackwardKernelNpuOpApi.cpp.
+// them again.
+// MaxPool2dWithIndicesKernelNpuOpApi.cpp
 ACLNN(MaxPool2dWithMask,
       (In self, Ints kernel, Ints stride, Ints padding, Ints dilation, bool ceil, Out out,
        Out /*mask*/),
@@ -106,6 +112,7 @@ ACLNN(MaxPool2dWithMask,
                                           padding->values, dilation->values, ceil);
           write(out, std::get<0>(result));
       })
+// MaxPool2dWithIndicesBackwardKernelNpuOpApi.cpp
 ACLNN(MaxPool2dWithMaskBackward,
       (In gradient, In self, In /*mask*/, Ints kernel, Ints stride, Ints padding, Ints dilation,
        bool ceil, Out out),
@@ -118,12 +125,13 @@ ACLNN(MaxPool2dWithMaskBackward,
                          padding->values, dilation->values, ceil, indices));
       })
 
-// From UpsampleBilinear2dKernelNpuOpApi.cpp, UpsampleBilinear2dBackwardKernelNpuOpApi.cpp.
+// UpsampleBilinear2dKernelNpuOpApi.cpp
 ACLNN(UpsampleBilinear2d,
       (In self, Ints size, bool align_corners, double height, double width, Out out), {
           write(out, at::upsample_bilinear2d(read_wide(self), size->values, align_corners,
                                              scale(height), scale(width)));
       })
+// UpsampleBilinear2dBackwardKernelNpuOpApi.cpp
 ACLNN(UpsampleBilinear2dBackwardV2,
       (In gradient, Ints size, Ints input_size, bool align_corners, double height, double width,
        Out out),

@@ -27,12 +27,13 @@ struct Buffer {
 
 std::map<int, std::string> compile_options;
 GraphOperatorHandler handler = nullptr;
-int dummy_attributes;  // no emulated operator reads an attribute
-
 const std::string& compile_option(aclCompileOpt option) {
     static const std::string disabled = "disable";
     auto found = compile_options.find(option);
     return found == compile_options.end() ? disabled : found->second;
+}
+GraphAttributes* attributes_of(aclopAttr* handle) {
+    return reinterpret_cast<GraphAttributes*>(handle);
 }
 const Description* description_of(const aclTensorDesc* handle) {
     return reinterpret_cast<const Description*>(handle);
@@ -52,13 +53,15 @@ std::vector<GraphTensor> gather(int count, const aclTensorDesc* const* descripti
 aclError execute(const char* name, int input_count, const aclTensorDesc* const* input_descriptions,
                  const aclDataBuffer* const* inputs, int output_count,
                  const aclTensorDesc* const* output_descriptions,
-                 const aclDataBuffer* const* outputs) {
+                 const aclDataBuffer* const* outputs, const aclopAttr* attributes) {
     if (!handler) {
         dlopen("libopapi.so", RTLD_NOW);  // its constructor registers the handler
     }
-    auto in = gather(input_count, input_descriptions, inputs);
-    auto out = gather(output_count, output_descriptions, outputs);
-    if (handler && handler(name, in, out)) {
+    const auto in = gather(input_count, input_descriptions, inputs);
+    const auto out = gather(output_count, output_descriptions, outputs);
+    const GraphAttributes none;
+    const auto* given = reinterpret_cast<const GraphAttributes*>(attributes);
+    if (handler && handler(name, in, out, given ? *given : none)) {
         return ACL_SUCCESS;
     }
     return npuemu_not_emulated((std::string("aclop ") + name).c_str());
@@ -117,10 +120,24 @@ EXPORT aclError aclDestroyDataBuffer(const aclDataBuffer* buffer) {
     return ACL_SUCCESS;
 }
 
-EXPORT aclopAttr* aclopCreateAttr() { return reinterpret_cast<aclopAttr*>(&dummy_attributes); }
-EXPORT void aclopDestroyAttr(const aclopAttr*) {}
-EXPORT aclError aclopSetAttrBool(aclopAttr*, const char*, uint8_t) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrInt(aclopAttr*, const char*, int64_t) { return ACL_SUCCESS; }
+EXPORT aclopAttr* aclopCreateAttr() { return reinterpret_cast<aclopAttr*>(new GraphAttributes); }
+EXPORT void aclopDestroyAttr(const aclopAttr* handle) {
+    delete reinterpret_cast<const GraphAttributes*>(handle);
+}
+EXPORT aclError aclopSetAttrBool(aclopAttr* handle, const char* name, uint8_t value) {
+    attributes_of(handle)->numbers[name] = value;
+    return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrInt(aclopAttr* handle, const char* name, int64_t value) {
+    attributes_of(handle)->numbers[name] = value;
+    return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrListInt(aclopAttr* handle, const char* name, int count,
+                                    const int64_t* values) {
+    attributes_of(handle)->lists[name].assign(values, values + count);
+    return ACL_SUCCESS;
+}
+// Attributes that no emulated operator reads.
 EXPORT aclError aclopSetAttrFloat(aclopAttr*, const char*, float) { return ACL_SUCCESS; }
 EXPORT aclError aclopSetAttrString(aclopAttr*, const char*, const char*) { return ACL_SUCCESS; }
 EXPORT aclError aclopSetAttrDataType(aclopAttr*, const char*, aclDataType) { return ACL_SUCCESS; }
@@ -129,18 +146,16 @@ EXPORT aclError aclopCompileAndExecute(const char* name, int input_count,
                                        const aclTensorDesc* const input_descriptions[],
                                        const aclDataBuffer* const inputs[], int output_count,
                                        const aclTensorDesc* const output_descriptions[],
-                                       aclDataBuffer* const outputs[], const aclopAttr*,
+                                       aclDataBuffer* const outputs[], const aclopAttr* attributes,
                                        aclopEngineType, aclopCompileType, const char*,
                                        aclrtStream) {
     return execute(name, input_count, input_descriptions, inputs, output_count, output_descriptions,
-                   outputs);
+                   outputs, attributes);
 }
-EXPORT aclError aclopCompileAndExecuteV2(const char* name, int input_count,
-                                         aclTensorDesc* input_descriptions[],
-                                         aclDataBuffer* inputs[], int output_count,
-                                         aclTensorDesc* output_descriptions[],
-                                         aclDataBuffer* outputs[], aclopAttr*, aclopEngineType,
-                                         aclopCompileType, const char*, aclrtStream) {
+EXPORT aclError aclopCompileAndExecuteV2(
+    const char* name, int input_count, aclTensorDesc* input_descriptions[], aclDataBuffer* inputs[],
+    int output_count, aclTensorDesc* output_descriptions[], aclDataBuffer* outputs[],
+    aclopAttr* attributes, aclopEngineType, aclopCompileType, const char*, aclrtStream) {
     return execute(name, input_count, input_descriptions, inputs, output_count, output_descriptions,
-                   outputs);
+                   outputs, attributes);
 }

@@ -12,8 +12,16 @@ struct GraphTensor {
     void* data;
 };
 
+// The attributes that emulated operators read, by name.
+struct GraphAttributes {
+    std::map<std::string, int64_t> numbers;
+    std::map<std::string, std::vector<int64_t>> lists;
+};
+
 // Runs the operator `name`; false where it is not emulated.
-using GraphOperatorHandler = bool (*)(const std::string& name, std::vector<GraphTensor>& inputs,
-                                      std::vector<GraphTensor>& outputs);
+using GraphOperatorHandler = bool (*)(const std::string& name,
+                                      const std::vector<GraphTensor>& inputs,
+                                      const std::vector<GraphTensor>& outputs,
+                                      const GraphAttributes& attributes);
 
 extern "C" void npuemu_set_graph_operators(GraphOperatorHandler handler);
