@@ -1,6 +1,7 @@
 #!/bin/bash
 # Install what the tests need into a virtual environment of its own and run them.
 #   bash test/run_tests.sh [--torch 2.13|1.8|1.5] [--device cpu|cuda|npu] [--slow] [pytest arguments]
+# On npu, without a card, the real torch_npu runs over an emulator that is built first (test/npu).
 # 1.8 and 1.5 need Python 3.7; --if-available makes its absence one line and no failure.
 # --venv-only stops after the installation. Environment: PYTHON, PYENV_ROOT.
 
@@ -8,6 +9,7 @@ root_path=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 torch=2.13
 if_available=false
 venv_only=false
+device=cpu
 arguments=()
 
 usage() {
@@ -20,7 +22,8 @@ parse_arguments() {
             -h | --help) usage && exit 0 ;;
             --torch=*) torch=${1#*=} ;;
             --torch) torch=${2:-} && shift ;;
-            --device) arguments+=("--device=${2:-}") && shift ;;
+            --device=*) device=${1#*=} ;;
+            --device) device=${2:-} && shift ;;
             --if-available) if_available=true ;;
             --venv-only) venv_only=true ;;
             *) arguments+=("$1") ;;
@@ -88,8 +91,21 @@ install() {
     echo "$stamp" > "$venv/stamp"
 }
 
+run_on_npu() {
+    local environment
+    environment=$(bash "$root_path/test/npu/make_env.sh") || exit 2
+    if [[ $venv_only == true ]]; then
+        exit 0
+    fi
+    cd "$root_path" && eval "$environment" || exit 1
+    exec "$PYTHON" -m pytest "--device=$device" "${arguments[@]}"
+}
+
 main() {
     parse_arguments "$@"
+    if [[ $device == npu* ]]; then
+        run_on_npu
+    fi
     local venv=$root_path/.venv-test-$torch
     install "$venv"
     if [[ $venv_only == true ]]; then
@@ -97,7 +113,7 @@ main() {
     fi
     cd "$root_path" || exit 1
     export PYTHON=$venv/bin/python PATH=$venv/bin:$PATH
-    exec "$venv/bin/python" -m pytest "${arguments[@]}"
+    exec "$venv/bin/python" -m pytest "--device=$device" "${arguments[@]}"
 }
 
 main "$@"
