@@ -82,6 +82,8 @@ choose_device() {
 }
 
 prepare_environment() {
+    # Threads that wait by spinning take the cores from the loader's processes.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     if [[ ${etp_running_flag:-} != true ]]; then
         # shellcheck source=test/env_npu.sh
         source "$test_path/env_npu.sh"

@@ -236,8 +236,6 @@ main() {
     eval_log=$run_path/eval.log
     loss_file=$run_path/loss.txt
     cd "$root_path" || exit 1
-    # Threads that wait by spinning take the cores from the loader's processes.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     trap 'pass_on INT 130' INT
     trap 'pass_on TERM 143' TERM
 
