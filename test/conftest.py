@@ -22,8 +22,10 @@ def pytest_configure(config):
     """Fail a run on the emulated NPU if anything was missing there."""
     if config.getoption("--device").startswith("npu"):
         from npu.refusals import Refusals
+        from utils.device import select_device
 
         config.pluginmanager.register(Refusals())
+        select_device("npu")  # now: tests that put stand-ins in the plugin's place come later
 
 
 def pytest_collection_modifyitems(config, items):
