@@ -127,6 +127,11 @@ def identity_of(run: Run) -> Dict[str, Any]:
     }
 
 
+def weights_of(run: Run) -> Dict[str, torch.Tensor]:
+    """The weights that are saved, scored and handed on, under their names in the network."""
+    return run.model.state_dict()
+
+
 def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
     if not run.processes.is_main or run.args.train_performance:
@@ -135,7 +140,7 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     older = checkpoint.list_checkpoints(folder, run.config.name)
     name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
     state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records)
-    path = checkpoint.save_checkpoint(name, folder, run.model.state_dict(), state)
+    path = checkpoint.save_checkpoint(name, folder, weights_of(run), state)
     print("Saved weights : {}".format(path), flush=True)
     for old in older:
         parsed = CheckpointName.parse(old)

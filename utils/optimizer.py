@@ -79,6 +79,11 @@ class FlatOptimizer:
         self.step_finite = torch.ones((), dtype=torch.bool, device=device)
         self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
 
+    @property
+    def flat(self) -> Tensor:
+        """All parameters as one float32 tensor, padded; to be read, and changed only in place."""
+        return self._flat
+
     def zero_grad(self) -> None:
         """Drop all gradients; the next backward makes new ones."""
         for parameter in self.parameters:
