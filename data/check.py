@@ -21,7 +21,7 @@ from data.coco import CocoDataset
 from data.config import get_config
 from data.dataset_yaml import find_dataset_file, read_dataset_file
 from data.datasets import open_dataset
-from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, run_main
+from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
 
 
@@ -36,8 +36,8 @@ def check_parser() -> ArgumentParser:
         parser.add_argument("--{}_info".format(name), default=None, metavar="JSON")
     parser.add_argument("--config", default="yolact_base", help="recipe the data is for")
     parser.add_argument("--dataset", default=None, help="layout; default: the recipe's")
-    parser.add_switch("--strict", help="exit with 2 if anything is found")
-    parser.add_switch("--quick", help="look at the annotations only, open no image")
+    add_switch(parser, "--strict", help="exit with 2 if anything is found")
+    add_switch(parser, "--quick", help="look at the annotations only, open no image")
     parser.add_argument("--pictures", default="results/first_batch.png", metavar="PNG",
                         help="where the first batch goes; '' draws none")
     parser.add_argument("--seed", type=Bounded(int, 0), default=0, help="of the first batch")

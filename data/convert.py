@@ -14,7 +14,7 @@ from data.convert_common import Problems, choose_classes, split_randomly, write_
 from data.convert_labelme import read_labelme
 from data.convert_voc import read_voc
 from data.convert_yolo import read_yolo
-from utils.cli import ArgumentParser, run_main
+from utils.cli import ArgumentParser, add_switch, run_main
 from utils.errors import UserError, nearest
 
 FORMATS = {
@@ -64,13 +64,13 @@ def parser_of(kind: str) -> ArgumentParser:
     parser.add_argument("--val_fraction", type=float, default=0.2,
                         help="of the images for validation, where the source has no split")
     parser.add_argument("--seed", type=int, default=0, help="of that split")
-    parser.add_switch("--skip_bad", help="leave out and count what cannot be converted")
+    add_switch(parser, "--skip_bad", help="leave out and count what cannot be converted")
     if kind == "labelme":
         parser.add_argument("--ignore_labels", default=_IGNORED_LABELS, metavar="A,B,..")
         parser.add_argument("--ignore_shapes", default="", metavar="TYPE,..",
                             help="shape types to leave out, e.g. point,line")
     else:
-        parser.add_switch("--boxes_as_masks", help="objects without an outline get their box")
+        add_switch(parser, "--boxes_as_masks", help="objects without an outline get their box")
     if kind == "voc":
         parser.add_argument("--images", default=None, metavar="FOLDER",
                             help="images; default: JPEGImages in the source")

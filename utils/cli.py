@@ -53,6 +53,12 @@ class Bounded:
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
 
 
+def add_switch(target: Any, *names: str, default: bool = False, **more: Any) -> argparse.Action:
+    """Add a boolean flag to a parser or a group: `--name`, `--name=True`, `--name False` work."""
+    return target.add_argument(*names, type=str2bool, nargs="?", const=True, default=default,
+                               metavar="True|False", **more)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and name the nearest flag or choice.
 
@@ -63,12 +69,6 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
-
-    def add_switch(self, *names: str, default: bool = False,
-                   help: Optional[str] = None) -> argparse.Action:  # noqa: A002
-        """Add a boolean flag: `--name`, `--name=True`, `--name False` all work."""
-        return self.add_argument(*names, type=str2bool, nargs="?", const=True, default=default,
-                                 metavar="True|False", help=help)
 
     def parse_args(self, args: Optional[Sequence[str]] = None,  # type: ignore[override]
                    namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:

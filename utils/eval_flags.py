@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Sequence
 
-from utils.cli import ArgumentParser
+from utils.cli import ArgumentParser, add_switch
 from utils.errors import UserError
 
 RETIRED = {
@@ -77,13 +77,13 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="images, where they do not lie in a known layout")
     group.add_argument("--valid_info", default=None, metavar="JSON",
                        help="COCO annotations of --valid_images")
-    parser.add_switch("--map_classes", help="where network and dataset have different classes, "
+    add_switch(group, "--map_classes", help="where network and dataset have different classes, "
                       "score those that share a name")
     group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
     group.add_argument("--num_workers", type=int, default=2,
                        help="processes that read images; 0 reads in the main process")
     group.add_argument("--batch_size", type=int, default=4, help="images that pass together")
-    parser.add_switch("--shuffle", help="take the images in random order")
+    add_switch(group, "--shuffle", help="take the images in random order")
     group.add_argument("--seed", type=int, default=None, help="of --shuffle")
 
 
@@ -101,38 +101,38 @@ def _add_pictures(parser: ArgumentParser) -> None:
     group.add_argument("--top_k", type=int, default=5, help="objects shown per picture, best first")
     for flag, what in (("masks", "masks"), ("bboxes", "boxes"), ("text", "class names"),
                        ("scores", "scores behind the class names")):
-        parser.add_switch("--display_" + flag, default=True, help="draw " + what)
-    parser.add_switch("--display_fps", help="write the speed onto the frames of a video")
-    parser.add_switch("--output_json", help="write what is shown in COCO's result format, too")
+        add_switch(group, "--display_" + flag, default=True, help="draw " + what)
+    add_switch(group, "--display_fps", help="write the speed onto the frames of a video")
+    add_switch(group, "--output_json", help="write what is shown in COCO's result format, too")
     group.add_argument("--json_masks", choices=("rle", "polygon"), default="rle",
                        help="masks in it: exact run lengths, or outlines")
-    parser.add_switch("--crops", help="cut each object out, with a transparent background")
+    add_switch(group, "--crops", help="cut each object out, with a transparent background")
 
 
 def _add_detection(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("detection")
-    parser.add_switch("--fast_nms", default=True,
+    add_switch(group, "--fast_nms", default=True,
                       help="False suppresses one by one, on the host")
-    parser.add_switch("--cross_class_nms", help="suppress over all classes together")
+    add_switch(group, "--cross_class_nms", help="suppress over all classes together")
     group.add_argument("--score_threshold", type=float, default=0.0,
                        help="leave out detections up to this score")
     group.add_argument("--max_num_detections", type=int, default=None,
                        help="detections per image; default: the configuration's, 100")
-    parser.add_switch("--no_crop", help="do not cut objects off outside their rectangles")
+    add_switch(group, "--no_crop", help="do not cut objects off outside their rectangles")
 
 
 def _add_output(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    parser.add_switch("--output_coco_json", help="write result files for COCO's server")
-    parser.add_switch("--detect", help="do not score: with --output_coco_json, only write them")
-    parser.add_switch("--no_sort", help="images always keep the order of the annotation file; "
+    add_switch(group, "--output_coco_json", help="write result files for COCO's server")
+    add_switch(group, "--detect", help="do not score: with --output_coco_json, only write them")
+    add_switch(group, "--no_sort", help="images always keep the order of the annotation file; "
                       "accepted for the original's scripts")
     group.add_argument("--bbox_det_file", default="results/bbox_detections.json", metavar="JSON")
     group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
                        help="average precision of each class; '' writes none")
-    parser.add_switch("--no_bar", help="show no progress, also on a terminal")
-    parser.add_switch("--benchmark", help="time each stage of the evaluation")
+    add_switch(group, "--no_bar", help="show no progress, also on a terminal")
+    add_switch(group, "--benchmark", help="time each stage of the evaluation")
 
 
 def _add_device(parser: ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--eval_device", "--node_device", default="auto",
                        help="auto, npu, cuda or cpu")
     group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
-    parser.add_switch("--cuda", default=True,
+    add_switch(group, "--cuda", default=True,
                       help="False is the original's spelling of --eval_device=cpu")
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Tuple
+from typing import Tuple
 
-from utils.cli import ArgumentParser, Bounded, str2bool
+from utils.cli import ArgumentParser, Bounded, add_switch
 from utils.errors import UserError
-
-_SWITCH: Dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True,
-                           "metavar": "True|False"}
 
 
 class AnchorSides:
@@ -67,9 +64,9 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="COCO annotations of --train_images")
     group.add_argument("--valid_images", default=None, metavar="FOLDER")
     group.add_argument("--valid_info", default=None, metavar="JSON")
-    group.add_argument("--strict", default=False, **_SWITCH,
-                       help="stop at the first unusable annotation instead of dropping it, and at "
-                            "whatever else the data check finds")
+    add_switch(group, "--strict",
+               help="stop at the first unusable annotation instead of dropping it, and at "
+                    "whatever else the data check finds")
     group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
                        help="loader processes per card; 0 loads in the training process")
 
@@ -90,8 +87,7 @@ def _add_schedule(parser: ArgumentParser) -> None:
                        help="images per step of each card; the same number for every card")
     group.add_argument("--accumulate", type=Bounded(int, 1), default=1, metavar="N",
                        help="batches whose gradients make up one step")
-    group.add_argument("--sync_bn", default=False, **_SWITCH,
-                       help="batch norm over the images of all cards")
+    add_switch(group, "--sync_bn", help="batch norm over the images of all cards")
     group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
                        help="iterations at the configuration's batch size (see --no_autoscale)")
     group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True),
@@ -100,8 +96,8 @@ def _add_schedule(parser: ArgumentParser) -> None:
     group.add_argument("--decay", "--weight_decay", type=Bounded(float, 0),
                        default=None, dest="decay")
     group.add_argument("--gamma", type=Bounded(float, 0), default=None)
-    group.add_argument("--no_autoscale", default=False, **_SWITCH,
-                       help="do not scale learning rate and iterations by batch size x cards")
+    add_switch(group, "--no_autoscale",
+               help="do not scale learning rate and iterations by batch size x cards")
     group.add_argument("--seed", type=Bounded(int, 0), default=0,
                        help="of weights, order and augmentation")
 
@@ -111,8 +107,8 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
     group.add_argument("--save_folder", default="weights/")
     group.add_argument("--save_interval", type=Bounded(int, 1), default=2000,
                        help="iterations between files")
-    group.add_argument("--keep_latest", default=False, **_SWITCH,
-                       help="keep the newest file only (and every --keep_latest_interval)")
+    add_switch(group, "--keep_latest",
+               help="keep the newest file only (and every --keep_latest_interval)")
     group.add_argument("--keep_latest_interval", type=Bounded(int, 1), default=100000,
                        help="iterations whose files stay all the same")
     group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
@@ -122,8 +118,7 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
                             "of other classes; no backbone file is needed then")
     group.add_argument("--start_iter", type=int, default=-1,
                        help="iteration to start at where --resume finds weights only")
-    group.add_argument("--no_interrupt", default=False, **_SWITCH,
-                       help="do not save when the run is interrupted")
+    add_switch(group, "--no_interrupt", help="do not save when the run is interrupted")
 
 
 def _add_device(parser: ArgumentParser) -> None:
@@ -131,28 +126,26 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--node_device", default="auto", help="auto, npu, cuda or cpu")
     group.add_argument("--device_id", type=Bounded(int, 0), default=None,
                        help="index of the card on this host")
-    group.add_argument("--cuda", default=True, **_SWITCH,
-                       help="False is the original's spelling of --node_device=cpu")
+    add_switch(group, "--cuda", default=True,
+               help="False is the original's spelling of --node_device=cpu")
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",
                        help="end the run when a batch takes longer (the first: ten times this); "
                             "0 waits for ever")
     group.add_argument("--local_rank", "--local-rank", type=int, default=None,
                        help="set by launchers; LOCAL_RANK in the environment wins")
-    group.add_argument("--useDDP", default=True, dest="use_ddp", **_SWITCH,
-                       help="several cards train in one process each; nothing else exists here")
+    add_switch(group, "--useDDP", default=True, dest="use_ddp",
+               help="several cards train in one process each; nothing else exists here")
 
 
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/")
-    group.add_argument("--no_log", default=False, **_SWITCH,
-                       help="write no JSON, no CSV and no TensorBoard log")
-    group.add_argument("--log_gpu", default=False, **_SWITCH,
-                       help="accepted for the original's sake: the log always has the memory")
+    add_switch(group, "--no_log", help="write no JSON, no CSV and no TensorBoard log")
+    add_switch(group, "--log_gpu",
+               help="accepted for the original's sake: the log always has the memory")
     group.add_argument("--tensorboard", default=None, metavar="FOLDER",
                        help="write losses, speed and validations for TensorBoard, too")
-    group.add_argument("--train_performance", default=False, **_SWITCH,
-                       help="measure speed only: save no weights")
+    add_switch(group, "--train_performance", help="measure speed only: save no weights")
     group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
     group.add_argument("--validation_epoch", type=int, default=-1,

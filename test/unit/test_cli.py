@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.cli import ArgumentParser, run_main, str2bool
+from utils.cli import ArgumentParser, add_switch, run_main, str2bool
 from utils.errors import UserError
 
 
@@ -15,8 +15,8 @@ def parser():
     parser.add_argument("--lr", "--learning_rate", type=float, dest="lr")
     parser.add_argument("--start_iter", type=int, default=-1)
     parser.add_argument("--nms", choices=["fast", "cross_class", "traditional"], default="fast")
-    parser.add_switch("--cuda", default=True)
-    parser.add_switch("--no_log", default=False)
+    add_switch(parser, "--cuda", default=True)
+    add_switch(parser, "--no_log", default=False)
     return parser
 
 
