@@ -31,9 +31,10 @@ parse_arguments() {
         shift
     done
     case $torch in
-        2.13) torch_pin=torch==2.13.0 requirements=requirements.txt ;;
-        1.8) torch_pin=torch==1.8.1 requirements=1.8_requirements.txt ;;
-        1.5) torch_pin=torch==1.5.0 requirements=1.5_requirements.txt ;;
+        2.13) torch_pins=(torch==2.13.0) requirements=requirements.txt ;;
+        # The one version whose torchvision installs without CUDA's libraries and loads its kernels.
+        1.8) torch_pins=(torch==1.8.1 torchvision==0.9.1) requirements=1.8_requirements.txt ;;
+        1.5) torch_pins=(torch==1.5.0) requirements=1.5_requirements.txt ;;
         *) echo "error: --torch is '$torch', expected 2.13, 1.8 or 1.5" >&2 && exit 2 ;;
     esac
 }
@@ -86,7 +87,7 @@ install() {
         flags+=(--no-cache-dir --only-binary=:all:)
     fi
     rm -rf "$venv" && "$python" -m venv "$venv" &&
-        "$venv/bin/python" -m pip install "${flags[@]}" "$torch_pin" \
+        "$venv/bin/python" -m pip install "${flags[@]}" "${torch_pins[@]}" \
             -r "$root_path/$requirements" -r "$root_path/requirements-dev.txt" || exit 1
     echo "$stamp" > "$venv/stamp"
 }
