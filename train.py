@@ -85,14 +85,14 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
             if done == start + 1:
                 timer.restart()
             stopping = sharing.stop_agreed()
-        if done % args.save_interval == 0 and done != max_iter:
-            save(run, done)
         if run.validation_set is not None and _validation_due(args, done, epoch_size):
             synchronize(run.device)
             throughput.pause()
             validate(run, run.validation_set, done, log)
             throughput.resume()
             timer.skip()
+        if done % args.save_interval == 0 and done != max_iter:
+            save(run, done)  # after a validation, so that its scores are in the state
         # Processes may stop only together: they agree with each step and look at each log line.
         if stopping or (stop.requested and run.processes.world_size == 1):
             break
@@ -140,6 +140,7 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
                                class_names=run.dataset.class_names, processes=run.processes)
     if results is None:
         return
+    run.best.update(done, results.mask.ap, results.box.ap)
     print("\n".join(results.notes + [results.table()]), flush=True)
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,

@@ -20,6 +20,7 @@ from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
 from utils import checkpoint
+from utils.best_score import BestScore
 from utils.checkpoint import CheckpointName
 from utils.device import pin_memory_supported
 from utils.optimizer import FlatOptimizer, build_optimizer
@@ -58,6 +59,7 @@ class Run:
     validation_set: Optional[CocoDataset]
     """None where this run does not validate."""
     records: StepRecords
+    best: BestScore
 
 
 def resolve_config(args: argparse.Namespace) -> Config:
@@ -110,7 +112,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     network = wrap(model, processes, device)
     return Run(args, config, processes, sharing, device, model, network,
                MultiBoxLoss.from_config(config, model.maskiou_net), optimizer, learning_rate,
-               loader, dataset, validation_set, StepRecords())
+               loader, dataset, validation_set, StepRecords(), BestScore())
 
 
 def identity_of(run: Run) -> Dict[str, Any]:
@@ -139,7 +141,8 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     folder = run.args.save_folder
     older = checkpoint.list_checkpoints(folder, run.config.name)
     name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
-    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records)
+    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
+                       run.best)
     path = checkpoint.save_checkpoint(name, folder, weights_of(run), state)
     print("Saved weights : {}".format(path), flush=True)
     for old in older:
@@ -168,6 +171,6 @@ def resume(run: Run, weights_path: str) -> int:
               .format(weights_path, checkpoint.state_path(weights_path), start))
         return start
     check_same_run(identity_of(run), state, weights_path)
-    start = unpack_state(state, run.optimizer, run.records, run.device)
+    start = unpack_state(state, run.optimizer, run.records, run.best, run.device)
     print("Resumed : {} at iteration {}".format(weights_path, start))
     return start

@@ -6,6 +6,7 @@ from typing import Any, Dict, Tuple
 
 import torch
 
+from utils.best_score import BestScore
 from utils.checkpoint import rng_state, set_rng_state, state_path
 from utils.errors import UserError
 from utils.optimizer import FlatOptimizer
@@ -13,7 +14,8 @@ from utils.step_records import StepRecords
 
 
 def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
-               optimizer: FlatOptimizer, records: StepRecords) -> Dict[str, Any]:
+               optimizer: FlatOptimizer, records: StepRecords,
+               best: BestScore) -> Dict[str, Any]:
     """Everything but the weights that the run needs to go on after `iteration` steps.
 
     Args:
@@ -24,10 +26,11 @@ def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
         epoch_size: steps in an epoch.
         optimizer: its buffers are stored.
         records: the losses of the last steps are stored.
+        best: the best validation so far.
     """
     return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
                 position=iteration % epoch_size, optimizer=optimizer.state_dict(),
-                records=records.state_dict(), rng=rng_state())
+                records=records.state_dict(), best=best.state_dict(), rng=rng_state())
 
 
 def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path: str) -> None:
@@ -46,10 +49,15 @@ def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path
 
 
 def unpack_state(state: Dict[str, Any], optimizer: FlatOptimizer, records: StepRecords,
-                 device: torch.device) -> int:
-    """Put back what `pack_state` packed; returns the number of steps done."""
+                 best: BestScore, device: torch.device) -> int:
+    """Put back what `pack_state` packed; returns the number of steps done.
+
+    A state written before there was a best validation leaves `best` as it is.
+    """
     optimizer.load_state_dict(state["optimizer"])
     records.load_state_dict(state["records"], device)
+    if "best" in state:
+        best.load_state_dict(state["best"])
     set_rng_state(state["rng"])
     return int(state["iteration"])
 
