@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple, Union, get_type_hints
 
+from data.config_values import expectation, fits
 from utils.errors import UserError, nearest
 
 BACKBONES = ("resnet101", "resnet50", "resnet_mini", "darknet53")
@@ -19,11 +20,26 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine")
 DATASETS = ("coco2017", "pascal_sbd")
 
+NOT_FROZEN, WHOLE_BACKBONE = "none", "backbone"
+"""Words for `Config.freeze`, beside a number of stages."""
+BALANCED = "balanced"
+"""Word for `Config.class_weights`, beside weights by name."""
+
 SMALLEST_MASKIOU_INPUT = 63
 """Prototype pixels a side from which `layers.mask_iou.MaskIouNet` has an output."""
 
 IMAGENET_MEAN = (123.68, 116.78, 103.94)
 IMAGENET_STD = (58.40, 57.12, 57.38)
+
+_ABOVE_ZERO = ("max_size", "fpn_features", "head_features", "proto_features", "num_prototypes",
+               "masks_to_train", "batch_size", "max_iter", "lr", "nms_top_k", "max_num_detections",
+               "multi_scale_interval")
+_NOT_NEGATIVE = ("fpn_num_downsample", "bbox_alpha", "conf_alpha", "mask_alpha", "semantic_alpha",
+                 "maskiou_alpha", "discard_mask_area", "ohem_negpos_ratio", "momentum", "decay",
+                 "gamma", "lr_warmup_init", "lr_warmup_until", "lr_final_factor",
+                 "clip_grad_norm", "early_stopping")
+_FRACTIONS = ("positive_iou", "negative_iou", "crowd_iou", "nms_conf_thresh", "nms_thresh")
+_FIRST_NEW_FIELD = "ema_decay"
 
 
 @dataclass(frozen=True)
@@ -120,15 +136,35 @@ class Config:
     """Candidates per class that enter NMS, and N, the rows of a `Detections`."""
     max_num_detections: int = 100
 
+    # New fields go below this line, with a default that changes nothing: checkpoints of earlier
+    # versions do not have them, and mean these defaults.
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights that is scored and saved; 0 turns it off."""
+    early_stopping: int = 0
+    """End after this many validations in a row without a better mask mAP; 0 never does."""
+    freeze: str = NOT_FROZEN
+    """Part of the backbone that is not trained: `none`, `backbone`, or a number of stages counted
+    from the image ("1" is the stem and the first stage)."""
+    class_weights: Union[str, Tuple[Tuple[str, float], ...]] = ()
+    """Factor on the confidence loss of each class's positives: `balanced`, or (name, factor) of
+    some classes; the others have 1."""
+    multi_scale: Tuple[int, ...] = ()
+    """Input sides to train on in turn; empty for `max_size` alone."""
+    multi_scale_interval: int = 10
+    """Iterations between two changes of the input side."""
+
     def __post_init__(self) -> None:
+        kinds = get_type_hints(Config)
+        for field in dataclasses.fields(self):
+            if not fits(getattr(self, field.name), kinds[field.name]):
+                raise _invalid(self, field.name, expectation(kinds[field.name]))
+        if not self.name or "/" in self.name or "\\" in self.name:
+            raise _invalid(self, "name", "a text that can be part of a file name")
         _check_choice(self, "backbone", BACKBONES)
         _check_choice(self, "optimizer", OPTIMIZERS)
         _check_choice(self, "schedule", SCHEDULES)
         _check_choice(self, "dataset", DATASETS)
-        positive = ("max_size", "num_prototypes", "masks_to_train", "batch_size", "max_iter", "lr")
-        for field in positive:
-            if not getattr(self, field) > 0:
-                raise _invalid(self, field, "a number above 0")
+        self._check_ranges()
         if self.num_classes < 2:
             raise _invalid(self, "num_classes", "at least 2 (background and one class)")
         levels = len(self.selected_layers) + self.fpn_num_downsample
@@ -136,6 +172,37 @@ class Config:
             raise _invalid(self, "pred_scales", "one list of anchor sides for each of the {} "
                            "pyramid levels".format(levels))
         self._check_plus()
+        self._check_comforts()
+
+    def _check_ranges(self) -> None:
+        for field in _ABOVE_ZERO:
+            if not getattr(self, field) > 0:
+                raise _invalid(self, field, "a number above 0")
+        for field in _NOT_NEGATIVE:
+            if getattr(self, field) < 0:
+                raise _invalid(self, field, "0 or more")
+        for field in _FRACTIONS:
+            if not 0 <= getattr(self, field) <= 1:
+                raise _invalid(self, field, "a number from 0 to 1")
+        if list(self.lr_steps) != sorted(self.lr_steps):
+            raise _invalid(self, "lr_steps", "ascending iterations")
+        if not all(value > 0 for value in self.pixel_std):
+            raise _invalid(self, "pixel_std", "numbers above 0")
+
+    def _check_comforts(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise _invalid(self, "ema_decay", "0 (off) or a number below 1 such as 0.9998")
+        stages = self.num_stages
+        if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE) and self.freeze not in (
+                str(count) for count in range(1, stages + 1)):
+            raise _invalid(self, "freeze", "'{}', '{}', or 1 to {}, the number of stages".format(
+                NOT_FROZEN, WHOLE_BACKBONE, stages))
+        if isinstance(self.class_weights, str):
+            if self.class_weights != BALANCED:
+                raise _invalid(self, "class_weights", "'{}', or a factor for each name".format(
+                    BALANCED))
+        elif not all(factor > 0 for _, factor in self.class_weights):
+            raise _invalid(self, "class_weights", "factors above 0")
 
     def _check_plus(self) -> None:
         if any(self.dcn_layers) and self.backbone not in ("resnet50", "resnet101"):
@@ -175,6 +242,11 @@ class Config:
         return self.feature_sizes[0]
 
     @property
+    def num_stages(self) -> int:
+        """Stages of the backbone."""
+        return 5 if self.backbone == "darknet53" else 4
+
+    @property
     def _first_stage_power(self) -> int:
         # A ResNet's first stage keeps the stem's stride of 4, DarkNet's first stage halves once.
         return 1 if self.backbone == "darknet53" else 2
@@ -194,15 +266,29 @@ class Config:
 
     @staticmethod
     def from_dict(values: Dict[str, Any]) -> Config:
-        """Rebuild a `Config` written by `to_dict`; unknown or missing fields are a `UserError`."""
+        """Rebuild a `Config` written by `to_dict`.
+
+        Fields that earlier versions did not have may be missing; they get their defaults, which do
+        what those versions did.
+
+        Raises:
+            UserError: another field is missing, one is not known here, or a value is of a wrong
+                type or out of its range.
+        """
         if not isinstance(values.get("name"), str):
             raise UserError("a stored configuration has no 'name'; the file is damaged or foreign")
-        rest = {key: value for key, value in values.items() if key != "name"}
-        try:
-            return Config(name=values["name"]).replace(**rest)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError("the stored configuration '{}' has a value of a wrong type ({}); the "
-                            "file is damaged or foreign".format(values["name"], error)) from error
+        name = values["name"]
+        fields = [field.name for field in dataclasses.fields(Config)]
+        for key in values:
+            if key not in fields:
+                raise UserError("the stored configuration '{}' has a field {!r} that is not known "
+                                "here; a newer version of this project wrote it, use that one"
+                                .format(name, key))
+        for key in fields[:fields.index(_FIRST_NEW_FIELD)]:
+            if key not in values:
+                raise UserError("the stored configuration '{}' has no '{}'; the file is damaged or "
+                                "foreign".format(name, key))
+        return Config(**{key: _freeze(value) for key, value in values.items()})
 
 
 def _halve_up(size: int, stride: int) -> int:
@@ -213,7 +299,9 @@ def _halve_up(size: int, stride: int) -> int:
 
 
 def _freeze(value: Any) -> Any:
-    """Turn lists into tuples, all the way down, so that a Config is immutable and hashable."""
+    """Lists become tuples and dicts pairs, all the way down, so that a Config is hashable."""
+    if isinstance(value, dict):
+        return tuple((key, _freeze(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return tuple(_freeze(item) for item in value)
     return value

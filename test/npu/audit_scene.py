@@ -100,7 +100,7 @@ class Scene:
         self.config, self.batch_size, self.device = config, batch_size, device
         torch.manual_seed(0)
         self.network = build_yolact(config).to(device)
-        self.criterion = MultiBoxLoss.from_config(config)
+        self.criterion = MultiBoxLoss.from_config(config, self.network.maskiou_net)
         self.detect = Detect.from_config(config)
         self.detect.compact = False  # a short cut that only the CPU takes
         self.optimizer = build_optimizer(config, self.network)
