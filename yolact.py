@@ -6,7 +6,7 @@ size, hs x ws semantic size.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence, Union, cast
+from typing import Any, Dict, List, Optional, Sequence, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Yolact(nn.Module):
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
         self.bn_frozen = False
+        self._frozen: List[nn.Module] = []
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """Predict from images `[B,3,S,S]` RGB.
@@ -78,6 +79,8 @@ class Yolact(nn.Module):
                 list(images.shape), side=self.input_size))
         if images.dtype == torch.uint8:
             images = images.to(torch.float32).sub_(self.pixel_mean).div_(self.pixel_std)
+        # Normalised in float32; parameters in half precision then want images of their type.
+        images = images.to(self.semantic_seg_conv.weight.dtype)
         levels = self.fpn(self.backbone(images))
         loc, conf, mask = self.prediction_layers[0](levels)
         predictions = {"loc": loc, "conf": conf, "mask": mask, "proto": self.proto_net(levels[0]),
@@ -99,9 +102,24 @@ class Yolact(nn.Module):
                 module.weight.requires_grad_(False)
                 module.bias.requires_grad_(False)
 
+    def freeze_backbone(self, stages: Optional[int] = None) -> None:
+        """Fix the backbone, or its stem and first `stages` stages; stays so across `train()`.
+
+        Parameters have no gradient, batch normalisation uses its running statistics.
+        """
+        backbone = self.backbone
+        stem = [child for child in backbone.children() if child is not backbone.layers]
+        self._frozen = [backbone] if stages is None else stem + list(backbone.layers)[:stages]
+        for module in self._frozen:
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+
     def train(self, mode: bool = True) -> Yolact:
-        """Set the mode of every module, except of frozen batch normalisation."""
+        """Set the mode of every module, except of what is frozen."""
         super().train(mode)
+        for module in self._frozen:
+            module.eval()
         if self.bn_frozen:
             self.freeze_bn()
         return self

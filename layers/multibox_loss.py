@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,13 +32,22 @@ class MultiBoxLoss(nn.Module):
         mask_iou_net: the network's `layers.mask_iou.MaskIouNet`; None leaves I out.
         maskiou_alpha: weight of I.
         discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
+        class_factors: `[C]`, on the confidence loss of each class's positives; the first, of the
+            background, is 1. None leaves the factors out.
     """
+
+    class_factors: Optional[Tensor]
 
     def __init__(self, num_classes: int, bbox_alpha: float = 1.5, conf_alpha: float = 1.0,
                  mask_alpha: float = 6.125, semantic_alpha: float = 1.0,
                  ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
-                 maskiou_alpha: float = 25.0, discard_mask_area: float = 25) -> None:
+                 maskiou_alpha: float = 25.0, discard_mask_area: float = 25,
+                 class_factors: Optional[Sequence[float]] = None) -> None:
         super().__init__()
+        if class_factors is not None and (len(class_factors) != num_classes
+                                          or class_factors[0] != 1):
+            raise ValueError("class_factors are {}, expected {}, the first of them 1".format(
+                list(class_factors), num_classes))
         self.num_classes = num_classes
         self.bbox_alpha = bbox_alpha
         self.conf_alpha = conf_alpha
@@ -47,15 +57,26 @@ class MultiBoxLoss(nn.Module):
         self.mask_iou_net = mask_iou_net
         self.maskiou_alpha = maskiou_alpha
         self.discard_mask_area = discard_mask_area
+        self.register_buffer("class_factors", None if class_factors is None else
+                             torch.tensor(class_factors, dtype=torch.float32))
 
     @classmethod
-    def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None) -> MultiBoxLoss:
-        """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network."""
+    def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None,
+                    class_factors: Optional[Sequence[float]] = None) -> MultiBoxLoss:
+        """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network.
+
+        Raises:
+            ValueError: the recipe re-scores masks and there is no network for it, or the reverse.
+        """
+        if config.use_maskiou != (mask_iou_net is not None):
+            raise ValueError("configuration '{}' has use_maskiou={}, so the loss {} the network's "
+                             "maskiou_net".format(config.name, config.use_maskiou, "needs" if
+                                                  config.use_maskiou else "must not be given"))
         return cls(config.num_classes, bbox_alpha=config.bbox_alpha, conf_alpha=config.conf_alpha,
                    mask_alpha=config.mask_alpha, semantic_alpha=config.semantic_alpha,
                    ohem_negpos_ratio=config.ohem_negpos_ratio, mask_iou_net=mask_iou_net,
                    maskiou_alpha=config.maskiou_alpha,
-                   discard_mask_area=config.discard_mask_area)
+                   discard_mask_area=config.discard_mask_area, class_factors=class_factors)
 
     def forward(self, predictions: Dict[str, Tensor], batch: Any,
                 num_positives: Optional[Tensor] = None) -> Dict[str, Tensor]:
@@ -85,7 +106,7 @@ class MultiBoxLoss(nn.Module):
         normaliser = num_positives.float()
         targets = batch.class_targets.int()  # comparisons of smaller integers are slow on NPU
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,
-                                         self.ohem_negpos_ratio)
+                                         self.ohem_negpos_ratio, self.class_factors)
         box_sum = _box_sum(predictions["loc"].float(), batch.box_targets, targets > 0)
         mask_sums = self._mask_sums(predictions, batch)
         losses = {

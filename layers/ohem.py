@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ def hardest_negatives(scores: Tensor, count: Tensor) -> Tensor:
 
 
 def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tensor,
-                       negpos_ratio: float) -> Tuple[Tensor, Tensor]:
+                       negpos_ratio: float,
+                       class_factors: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
     """Cross entropy summed over all positives and the hardest negatives of each image.
 
     A negative's hardness is its log-sum-exp minus its background logit (YOLACT, Liu et al.'s SSD),
@@ -39,6 +40,8 @@ def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tenso
         class_targets: integer `[B, P]`, class 1..C-1, 0 background, -1 neutral.
         num_positives: integer `[B]`, number of priors with a class above 0.
         negpos_ratio: negatives mined for each positive.
+        class_factors: float `[C]`, what the loss of each class's positives is multiplied by; that
+            of the background has to be 1. Mining does not see them. None is 1 for all.
 
     Returns:
         0-d float, the sum over the batch; bool `[B, P]`, the mined negatives.
@@ -51,4 +54,6 @@ def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tenso
     background = class_targets == 0
     count = (num_positives * negpos_ratio).clamp(max=priors - 1).unsqueeze(1)
     mined = hardest_negatives(losses.detach() * background, count) & background
+    if class_factors is not None:
+        losses = losses * class_factors.index_select(0, labels.reshape(-1)).view_as(losses)
     return (losses * (mined | (class_targets > 0))).sum(), mined
