@@ -1,0 +1,108 @@
+"""What the project's documents tell people to type: found in the text, and made small enough to run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+SMALL = ("--config=yolact_shapes --max_iter=2 --batch_size=2 --no_autoscale --num_workers=0 "
+         "--backbone_weights=none --node_device=cpu")
+"""Added to whatever trains. The last of two equal flags counts."""
+
+OWN_WEIGHTS = "weights/yolact_shapes_0_2.pth"
+"""Of the recipe in `SMALL`; in training it stands for the weights that a document names."""
+
+SHRINK: Tuple[Tuple[str, str], ...] = (
+    (r"^(.*bash test/train_(?:full|performance|finetune)_.*)$", r"\1 " + SMALL),
+    (r"^(python train\.py .*)$", r"\1 " + SMALL),
+    (r"^(?!NPROC=)(.*bash test/train_\w+_8p\.sh)", r"NPROC=2 \1"),
+    (r"(--(?:weights|pth_path)=)weights/yolact_base_54_800000\.pth(?=.*--max_iter)",
+     r"\1" + OWN_WEIGHTS),
+    (r"(python test/benchmark/bench_loader\.py .*)$", r"\1 --epochs=1 --repeats=1"),
+    (r"(python test/benchmark/bench_eval\.py .*)$", r"\1 --images=1"),
+)
+"""Pattern and replacement, applied to a command one after the other."""
+
+MAY_EXIT_WITH: Dict[str, Tuple[int, ...]] = {
+    "python test/check_baseline.py": (1,),  # two steps of a small network are below the baseline
+}
+
+ELSEWHERE: Dict[str, str] = {
+    "bash .ci/run": ".ci/run",
+    "bash test/run_tests.sh": "test/launch/test_run_tests.py",
+    "bash test/quickstart.sh": "test/launch/test_quickstart.py",
+    "bash test/npu/field_report.sh": "test/npu/test_field_report.py",
+    "python test/npu/audit.py": "test/npu/test_npu_audit.py",
+    "pip install -r": "test/run_tests.sh",
+    "pip install torch-npu": "test/npu/make_env.sh",
+    "NNODES=2": "test/launch/test_launchers_ranks.py",
+}
+"""Start of a command, and what else runs it on every change."""
+
+NOT_HERE: Dict[str, str] = {
+    "--video=0": "needs a camera",
+    "source /usr/local/Ascend": "needs CANN",
+    "docker run": "needs a container host",
+    "import supervision": "an optional package",
+}
+"""Part of a command, and why no test runs it."""
+
+
+class Command(NamedTuple):
+    """Something to type."""
+
+    document: str
+    text: str
+    """As in the document, continued lines as one, without the comment behind it."""
+
+    @property
+    def elsewhere(self) -> Optional[str]:
+        """The file that runs it, where no test of the documents does."""
+        return next((path for start, path in ELSEWHERE.items() if self.text.startswith(start)),
+                    None)
+
+    @property
+    def impossible(self) -> Optional[str]:
+        """Why it cannot be run here."""
+        return next((why for part, why in NOT_HERE.items() if part in self.text), None)
+
+    def shrunk(self) -> str:
+        """The command with sizes that a test can afford."""
+        text = self.text
+        for pattern, replacement in SHRINK:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+    def exit_codes(self) -> Tuple[int, ...]:
+        """Those that are no failure."""
+        return (0,) + next((codes for start, codes in MAY_EXIT_WITH.items()
+                            if self.text.startswith(start)), ())
+
+
+def documents() -> List[str]:
+    """Paths of all documents below the project's root."""
+    return [str(path.relative_to(ROOT))
+            for path in sorted(ROOT.glob("README*.md")) + sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, language: str) -> List[str]:
+    """Contents of a document's fenced blocks of one language."""
+    return re.findall(r"(?sm)^```{}\n(.*?)^```".format(language), text)
+
+
+def commands(document: str) -> List[Command]:
+    """Every command of a document once, in order: lines of bash blocks, and those within a line."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = []
+    for part in re.split(r"(?sm)^(```\w*\n.*?^```)$", text):
+        if part.startswith("```bash\n"):
+            lines = part[len("```bash\n"):-len("```")].replace("\\\n", " ").splitlines()
+            found += [re.sub(r" +", " ", line.split("  #")[0]).strip() for line in lines]
+        elif not part.startswith("```"):
+            found += [code.replace("\n", " ").replace("\\|", "|") for code in re.findall(
+                r"`((?:[A-Z_]+=\S+ )*(?:bash|python|pip|source|docker|head) [^`]+)`", part)]
+    return [Command(document, line) for line in dict.fromkeys(found)
+            if line and not line.startswith("#")]

@@ -1,0 +1,96 @@
+"""Every command of every document is run, or it is said what else runs it, or why nothing can."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+
+import pytest
+from documents import ELSEWHERE, NOT_HERE, ROOT, blocks, commands, documents
+from world import World, run
+
+DOCUMENTS = documents()
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, coco_mini):
+    return World(tmp_path_factory.mktemp("documents") / "world", coco_mini)
+
+
+@pytest.fixture(scope="session")
+def succeeded():
+    """Commands that an earlier document has; each is run once."""
+    return set()
+
+
+@pytest.fixture
+def place(world, tmp_path):
+    return world.copy(tmp_path / "place")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_do_what_the_document_says(document, place, succeeded):
+    failures = []
+    for command in commands(document):
+        if command.elsewhere or command.impossible or command.text in succeeded:
+            continue
+        line = command.shrunk().replace("/data/coco", str(place / "coco"))
+        code, output = run(line.replace("/data/mine", str(place / "mydata")), place)
+        if code not in command.exit_codes():
+            failures.append("{}\n  as {}\n  exit code {}\n{}".format(command.text, line, code,
+                                                                    output[-2000:]))
+        else:
+            succeeded.add(command.text)
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.parametrize("document", [
+    document for document in DOCUMENTS
+    if blocks((ROOT / document).read_text(encoding="utf-8"), "python")])
+def test_python_of_a_document_runs(document, place):
+    parts = blocks((ROOT / document).read_text(encoding="utf-8"), "python")
+    code = "\n".join(part for part in parts if not any(name in part for name in NOT_HERE))
+    code = code.replace("weights/yolact_base_54_800000.pth", "weights/last.pth")
+    (place / "document.py").write_text(code)
+    exit_code, output = run("'{}' document.py".format(sys.executable), place)
+    assert exit_code == 0, output
+
+
+def test_lists_of_exceptions_name_nothing_that_is_gone():
+    found = [command for document in DOCUMENTS for command in commands(document)]
+    for start, path in ELSEWHERE.items():
+        assert any(command.text.startswith(start) for command in found), start
+        assert (ROOT / path).exists(), path
+    everything = "\n".join((ROOT / document).read_text(encoding="utf-8")
+                           for document in DOCUMENTS)
+    for part in NOT_HERE:
+        assert part in everything, part
+
+
+def anchors(path):
+    """Names that a link may have behind `#`, as the usual hosts make them of headings."""
+    headings = re.findall(r"(?m)^#+ (.+)$", path.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    text = re.sub(r"(?s)```.*?```", "", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        other = path.parent / name if name else path
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other), target
+
+
+def test_a_command_that_fails_is_noticed(place):
+    code, output = run("python eval.py --trained_model=latest --image=absent.jpg:out.png", place)
+    assert code != 0, output
+    shutil.rmtree(str(place / "weights"))
+    assert run("python eval.py --trained_model=latest --val_data=coco", place)[0] == 2
