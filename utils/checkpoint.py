@@ -52,6 +52,16 @@ class CheckpointName(NamedTuple):
                               int(match.group("iteration")), match.group("interrupt") is not None)
 
 
+class Origin(NamedTuple):
+    """Where weights come from, as the state beside them says."""
+
+    iteration: Optional[int]
+    """Steps of training done."""
+    path: Optional[str] = None
+    """Folder of the run, as the training saw it; None if it had none."""
+    run_id: Optional[str] = None
+
+
 @dataclass
 class InferenceCheckpoint:
     """Weights with what is known about them.
@@ -62,6 +72,7 @@ class InferenceCheckpoint:
         class_names: names of the foreground classes in order, or None if unknown.
         config_name: recipe that the file's name or the caller names, or None if neither does.
         category_ids: what the training data called these classes, or None if unknown.
+        origin: iteration and run folder, or None if there is no state beside the weights.
     """
 
     weights: WeightsFile
@@ -69,6 +80,7 @@ class InferenceCheckpoint:
     class_names: Optional[List[str]]
     config_name: Optional[str]
     category_ids: Optional[List[int]] = None
+    origin: Optional[Origin] = None
 
 
 def state_path(weights_path: str) -> str:
@@ -87,12 +99,17 @@ def save_checkpoint(name: CheckpointName, folder: str, state_dict: Dict[str, Ten
         state: tensors and plain types; `format` is added.
     """
     path = name.path(folder)
+    write_pair(path, state_dict, state)
+    return path
+
+
+def write_pair(path: str, state_dict: Dict[str, Tensor], state: Dict[str, Any]) -> None:
+    """Write weights to `path` and the full state beside them, as `save_checkpoint` does."""
     # A clone each: parameters are views of one flat buffer, and saving a view saves it all.
     weights = {key: value.detach().cpu().clone() for key, value in state_dict.items()}
     full = dict(state, format=STATE_FORMAT)
     write_whole(state_path(path), lambda stream: torch.save(full, stream))
     write_whole(path, lambda stream: torch.save(weights, stream))
-    return path
 
 
 def remove_checkpoint(path: str) -> None:
@@ -174,7 +191,16 @@ def load_for_inference(path: str, config_name: Optional[str] = None) -> Inferenc
         class_names=None if names is None else list(names),
         config_name=config_name or (named.config if named else None),
         category_ids=None if category_ids is None else [int(number) for number in category_ids],
+        origin=origin_of(state),
     )
+
+
+def origin_of(state: Dict[str, Any]) -> Optional[Origin]:
+    """What a full state says of where it was written; None for anything else."""
+    iteration, folder = state.get("iteration"), state.get("run_folder") or {}
+    if iteration is None:
+        return None
+    return Origin(int(iteration), folder.get("path"), folder.get("id"))
 
 
 def rng_state() -> Dict[str, Any]:

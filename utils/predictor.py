@@ -89,6 +89,8 @@ class LoadedModel(NamedTuple):
     category_ids: Optional[List[int]]
     """What the training data called these classes; None if unknown."""
     report: LoadReport
+    origin: Optional[checkpoint.Origin]
+    """Iteration and run folder; None if unknown."""
 
 
 def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
@@ -124,7 +126,8 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     config = config.replace(**changes)
     model = build_yolact(config)
     report = load_network(model, stored.weights)
-    return LoadedModel(model.eval(), config, stored.class_names, stored.category_ids, report)
+    return LoadedModel(model.eval(), config, stored.class_names, stored.category_ids, report,
+                       stored.origin)
 
 
 class Predictor:
