@@ -1,0 +1,175 @@
+"""Memory of a training: what it needs, what a device has, and the sentence when it runs out.
+
+What a step needs is a fixed part (weights, gradients, optimiser) and a part for every image
+(activations, their gradients, the batch itself). Two measured peaks give both; before anything has
+run, the outputs of the network's layers give an estimate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+GIB = float(1 << 30)
+MARGIN = 0.1
+"""Part of the available memory that a chosen batch leaves free: fragments of the allocator, the
+kernels' workspaces and the collectives' buffers are not part of what two steps show."""
+
+_PROC_STATUS = "/proc/self/status"
+_CGROUP = "/sys/fs/cgroup"
+
+
+class MemoryNeed(NamedTuple):
+    """Bytes that training takes on one card."""
+
+    fixed: int
+    """While gradients are computed, whatever the batch: weights and state of the optimiser."""
+    per_image: int
+    """The same for every image of the batch: the image, targets, activations and theirs."""
+    update: int = 0
+    """While the optimiser works; activations are gone by then, gradients are there."""
+
+    def of_batch(self, batch_size: int) -> int:
+        """Bytes for a batch."""
+        return max(self.fixed + batch_size * self.per_image, self.update)
+
+    def largest_batch(self, available: int) -> int:
+        """Images that fit into `available` bytes; 0 where not even one does."""
+        if self.update > available:
+            return 0
+        return max(0, (available - self.fixed) // max(self.per_image, 1))
+
+    def sentence(self, batch_size: int) -> str:
+        """For people."""
+        return "{} for {} image{} ({} + {} per image)".format(
+            in_gib(self.of_batch(batch_size)), batch_size, "" if batch_size == 1 else "s",
+            in_gib(self.fixed), in_gib(self.per_image))
+
+    @staticmethod
+    def from_peaks(one: int, two: int, update: int) -> MemoryNeed:
+        """From the peaks of the gradients of one image, those of two, and of the update."""
+        per_image = max(two - one, 1)
+        return MemoryNeed(max(one - per_image, 0), per_image, update)
+
+
+def in_gib(count: float) -> str:
+    """Bytes as `1.5 GiB`."""
+    return "{:.1f} GiB".format(count / GIB) if count >= 0.95 * GIB else (
+        "{:.0f} MiB".format(count / (1 << 20)))
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def output_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
+    """Bytes that the trained layers of `model` put out while `run()` calls it.
+
+    Training keeps nearly all of it for the backward pass. What a layer writes in place of its input
+    counts once, what no trained parameter was part of not at all.
+    """
+    outputs: Dict[int, Tensor] = {}  # kept until the end, or addresses would come back
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            outputs[output.data_ptr()] = output
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(output.numel() * output.element_size() for output in outputs.values())
+
+
+def round_down(batch_size: int) -> int:
+    """The even number from 2 on that is not above `batch_size`; 1 and 0 stay what they are.
+
+    Even, because kernels and a later split into parts (--accumulate) like it; a power of two would
+    leave up to half of the memory unused.
+    """
+    return batch_size if batch_size < 2 else batch_size // 2 * 2
+
+
+def host_available(environ_limit: Optional[int] = None, proc: str = "/proc",
+                   cgroup: str = _CGROUP) -> Optional[int]:
+    """Bytes this process may still take: free memory, its control group, its address space.
+
+    None where the system does not say (no /proc). The arguments are for tests.
+    """
+    free = _proc_kib(os.path.join(proc, "meminfo"), "MemAvailable")
+    if free is None:
+        return None
+    limits = [free]
+    group_limit = _whole_number(os.path.join(cgroup, "memory.max"))
+    group_used = _whole_number(os.path.join(cgroup, "memory.current"))
+    if group_limit is not None and group_used is not None:
+        reclaimable = _reclaimable(os.path.join(cgroup, "memory.stat"))
+        limits.append(max(0, group_limit - group_used + reclaimable))
+    space = environ_limit if environ_limit is not None else address_space_limit()
+    size = _proc_kib(os.path.join(proc, "self", "status"), "VmSize")
+    if space is not None and size is not None:
+        limits.append(max(0, space - size))
+    return min(limits)
+
+
+def address_space_limit() -> Optional[int]:
+    """`ulimit -v` in bytes; None without one, or where the system has no such thing."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else int(limit)
+
+
+def process_peak() -> Optional[int]:
+    """The most bytes of memory that this process has ever had; None where the system is silent."""
+    return _proc_kib(_PROC_STATUS, "VmHWM")
+
+
+def _proc_kib(path: str, key: str) -> Optional[int]:
+    for line in _lines(path):
+        match = re.match(re.escape(key) + r":\s+(\d+) kB", line)
+        if match:
+            return int(match.group(1)) << 10
+    return None
+
+
+def _whole_number(path: str) -> Optional[int]:
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _reclaimable(path: str) -> int:
+    found: Mapping[str, str] = dict(line.split() for line in _lines(path) if len(line.split()) == 2)
+    return int(found.get("inactive_file", "0"))
+
+
+def _lines(path: str) -> List[str]:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return stream.read().splitlines()
+    except OSError:
+        return []
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that a device, or the host, had no memory left."""
+    kind = getattr(torch, "OutOfMemoryError", None)
+    if isinstance(error, MemoryError) or (kind is not None and isinstance(error, kind)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory",
+          "error code is 207001", "error code is 207018", "cublas_status_alloc_failed")
+"""207001 and 207018 are CANN's ACL_ERROR_RT_MEMORY_ALLOCATION and ACL_ERROR_RT_DEVICE_OOM."""
