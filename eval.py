@@ -31,6 +31,7 @@ from utils.inference import StageTimes
 from utils.predict_run import batch_size_of, input_of, predict
 from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
 from utils.processes import Processes
+from utils.progress import ImageProgress
 from utils.weight_loading import LoadReport
 from yolact import Yolact
 
@@ -59,7 +60,7 @@ def collect(finder: Finder, dataset: CocoDataset, indices: Sequence[int], evalua
     images = inference.EvaluationImages(dataset, indices, finder.model.input_size)
     loader = inference.EvaluationLoader(images, batch_size, num_workers,
                                         pin_memory_supported(finder.device))
-    progress = inference.ProgressLine(len(indices), sys.stderr, show_progress)
+    progress = ImageProgress(len(indices), sys.stderr, enabled=show_progress)
     was_training = finder.model.training
     finder.model.eval()
     try:

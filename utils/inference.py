@@ -1,4 +1,4 @@
-"""What evaluation needs around the network: batches of images, stage times, a progress line."""
+"""What evaluation needs around the network: batches of images, stage times, a pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import (
     List,
     Optional,
     Sequence,
-    TextIO,
     Tuple,
     TypeVar,
     Union,
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.compat import iterate
 from utils.errors import UserError
+from utils.progress import ImageProgress
 
 Item = Tuple[np.ndarray, int, int, int]
 """Planes `[3, S, S]`, image id, height and width of the stored image."""
@@ -175,30 +175,9 @@ class StageTimes:
             for name, seconds in self.seconds.items())
 
 
-class ProgressLine:
-    """A line that is overwritten on a terminal, and nothing where the stream is none."""
-
-    def __init__(self, total: int, stream: TextIO, enabled: bool = True) -> None:
-        self.total = total
-        self._stream = stream
-        self._enabled = enabled and stream.isatty()
-
-    def show(self, done: int, images_per_second: float) -> None:
-        """Show that `done` images are finished; the last one ends the line."""
-        if not self._enabled:
-            return
-        filled = 30 * done // max(self.total, 1)
-        self._stream.write("\r[{}{}] {:5d} / {} ({:5.1f}%)  {:.2f} images/s".format(
-            "=" * filled, " " * (30 - filled), done, self.total,
-            100 * done / max(self.total, 1), images_per_second))
-        if done >= self.total:
-            self._stream.write("\n")
-        self._stream.flush()
-
-
 def run_pipelined(batches: Iterable[ImageBatch], launch: Callable[[Tensor], T],
                   finish: Callable[[ImageBatch, T], None], times: StageTimes,
-                  progress: ProgressLine) -> None:
+                  progress: ImageProgress) -> None:
     """Finish each batch after the next one is launched: the device and the host work together.
 
     Args:
@@ -214,7 +193,7 @@ def run_pipelined(batches: Iterable[ImageBatch], launch: Callable[[Tensor], T],
         if before is not None:
             finish(*before)
             times.images += len(before[0].image_ids)
-            progress.show(times.images, times.images_per_second())
+            progress.show_images(times.images, times.images_per_second())
 
     for batch in times.watch("loading", batches):
         launched = launch(batch.images)

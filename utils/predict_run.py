@@ -19,9 +19,10 @@ import numpy as np
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
 from utils.image_source import Picture, find_pictures, image_pair, split_pair, video_pair
-from utils.inference import ImageBatch, ProgressLine, StageTimes, run_pipelined
+from utils.inference import ImageBatch, StageTimes, run_pipelined
 from utils.prediction_output import DrawingChoice, Failures, PredictionOutput, write_picture
 from utils.prefetch import Prefetch
+from utils.progress import ImageProgress
 from utils.video import Frame, VideoReader, VideoWriter, Window
 
 if TYPE_CHECKING:
@@ -43,15 +44,15 @@ class PictureBatch(ImageBatch):
     """A `Picture` or `Frame` for each of `pictures`."""
 
 
-class _Progress(ProgressLine):
+class _Progress(ImageProgress):
     """Counts what failed as done."""
 
     def __init__(self, total: int, stream: Any, enabled: bool, failures: Failures) -> None:
-        super().__init__(total, stream, enabled and total > 0)
+        super().__init__(total, stream, enabled=enabled)
         self._failures = failures
 
-    def show(self, done: int, images_per_second: float) -> None:
-        super().show(min(done + self._failures.count, self.total), images_per_second)
+    def counted(self, done: int) -> int:
+        return min(done + self._failures.count, self.total) if self.total else done
 
 
 @dataclass
@@ -127,7 +128,7 @@ class PredictionRun:
         with Prefetch(_read_all(self.predictor.read, pictures)) as read:
             batches = self._batches(self._readable(read))
             run_pipelined(batches, self._launch, finish, self.times, progress)
-        progress.show(self.times.images, self.times.images_per_second())
+        progress.finish_images(self.times.images, self.times.images_per_second())
         output.close()
         return self._end("{} of {} pictures drawn in {}, {} objects".format(
             output.pictures, len(pictures), folder, output.objects), output)
@@ -161,7 +162,7 @@ class PredictionRun:
                                                "file may be incomplete".format(
                                                    source, reader.missing, reader.total)),
                                      reader.missing)
-            progress.show(self.times.images, self.times.images_per_second())
+            progress.finish_images(self.times.images, self.times.images_per_second())
             place = ("" if target is None or frames.is_incomplete
                      else " drawn in {}".format(target))
             code = self._end("{} frames{}, {} objects".format(

@@ -23,12 +23,12 @@ from utils.errors import UserError
 from utils.inference import (
     EvaluationImages,
     EvaluationLoader,
-    ProgressLine,
     StageTimes,
     choose_images,
     run_pipelined,
     to_network_input,
 )
+from utils.progress import ImageProgress
 from yolact import build_yolact
 
 NAMES = ["circle", "square", "star", "moon"]
@@ -327,17 +327,7 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
         EvaluationLoader(EvaluationImages(dataset_of(data), range(3), 32), 1),
         lambda images: events.append("launch") or len(events),
         lambda batch, launched: events.append("finish {} {}".format(batch.image_ids[0], launched)),
-        times, ProgressLine(3, stream))
+        times, ImageProgress(3, stream))
     assert events == ["launch", "launch", "finish 100 1", "launch", "finish 101 2", "finish 102 4"]
     assert times.images == 3 and "loading" in times.seconds
     assert stream.getvalue() == ""  # not a terminal
-
-
-def test_progress_on_a_terminal():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    progress = ProgressLine(4, stream)
-    progress.show(2, 1.5)
-    progress.show(4, 1.5)
-    assert stream.getvalue().count("\r") == 2 and stream.getvalue().endswith("1.50 images/s\n")
-    assert " 50.0%" in stream.getvalue()

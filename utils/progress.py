@@ -1,0 +1,178 @@
+"""The last line of a terminal while something long runs; nothing where the output is a file.
+
+What a line says is put together from what the host knows: the device is asked for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Callable, List, Optional, Sequence, TextIO
+
+INTERVAL = 0.5
+"""Seconds between two drawings."""
+
+_SMALLEST_BAR, _LARGEST_BAR = 8, 30
+_FALLBACK_COLUMNS = 80
+
+
+class ProgressBar:
+    """A line that is drawn over and over: bar, count, time left, and what the caller adds.
+
+    Parts that do not fit the terminal's width are left out from the end; the bar itself shrinks
+    first.
+
+    Args:
+        total: steps of the whole; 0 where it is not known, then there is no bar.
+        stream: where the line goes; there is none unless this is a terminal.
+        beside: another stream that must be a terminal, too (that of the log lines).
+        enabled: False shows nothing.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, total: int, stream: TextIO, beside: Optional[TextIO] = None,
+                 enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self._stream = stream
+        self._enabled = enabled and stream.isatty() and (beside is None or beside.isatty())
+        self._clock = clock
+        self._next = 0.0
+        self._drawn = False
+        self._finished = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `show` would draw: lets a caller leave out the work for what it would say."""
+        return self._enabled and not self._finished and self._clock() >= self._next
+
+    def show(self, done: int, parts: Sequence[str] = ()) -> None:
+        """Draw the line if it is due, with `parts` behind the count, most important first."""
+        if self.is_due:
+            self._draw(done, parts)
+
+    def finish(self, done: int, parts: Sequence[str] = ()) -> None:
+        """Draw the line a last time and leave it there; more calls do nothing."""
+        if self._enabled and not self._finished:
+            self._draw(done, parts)
+            self._stream.write("\n")
+            self._stream.flush()
+            self._drawn, self._finished = False, True
+
+    def clear(self) -> None:
+        """Make room for a line of the log; the next `show` draws at once."""
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._drawn, self._next = False, 0.0
+
+    def _draw(self, done: int, parts: Sequence[str]) -> None:
+        line = compose(done, self.total, parts, _columns(self._stream))
+        self._stream.write("\r{}\x1b[K".format(line))
+        self._stream.flush()
+        self._drawn, self._next = True, self._clock() + INTERVAL
+
+
+class ImageProgress(ProgressBar):
+    """The line of an evaluation or a prediction; ends by itself with the last image."""
+
+    def show_images(self, done: int, images_per_second: float) -> None:
+        """Show that `done` images are finished."""
+        counted = self.counted(done)
+        if self.total and counted >= self.total:
+            self.finish_images(done, images_per_second)
+        elif self.is_due:
+            left = (self.total - counted) / max(images_per_second, 1e-9)
+            self.show(counted, (["ETA " + duration(left)] if self.total else [])
+                      + [_speed(images_per_second)])
+
+    def finish_images(self, done: int, images_per_second: float) -> None:
+        """Show the line a last time."""
+        self.finish(self.counted(done), [_speed(images_per_second)])
+
+    def counted(self, done: int) -> int:
+        """What the line shows where `done` images are finished."""
+        return done
+
+
+class StepClock:
+    """Mean seconds of a step and of its wait for data, from one drawing to the next.
+
+    Means are those of the last drawings, the newest counting most, so that they follow a change
+    within seconds and do not jump.
+    """
+
+    KEPT = 0.7
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._mean_step = 0.0
+        self._mean_data = 0.0
+        self.restart(0, 0.0)
+
+    def restart(self, done: int, waited: float) -> None:
+        """Leave out the time until now, e.g. of a validation."""
+        self._last = (self._clock(), done, waited)
+
+    def parts(self, done: int, total: int, waited: float, memory: int) -> List[str]:
+        """What a training line says behind its count.
+
+        `waited` are seconds spent waiting for data since the start, `memory` bytes reserved on the
+        device (0 leaves them out).
+        """
+        now, (before, steps, waited_before) = self._clock(), self._last
+        if done > steps:
+            step = (now - before) / (done - steps)
+            data = (waited - waited_before) / (done - steps)
+            kept = self.KEPT if self._mean_step else 0.0
+            self._mean_step = kept * self._mean_step + (1 - kept) * step
+            self._mean_data = kept * self._mean_data + (1 - kept) * data
+            self._last = (now, done, waited)
+        if not self._mean_step:
+            return []
+        shown = ["ETA {}".format(duration((total - done) * self._mean_step)),
+                 "{} a step".format(short_seconds(self._mean_step)),
+                 "data {} + compute {}".format(
+                     short_seconds(self._mean_data),
+                     short_seconds(max(self._mean_step - self._mean_data, 0.0)))]
+        return shown + ["{:.1f} GiB".format(memory / 2 ** 30)] if memory else shown
+
+
+def compose(done: int, total: int, parts: Sequence[str], columns: int) -> str:
+    """One line of less than `columns` characters."""
+    count = "{}".format(done) if not total else "{} / {} ({:.1f}%)".format(
+        done, total, 100 * done / total)
+    shown = [count]
+    for part in parts:
+        if len("  ".join(shown + [part])) >= columns:
+            break
+        shown.append(part)
+    line = "  ".join(shown)
+    room = min(columns - 1 - len(line) - 3, _LARGEST_BAR)
+    if total and room >= _SMALLEST_BAR:
+        filled = room * min(done, total) // total
+        line = "[{}{}] {}".format("=" * filled, " " * (room - filled), line)
+    return line[:max(columns - 1, 1)]
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, with days in front where there are some."""
+    whole = int(seconds)
+    days, rest = divmod(whole, 86400)
+    text = "{}:{:02d}:{:02d}".format(rest // 3600, rest // 60 % 60, rest % 60)
+    return text if not days else "{} day{}, {}".format(days, "" if days == 1 else "s", text)
+
+
+def short_seconds(seconds: float) -> str:
+    """`1.25 s` or `125 ms`."""
+    return "{:.2f} s".format(seconds) if seconds >= 1 else "{:.0f} ms".format(1000 * seconds)
+
+
+def _speed(images_per_second: float) -> str:
+    return "{:.2f} images/s".format(images_per_second)
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _FALLBACK_COLUMNS
+    except (OSError, ValueError):  # no terminal behind it, or none that knows its width
+        return _FALLBACK_COLUMNS
