@@ -68,9 +68,9 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
     while done < max_iter:
         parts = [next(batches) for _ in range(sharing.parts)]
         losses = shared_step(run.network, run.criterion, run.optimizer, parts,
-                             run.learning_rate(done), sharing, stop.requested)
+                             run.learning_rate(done), sharing, stop.requested, run.precision)
         run.records.add(done, losses, run.optimizer.step_finite,
-                        torch.cat([part.image_ids for part in parts]))
+                        torch.cat([part.image_ids for part in parts]), run.precision.used_scale)
         done += 1
         throughput.step()
         timer.step()
@@ -123,7 +123,7 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
         log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
                   losses=report.losses, total=report.total, skipped=run.records.total_skipped,
                   seconds=timer.recent, data_seconds=watched.mean_since_last(), fps=fps,
-                  avg_fps=average, memory=memory_reserved(run.device))
+                  avg_fps=average, memory=memory_reserved(run.device), loss_scale=report.scale)
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
             "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
@@ -134,10 +134,11 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
 def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
     share_buffers(run.model, run.processes)
-    results = evaluate_dataset(run.model, run.config, dataset, run.device,
-                               max_images=run.args.validation_size,
-                               num_workers=run.args.num_workers,
-                               class_names=run.dataset.class_names, processes=run.processes)
+    with run.precision.float32_weights(run.model):  # those that are saved
+        results = evaluate_dataset(run.model, run.config, dataset, run.device,
+                                   max_images=run.args.validation_size,
+                                   num_workers=run.args.num_workers,
+                                   class_names=run.dataset.class_names, processes=run.processes)
     if results is None:
         return
     run.best.update(done, results.mask.ap, results.box.ap)
@@ -159,10 +160,11 @@ def print_start(run: Run, start: int) -> None:
         sum(parameter.numel() for parameter in run.model.parameters()),
         run.config.max_size, run.config.max_size))
     print("{} images, batch {} x {} card{}{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
-          "epochs), learning rate {:g}".format(
+          "epochs), learning rate {:g}, precision {}".format(
               len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s",
               " x {} parts".format(parts) if parts > 1 else "", size,
-              start, max_iter, max_iter / size, run.learning_rate.base_lr), flush=True)
+              start, max_iter, max_iter / size, run.learning_rate.base_lr, run.precision.name),
+          flush=True)
 
 
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:

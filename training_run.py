@@ -20,6 +20,7 @@ from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
 from utils import checkpoint
+from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.best_score import BestScore
 from utils.checkpoint import CheckpointName
 from utils.device import pin_memory_supported
@@ -60,6 +61,7 @@ class Run:
     """None where this run does not validate."""
     records: StepRecords
     best: BestScore
+    precision: Precision
 
 
 def resolve_config(args: argparse.Namespace) -> Config:
@@ -89,6 +91,7 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int,
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest."""
     config = resolve_config(args)
+    precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
     dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
                            strict=args.strict)
     dataset.check_images_exist()
@@ -108,11 +111,14 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         world_size=processes.world_size, pin_memory=pin_memory_supported(device),
         pack_masks=device.type != "cpu", parts=sharing.parts)
     model = build_model(args, config, per_card, dataset.class_names).to(device)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(
+        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
+    precision.prepare(model, optimizer)
+    records = StepRecords(precision.scale_floor, sharing.on_any_card)
     network = wrap(model, processes, device)
     return Run(args, config, processes, sharing, device, model, network,
                MultiBoxLoss.from_config(config, model.maskiou_net), optimizer, learning_rate,
-               loader, dataset, validation_set, StepRecords(), BestScore())
+               loader, dataset, validation_set, records, BestScore(), precision)
 
 
 def identity_of(run: Run) -> Dict[str, Any]:
@@ -126,12 +132,14 @@ def identity_of(run: Run) -> Dict[str, Any]:
         "learning_rate": run.learning_rate.state_dict(),
         "seed": run.args.seed,
         "bn_frozen": run.model.bn_frozen,
+        "precision": run.precision.name,
     }
 
 
 def weights_of(run: Run) -> Dict[str, torch.Tensor]:
     """The weights that are saved, scored and handed on, under their names in the network."""
-    return run.model.state_dict()
+    with run.precision.float32_weights(run.model):
+        return run.model.state_dict()
 
 
 def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
@@ -142,7 +150,7 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     older = checkpoint.list_checkpoints(folder, run.config.name)
     name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
     state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
-                       run.best)
+                       run.best, run.precision)
     path = checkpoint.save_checkpoint(name, folder, weights_of(run), state)
     print("Saved weights : {}".format(path), flush=True)
     for old in older:
@@ -161,7 +169,8 @@ def resume(run: Run, weights_path: str) -> int:
     With the full state beside the weights the run goes on exactly. Weights alone (the original's
     files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
     """
-    print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
+    with run.precision.float32_weights(run.model):
+        print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
     state = checkpoint.load_state(weights_path)
     if state is None:
         named = CheckpointName.parse(weights_path)
@@ -171,6 +180,6 @@ def resume(run: Run, weights_path: str) -> int:
               .format(weights_path, checkpoint.state_path(weights_path), start))
         return start
     check_same_run(identity_of(run), state, weights_path)
-    start = unpack_state(state, run.optimizer, run.records, run.best, run.device)
+    start = unpack_state(state, run.optimizer, run.records, run.best, run.precision, run.device)
     print("Resumed : {} at iteration {}".format(weights_path, start))
     return start

@@ -9,10 +9,11 @@ Letters: B batch, H x W size of the input, h x w of the output, T = 9 taps by ro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from typing import Any, Dict, NamedTuple, Optional, Tuple, cast
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,9 +84,20 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
            "plain": convolve_plainly}[way or deform_conv_way(x.device).name]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),
-                 None if bias is None else bias.to(kind), stride, padding)
+    with _without_autocast(x.device):
+        result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),
+                     None if bias is None else bias.to(kind), stride, padding)
     return result.to(x.dtype)
+
+
+@contextlib.contextmanager
+def _without_autocast(device: torch.device) -> Iterator[None]:
+    """The kernels take float32 only: nothing in them may be cast to half precision."""
+    if not hasattr(torch, "autocast"):  # before 1.10
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 class DeformConv2d(nn.Module):

@@ -61,8 +61,10 @@ class PredictionHead(nn.Module):
         spelling, forward and backward, with the same numbers.
         """
         layers = (self.bbox_layer, self.conf_layer, self.mask_layer)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([cast(Tensor, layer.bias) for layer in layers])
+        # Cast here, under autocast, and not for each level anew.
+        kind = levels[0].dtype
+        weight = torch.cat([layer.weight for layer in layers]).to(kind)
+        bias = torch.cat([cast(Tensor, layer.bias) for layer in layers]).to(kind)
         outputs = []
         for level in levels:
             x = F.conv2d(self.upfeature(level), weight, bias, padding=1)

@@ -39,8 +39,9 @@ class MaskIouNet(nn.Module):
 
     def forward(self, masks: Tensor) -> Tensor:
         """Soft masks `[n,1,h,w]` in 0..1, zero outside of their boxes -> `[n,C-1]`, 0 or more."""
-        x = self.maskiou_net(masks)
-        return F.max_pool2d(x, x.shape[2:]).flatten(1)
+        # Where the parameters are in half precision, the loss that this is called from is not.
+        x = self.maskiou_net(masks.to(next(self.parameters()).dtype))
+        return F.max_pool2d(x, x.shape[2:]).flatten(1).to(masks.dtype)
 
 
 def crop_to_boxes(soft: Tensor, boxes: Tensor) -> Tensor:

@@ -36,11 +36,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalise `[B, C, h, w]`."""
         if not self.training or not dist.is_initialized():
             return super().forward(features)
-        mean, variance, count = self._statistics(features)
+        # In float32: squares of half-precision features overflow.
+        wide = features.float()
+        mean, variance, count = self._statistics(wide)
         self._update(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
-        return features * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        normalised = wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return normalised.to(features.dtype)
 
     def _statistics(self, features: Tensor) -> Tuple[Tensor, Tensor, int]:
         # The mean first, then squares of differences: sums of squares alone would lose digits.

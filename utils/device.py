@@ -242,3 +242,79 @@ def pin_memory_supported(device: torch.device) -> bool:
     except (RuntimeError, AssertionError):  # early plugins pin through CUDA only
         return False
     return True
+
+
+def has_autocast() -> bool:
+    """Whether this PyTorch casts by itself (`torch.autocast`, from 1.10); before, apex does."""
+    return hasattr(torch, "autocast")
+
+
+def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
+    """Why `device` cannot compute in `dtype` (float16 or bfloat16); empty if it can."""
+    name = str(dtype).split(".")[-1]
+    if device.type == "cpu":
+        try:
+            probe = torch.zeros(1, 1, 3, 3, dtype=dtype)
+            torch.nn.functional.conv2d(probe, probe)
+        except RuntimeError:
+            return "PyTorch {} has no {} on the CPU".format(torch.__version__, name)
+        return ""
+    if dtype == torch.bfloat16:
+        known = getattr(_runtime(device), "is_bf16_supported", None)
+        if known is None or not known():
+            return "{} has no bfloat16".format(_runtime(device).get_device_name(device.index or 0))
+    return ""
+
+
+def casting_library(device: torch.device) -> Any:
+    """The module `apex.amp`, which casts for PyTorch before 1.10.
+
+    Raises:
+        UserError: what has to be installed, or that this device is not for it.
+    """
+    if device.type == "cpu":
+        raise UserError("PyTorch {} has no half precision on the CPU; leave out --opt_level, or "
+                        "use PyTorch 2".format(torch.__version__))
+    wanted = ("Ascend's (gitcode.com/Ascend/apex, built for this PyTorch)"
+              if device.type == "npu" else "NVIDIA's (github.com/NVIDIA/apex)")
+    found = importlib.util.find_spec("apex") is not None
+    try:
+        amp = importlib.import_module("apex.amp")
+    except Exception as error:  # the other package of that name fails in its own imports
+        if not found:
+            raise UserError("--opt_level O1 and O2 need the package apex on PyTorch {}; install {}"
+                            .format(torch.__version__, wanted)) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError("the package apex that is installed has no usable amp ({}); that on PyPI "
+                        "is something else by the same name: remove it and install {}".format(
+                            reason, wanted)) from error
+    if not hasattr(amp, "initialize"):
+        raise UserError("the package apex that is installed has no amp.initialize; install {}"
+                        .format(wanted))
+    return amp
+
+
+def saturates(device: torch.device) -> bool:
+    """Whether half precision stops at its largest number here, so that overflow is not seen in it.
+
+    True on the Ascend 910 before the 910B. There a register of the device remembers overflows.
+    """
+    if device.type != "npu":
+        return False
+    known = getattr(getattr(_npu_module(), "utils", None), "is_support_inf_nan", None)
+    return known is None or not known()
+
+
+def clear_overflow(device: torch.device) -> None:
+    """Queue that the register of overflows is emptied."""
+    _npu_operator("npu_clear_float_status")(torch.zeros(8, device=device))
+
+
+def overflow_since_clear(device: torch.device) -> torch.Tensor:
+    """What the register holds, above 0 after an overflow, as a 0-d tensor on the device."""
+    return _npu_operator("npu_get_float_status")(torch.zeros(8, device=device))[0]
+
+
+def _npu_operator(name: str) -> Any:
+    plugin = importlib.util.find_spec("torch_npu") is not None
+    return getattr(importlib.import_module("torch_npu") if plugin else torch, name)

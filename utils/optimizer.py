@@ -7,7 +7,7 @@ back to the host: whether the update may be applied is decided on the device.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ class FlatOptimizer:
         self.clip_norm = clip_norm
         device = self.parameters[0].device
         self._pads = [-p.numel() % ALIGNMENT for p in self.parameters]
-        self._zeros = torch.zeros(max(p.numel() for p in self.parameters) + ALIGNMENT,
-                                  dtype=torch.float32, device=device)
+        self._fillers: Dict[Tuple[int, torch.dtype], Tensor] = {}
+        self._half: Optional[Tensor] = None
         self._flat = self._gather([p.detach() for p in self.parameters])
         for parameter, view in zip(self.parameters, self._views(self._flat)):
             parameter.data = view
@@ -84,13 +84,41 @@ class FlatOptimizer:
         """All parameters as one float32 tensor, padded; to be read, and changed only in place."""
         return self._flat
 
+    def halve(self, chosen: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+        """From now on the network computes with `chosen` in `dtype`; the flat buffer stays float32.
+
+        These parameters become views of a flat copy in `dtype`, which one cast renews after each
+        step. Call it before anything (DistributedDataParallel) hooks into their gradients.
+        """
+        numbers = {id(parameter) for parameter in chosen}
+        self._half = self._flat.to(dtype)
+        for parameter, view in zip(self.parameters, self._views(self._half)):
+            if id(parameter) in numbers:
+                parameter.data = view
+        self._addresses = [p.data_ptr() for p in self.parameters]
+
+    def masters(self) -> List[Tuple[nn.Parameter, Tensor]]:
+        """Each parameter with its float32 values: itself, or what `halve` keeps for it."""
+        return list(zip(self.parameters, self._views(self._flat)))
+
+    def renew_half(self) -> None:
+        """Round the float32 values anew to what `halve` shows the network."""
+        if self._half is not None:
+            self._half.copy_(self._flat)
+
     def zero_grad(self) -> None:
         """Drop all gradients; the next backward makes new ones."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, scale: Optional[Tensor] = None,
+             overflow: Optional[Tensor] = None) -> None:
         """Apply one update from the parameters' `.grad` (None counts as zeros).
+
+        Args:
+            lr: learning rate.
+            scale: 0-d tensor that the gradients were multiplied by, and are divided by here.
+            overflow: 0-d tensor, above 0 where the gradients are wrong although they look finite.
 
         If a gradient is not finite, parameters, buffers and the step count stay exactly as they
         are, which costs no wait: the gradient is emptied by a masked fill before it meets a buffer,
@@ -99,13 +127,18 @@ class FlatOptimizer:
         self._check_views()
         with torch.no_grad():
             grad = self._gather([p.grad for p in self.parameters])
+            if scale is not None:
+                grad.div_(scale)
             # By rows first: one sum over millions of squares is 4 % off on some versions' CPU.
             self.grad_norm = grad.view(-1, ALIGNMENT).norm(dim=1).norm()
             self.step_finite = self.grad_norm < LARGEST_NORM
+            if overflow is not None:
+                self.step_finite = self.step_finite & (overflow <= 0)
             if self.clip_norm > 0:
                 grad.mul_((self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1))
             self._update(grad, lr)
             self.steps += self.step_finite
+            self.renew_half()
 
     def _update(self, grad: Tensor, lr: float) -> None:
         raise NotImplementedError
@@ -121,16 +154,34 @@ class FlatOptimizer:
         return torch.full_like(self._one, value)
 
     def _gather(self, tensors: Sequence[Any]) -> Tensor:
-        """One padded flat tensor of `tensors`, None where zeros stand in, by a single cat."""
-        pieces = []
+        """One padded flat float32 tensor of `tensors`, None where zeros stand in.
+
+        A single cat, and where types change one more for each run of a type, with one cast.
+        """
+        runs: List[Tuple[torch.dtype, List[Tensor]]] = []
         for tensor, parameter, pad in zip(tensors, self.parameters, self._pads):
+            dtype = parameter.dtype
+            if not runs or runs[-1][0] != dtype:
+                runs.append((dtype, []))
+            pieces = runs[-1][1]
             if tensor is None:
-                pieces.append(self._zeros[:parameter.numel() + pad])
+                pieces.append(self._filler(parameter.numel() + pad, dtype))
                 continue
             pieces.append(tensor.reshape(-1))
             if pad:
-                pieces.append(self._zeros[:pad])
-        return torch.cat(pieces)
+                pieces.append(self._filler(pad, dtype))
+        parts = [torch.cat(pieces).float() for _, pieces in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _filler(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Zeros: views, made once for each length, of one tensor for each type."""
+        longest = max(p.numel() for p in self.parameters) + ALIGNMENT
+        for size in (longest, length):
+            if (size, dtype) not in self._fillers:
+                self._fillers[size, dtype] = (
+                    torch.zeros(size, dtype=dtype, device=self.parameters[0].device)
+                    if size == longest else self._fillers[longest, dtype][:size])
+        return self._fillers[length, dtype]
 
     def _views(self, flat: Tensor) -> List[Tensor]:
         views, start = [], 0
@@ -237,12 +288,16 @@ class FlatAdamW(FlatOptimizer):
         self._flat.addcmul_(update, applied / correction1, value=-lr)
 
 
-def build_optimizer(config: Any, model: nn.Module) -> FlatOptimizer:
+def build_optimizer(config: Any, model: nn.Module,
+                    last: Iterable[nn.Parameter] = ()) -> FlatOptimizer:
     """Optimiser of a `data.config.Config` for the trainable parameters of `model`.
 
-    SGD decays everything, as the original; AdamW only tensors of more than one dimension.
+    SGD decays everything, as the original; AdamW only tensors of more than one dimension. Those in
+    `last` come behind the others, so that parameters which share a type lie together.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    behind = {id(p) for p in last}
+    trainable = sorted((p for p in model.parameters() if p.requires_grad),
+                       key=lambda p: id(p) in behind)
     if config.optimizer == "sgd":
         return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
                        clip_norm=config.clip_grad_norm)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.amp import Precision
 from utils.compat import unsynchronised_buffers
 from utils.optimizer import FlatOptimizer, poison
 from utils.processes import Processes
@@ -77,6 +78,15 @@ class Sharing:
         self._wait()
         return bool(self._agreed[1] > 0)
 
+    def on_any_card(self, flag: Tensor) -> Tensor:
+        """`flag` (float), added up over all cards. The host does not wait."""
+        if self.processes.world_size == 1:
+            return flag
+        total = flag.clone()
+        handle = dist.all_reduce(total, async_op=True)
+        handle.wait()
+        return total
+
     def local_gradients(self, network: nn.Module, last: bool) -> ContextManager[Any]:
         """Context of one part: gradients travel between the cards with the last one only."""
         if last or not isinstance(network, nn.parallel.DistributedDataParallel):
@@ -108,7 +118,8 @@ def wrap(model: nn.Module, processes: Processes, device: torch.device) -> nn.Mod
 
 def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
                 parts: Sequence[Any], lr: float, sharing: Sharing,
-                stop_requested: bool = False) -> Dict[str, Tensor]:
+                stop_requested: bool = False,
+                precision: Optional[Precision] = None) -> Dict[str, Tensor]:
     """One update from a batch that is divided among cards and into parts, one after the other.
 
     The update is that of the undivided batch; it is skipped on all cards where one is not finite.
@@ -121,23 +132,32 @@ def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimiz
         lr: learning rate.
         sharing: how the batch is divided.
         stop_requested: see `Sharing.begin`.
+        precision: of the network's forward and backward pass; by default float32.
 
     Returns:
         this card's losses, on the device.
     """
+    precision = precision or Precision()
     sharing.begin(parts, stop_requested)
     optimizer.zero_grad()
     shown: Dict[str, Tensor] = {}
     for part in parts:
         with sharing.local_gradients(network, last=part is parts[-1]):
-            predictions = network(part.images)
-            losses = criterion(predictions, part, sharing.positives_per_share())
-            if len(parts) > 1:
-                losses = {name: loss / len(parts) for name, loss in losses.items()}
-            poison(total_of(losses)).backward()
+            with precision.forward():
+                predictions = network(part.images)
+            with precision.float32():
+                losses = criterion(precision.widen(predictions), part,
+                                   sharing.positives_per_share())
+                if len(parts) > 1:
+                    losses = {name: loss / len(parts) for name, loss in losses.items()}
+                loss = poison(total_of(losses))
+            precision.backward(loss)
         for name, loss in losses.items():
             shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
-    optimizer.step(lr)
+    overflow = precision.take_overflow()
+    if overflow is not None:
+        overflow = sharing.on_any_card(overflow)
+    precision.step(optimizer, lr, overflow)
     return shown
 
 

@@ -6,8 +6,9 @@ the device; a log line fetches the ring with one small copy and reads everything
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -18,19 +19,30 @@ WINDOW = 100
 
 
 class SkippedStep(NamedTuple):
-    """A step whose update was not applied, because a loss or a gradient was not finite."""
+    """A step whose update was not applied, because a loss or a gradient was not finite.
+
+    `scale` is what the loss was multiplied by, None where it was not; `next_scale` is the lower
+    scale that answers an overflow of the gradients, None where none can.
+    """
 
     iteration: int
     image_ids: Tuple[int, ...]
     losses: Dict[str, float]
+    scale: Optional[float] = None
+    next_scale: Optional[float] = None
 
     def sentence(self) -> str:
         """One line for the log; avoids the words that log readers search for."""
+        if self.scale is not None and self.next_scale is not None:
+            return ("iteration {}: gradient overflow at scale {:g}, the scale is now {:g}; update "
+                    "skipped on every card".format(self.iteration, self.scale, self.next_scale))
         values = ", ".join("{}: {}".format(key, value) for key, value in self.losses.items()
                            if not np.isfinite(value))
+        what = "loss ({})".format(values) if values else "gradient"
+        if self.scale is not None and not values:
+            what = "gradient at loss scale {:g}".format(self.scale)
         return "iteration {}: {} not finite; update skipped on every card; image ids {}".format(
-            self.iteration, "loss ({})".format(values) if values else "gradient",
-            ", ".join(str(image_id) for image_id in self.image_ids))
+            self.iteration, what, ", ".join(str(image_id) for image_id in self.image_ids))
 
 
 class Report(NamedTuple):
@@ -38,19 +50,30 @@ class Report(NamedTuple):
 
     `losses` and `total` are means over the last `WINDOW` steps that were applied (NaN if none was);
     `skipped` are the steps skipped since the last report; `in_a_row` is the longest run of skipped
-    steps that touches the steps since the last report.
+    steps that touches the steps since the last report, without those that a lower loss scale
+    answers. `scale` is that of the last step, None without one.
     """
 
     losses: Dict[str, float]
     total: float
     skipped: List[SkippedStep]
     in_a_row: int
+    scale: Optional[float] = None
 
 
 class StepRecords:
-    """Ring of the last `WINDOW` steps' losses and whether their update was applied."""
+    """Ring of the last `WINDOW` steps' losses and whether their update was applied.
 
-    def __init__(self) -> None:
+    Args:
+        scale_floor: loss scale at which overflows of the gradients count as not finite.
+        on_any_card: adds a tensor up over all cards. Called by `report`, on all cards or on none:
+            only one card may have seen the loss that was not finite, but all have to stop alike.
+    """
+
+    def __init__(self, scale_floor: float = math.inf,
+                 on_any_card: Callable[[Tensor], Tensor] = lambda flags: flags) -> None:
+        self._scale_floor = scale_floor
+        self._on_any_card = on_any_card
         self._names: List[str] = []
         self._ring: Optional[Tensor] = None
         self._steps = 0
@@ -59,7 +82,7 @@ class StepRecords:
         self.total_skipped = 0
 
     def add(self, iteration: int, losses: Dict[str, Tensor], applied: Tensor,
-            image_ids: Tensor) -> None:
+            image_ids: Tensor, scale: Optional[Tensor] = None) -> None:
         """Record a step without asking the device for anything.
 
         Args:
@@ -67,8 +90,10 @@ class StepRecords:
             losses: 0-d tensors by name; the names must be the same in every step.
             applied: 0-d bool, False where the optimiser left the parameters alone.
             image_ids: `[B]` on the host.
+            scale: 0-d, what the loss was multiplied by; in every step or in none.
         """
-        row = torch.stack([value.detach().float() for value in losses.values()] + [applied.float()])
+        values = [value.detach().float() for value in losses.values()]
+        row = torch.stack(values + [applied.float()] + ([] if scale is None else [scale]))
         if self._ring is None:
             self._names = list(losses)
             self._ring = torch.zeros(WINDOW, len(row), dtype=torch.float32, device=row.device)
@@ -84,24 +109,45 @@ class StepRecords:
         first = max(0, self._steps - WINDOW)
         rows = ring[[step % WINDOW for step in range(first, self._steps)]]
         recent = rows[len(rows) - len(self._since_report):]
+        count = len(self._names)
+        answered = self._answered(recent)
 
         skipped, longest = [], 0
-        for (iteration, image_ids), row in zip(self._since_report, recent):
-            self._run = 0 if row[-1] else self._run + 1
+        for (iteration, image_ids), row, by_scale in zip(self._since_report, recent, answered):
+            applied, scale = bool(row[count]), row[count + 1:].tolist()
+            if applied:
+                self._run = 0
+                continue
+            self._run += not by_scale
             longest = max(longest, self._run)
-            if not row[-1]:
-                losses = dict(zip(self._names, row[:-1].tolist()))
-                skipped.append(SkippedStep(iteration, tuple(image_ids.tolist()), losses))
+            skipped.append(SkippedStep(
+                iteration, tuple(image_ids.tolist()), dict(zip(self._names, row.tolist())),
+                scale[0] if scale else None,
+                max(scale[0] / 2, self._scale_floor) if by_scale else None))
         self._since_report.clear()
         self.total_skipped += len(skipped)
 
-        means = self._means(rows[rows[:, -1] > 0])
-        return Report(means, sum(means.values()), skipped, longest)
+        means = self._means(rows[rows[:, count] > 0])
+        last_scale = float(rows[-1, count + 1]) if rows.shape[1] > count + 1 else None
+        return Report(means, sum(means.values()), skipped, longest, last_scale)
+
+    def _answered(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the steps were skipped for an overflow that a lower scale answers, `[steps]`."""
+        count = len(self._names)
+        if rows.shape[1] == count + 1:
+            return np.zeros(len(rows), bool)
+        overflows = (rows[:, count] == 0) & (rows[:, count + 1] > self._scale_floor)
+        if not overflows.any():  # the same on all cards, as verdict and scale are
+            return overflows
+        assert self._ring is not None
+        bad_losses = torch.from_numpy(~np.isfinite(rows[:, :count]).all(axis=1)).float()
+        on_any_card = self._on_any_card(bad_losses.to(self._ring.device)).cpu().numpy()
+        return overflows & (on_any_card == 0)
 
     def _means(self, applied: np.ndarray) -> Dict[str, float]:
         if not len(applied):
             return {name: float("nan") for name in self._names}
-        return dict(zip(self._names, applied[:, :-1].astype(np.float64).mean(axis=0).tolist()))
+        return dict(zip(self._names, applied.astype(np.float64).mean(axis=0).tolist()))
 
     def state_dict(self) -> Dict[str, object]:
         """Plain types and a CPU tensor, so that averages go on after a resume."""

@@ -128,6 +128,14 @@ def _add_device(parser: ArgumentParser) -> None:
                        help="index of the card on this host")
     add_switch(group, "--cuda", default=True,
                help="False is the original's spelling of --node_device=cpu")
+    group.add_argument("--opt_level", default="O0", metavar="O0|O1|O2",
+                       help="precision: O0 float32; O1 convolutions in half precision, parameters "
+                            "in float32; O2 parameters in half precision too (docs/ascend.md)")
+    group.add_argument("--loss_scale", default=None, metavar="dynamic|NUMBER",
+                       help="factor on the loss that keeps small gradients; default: dynamic for "
+                            "float16, none for bfloat16")
+    group.add_argument("--amp_dtype", default="auto", metavar="auto|float16|bfloat16",
+                       help="half-precision type of O1 and O2; auto is float16")
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",
                        help="end the run when a batch takes longer (the first: ten times this); "
                             "0 waits for ever")

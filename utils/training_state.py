@@ -6,16 +6,20 @@ from typing import Any, Dict, Tuple
 
 import torch
 
+from utils.amp import Precision
 from utils.best_score import BestScore
 from utils.checkpoint import rng_state, set_rng_state, state_path
 from utils.errors import UserError
 from utils.optimizer import FlatOptimizer
 from utils.step_records import StepRecords
 
+_BEFORE_IT_WAS_STORED = {"precision": "O0"}
+"""What runs were whose state does not say it."""
+
 
 def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
                optimizer: FlatOptimizer, records: StepRecords,
-               best: BestScore) -> Dict[str, Any]:
+               best: BestScore, precision: Precision) -> Dict[str, Any]:
     """Everything but the weights that the run needs to go on after `iteration` steps.
 
     Args:
@@ -27,10 +31,12 @@ def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
         optimizer: its buffers are stored.
         records: the losses of the last steps are stored.
         best: the best validation so far.
+        precision: its loss scale is stored.
     """
     return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
                 position=iteration % epoch_size, optimizer=optimizer.state_dict(),
-                records=records.state_dict(), best=best.state_dict(), rng=rng_state())
+                records=records.state_dict(), best=best.state_dict(),
+                loss_scale=precision.state_dict(), rng=rng_state())
 
 
 def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path: str) -> None:
@@ -40,8 +46,9 @@ def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path
         UserError: names the first part that differs, with both values.
     """
     for key, value in identity.items():
-        if state.get(key) != value:
-            found, expected = _difference(state.get(key), value)
+        stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
+        if stored != value:
+            found, expected = _difference(stored, value)
             raise UserError(
                 "cannot resume '{}': its {} is {}, this run's is {}; use the flags and the data of "
                 "that run, or remove '{}' to start a new training from its weights".format(
@@ -49,15 +56,16 @@ def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path
 
 
 def unpack_state(state: Dict[str, Any], optimizer: FlatOptimizer, records: StepRecords,
-                 best: BestScore, device: torch.device) -> int:
+                 best: BestScore, precision: Precision, device: torch.device) -> int:
     """Put back what `pack_state` packed; returns the number of steps done.
 
-    A state written before there was a best validation leaves `best` as it is.
+    A state written before there was a best validation or a loss scale leaves them as they are.
     """
     optimizer.load_state_dict(state["optimizer"])
     records.load_state_dict(state["records"], device)
     if "best" in state:
         best.load_state_dict(state["best"])
+    precision.load_state_dict(state.get("loss_scale", {}))
     set_rng_state(state["rng"])
     return int(state["iteration"])
 

@@ -1,0 +1,291 @@
+"""The plan of precision: in which type the network computes, and how its loss is scaled.
+
+    O0    everything in float32
+    O1    parameters and gradients in float32; convolutions and matrix products run in half
+    O2    the network's parameters in half too, except batch norm's; their masters in float32
+
+Losses, box encoding and softmax are computed in float32 at every level. float16 has few exponents,
+so the loss is multiplied by a scale before the backward pass and the gradients are divided by it
+afterwards; bfloat16 needs none. Nothing here waits for the device: scale, verdict and counters are
+tensors on it, where the scalers of PyTorch and of the plugin read one to three values in each step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.device import (
+    casting_library,
+    clear_overflow,
+    half_type_problem,
+    has_autocast,
+    overflow_since_clear,
+    saturates,
+)
+from utils.errors import UserError, nearest
+from utils.optimizer import FlatOptimizer
+
+LEVELS = ("O0", "O1", "O2")
+TYPES = {"auto": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+FIRST_SCALE = 2.0 ** 16
+GOOD_STEPS_TO_GROW = 2000
+LOWEST_SCALE = 1.0
+"""Gradients that overflow unscaled are not the scale's fault."""
+HIGHEST_SCALE = 2.0 ** 127
+"""The last power of two in float32; float16 overflows long before."""
+
+
+class LossScale:
+    """What the loss is multiplied by: fixed, or halved after an overflow and doubled after 2000
+    good steps in a row, the numbers of torch.amp.GradScaler and of its forerunner.
+
+    Attributes:
+        value: 0-d float32 tensor; a new one after each update.
+    """
+
+    def __init__(self, device: torch.device, fixed: Optional[float] = None) -> None:
+        self.fixed = fixed
+        self.value = torch.full((), fixed or FIRST_SCALE, dtype=torch.float32, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.float32, device=device)
+
+    @property
+    def floor(self) -> float:
+        """An overflow at this scale or below cannot be answered by a lower one."""
+        return LOWEST_SCALE if self.fixed is None else math.inf
+
+    def update(self, finite: Tensor) -> None:
+        """Adapt to a step whose gradients were finite or not (0-d bool, the same on all cards)."""
+        if self.fixed is not None:
+            return
+        good = finite.float()
+        self._good_steps = (self._good_steps + 1) * good
+        grow = self._good_steps >= GOOD_STEPS_TO_GROW
+        factor = 0.5 + 0.5 * good + grow.float()
+        self.value = (self.value * factor).clamp(LOWEST_SCALE, HIGHEST_SCALE)
+        self._good_steps.masked_fill_(grow, 0.0)
+
+    def state_dict(self) -> Dict[str, float]:
+        """Plain numbers; waits for the device."""
+        return {"scale": float(self.value), "good_steps": int(self._good_steps)}
+
+    def load_state_dict(self, state: Dict[str, float]) -> None:
+        """Put back what `state_dict` returned."""
+        self.value = torch.full_like(self.value, state["scale"])
+        self._good_steps.fill_(state["good_steps"])
+
+
+class Precision:
+    """How a training step computes; `build_precision` makes it from the command line.
+
+    On PyTorch 1.5 and 1.8 a library of its own casts (`utils.device.casting_library`). It is used
+    by its public interface, without an optimiser: `initialize` patches PyTorch's functions (O1) or
+    the network (O2), `disable_casts` keeps the loss in float32, and `scale_loss` with a scale of 1
+    and no optimiser does one thing, dropping the half copies of the weights after each backward
+    pass, without which the next forward would see the weights of the first. Its scaler,
+    its merging of gradients and its fused optimisers are not: they do what the flat optimiser does
+    anyway, but ask the device for the verdict of each step.
+
+    Args:
+        level: one of `LEVELS`.
+        device: that the network is on.
+        dtype: torch.float16 or torch.bfloat16; not used at O0.
+        scale: None for an unscaled loss.
+        library: casts at O1 where PyTorch does not.
+    """
+
+    def __init__(self, level: str = "O0", device: Optional[torch.device] = None,
+                 dtype: torch.dtype = torch.float16, scale: Optional[LossScale] = None,
+                 library: Any = None) -> None:
+        self.level = level
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype
+        self.scale = scale
+        self.used_scale: Optional[Tensor] = None
+        """Scale of the last step."""
+        self._library = library
+        self._reads_register = scale is not None and saturates(self.device)
+        self._overflow: Optional[Tensor] = None
+        self._masters: List[Tuple[nn.Parameter, Tensor]] = []
+        self._optimizer: Optional[FlatOptimizer] = None
+
+    @property
+    def name(self) -> str:
+        """For messages, and for the identity of a run: "O1, float16, loss scale dynamic"."""
+        if self.level == "O0":
+            return "O0"
+        scale = "none" if self.scale is None else (
+            "dynamic" if self.scale.fixed is None else "{:g}".format(self.scale.fixed))
+        return "{}, {}, loss scale {}".format(self.level, str(self.dtype).split(".")[-1], scale)
+
+    @property
+    def scale_floor(self) -> float:
+        """Loss scale at which an overflow is no longer answered by a lower one."""
+        return math.inf if self.scale is None else self.scale.floor
+
+    def prepare(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
+        """Convert the network; after its optimiser is made and before it is wrapped."""
+        if self._library is not None and self.level != "O0":
+            self._library.initialize(model, opt_level=self.level, loss_scale=1.0, verbosity=0)
+        if self.level != "O2":
+            return
+        chosen = half_parameters(model)
+        self._masters = [(p, p.detach().clone()) for p in chosen if not p.requires_grad]
+        for parameter, _ in self._masters:
+            parameter.data = parameter.data.to(self.dtype)
+        optimizer.halve(chosen, self.dtype)
+        numbers = {id(p) for p in chosen}
+        self._masters += [(p, values) for p, values in optimizer.masters() if id(p) in numbers]
+        self._optimizer = optimizer
+
+    def forward(self) -> ContextManager[Any]:
+        """Context for the forward pass of the network, and of nothing else."""
+        if self.level != "O1" or self._library is not None:
+            return _nothing()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def float32(self) -> ContextManager[Any]:
+        """Context for what has to run in float32: the loss, evaluation."""
+        if self.level == "O1" and self._library is not None:
+            return self._library.disable_casts()
+        return _nothing()
+
+    def widen(self, predictions: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """The network's output in float32."""
+        return {name: value.float() for name, value in predictions.items()}
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the scaled loss, added to those that are there."""
+        self.used_scale = None if self.scale is None else self.scale.value
+        scaled = loss if self.used_scale is None else loss * self.used_scale
+        if self._reads_register:
+            clear_overflow(self.device)
+        if self.level == "O1" and self._library is not None:
+            with self._library.scale_loss(scaled, []) as unchanged:
+                unchanged.backward()
+        else:
+            scaled.backward()
+        if self._reads_register:
+            found = overflow_since_clear(self.device)
+            self._overflow = found if self._overflow is None else self._overflow + found
+
+    def take_overflow(self) -> Optional[Tensor]:
+        """0-d, above 0 if this card's register saw an overflow since the last call; else None.
+
+        None on devices whose numbers show it themselves: there the reduced gradients are not
+        finite, on all cards alike.
+        """
+        overflow, self._overflow = self._overflow, None
+        return overflow
+
+    def step(self, optimizer: FlatOptimizer, lr: float, overflow: Optional[Tensor] = None) -> None:
+        """Update the parameters unless a gradient overflowed, then the scale."""
+        optimizer.step(lr, self.used_scale, overflow)
+        if self.scale is not None:
+            self.scale.update(optimizer.step_finite)
+
+    @contextlib.contextmanager
+    def float32_weights(self, model: nn.Module) -> Iterator[None]:
+        """Context in which `model` has its float32 parameters: to save, load and evaluate it.
+
+        The half parameters are taken out and put back as the objects they are: giving them other
+        data would cut the hooks that DistributedDataParallel has in them.
+        """
+        masters = {id(p): nn.Parameter(values, requires_grad=False) for p, values in self._masters}
+        taken = [(module, name, parameter) for module in model.modules()
+                 for name, parameter in module._parameters.items() if id(parameter) in masters]
+        for module, name, parameter in taken:
+            module._parameters[name] = masters[id(parameter)]
+        try:
+            with self.float32():
+                yield
+        finally:
+            for module, name, parameter in taken:
+                module._parameters[name] = parameter
+            if self._optimizer is not None:
+                self._optimizer.renew_half()
+                for parameter, values in self._masters:
+                    if not parameter.requires_grad:
+                        parameter.data.copy_(values)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Plain types."""
+        return {} if self.scale is None else self.scale.state_dict()
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        if self.scale is not None and state:
+            self.scale.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def half_parameters(model: nn.Module) -> List[nn.Parameter]:
+    """The parameters that O2 halves: all but those of batch norm."""
+    kept = {id(p) for p in batch_norm_parameters(model)}
+    return [p for p in model.parameters() if id(p) not in kept]
+
+
+def batch_norm_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Weights and biases of all kinds of batch norm."""
+    return [p for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for p in module.parameters(recurse=False)]
+
+
+def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
+                    device: torch.device) -> Precision:
+    """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype.
+
+    Raises:
+        UserError: an unknown value, or what this device or this PyTorch cannot do.
+    """
+    if opt_level not in LEVELS:
+        raise UserError("--opt_level is '{}'{} Known: {}.".format(
+            opt_level, nearest(opt_level.upper(), LEVELS) or ".", ", ".join(LEVELS)))
+    if amp_dtype not in TYPES:
+        raise UserError("--amp_dtype is '{}'{} Known: {}.".format(
+            amp_dtype, nearest(amp_dtype, TYPES) or ".", ", ".join(TYPES)))
+    fixed = _fixed_scale(loss_scale)
+    if opt_level == "O0":
+        if loss_scale is not None or amp_dtype != "auto":
+            raise UserError("--{} means nothing at --opt_level=O0, where everything is float32; "
+                            "leave it out or choose O1".format(
+                                "amp_dtype" if loss_scale is None else "loss_scale"))
+        return Precision(device=device)
+    dtype = TYPES[amp_dtype]
+    library = None
+    if not has_autocast():
+        library = casting_library(device)
+        if dtype != torch.float16:
+            raise UserError("--amp_dtype={} needs PyTorch 2, this is {}; leave it out".format(
+                amp_dtype, torch.__version__))
+    problem = half_type_problem(device, dtype)
+    if problem:
+        raise UserError("--opt_level={} --amp_dtype={}: {}; choose another type or O0".format(
+            opt_level, amp_dtype, problem))
+    scaled = loss_scale is not None or dtype == torch.float16
+    return Precision(opt_level, device, dtype, LossScale(device, fixed) if scaled else None,
+                     library)
+
+
+def _fixed_scale(text: Optional[str]) -> Optional[float]:
+    """The number in --loss_scale; None for `dynamic` and for nothing."""
+    if text is None or text == "dynamic":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= HIGHEST_SCALE:
+        raise UserError("--loss_scale is '{}', expected dynamic or a number above 0, such as 128"
+                        .format(text))
+    return value
