@@ -10,7 +10,19 @@ import contextlib
 import functools
 import io
 import json
-from typing import Any, BinaryIO, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import pycocotools.mask
@@ -26,6 +38,17 @@ Rle = Dict[str, Any]
 
 _BOX_DECIMALS = 3
 _SCORE_DIGITS = 6
+
+
+class ScoredImage(NamedTuple):
+    """An image's detections and its ground truth."""
+
+    image_id: int
+    detections: List[Dict[str, Any]]
+    """`category_id`, `score`, `mask_score`, `bbox` (x y w h, pixels), `segmentation` (run lengths).
+    """
+    objects: List[Dict[str, Any]]
+    """Annotations with at least `category_id`, `bbox`, `segmentation` (run lengths), `iscrowd`."""
 
 
 class CocoEvaluator:
@@ -101,6 +124,18 @@ class CocoEvaluator:
         """Add another evaluator's `state()`; images that are known already are skipped."""
         for image_id, found in state:
             self._detections.setdefault(int(image_id), found)
+
+    def images(self) -> List[ScoredImage]:
+        """What was added, image by image, beside the ground truth; not to be changed."""
+        truth = self._ground_truth()
+        return [ScoredImage(image_id, found, truth.imgToAnns.get(image_id, []))
+                for image_id, found in self._detections.items()]
+
+    @property
+    def category_names(self) -> Dict[int, str]:
+        """Names of the annotation file's categories by id, in the order of the ids."""
+        known = self._ground_truth().cats
+        return {number: known[number]["name"] for number in sorted(known)}
 
     @property
     def has_ground_truth(self) -> bool:
