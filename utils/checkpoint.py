@@ -135,6 +135,9 @@ def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str
 def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
     """Resolve `latest`, `interrupt` or a path to a weights file.
 
+    Without `config_name`, `latest` is of the configuration that was trained last: a file that was
+    downloaded with many iterations in its name does not stand before one's own.
+
     Raises:
         UserError: nothing suitable lies in `folder`, or the path does not exist.
     """
@@ -150,7 +153,9 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
         raise UserError("no {} checkpoint{} in '{}'; train first or give the path of a .pth file"
                         .format(which, " of '{}'".format(config_name) if config_name else "",
                                 os.path.abspath(folder)))
-    return found[-1]
+    newest = CheckpointName.parse(max(found, key=os.path.getmtime))
+    assert newest is not None  # else it would not have been found
+    return found[-1] if config_name else find_checkpoint(which, folder, newest.config)
 
 
 def find_latest(folder: str, config_name: Optional[str] = None) -> str:

@@ -37,6 +37,16 @@ def test_plain_weights_are_a_plain_state_dict(tmp_path):
     assert os.path.getsize(path) < 3000
 
 
+def test_latest_of_any_configuration_is_of_the_one_trained_last(tmp_path):
+    names = ["yolact_base_54_800000.pth", "mine_2_200.pth", "mine_1_100.pth"]
+    for age, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(str(tmp_path / name), (1000 + age, 1000 + age))
+    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith("mine_2_200.pth")
+    os.utime(str(tmp_path / names[0]), (2000, 2000))
+    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith(names[0])
+
+
 def test_latest_and_interrupt(tmp_path):
     write(tmp_path, 900, config="yolact_im700")
     write(tmp_path, 100)
