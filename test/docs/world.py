@@ -37,8 +37,8 @@ def run(line, folder):
     """Type `line` in a shell in `folder`; returns exit code and output."""
     done = subprocess.run(["bash", "-c", line], cwd=str(folder), env=environment(),
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, universal_newlines=True, timeout=TIMEOUT)
-    return done.returncode, done.stdout
+                          stderr=subprocess.STDOUT, timeout=TIMEOUT)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def link_project(folder):
