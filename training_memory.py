@@ -15,15 +15,15 @@ WITHOUT_HOOKS = 1.05
 """Activations / outputs of layers: losses, batch and what lies between the layers."""
 UPDATE_COPIES = 2.3
 """What the optimiser makes while it works (the flat gradient and a temporary), in sizes of all
-trained parameters; the gradients themselves are one more. All three were read off the NPU plugin's
-allocator."""
+trained parameters; the gradients themselves are one more. Both factors were read off the NPU
+plugin's allocator."""
 
 
 def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer) -> MemoryNeed:
     """Memory of one card for training `model` in float32; nothing runs on the device.
 
-    Against the NPU plugin's allocator at 550 px: ResNets within 3 %, Darknet 15 % too low, YOLACT++ 30 %
-    too low, whose deformable convolutions keep more than they put out.
+    Against the peaks of the NPU plugin's allocator at 550 px: ResNets within 3 %, Darknet 15 % too
+    low, YOLACT++ 30 % too low, whose deformable convolutions keep more than they put out.
     """
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())

@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import platform
 import random
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 
+from utils import ascend_versions
+from utils.device_errors import start_problem
 from utils.errors import UserError, nearest
 
 _LOG = logging.getLogger(__name__)
@@ -72,9 +75,26 @@ def _npu_installed() -> bool:
     return _npu_module() is not None or importlib.util.find_spec("torch_npu") is not None
 
 
+def _plugin_version() -> Optional[str]:
+    """Of torch_npu, which need not be imported for it; None where it is built into PyTorch."""
+    spec = importlib.util.find_spec("torch_npu")
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    return ascend_versions.read_plugin(folders[0]) if folders else None
+
+
+def _npu_versions() -> ascend_versions.Versions:
+    return ascend_versions.Versions(
+        torch.__version__, _plugin_version(), ascend_versions.read_cann(os.environ),
+        ascend_versions.read_driver())
+
+
 def _npu_problem() -> str:
     if not _npu_installed():
         return "torch_npu is not installed for this Python"
+    plugin = _plugin_version()
+    mixed = ascend_versions.mixed(torch.__version__, plugin) if plugin else ""
+    if mixed:  # asked before the import, which would end in an undefined symbol
+        return mixed
     try:
         if _npu_module() is None:
             importlib.import_module("torch_npu")
@@ -134,8 +154,15 @@ def _first_usable() -> DeviceKind:
     raise AssertionError("the CPU is always usable")
 
 
-def _runtime(device: torch.device) -> Any:
+def device_runtime(device: torch.device) -> Any:
+    """Module with the interface of `torch.cuda`, or the part of it that the plugin knows."""
     return _BY_NAME[device.type].runtime()
+
+
+def cards_of_host(name: str) -> Optional[int]:
+    """Number of cards of the kind `name` on this host; None for the CPU, which all ranks share."""
+    kind = _find_kind(name)
+    return None if kind.name == "cpu" else int(kind.runtime().device_count())
 
 
 def device_count(name: str) -> int:
@@ -158,25 +185,39 @@ def select_device(name: str, index: int = 0) -> torch.device:
         raise UserError("{} device {} was asked for, but this host has {} (numbered 0 to {})"
                         .format(kind.title, index, found, found - 1))
     device = torch.device(kind.name, index)
-    runtime.set_device(device)
+    try:
+        runtime.set_device(device)
+        runtime.synchronize(device)  # the first use: only now CUDA asks the driver for the card
+    except RuntimeError as error:
+        raise UserError("{} device {} cannot be used: {}".format(
+            kind.title, index, start_problem(str(error), kind.name))) from error
     prepare(device)
     return device
 
 
 def prepare(device: torch.device) -> None:
-    """Set the process-wide switches this project relies on. Called by `select_device`."""
+    """Set the process-wide switches this project relies on. Called by `select_device`.
+
+    The compile mode (`jit_compile`) stays at the platform's default: on for the 910A, where kernels
+    compiled for a shape are the faster ones and a training has one shape; off for the 910B and
+    later, whose ready-made kernels need no compiler. See `expect_changing_shapes` for the rest.
+    """
+    if device.type != "npu":
+        return
     config = getattr(_npu_module(), "config", None)
-    if device.type == "npu" and config is not None:
-        # Parameters are views of flat optimiser buffers: they have to keep the plain layout.
+    if config is not None:
+        # Parameters are views of flat optimiser buffers: they have to keep the plain layout. Before
+        # the first tensor, or it would already have another.
         # (The plugin's object takes the value but does not give it back; hasattr would say no.)
         config.allow_internal_format = False
-    # The compile mode stays at the platform's default: it is the right one for fixed shapes, and
-    # training has no others.
+    doubt = ascend_versions.doubt(_npu_versions())
+    if doubt:
+        _LOG.warning("warning: %s", doubt)
 
 
 def expect_changing_shapes(device: torch.device) -> None:
     """Prefer ready-made kernels to compiling one for each new shape (evaluation, other sizes)."""
-    set_compile_mode = getattr(_runtime(device), "set_compile_mode", None)
+    set_compile_mode = getattr(device_runtime(device), "set_compile_mode", None)
     if set_compile_mode is not None:
         set_compile_mode(jit_compile=False)
 
@@ -206,7 +247,7 @@ def seed_everything(seed: int) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on `device` is done."""
-    _runtime(device).synchronize(device)
+    device_runtime(device).synchronize(device)
 
 
 def distributed_backend(device: torch.device) -> str:
@@ -216,17 +257,16 @@ def distributed_backend(device: torch.device) -> str:
 
 def memory_reserved(device: torch.device) -> int:
     """Bytes that PyTorch's allocator holds on `device`; 0 for the CPU."""
-    read = getattr(_runtime(device), "memory_reserved", None)
+    read = getattr(device_runtime(device), "memory_reserved", None)
     return int(read(device)) if read is not None else 0
 
 
 def describe(device: torch.device) -> str:
     """Device, its model and the versions below it, in one line."""
-    model = _runtime(device).get_device_name(device.index or 0)
+    model = device_runtime(device).get_device_name(device.index or 0)
     versions = ["torch {}".format(torch.__version__)]
     if device.type == "npu":
-        plugin = importlib.util.find_spec("torch_npu") and importlib.import_module("torch_npu")
-        versions.append("torch_npu {}".format(getattr(plugin, "__version__", "built in")))
+        versions = [str(_npu_versions())]
     if device.type == "cuda":
         versions.append("CUDA {}".format(torch.version.cuda))
     versions.append("Python {}".format(platform.python_version()))
@@ -260,9 +300,10 @@ def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
             return "PyTorch {} has no {} on the CPU".format(torch.__version__, name)
         return ""
     if dtype == torch.bfloat16:
-        known = getattr(_runtime(device), "is_bf16_supported", None)
+        known = getattr(device_runtime(device), "is_bf16_supported", None)
         if known is None or not known():
-            return "{} has no bfloat16".format(_runtime(device).get_device_name(device.index or 0))
+            return "{} has no bfloat16".format(
+                device_runtime(device).get_device_name(device.index or 0))
     return ""
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+
+from utils.device import device_runtime, memory_reserved
 
 GIB = float(1 << 30)
 MARGIN = 0.1
@@ -159,6 +161,42 @@ def _lines(path: str) -> List[str]:
             return stream.read().splitlines()
     except OSError:
         return []
+
+
+def memory_info(device: torch.device) -> Optional[Tuple[int, int]]:
+    """Bytes that this process may take on `device`, those it holds included, and all it has.
+
+    None for the CPU, and where an early plugin does not say how much the device has.
+    """
+    runtime = device_runtime(device)
+    if hasattr(runtime, "mem_get_info"):
+        free, total = runtime.mem_get_info(device)
+        return int(free) + memory_reserved(device), int(total)
+    properties = getattr(runtime, "get_device_properties", None)
+    total = getattr(properties(device), "total_memory", 0) if properties is not None else 0
+    return (int(total), int(total)) if total else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors have had on `device`, since `reset_peak_memory`; 0: unknown."""
+    read = getattr(device_runtime(device), "max_memory_allocated", None)
+    return int(read(device)) if read is not None else 0
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count anew."""
+    runtime = device_runtime(device)
+    reset = getattr(runtime, "reset_peak_memory_stats",
+                    getattr(runtime, "reset_max_memory_allocated", None))
+    if reset is not None:
+        reset(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what PyTorch's allocator holds but does not need back to the device."""
+    empty = getattr(device_runtime(device), "empty_cache", None)
+    if empty is not None:
+        empty()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

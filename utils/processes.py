@@ -42,8 +42,9 @@ class Processes:
         """Read the environment; without any of its variables this is a run of one process.
 
         The device is LOCAL_RANK where it is set. Else a single process takes ASCEND_DEVICE_ID, and
-        one of several takes its rank modulo `devices_per_host`. Contradictory or unreadable values
-        are a `UserError`.
+        one of several takes its rank modulo `devices_per_host`, the cards of this host (None: the
+        processes share one device). Contradictory or unreadable values, and more processes than
+        cards on one host, are a `UserError`.
         """
         env = os.environ if environ is None else environ
         if "WORLD_SIZE" in env:
@@ -64,8 +65,21 @@ class Processes:
             raise UserError("environment: {}={} but {}={}; ranks count from 0 to {}".format(
                 rank_name, rank, size_name, world_size, world_size - 1))
         elif devices_per_host:
+            if world_size > devices_per_host and _on_one_host(env):
+                raise UserError(
+                    "{} processes were started ({}={}), but this host has {} card{}; start at most "
+                    "that many, or with several hosts name the first by MASTER_ADDR".format(
+                        world_size, size_name, world_size, devices_per_host,
+                        "" if devices_per_host == 1 else "s"))
             device = rank % devices_per_host
-        return Processes(rank, world_size, _read(env, "LOCAL_RANK", device))
+        local_rank = _read(env, "LOCAL_RANK", device)
+        if devices_per_host and world_size > 1 and local_rank >= devices_per_host:
+            raise UserError(
+                "process {} of this host was started (LOCAL_RANK={}), but the host has {} card{}, "
+                "one for each process; start at most that many (NPROC of the launchers)".format(
+                    local_rank, local_rank, devices_per_host,
+                    "" if devices_per_host == 1 else "s"))
+        return Processes(rank, world_size, local_rank)
 
     @property
     def is_main(self) -> bool:
@@ -105,6 +119,12 @@ class Processes:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _on_one_host(env: Mapping[str, str]) -> bool:
+    """Whether nothing names a second host: no LOCAL_RANK, no address but this host's own."""
+    return not env.get("LOCAL_RANK") and env.get("MASTER_ADDR", DEFAULT_ADDRESS) in (
+        "", DEFAULT_ADDRESS, "localhost")
 
 
 def _meeting_point(env: Mapping[str, str], address: str, port: int) -> Dict[str, Any]:

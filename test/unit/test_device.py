@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from utils import device as device_module
+from utils.ascend_versions import Versions
 from utils.device import (
     DEVICE_NAMES,
+    cards_of_host,
     describe,
-    device_count,
     distributed_backend,
     expect_changing_shapes,
     memory_reserved,
@@ -27,8 +28,10 @@ from utils.device import (
     synchronize,
 )
 from utils.errors import UserError
+from utils.memory import memory_info, peak_memory, release_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
+GOOD_VERSIONS = Versions("2.9.0", "2.9.0", "8.5.0", "25.5.0")
 
 
 class WriteOnlyConfig:
@@ -86,6 +89,8 @@ def npu(monkeypatch):
     fake = FakeNpu()
     monkeypatch.setattr(torch, "npu", fake, raising=False)
     monkeypatch.setattr(torch, "device", FakeDevice)
+    monkeypatch.setattr(device_module, "_npu_versions", lambda: GOOD_VERSIONS)
+    monkeypatch.setattr(device_module, "_plugin_version", lambda: None)
     return fake
 
 
@@ -116,7 +121,7 @@ def broken_plugin(monkeypatch):
 def test_cpu_is_always_there():
     assert select_device("cpu") == CPU
     assert select_device("CPU", index=5) == CPU
-    assert device_count("cpu") == 1
+    assert cards_of_host("cpu") is None
     assert distributed_backend(CPU) == "gloo"
     assert memory_reserved(CPU) == 0
     assert pin_memory_supported(CPU) is False
@@ -174,7 +179,7 @@ def test_auto_prefers_the_npu(npu):
     assert str(chosen) == "npu:3"
     assert ("set_device", "npu:3") in npu.calls
     assert ("allow_internal_format", False) in npu.calls
-    assert device_count("npu") == 8
+    assert cards_of_host("npu") == 8
 
 
 @pytest.mark.parametrize("index", [8, -1])
@@ -192,9 +197,60 @@ def test_npu_questions_go_to_its_runtime(npu):
     assert npu.calls[-2:] == [("synchronize", "npu:1"), ("set_compile_mode", False)]
     assert memory_reserved(device) == 1024
     assert distributed_backend(device) == "hccl"
-    line = describe(device)
-    assert line.startswith("device npu:1 (Ascend910B1), torch {}".format(torch.__version__))
-    assert "torch_npu" in line
+    assert describe(device).startswith(
+        "device npu:1 (Ascend910B1), torch 2.9.0, torch_npu 2.9.0, CANN 8.5.0, driver 25.5.0, "
+        "Python")
+
+
+def test_an_untested_combination_is_one_warning(npu, monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        select_device("npu")
+        assert caplog.records == []
+        monkeypatch.setattr(device_module, "_npu_versions",
+                            lambda: GOOD_VERSIONS._replace(cann="8.3.RC1"))
+        select_device("npu")
+    assert len(caplog.records) == 1
+    assert "CANN 8.3.RC1, driver 25.5.0: not a combination that Ascend lists" in caplog.text
+    assert "the nearest is torch 2.9.0, torch_npu 2.9.0, CANN 8.5.0" in caplog.text
+
+
+def test_mixed_versions_are_an_error_before_the_plugin_is_imported(broken_plugin, monkeypatch):
+    monkeypatch.setattr(device_module, "_plugin_version", lambda: "1.11.0.post3")
+    with pytest.raises(UserError, match="'npu' was asked for, but torch_npu 1.11.0.post3 is made "
+                                        "for torch 1.11.0, and torch .* is installed"):
+        select_device("npu")
+
+
+@pytest.mark.parametrize("text, meaning", [
+    ("Initialize: NPU function error: aclInit, error code is 507899\n[Error]: An internal error\n"
+     "Resource_Busy(EL0005): The resources are busy.", "another process or container holds it"),
+    ("NPU function error: c10_npu::SetDevice(device_id_), error code is 507033\n[Error]: Failed to "
+     "start the device.", "it did not start"),
+    ("NPU function error: aclrtMalloc, error code is 207001", "its memory is full"),
+    ("NPU function error: aclInit, error code is 507899", "the driver failed"),
+    ("open device 7 failed, runtime result = 107001.", "ASCEND_RT_VISIBLE_DEVICES show"),
+    ("something new\nand more", r"something new \(npu-smi info shows its state\)"),
+])
+def test_a_card_that_does_not_start_is_one_sentence(npu, monkeypatch, text, meaning):
+    def fail(device):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(npu, "synchronize", fail)
+    sentence = "Ascend NPU device 3 cannot be used: .*" + meaning
+    with pytest.raises(UserError, match=sentence) as caught:
+        select_device("npu", 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_of_a_device(npu, monkeypatch):
+    device = select_device("npu", 1)
+    assert memory_info(device) is None and peak_memory(device) == 0
+    monkeypatch.setattr(npu, "mem_get_info", lambda device: (500, 2000), raising=False)
+    assert memory_info(device) == (500 + 1024, 2000)  # what the allocator holds can be used again
+    assert memory_info(CPU) is None
+    for question in (reset_peak_memory, release_memory):
+        question(device)
+        question(CPU)
 
 
 def test_old_plugins_without_newer_switches_work(npu, monkeypatch):

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.parametrize("env, devices, expected", [
     ({}, 8, (0, 1, 0)),
     ({"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "5"}, 8, (5, 16, 5)),
-    ({"RANK": "9", "WORLD_SIZE": "16"}, 8, (9, 16, 1)),
+    ({"RANK": "9", "WORLD_SIZE": "16", "MASTER_ADDR": "10.0.0.1"}, 8, (9, 16, 1)),
     ({"RANK_ID": "3", "RANK_SIZE": "8"}, 8, (3, 8, 3)),
-    ({"RANK_ID": "11", "RANK_SIZE": "16"}, 8, (11, 16, 3)),
+    ({"RANK_ID": "11", "RANK_SIZE": "16", "MASTER_ADDR": "10.0.0.1"}, 8, (11, 16, 3)),
     ({"RANK_ID": "3", "RANK_SIZE": "8"}, None, (3, 8, 3)),
     # ModelZoo's platform exports ASCEND_DEVICE_ID for the whole job: each rank has its own device.
     ({"RANK_ID": "3", "RANK_SIZE": "8", "ASCEND_DEVICE_ID": "0"}, 8, (3, 8, 3)),
@@ -52,6 +52,19 @@ def test_environment(env, devices, expected):
 def test_contradictions_are_named(env, words):
     with pytest.raises(UserError, match=words):
         Processes.from_env(env)
+
+
+@pytest.mark.parametrize("env, words", [
+    ({"RANK_ID": "1", "RANK_SIZE": "8"}, r"8 processes were started \(RANK_SIZE=8\), but this host "
+                                         "has 4 cards"),
+    ({"RANK_ID": "1", "RANK_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}, "has 4 cards; start at most"),
+    ({"RANK": "4", "WORLD_SIZE": "8", "LOCAL_RANK": "4", "MASTER_ADDR": "10.0.0.1"},
+     r"process 4 of this host was started \(LOCAL_RANK=4\), but the host has 4 cards"),
+])
+def test_more_processes_than_cards_are_refused(env, words):
+    with pytest.raises(UserError, match=words):
+        Processes.from_env(env, devices_per_host=4)
+    Processes.from_env(env, devices_per_host=None)  # the CPU is shared
 
 
 def test_one_process_needs_no_group():
