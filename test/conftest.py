@@ -49,6 +49,17 @@ def own_cache_folder(tmp_path_factory):
         os.environ["XDG_CACHE_HOME"] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_runs_folder(tmp_path_factory):
+    """Run folders of trainings that do not say where stay out of the project's own."""
+    before = os.environ.get("YOLACT_RUNS")
+    os.environ["YOLACT_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+    yield
+    os.environ.pop("YOLACT_RUNS")
+    if before is not None:
+        os.environ["YOLACT_RUNS"] = before
+
+
 @pytest.fixture(scope="session")
 def device(request):
     from utils.device import select_device

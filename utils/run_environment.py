@@ -37,6 +37,17 @@ def describe_environment(device: str, argv: Sequence[str], **more: Any) -> Dict[
     }, **more)
 
 
+def describe_data(dataset: Any) -> Dict[str, Any]:
+    """What a `data.coco.CocoDataset` holds, in plain types."""
+    report = dataset.report
+    return {
+        "annotation_file": dataset.annotation_file, "images_folder": dataset.images_dir,
+        "images": report.images, "images_without_objects": report.empty_images,
+        "objects": report.objects, "crowd_regions": report.crowds,
+        "dropped_annotations": report.dropped, "sentences": report.sentences()[1:],
+        "objects_per_class": dict(report.objects_per_category)}
+
+
 def timestamp() -> str:
     """Now, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
