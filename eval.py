@@ -22,7 +22,7 @@ from utils.class_match import match_categories
 from utils.cli import run_main
 from utils.coco_metrics import CocoEvaluator
 from utils.coco_results import CocoResults
-from utils.device import describe, device_count, pin_memory_supported, select_device, synchronize
+from utils.device import cards_of_host, describe, pin_memory_supported, select_device, synchronize
 from utils.distributed_eval import gather_state, shard
 from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags
@@ -87,19 +87,31 @@ def collect_shared(finder: Finder, dataset: CocoDataset, indices: Sequence[int],
 def evaluate_dataset(model: Yolact, config: Config, dataset: CocoDataset, device: torch.device,
                      max_images: int = -1, batch_size: int = 4, num_workers: int = 2,
                      class_names: Optional[Sequence[str]] = None,
-                     processes: Processes = Processes()) -> Optional[CocoResults]:  # noqa: B008
-    """Score `model` on the first `max_images` images of `dataset` (-1: all), with Fast NMS.
+                     processes: Processes = Processes(),  # noqa: B008
+                     show_progress: bool = False) -> Optional[CocoResults]:
+    """Score what `detect_dataset` finds; only the main process gets results, the others None."""
+    evaluator = detect_dataset(model, config, dataset, device, max_images, batch_size,
+                               num_workers, class_names, processes, show_progress)
+    return evaluator.evaluate() if processes.is_main else None
+
+
+def detect_dataset(model: Yolact, config: Config, dataset: CocoDataset, device: torch.device,
+                   max_images: int = -1, batch_size: int = 4, num_workers: int = 2,
+                   class_names: Optional[Sequence[str]] = None,
+                   processes: Processes = Processes(),  # noqa: B008
+                   show_progress: bool = False) -> CocoEvaluator:
+    """Find objects in the first `max_images` images of `dataset` (-1: all), with Fast NMS.
 
     `class_names` are the network's, where they are known. The model keeps its mode. Several
-    processes share the images; only the main one gets results, the others None.
+    processes share the images; only the main one gets the detections of all.
     """
     ids, _ = match_categories(class_names, config.num_classes - 1, dataset.categories,
                               "the network", dataset.annotation_file)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     collect_shared(Finder(model, Detect.from_config(config), device), dataset,
                    inference.choose_images(len(dataset), max_images), evaluator, batch_size,
-                   num_workers, processes)
-    return evaluator.evaluate() if processes.is_main else None
+                   num_workers, processes, show_progress=show_progress)
+    return evaluator
 
 
 def score(args: argparse.Namespace, finder: Finder, config: Config,
@@ -157,7 +169,7 @@ def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
 def _run(argv: List[str]) -> int:
     args = parse_eval_flags(argv)
     name = args.eval_device if args.cuda else "cpu"
-    processes = Processes.from_env(devices_per_host=device_count(name))
+    processes = Processes.from_env(devices_per_host=cards_of_host(name))
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
     with recorded(processes.rank):

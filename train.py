@@ -9,20 +9,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 import torch
 
 from data.checks.quick import quick_check
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
-from eval import evaluate_dataset
-from training_run import Run, build_run, resume, save
+from eval import detect_dataset
+from training_folder import add_validation, finish_folder, open_folder
+from training_run import Run, build_run, resume, save, scored_weights
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (
+    cards_of_host,
     describe,
-    device_count,
     memory_reserved,
     seed_everything,
     select_device,
@@ -31,11 +32,14 @@ from utils.device import (
 from utils.errors import UserError
 from utils.failures import recorded
 from utils.interrupts import StopRequest
-from utils.parallel import share_buffers, shared_step
+from utils.parallel import share_buffers, shared_step, told_by_main
 from utils.processes import Processes
+from utils.progress import ProgressBar, StepPace
+from utils.report.evaluation import Scored
 from utils.restarts import find_restart
-from utils.run_log import ProgressBar, RunLog, open_log
-from utils.train_flags import train_parser
+from utils.run_folder import REPORT
+from utils.run_log import RunLog, open_log
+from utils.train_flags import parse_train_flags
 from utils.training_log import StepTimer, Throughput, format_line
 from utils.watchdog import WatchedLoader
 
@@ -47,34 +51,44 @@ class TrainingError(Exception):
     """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
-def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> int:
-    """Train from iteration `start` until the schedule ends or a stop is asked for.
+class Outcome(NamedTuple):
+    """How far a training came."""
 
-    Returns the number of iterations done, counted from the start of the whole training.
-    """
-    args, epoch_size, sharing = run.args, run.loader.epoch_size, run.sharing
-    max_iter = run.learning_rate.max_iter
+    done: int
+    """Iterations, counted from the start of the whole training."""
+    stopped_early: bool
+    """Validations no longer found anything better (--early_stopping)."""
+    images_per_second: float
+    """Mean; 0 where too few iterations were run to measure it."""
+
+
+def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
+    """Train from iteration `start` until the schedule ends, nothing improves, or a stop is asked."""
+    args, sharing, max_iter = run.args, run.sharing, run.learning_rate.max_iter
     throughput = Throughput(run.loader.batch_size * sharing.shares,
                             _fps_start(args, max_iter - start))
-    timer = StepTimer()
+    timer, pace = StepTimer(), StepPace(start)
     watched = WatchedLoader(run.loader, args.loader_timeout, run.processes.rank)
     batches = iter(DevicePrefetcher(watched, run.device))
-    bar = ProgressBar(max_iter)
+    bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=run.processes.is_main)
     run.network.train()
     if throughput.start_iter == 0:
         throughput.start()
 
-    done, stopping = start, False
-    while done < max_iter:
+    done, stopping, early = start, False, run.nothing_improves()
+    while done < max_iter and not early:
         parts = [next(batches) for _ in range(sharing.parts)]
         losses = shared_step(run.network, run.criterion, run.optimizer, parts,
                              run.learning_rate(done), sharing, stop.requested, run.precision)
+        if run.average is not None:
+            run.average.update()
         run.records.add(done, losses, run.optimizer.step_finite,
                         torch.cat([part.image_ids for part in parts]), run.precision.used_scale)
         done += 1
         throughput.step()
         timer.step()
-        bar.show(done)
+        if bar.is_due:
+            bar.show(done, pace.parts(done, max_iter, watched.seconds, memory_reserved(run.device)))
 
         if throughput.at_edge:
             synchronize(run.device)
@@ -84,13 +98,14 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
             log_progress(run, done, throughput, timer, watched, log)
             if done == start + 1:
                 timer.restart()
+                pace.restart(done, watched.seconds)
             stopping = sharing.stop_agreed()
-        if run.validation_set is not None and _validation_due(args, done, epoch_size):
-            synchronize(run.device)
-            throughput.pause()
-            validate(run, run.validation_set, done, log)
-            throughput.resume()
-            timer.skip()
+        if log is not None and done % run.loader.epoch_size == 0:
+            log.write("epoch", iteration=done, epoch=done // run.loader.epoch_size)
+        if run.validation_set is not None and _validation_due(args, done, run.loader.epoch_size):
+            bar.clear()
+            early = _validate_apart(run, run.validation_set, done, log, throughput, timer)
+            pace.restart(done, watched.seconds)
         if done % args.save_interval == 0 and done != max_iter:
             save(run, done)  # after a validation, so that its scores are in the state
         # Processes may stop only together: they agree with each step and look at each log line.
@@ -99,7 +114,20 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
     bar.clear()
     print(watched.sentence())
     batches.close()  # now, and not when the garbage collector comes by: workers end here
-    return done
+    return Outcome(done, early, throughput.average())
+
+
+def _validate_apart(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog],
+                    throughput: Throughput, timer: StepTimer) -> bool:
+    """Validate outside of what the clocks measure; returns whether to stop early, agreed by all."""
+    synchronize(run.device)
+    throughput.pause()
+    validate(run, dataset, done, log)
+    throughput.resume()
+    timer.skip()
+    if not run.config.early_stopping:
+        return False
+    return told_by_main(run.nothing_improves(), run.processes, run.device)
 
 
 def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
@@ -134,18 +162,23 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
 def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
     share_buffers(run.model, run.processes)
-    with run.precision.float32_weights(run.model):  # those that are saved
-        results = evaluate_dataset(run.model, run.config, dataset, run.device,
-                                   max_images=run.args.validation_size,
-                                   num_workers=run.args.num_workers,
-                                   class_names=run.dataset.class_names, processes=run.processes)
-    if results is None:
+    with scored_weights(run):  # those that are saved
+        found = detect_dataset(run.model, run.config, dataset, run.device,
+                               max_images=run.args.validation_size,
+                               num_workers=run.args.num_workers,
+                               class_names=run.dataset.class_names, processes=run.processes,
+                               show_progress=run.processes.is_main and sys.stdout.isatty())
+    if not run.processes.is_main:
         return
-    run.best.update(done, results.mask.ap, results.box.ap)
+    results = found.evaluate()
+    is_best = run.best.update(done, results.mask.ap, results.box.ap)
     print("\n".join(results.notes + [results.table()]), flush=True)
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
                   **results.summary())
+    trouble = add_validation(run, Scored(found, results, dataset, "best.pth", done), is_best)
+    if trouble is not None:
+        print(trouble, flush=True)
 
 
 def print_start(run: Run, start: int) -> None:
@@ -167,6 +200,20 @@ def print_start(run: Run, start: int) -> None:
           flush=True)
 
 
+def print_folder(run: Run, log: RunLog) -> None:
+    """Say where everything about this run is going to be, and what of it is not."""
+    if run.folder is not None:
+        print("\n".join(["Run folder : {}".format(run.folder.path)] + log.notes), flush=True)
+
+
+def print_report(run: Run) -> None:
+    """Draw the report and say where it is."""
+    missing = finish_folder(run)
+    if run.folder is not None:
+        print("\n".join(([missing] if missing else []) + [
+            "Report : {}".format(run.folder.file(REPORT))]), flush=True)
+
+
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
@@ -180,17 +227,27 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     run.loader.start_at(start)
     if processes.is_main:
         print_start(run, start)
+    run.folder = open_folder(run, start, os.environ)
     log = None
-    if processes.is_main and not args.no_log:
-        log = open_log(args, run.config.name)
+    if processes.is_main:
+        log = open_log(args, run.config.name, run.folder, start)
+        print_folder(run, log)
         log.write("session", config=run.config.to_dict(), args=vars(args), device=describe(device))
 
     with StopRequest() as stop:
-        done = training_loop(run, start, stop, log)
-        finished = done >= run.learning_rate.max_iter
+        try:
+            outcome = training_loop(run, start, stop, log)
+        except TrainingError:
+            print_report(run)
+            raise
+        done = outcome.done
+        finished = done >= run.learning_rate.max_iter or outcome.stopped_early
         path = None
         if finished or not args.no_interrupt:
             path = save(run, done, interrupt=not finished)
+        if finished and log is not None:
+            log.write("epoch", iteration=done, epoch=done // run.loader.epoch_size)
+        print_report(run)
     if not finished:
         print("Stopped by {} at iteration {}; --resume=interrupt goes on from there".format(
             stop.signal_name or "another process", done), flush=True)
@@ -209,12 +266,12 @@ def _validation_due(args: argparse.Namespace, done: int, epoch_size: int) -> boo
 
 
 def _run(argv: List[str]) -> int:
-    args = train_parser().parse_args(argv)
+    args = parse_train_flags(argv)
     name = args.node_device if args.cuda else "cpu"
     environ = dict(os.environ)
     if args.local_rank is not None:
         environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    processes = Processes.from_env(environ, devices_per_host=device_count(name))
+    processes = Processes.from_env(environ, devices_per_host=cards_of_host(name))
     if processes.world_size > 1 and not args.use_ddp:
         raise UserError("--useDDP=False with {} processes: several cards train together or not at "
                         "all; leave the flag out".format(processes.world_size))

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import torch
 from torch import nn
 
+from data.checks.statistics import measure
+from data.class_weights import class_factors
 from data.coco import CocoDataset
-from data.config import Config, get_config
+from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config, get_config
 from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
 from layers.anchors import make_priors
@@ -24,9 +27,12 @@ from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.best_score import BestScore
 from utils.checkpoint import CheckpointName
 from utils.device import pin_memory_supported
+from utils.ema import WeightAverage
+from utils.errors import UserError
 from utils.optimizer import FlatOptimizer, build_optimizer
 from utils.parallel import Sharing, wrap
 from utils.processes import Processes
+from utils.run_folder import RunFolder
 from utils.schedule import LearningRate
 from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords
@@ -62,23 +68,50 @@ class Run:
     records: StepRecords
     best: BestScore
     precision: Precision
+    average: Optional[WeightAverage]
+    """None where the raw weights are scored and saved."""
+    folder: Optional[RunFolder] = None
+    """None in all processes but the main one, and where none is written."""
+    folder_before: Optional[Dict[str, Any]] = None
+    """`RunFolder.origin` of the run that is resumed."""
+
+    def nothing_improves(self) -> bool:
+        """Whether as many validations as --early_stopping found nothing better; main process."""
+        return 0 < self.config.early_stopping <= self.best.since
 
 
 def resolve_config(args: argparse.Namespace) -> Config:
     """The recipe with the command line's changes."""
-    config = get_config(args.config)
-    flags = ("dataset", "pred_scales", "lr", "momentum", "decay", "gamma", "max_iter")
+    stored = args.stored_config
+    config = get_config(args.config) if stored is None else Config.from_dict(stored)
+    flags = ("dataset", "pred_scales", "lr", "momentum", "decay", "gamma", "max_iter", "ema_decay",
+             "schedule", "clip_grad_norm", "early_stopping", "freeze", "class_weights")
     changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
-    return config.replace(**changes)
+    config = config.replace(**changes)
+    if config.early_stopping and args.validation_epoch < 1:
+        raise UserError("--early_stopping={} counts validations, and there are none; give "
+                        "--validation_epoch=1 to validate after every epoch".format(
+                            config.early_stopping))
+    return config
 
 
 def build_model(args: argparse.Namespace, config: Config, per_card: int,
                 class_names: Sequence[str]) -> Yolact:
-    """Network with its first weights; batch norm frozen where pretrained and batches small."""
+    """Network with its first weights; batch norm frozen where pretrained and batches small.
+
+    Raises:
+        UserError: a backbone is to be frozen that nothing was loaded into.
+    """
     model = build_yolact(config)
     report, pretrained = load_start_weights(model, args, config.backbone_weights, class_names)
     if report is not None:
         print(report)
+    if config.freeze != NOT_FROZEN:
+        if not pretrained:
+            raise UserError("--freeze={} keeps the backbone as it starts, and it starts at random; "
+                            "give --backbone_weights or --weights, or train all of it".format(
+                                config.freeze))
+        model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
     if pretrained and per_card < MIN_BATCH_FOR_BN:
         print("Batch norm stays frozen: {} images per card are fewer than {}".format(
             per_card, MIN_BATCH_FOR_BN))
@@ -101,6 +134,10 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
                                       args.valid_info, "val")
         validation_set.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
+    factors = None
+    if config.class_weights:
+        factors = class_factors(config.class_weights, dataset.class_names,
+                                measure("train", dataset).objects_per_class.tolist())
     per_card = images_per_card(args, config.batch_size, processes.world_size)
     sharing = Sharing(processes, device, args.accumulate)
     learning_rate = LearningRate.from_config(
@@ -115,10 +152,12 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
     precision.prepare(model, optimizer)
     records = StepRecords(precision.scale_floor, sharing.on_any_card)
+    average = WeightAverage(model, optimizer, config.ema_decay) if config.ema_decay else None
     network = wrap(model, processes, device)
-    return Run(args, config, processes, sharing, device, model, network,
-               MultiBoxLoss.from_config(config, model.maskiou_net), optimizer, learning_rate,
-               loader, dataset, validation_set, records, BestScore(), precision)
+    criterion = MultiBoxLoss.from_config(config, model.maskiou_net, factors).to(device)
+    return Run(args, config, processes, sharing, device, model, network, criterion, optimizer,
+               learning_rate, loader, dataset, validation_set, records, BestScore(), precision,
+               average)
 
 
 def identity_of(run: Run) -> Dict[str, Any]:
@@ -137,9 +176,40 @@ def identity_of(run: Run) -> Dict[str, Any]:
 
 
 def weights_of(run: Run) -> Dict[str, torch.Tensor]:
-    """The weights that are saved, scored and handed on, under their names in the network."""
+    """The weights that are saved, scored and handed on, under their names in the network.
+
+    They are the moving averages where the run keeps them.
+    """
+    raw = _raw_weights_of(run)
+    return raw if run.average is None else run.average.apply_to(raw)
+
+
+@contextlib.contextmanager
+def scored_weights(run: Run) -> Iterator[None]:
+    """Inside the block the network has the weights that `weights_of` returns."""
+    with run.precision.float32_weights(run.model):
+        if run.average is None:
+            yield
+            return
+        run.average.share(run.processes)
+        with run.average.in_place_of_weights():
+            yield
+
+
+def _raw_weights_of(run: Run) -> Dict[str, torch.Tensor]:
     with run.precision.float32_weights(run.model):
         return run.model.state_dict()
+
+
+def state_of(run: Run, done: int) -> Dict[str, Any]:
+    """Everything beside the weights that iteration `done` of this training is made of."""
+    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
+                       run.best, run.precision)
+    if run.average is not None:
+        state["raw_weights"] = checkpoint.on_cpu(_raw_weights_of(run))
+    if run.folder is not None:
+        state["run_folder"] = run.folder.origin
+    return state
 
 
 def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
@@ -149,10 +219,10 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     folder = run.args.save_folder
     older = checkpoint.list_checkpoints(folder, run.config.name)
     name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
-    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
-                       run.best, run.precision)
-    path = checkpoint.save_checkpoint(name, folder, weights_of(run), state)
+    path = checkpoint.save_checkpoint(name, folder, weights_of(run), state_of(run, done))
     print("Saved weights : {}".format(path), flush=True)
+    if run.folder is not None:
+        run.folder.keep_weights(path, "last")
     for old in older:
         parsed = CheckpointName.parse(old)
         assert parsed is not None
@@ -166,20 +236,32 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
 def resume(run: Run, weights_path: str) -> int:
     """Load a checkpoint into `run`; returns the iteration to go on from.
 
-    With the full state beside the weights the run goes on exactly. Weights alone (the original's
+    With the full state beside the weights the run goes on exactly; where it keeps averages, the
+    weights file has them and the state the raw weights. Weights alone (the original's
     files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
     """
     with run.precision.float32_weights(run.model):
         print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
     state = checkpoint.load_state(weights_path)
     if state is None:
+        if run.average is not None:
+            run.average.restart()
         named = CheckpointName.parse(weights_path)
         start = run.args.start_iter if run.args.start_iter >= 0 else (
             named.iteration if named else 0)
         print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}"
               .format(weights_path, checkpoint.state_path(weights_path), start))
         return start
+    if isinstance(state.get("config"), dict):
+        # As this version writes it; a run may go on with another patience.
+        state["config"] = Config.from_dict(state["config"]).replace(
+            early_stopping=run.config.early_stopping).to_dict()
     check_same_run(identity_of(run), state, weights_path)
+    if run.average is not None:
+        with run.precision.float32_weights(run.model):
+            run.average.load(run.model.state_dict())
+            run.model.load_state_dict(state["raw_weights"])
     start = unpack_state(state, run.optimizer, run.records, run.best, run.precision, run.device)
+    run.folder_before = state.get("run_folder")
     print("Resumed : {} at iteration {}".format(weights_path, start))
     return start

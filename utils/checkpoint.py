@@ -13,7 +13,7 @@ import os
 import random
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -105,11 +105,18 @@ def save_checkpoint(name: CheckpointName, folder: str, state_dict: Dict[str, Ten
 
 def write_pair(path: str, state_dict: Dict[str, Tensor], state: Dict[str, Any]) -> None:
     """Write weights to `path` and the full state beside them, as `save_checkpoint` does."""
-    # A clone each: parameters are views of one flat buffer, and saving a view saves it all.
-    weights = {key: value.detach().cpu().clone() for key, value in state_dict.items()}
+    weights = on_cpu(state_dict)
     full = dict(state, format=STATE_FORMAT)
     write_whole(state_path(path), lambda stream: torch.save(full, stream))
     write_whole(path, lambda stream: torch.save(weights, stream))
+
+
+def on_cpu(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Copies on the CPU.
+
+    A clone each: parameters are views of one flat buffer, and saving a view saves it all.
+    """
+    return {key: value.detach().cpu().clone() for key, value in state_dict.items()}
 
 
 def remove_checkpoint(path: str) -> None:

@@ -169,6 +169,15 @@ def share_buffers(model: nn.Module, processes: Processes) -> None:
                 dist.broadcast(buffer, 0)
 
 
+def told_by_main(verdict: bool, processes: Processes, device: torch.device) -> bool:
+    """The main process's `verdict`, in all of them; waits for the device where there are several."""
+    if processes.world_size == 1:
+        return verdict
+    told = torch.full((1,), int(verdict), dtype=torch.int32, device=device)
+    dist.broadcast(told, 0)
+    return bool(told.item())
+
+
 def gather_bytes(data: bytes, processes: Processes, device: torch.device,
                  chunk_bytes: int = 1 << 26) -> List[bytes]:
     """Everybody's `data`, by rank, in the main process; an empty list in the others.

@@ -94,7 +94,7 @@ class ImageProgress(ProgressBar):
         return done
 
 
-class StepClock:
+class StepPace:
     """Mean seconds of a step and of its wait for data, from one drawing to the next.
 
     Means are those of the last drawings, the newest counting most, so that they follow a change
@@ -103,11 +103,12 @@ class StepClock:
 
     KEPT = 0.7
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, start: int = 0,
+                 clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._mean_step = 0.0
         self._mean_data = 0.0
-        self.restart(0, 0.0)
+        self.restart(start, 0.0)
 
     def restart(self, done: int, waited: float) -> None:
         """Leave out the time until now, e.g. of a validation."""

@@ -1,6 +1,6 @@
-"""Everything a run records beside the lines on its standard output: JSON, CSV, TensorBoard, a bar.
+"""Everything a run records beside the lines on its standard output: JSON, CSV, TensorBoard.
 
-Only the main process keeps records; only a terminal shows the bar.
+Only the main process keeps records.
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
-import time
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Optional, Sequence
 
 from utils.errors import UserError
+from utils.run_folder import RunFolder
+from utils.run_records import RunRecords
 from utils.training_log import JsonLog
-
-BAR_SECONDS = 0.5
-_BAR_WIDTH = 30
 
 
 def flatten(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
@@ -51,83 +48,112 @@ class CsvLog:
             writer.writerow([row.get(column, "") for column in self._columns])
 
 
-class RunLog:
-    """Fan a run's records out to all files.
-
-    Args:
-        folder, name: of `<folder>/<name>.log` (JSON lines) and `.csv`.
-        tensorboard: folder for TensorBoard's scalars; None for none.
+class FileLog:
+    """`<folder>/<name>.log`, JSON lines, and `<folder>/<name>.csv`, a row a training record.
 
     Raises:
-        UserError: the folder cannot be written, or TensorBoard is not installed.
+        UserError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str, name: str, tensorboard: Optional[str] = None) -> None:
+    def __init__(self, folder: str, name: str) -> None:
         self._json = JsonLog(folder, name)
         self._csv = CsvLog(os.path.join(folder, name + ".csv"))
-        self._board = _summary_writer(tensorboard) if tensorboard else None
 
-    def write(self, kind: str, **values: Any) -> None:
-        """Add a record; `kind` is session, train or val."""
+    def write(self, kind: str, values: Dict[str, Any]) -> None:
+        """Add a record; epochs have no record of their own here."""
+        if kind == "epoch":
+            return
         self._json.write(kind, **values)
         if kind == "train":
             self._csv.write(values)
-        if self._board is not None and "iteration" in values:
-            for key, value in flatten(values).items():
-                self._board.add_scalar("{}/{}".format(kind, key), value, values["iteration"])
-            self._board.flush()
+
+    def close(self) -> None:
+        """Close the file that stays open."""
+        self._json.close()
+
+
+class Board:
+    """Scalars for TensorBoard.
+
+    Args:
+        folder: where the events go.
+        start: iteration that the run goes on from; what earlier files say of later ones is void.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str, start: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except AttributeError as error:  # old PyTorch beside a new setuptools
+            raise ImportError(str(error)) from error
+        self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
+
+    def write(self, kind: str, values: Dict[str, Any]) -> None:
+        """Add the numbers of a record that has an iteration."""
+        if "iteration" not in values or kind == "epoch":
+            return
+        for key, value in flatten(values).items():
+            self._writer.add_scalar("{}/{}".format(kind, key), value, values["iteration"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the events file."""
+        self._writer.close()
+
+
+class RunLog:
+    """Fan a run's records out.
+
+    Args:
+        sinks: whatever takes `write(kind, values)` and `close()`.
+        notes: sentences for the user on what is not written.
+    """
+
+    def __init__(self, sinks: Sequence[Any], notes: Sequence[str] = ()) -> None:
+        self._sinks = list(sinks)
+        self.notes = list(notes)
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Add a record; `kind` is session, train, epoch or val."""
+        for sink in self._sinks:
+            sink.write(kind, values)
 
     def close(self) -> None:
         """Close the files."""
-        self._json.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
 
-def open_log(args: argparse.Namespace, name: str) -> RunLog:
-    """The records that the command line of train.py asks for."""
-    return RunLog(args.log_folder, name, args.tensorboard)
+def open_log(args: argparse.Namespace, name: str, folder: Optional[RunFolder] = None,
+             start: int = 0) -> RunLog:
+    """The records that the command line of train.py asks for, and those of the run folder.
+
+    Raises:
+        UserError: a folder cannot be written, or --tensorboard is given and not installed.
+    """
+    sinks: List[Any] = []
+    notes: List[str] = []
+    if not args.no_log:
+        sinks.append(FileLog(args.log_folder, name))
+        if args.tensorboard:
+            sinks.append(_demanded_board(args.tensorboard))
+    if folder is not None:
+        sinks.append(RunRecords(folder))
+        try:
+            sinks.append(Board(folder.path, start))
+        except ImportError:
+            notes.append("TensorBoard is not installed: no events in the run folder (pip install "
+                         "tensorboard)")
+    return RunLog(sinks, notes)
 
 
-def _summary_writer(folder: str) -> Any:
+def _demanded_board(folder: str) -> Board:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return Board(folder)
     except ImportError as error:
         raise UserError("--tensorboard needs the package tensorboard ({}); install it or leave "
                         "the flag out".format(error)) from error
-    return SummaryWriter(folder)
 
 
-class ProgressBar:
-    """The last line of a terminal; nothing where the output goes to a file.
-
-    Args:
-        total: steps of the run.
-        stream: where the bar goes.
-        beside: the stream of the log lines; there is no bar unless both are terminals.
-    """
-
-    def __init__(self, total: int, stream: TextIO = sys.stderr,
-                 beside: TextIO = sys.stdout) -> None:
-        self._total = max(total, 1)
-        self._stream = stream
-        self._enabled = stream.isatty() and beside.isatty()
-        self._next = 0.0
-
-    def show(self, done: int) -> None:
-        """Draw the bar, at most twice a second."""
-        if not self._enabled or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + BAR_SECONDS
-        filled = _BAR_WIDTH * done // self._total
-        self._stream.write("\r[{}{}] {} / {} ({:.1f}%)".format(
-            "=" * filled, " " * (_BAR_WIDTH - filled), done, self._total,
-            100 * done / self._total))
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Make room for a line of the log."""
-        if self._enabled:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-            self._next = 0.0

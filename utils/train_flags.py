@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from typing import Tuple
+import os
+from typing import Any, Sequence, Tuple
 
 from utils.cli import ArgumentParser, Bounded, add_switch
 from utils.errors import UserError
+from utils.run_folder import CONFIG, read_json
+
+DEFAULT_EMA_DECAY = 0.9998
+"""Of --ema without a number; about the last 5000 steps count."""
+
+
+class ClassFactors:
+    """Type of --class_weights: `balanced`, or `cat=2,dog=0.5` as (name, factor) pairs."""
+
+    def __call__(self, text: str) -> Any:
+        """Read the text; names are compared with the data's later."""
+        if "=" not in text:
+            return text
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        try:
+            return tuple((name.strip(), float(factor)) for name, _, factor in pairs)
+        except ValueError:
+            raise argparse.ArgumentTypeError("'{}', expected 'balanced' or factors such as "
+                                             "cat=2,dog=0.5".format(text)) from None
 
 
 class AnchorSides:
@@ -33,10 +53,40 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.")
     _add_data(parser)
     _add_schedule(parser)
+    _add_comforts(parser)
     _add_checkpoints(parser)
     _add_device(parser)
     _add_logging(parser)
+    _add_run_folder(parser)
+    parser.set_defaults(stored_config=None, command_line=None)
     return parser
+
+
+def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; with --rerun the flags of an earlier run are the defaults.
+
+    Returns:
+        The flags, with `command_line`, and `stored_config`: the configuration of the earlier run,
+        None where there is none or --config asks for another one.
+
+    Raises:
+        UserError: --rerun names no run folder of train.py.
+    """
+    parser = train_parser()
+    args = parser.parse_args(argv)
+    if args.rerun is not None:
+        path = args.rerun if os.path.isfile(args.rerun) else os.path.join(args.rerun, CONFIG)
+        stored = read_json(path) or {}
+        if not isinstance(stored.get("flags"), dict) or not isinstance(stored.get("config"), dict):
+            raise UserError("--rerun is '{}', which is no run folder of train.py (looked for '{}' "
+                            "with flags and config)".format(args.rerun, path))
+        flags = {key: value for key, value in stored["flags"].items() if key in vars(args)}
+        parser.set_defaults(**flags)
+        other_config = any(word.split("=", 1)[0] == "--config" for word in argv)
+        args = parser.parse_args(argv)
+        args.stored_config = None if other_config else stored["config"]
+    args.command_line = ["python", "train.py"] + list(argv)
+    return args
 
 
 def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
@@ -102,6 +152,27 @@ def _add_schedule(parser: ArgumentParser) -> None:
                        help="of weights, order and augmentation")
 
 
+def _add_comforts(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("comforts, all off unless the configuration has them "
+                                      "(docs/training.md)")
+    group.add_argument("--ema", "--ema_decay", type=Bounded(float, 0), nargs="?", default=None,
+                       const=DEFAULT_EMA_DECAY, dest="ema_decay", metavar="DECAY",
+                       help="score and save a moving average of the weights; default decay: {}"
+                       .format(DEFAULT_EMA_DECAY))
+    group.add_argument("--schedule", default=None, metavar="step|cosine",
+                       help="shape of the learning rate after its warm-up")
+    group.add_argument("--clip_grad_norm", type=Bounded(float, 0), default=None, metavar="NORM",
+                       help="largest norm of the whole gradient; 0 does not limit it")
+    group.add_argument("--early_stopping", type=Bounded(int, 0), default=None, metavar="N",
+                       help="end after N validations in a row without a better mask mAP")
+    group.add_argument("--freeze", default=None, metavar="backbone|STAGES",
+                       help="do not train the backbone, or its stem and first STAGES stages")
+    group.add_argument("--class_weights", type=ClassFactors(), default=None,
+                       metavar="balanced|NAME=FACTOR,..",
+                       help="factor on the confidence loss of a class's positives, by its name or "
+                            "by inverse frequency")
+
+
 def _add_checkpoints(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--save_folder", default="weights/")
@@ -148,7 +219,7 @@ def _add_device(parser: ArgumentParser) -> None:
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/")
-    add_switch(group, "--no_log", help="write no JSON, no CSV and no TensorBoard log")
+    add_switch(group, "--no_log", help="write nothing to --log_folder and --tensorboard")
     add_switch(group, "--log_gpu",
                help="accepted for the original's sake: the log always has the memory")
     group.add_argument("--tensorboard", default=None, metavar="FOLDER",
@@ -160,3 +231,18 @@ def _add_logging(parser: ArgumentParser) -> None:
                        help="epochs between validations; -1 leaves them to eval.py")
     group.add_argument("--validation_size", type=Bounded(int, 1), default=5000,
                        help="images per validation")
+
+
+def _add_run_folder(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("run folder (docs/training.md)")
+    group.add_argument("--project", default=os.environ.get("YOLACT_RUNS") or "runs",
+                       metavar="FOLDER",
+                       help="where run folders are made; default: YOLACT_RUNS of the environment, "
+                            "or runs")
+    group.add_argument("--name", default=None,
+                       help="of this run's folder; default: that of the configuration. A name that "
+                            "is taken gets a number: NAME-2")
+    add_switch(group, "--no_run_folder", help="make none")
+    group.add_argument("--rerun", default=None, metavar="FOLDER",
+                       help="start again with the flags and the configuration of a run folder; "
+                            "other flags given here win")

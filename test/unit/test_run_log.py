@@ -1,15 +1,15 @@
-"""Records of a run: CSV, TensorBoard's absence, the bar, the watch over the loader."""
+"""Records of a run: CSV, TensorBoard's absence, the watch over the loader."""
 
 from __future__ import annotations
 
+import argparse
 import builtins
-import io
 import time
 
 import pytest
 
 from utils.errors import UserError
-from utils.run_log import CsvLog, ProgressBar, RunLog, flatten
+from utils.run_log import CsvLog, FileLog, RunLog, flatten, open_log
 from utils.watchdog import WatchedLoader, time_limit
 
 VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
@@ -21,7 +21,7 @@ def test_numbers_only_are_kept():
 
 def test_csv_has_a_row_for_each_training_record_and_goes_on_after_a_resume(tmp_path):
     for iteration in (10, 20):
-        log = RunLog(str(tmp_path), "run")
+        log = RunLog([FileLog(str(tmp_path), "run")])
         log.write("session", args={"seed": 1})
         log.write("train", **dict(VALUES, iteration=iteration))
         log.write("val", iteration=iteration, box={"AP": 0.5})
@@ -48,29 +48,8 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UserError, match="--tensorboard needs the package"):
-        RunLog(str(tmp_path), "run", str(tmp_path / "board"))
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_bar_on_a_terminal_and_none_in_a_file():
-    terminal = Terminal()
-    bar = ProgressBar(20, terminal, Terminal())
-    bar.show(5)
-    bar.show(6)  # too soon
-    bar.clear()
-    bar.show(20)
-    assert terminal.getvalue() == (
-        "\r[{}{}] 5 / 20 (25.0%)\r\x1b[K\r[{}] 20 / 20 (100.0%)".format(
-            "=" * 7, " " * 23, "=" * 30))
-    for stream, beside in ((io.StringIO(), Terminal()), (Terminal(), io.StringIO())):
-        bar = ProgressBar(20, stream, beside)
-        bar.show(5)
-        bar.clear()
-        assert stream.getvalue() == ""
+        open_log(argparse.Namespace(no_log=False, log_folder=str(tmp_path),
+                                    tensorboard=str(tmp_path / "board")), "run")
 
 
 def test_waiting_for_data_is_measured():
