@@ -32,7 +32,8 @@ from utils.predict_run import batch_size_of, input_of, predict
 from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
 from utils.processes import Processes
 from utils.progress import ImageProgress
-from utils.weight_loading import LoadReport
+from utils.report.evaluation import Scored
+from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 from yolact import Yolact
 
 
@@ -114,14 +115,15 @@ def detect_dataset(model: Yolact, config: Config, dataset: CocoDataset, device: 
     return evaluator
 
 
-def score(args: argparse.Namespace, finder: Finder, config: Config,
-          class_names: Optional[List[str]], loaded: LoadReport, processes: Processes) -> int:
+def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
+          processes: Processes) -> int:
     """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
+    config = loaded.config
     dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
                            args.valid_info, "val", require_annotations=False)
     truth = os.path.basename(dataset.annotation_file)
-    weights = os.path.basename(loaded.source.path)
-    ids, notes = match_categories(class_names, config.num_classes - 1, dataset.categories,
+    weights = os.path.basename(loaded.report.source.path)
+    ids, notes = match_categories(loaded.class_names, config.num_classes - 1, dataset.categories,
                                   weights, truth, args.map_classes)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     if args.detect and not args.output_coco_json:
@@ -131,7 +133,7 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
                         "result files".format(dataset.annotation_file))
     chosen = inference.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
     if processes.is_main:
-        print("\n".join([describe(finder.device), "Weights : {}".format(loaded)] + notes + [
+        print("\n".join([describe(finder.device), "Weights : {}".format(loaded.report)] + notes + [
             "{}: {} images of {}".format(weights, len(chosen), truth)]), flush=True)
 
     times = StageTimes((lambda: synchronize(finder.device)) if args.benchmark else None)
@@ -152,7 +154,27 @@ def score(args: argparse.Namespace, finder: Finder, config: Config,
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
+    keep_in_run_folder(args.run_folder, loaded, Scored(
+        evaluator, results, dataset, loaded.report.source.path,
+        None if loaded.origin is None else loaded.origin.iteration))
     return 0
+
+
+def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None:
+    """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
+
+    Raises:
+        UserError: a folder that was asked for by name cannot be written.
+    """
+    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.to_dict())
+    if folder is None:
+        return
+    try:
+        print("\n".join(record_evaluation(folder, scored, loaded.origin, choice != AUTO)))
+    except UserError as error:
+        if choice != AUTO:
+            raise
+        print(trouble(folder, error), flush=True)
 
 
 def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
@@ -188,7 +210,7 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
                     device, not args.no_crop, args.score_threshold)
     if source is not None:
         return predict_on(args, finder, loaded, processes)
-    return score(args, finder, loaded.config, loaded.class_names, loaded.report, processes)
+    return score(args, finder, loaded, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -131,6 +131,9 @@ def _add_output(parser: ArgumentParser) -> None:
     group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
                        help="average precision of each class; '' writes none")
+    group.add_argument("--run_folder", default="auto", metavar="auto|none|FOLDER",
+                       help="run folder that gets scores, confusion matrix, pictures and report; "
+                            "auto: that of the training that made the weights, if it is there")
     add_switch(group, "--no_bar", help="show no progress, also on a terminal")
     add_switch(group, "--benchmark", help="time each stage of the evaluation")
 
