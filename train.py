@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
-    """Train from iteration `start` until the schedule ends, nothing improves, or a stop is asked."""
+    """Train from iteration `start` until the schedule or all improvement ends, or a signal comes."""
     args, sharing, max_iter = run.args, run.sharing, run.learning_rate.max_iter
     throughput = Throughput(run.loader.batch_size * sharing.shares,
                             _fps_start(args, max_iter - start))

@@ -170,7 +170,7 @@ def share_buffers(model: nn.Module, processes: Processes) -> None:
 
 
 def told_by_main(verdict: bool, processes: Processes, device: torch.device) -> bool:
-    """The main process's `verdict`, in all of them; waits for the device where there are several."""
+    """The main process's `verdict`, in all of them; several processes wait for the device."""
     if processes.world_size == 1:
         return verdict
     told = torch.full((1,), int(verdict), dtype=torch.int32, device=device)
