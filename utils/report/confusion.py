@@ -135,7 +135,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
     labels = list(names) + [BACKGROUND]
     letters = Letters(labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = float(np.clip(2.2 + 0.42 * len(labels), 4.2, 6.4 if len(labels) <= 40 else 10.0))
+    side = float(np.clip(2.2 + 0.42 * len(labels), 4.2, 6.4 if len(labels) <= 40 else 11.0))
     figure, (axes,) = new_figure(side * 1.12, side)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest",
                         aspect="equal")
@@ -160,7 +160,7 @@ def _label_axes(axes: Any, labels: Sequence[str], letters: Letters) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    size = 8.5 if len(labels) <= 30 else max(4.0, 400.0 / len(labels))
+    size = 8.5 if len(labels) <= 30 else max(4.0, 480.0 / len(labels))
     texts = [letters[label] for label in labels]
     axes.set_xticks(range(len(labels)))
     axes.set_yticks(range(len(labels)))

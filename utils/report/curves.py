@@ -88,12 +88,13 @@ def _average_precision(rows: Sequence[Row]) -> Optional[bytes]:
         name, color, dashes = SCORE_NAMES[column]
         if points:
             _plot(axes, points, name, color, dashes, 1.8)
+    top = max((value for points in lines.values() for _, value in points), default=0)
     best = max(lines["mask_mAP"], key=lambda point: point[1], default=None)
     if best is not None:
         axes.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
-        axes.annotate("best {:.2f}".format(best[1]), best, xytext=(0, 9), fontsize=8.5, color=INK,
-                      textcoords="offset points", ha="center")
-    top = max((value for points in lines.values() for _, value in points), default=0)
+        below = best[1] > 0.12 * top  # of the four curves it is the lowest
+        axes.annotate("best {:.2f}".format(best[1]), best, xytext=(0, -16 if below else 9),
+                      fontsize=8.5, color=INK, textcoords="offset points", ha="center")
     axes.set_ylim(0, max(1.0, top * 1.15))
     style_axes(axes, "Average precision on validation images", "iteration", "percent")
     _finish(axes)
@@ -130,9 +131,8 @@ def _finish(axes: Any, legend: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     if legend:
-        shown = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5,
-                            frameon=False, labelcolor=INK)
-        shown.set_zorder(5)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=6, fontsize=8.5,
+                    frameon=False, labelcolor=INK, columnspacing=1.4, handlelength=1.7)
 
 
 def _plain_numbers(axes: Any) -> None:

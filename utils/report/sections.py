@@ -110,7 +110,7 @@ def _training(contents: Contents) -> str:
         ("learning_rate", "Curve of the learning rate over the iterations"))]
     rows = contents.results[-_MOST_ROWS:]
     best = best_row(rows)
-    cells = [[_round(row.get(column)) for column, _ in _RESULT_HEADS] for row in rows]
+    cells = [[_round(row.get(column), column) for column, _ in _RESULT_HEADS] for row in rows]
     table = html.table([name for _, name in _RESULT_HEADS], cells, 0,
                        best=None if best is None else rows.index(dict(best)), tall=len(rows) > 14)
     return html.grid("plots", plots + [html.card(table, "Epochs and validations (results.csv)",
@@ -146,9 +146,10 @@ def _scores(contents: Contents) -> str:
 def _classes(contents: Contents) -> str:
     if not contents.classes:
         return ""
-    rows = [[item.name, item.objects, _decimals(item.mask), _decimals(item.box)]
-            for item in contents.classes]
-    table = html.table(["class", "objects", "mask AP", "box AP"], rows, tall=len(rows) > 14)
+    rows = [[number, item.name, item.objects, _decimals(item.mask), _decimals(item.box)]
+            for number, item in enumerate(contents.classes, 1)]
+    table = html.table(["", "class", "objects", "mask AP", "box AP"], rows, numbers_from=2,
+                       tall=len(rows) > 14)
     plot = html.image(contents.plots.get("class_ap"), "Bars of the average precision of each class",
                       "plot")
     kind = "wide" if len(rows) > 30 else ""
@@ -272,8 +273,10 @@ def _cell(row: Mapping[str, str], column: str, digits: int) -> str:
     return "{:.{}f}".format(float(text), digits) if text else ""
 
 
-def _round(text: Optional[str]) -> Optional[str]:
-    return "{:.5g}".format(float(text)) if text and not text.isdigit() else text or None
+def _round(text: Optional[str], column: str) -> Optional[str]:
+    if not text or column in ("iteration", "epoch"):
+        return text or None
+    return ("{:.3g}" if column == "lr" else "{:.2f}").format(float(text))
 
 
 def _plural(count: int) -> str:
