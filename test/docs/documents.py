@@ -1,4 +1,4 @@
-"""What the project's documents tell people to type: found in the text, and made small enough to run."""
+"""What the documents tell people to type: found in the text, and made small enough to run."""
 
 from __future__ import annotations
 
@@ -51,10 +51,17 @@ NOT_HERE: Dict[str, str] = {
 """Part of a command, and why no test runs it."""
 
 
+IN_LINE = re.compile(
+    r"`((?:[A-Z_]+=\S+ )*(?:bash|python(?! -m [\w.]+`)|pip|source|docker|head) [^`]+)`")
+"""A command between backquotes; a module's name alone is none."""
+
+
 class Command(NamedTuple):
     """Something to type."""
 
     document: str
+    section: str
+    """Heading that it stands below."""
     text: str
     """As in the document, continued lines as one, without the comment behind it."""
 
@@ -76,11 +83,6 @@ class Command(NamedTuple):
             text = re.sub(pattern, replacement, text)
         return text
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether it continues the training that was there before the document."""
-        return "--resume" in self.text
-
     def exit_codes(self) -> Tuple[int, ...]:
         """Those that are no failure."""
         return (0,) + next((codes for start, codes in MAY_EXIT_WITH.items()
@@ -88,9 +90,9 @@ class Command(NamedTuple):
 
 
 def documents() -> List[str]:
-    """Paths of all documents below the project's root."""
+    """Paths of all documents below the project's root, translations left out."""
     return [str(path.relative_to(ROOT))
-            for path in sorted(ROOT.glob("README*.md")) + sorted((ROOT / "docs").glob("*.md"))]
+            for path in [ROOT / "README.md"] + sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(text: str, language: str) -> List[str]:
@@ -99,16 +101,18 @@ def blocks(text: str, language: str) -> List[str]:
 
 
 def commands(document: str) -> List[Command]:
-    """Every command of a document once, in order: lines of bash blocks, and those within a line."""
+    """Every command of a document, in order: lines of bash blocks, and those within a line."""
     text = (ROOT / document).read_text(encoding="utf-8")
-    found = []
-    for part in re.split(r"(?sm)^(```\w*\n.*?^```)$", text):
-        if part.startswith("```bash\n"):
+    found, section = [], ""
+    for part in re.split(r"(?sm)^(```\w*\n.*?^```$|## .*?$)", text):
+        lines: List[str] = []
+        if part.startswith("## "):
+            section = part[3:]
+        elif part.startswith("```bash\n"):
             lines = part[len("```bash\n"):-len("```")].replace("\\\n", " ").splitlines()
-            found += [re.sub(r" +", " ", line.split("  #")[0]).strip() for line in lines]
+            lines = [re.sub(r" +", " ", line.split("  #")[0]).strip() for line in lines]
         elif not part.startswith("```"):
-            found += [code.replace("\n", " ").replace("\\|", "|") for code in re.findall(
-                r"`((?:[A-Z_]+=\S+ )*(?:bash|python(?! -m [\w.]+`)|pip|source|docker|head) [^`]+)`",
-                part)]
-    return [Command(document, line) for line in dict.fromkeys(found)
-            if line and not line.startswith("#")]
+            lines = [code.replace("\n", " ").replace("\\|", "|") for code in IN_LINE.findall(part)]
+        found += [Command(document, section, line) for line in lines
+                  if line and not line.startswith("#")]
+    return list(dict.fromkeys(found))

@@ -173,6 +173,6 @@ class World:
         train_briefly(folder, folder / "coco")
 
     def copy(self, folder):
-        """Everything once more below `folder`, where a document's commands may change it."""
-        shutil.copytree(str(self.folder), str(folder), symlinks=True)
+        """Everything once more as `folder`, where commands may replace files (none is changed)."""
+        shutil.copytree(str(self.folder), str(folder), symlinks=True, copy_function=os.link)
         return Path(folder)
