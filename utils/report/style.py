@@ -52,11 +52,12 @@ figcaption { font-size: 13px; color: var(--muted); margin-top: 6px; overflow-wra
 .tall { max-height: 560px; overflow: auto; }
 table { border-collapse: collapse; font-size: 13.5px; width: 100%; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; background: var(--card); }
 .tall thead th { position: sticky; top: 0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+table.pairs td, table.pairs th { overflow-wrap: anywhere; }
 table.pairs th { color: var(--muted); font-weight: 500; width: 34%; min-width: 110px; }
 tr.best td { font-weight: 650; color: var(--good); }
 td.changed { font-weight: 650; }
