@@ -93,13 +93,13 @@ class Matcher:
         """Give every object its best prior, the object with the largest IoU first, in place.
 
         Of equal IoUs the lower index goes first. A prior is given away once; whoever comes later
-        takes the best of the others.
+        takes the best of the others, or none where there are more objects than priors.
         """
         best = iou.max(axis=1)
         best_prior = [self._first_prior(row, peak) for row, peak in zip(iou, best)]
         taken: List[int] = []
         waiting = set(range(len(iou)))
-        while waiting:
+        while waiting and len(taken) < len(self.priors):
             j = int(best.argmax())
             prior = best_prior[j]
             overlap[prior], gt_index[prior] = _TAKEN, j

@@ -176,6 +176,14 @@ def test_extents_only_save_work(priors, extents):
     np.testing.assert_array_equal(plain["semantic"], again["semantic"])
 
 
+def test_more_objects_than_priors(priors):
+    few = priors[:5]
+    boxes = random_boxes(np.random.default_rng(0), 9)
+    classes, index, _ = match(boxes, np.ones(9, np.int64), NO_BOXES, few, 0.5, 0.4)
+    assert (classes == 1).all()  # every prior is some object's best
+    assert len(set(index.tolist())) == 5
+
+
 def test_more_objects_than_slots(priors):
     with pytest.raises(ValueError, match="image 5 has 7 objects, more than the 6 slots"):
         make_maker(priors)(make_sample(random_boxes(rng(), 7)), rng())
