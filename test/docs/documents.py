@@ -46,7 +46,6 @@ NOT_HERE: Dict[str, str] = {
     "--video=0": "needs a camera",
     "source /usr/local/Ascend": "needs CANN",
     "docker run": "needs a container host",
-    "import supervision": "an optional package",
 }
 """Part of a command, and why no test runs it."""
 
