@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_the_table_as_it_was(table, monkeypatch):
             return self.stream.write(data[:3])
 
     def full_open(path, mode="r", **kwargs):
-        stream = open(path, mode, **kwargs)
+        stream = open(path, mode, **kwargs)  # noqa: SIM115 - the caller closes it
         return Full(stream) if mode == "ab" else stream
 
     monkeypatch.setattr(run_tables, "open", full_open, raising=False)
