@@ -28,6 +28,8 @@ from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags
 from utils.failures import recorded
 from utils.inference import StageTimes
+from utils.memory import MemoryNeed, parameter_bytes
+from utils.out_of_memory import Demand, explained
 from utils.predict_run import batch_size_of, input_of, predict
 from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
 from utils.processes import Processes
@@ -194,7 +196,7 @@ def _run(argv: List[str]) -> int:
     processes = Processes.from_env(devices_per_host=cards_of_host(name))
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
-    with recorded(processes.rank):
+    with recorded(processes.rank), explained(device):
         processes.init(device)
         try:
             return evaluate(args, processes, device)
@@ -208,9 +210,12 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
     finder = Finder(loaded.model.to(device), Detect.from_config(loaded.config, nms_kind(args)),
                     device, not args.no_crop, args.score_threshold)
-    if source is not None:
-        return predict_on(args, finder, loaded, processes)
-    return score(args, finder, loaded, processes)
+    weights = MemoryNeed(parameter_bytes(loaded.model), 0)
+    batch_size = args.batch_size if source is None else batch_size_of(args)
+    with explained(device, Demand(batch_size, lambda: weights, parts=0)):
+        if source is not None:
+            return predict_on(args, finder, loaded, processes)
+        return score(args, finder, loaded, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -1,12 +1,42 @@
-"""How much memory a training takes on a card, before it starts."""
+"""How much memory a training takes on a card: estimated, or measured by trial steps.
+
+As a program it makes the trial steps for the CPU, in a process of their own whose peak tells what
+they take; it reads what to try from its standard input.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
 import torch
 
-from data.config import Config
-from utils.memory import MemoryNeed, output_bytes
-from utils.optimizer import FlatOptimizer
+from data.augment import AugmentedSample
+from data.batch import Batch, collate
+from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config
+from data.packed_batch import bit_values, pack
+from data.targets import TargetMaker
+from layers.anchors import make_priors
+from layers.multibox_loss import MultiBoxLoss
+from utils.amp import batch_norm_parameters, build_precision
+from utils.checkpoint import rng_state, set_rng_state
+from utils.device import synchronize
+from utils.errors import UserError
+from utils.memory import (
+    MemoryNeed,
+    output_bytes,
+    peak_memory,
+    process_peak,
+    release_memory,
+    reset_peak_memory,
+)
+from utils.optimizer import FlatOptimizer, build_optimizer
+from utils.parallel import Sharing, shared_step
+from utils.processes import Processes
 from yolact import Yolact, build_yolact
 
 SAMPLE_SIDE = 138
@@ -49,3 +79,124 @@ def _shrunk(config: Config) -> Config:
     side = min(SAMPLE_SIDE, config.max_size)
     scales = tuple(tuple(s * side / config.max_size for s in level) for level in config.pred_scales)
     return config.replace(max_size=side, pred_scales=scales, use_maskiou=False)
+
+
+class Trial(NamedTuple):
+    """What trial steps need to know; plain types only, since it travels to another process."""
+
+    config: Dict[str, Any]
+    slots: int
+    """Ground-truth slots of the batches: the memory of the fullest image counts."""
+    precision: Tuple[str, Optional[str], str]
+    """--opt_level, --loss_scale, --amp_dtype."""
+    extra_copies: int
+    """Of all trained parameters, beside what one card holds: averages, buckets of gradients."""
+
+
+class _NotingPeak:
+    """Stands in for the optimiser; notes the peak before it works, which is that of gradients."""
+
+    def __init__(self, optimizer: FlatOptimizer, device: torch.device) -> None:
+        self.optimizer, self.device, self.peak = optimizer, device, 0
+
+    @property
+    def step_finite(self) -> torch.Tensor:
+        return self.optimizer.step_finite
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self, *args: Any) -> None:
+        self.peak = _peak(self.device)
+        self.optimizer.step(*args)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cpu":
+        return process_peak() or 0
+    synchronize(device)
+    return peak_memory(device)
+
+
+def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
+    """Train on one image and on two, on random weights, and tell what that took.
+
+    On the CPU the process must not have had more memory before: its peak is what is read.
+    """
+    config = Config.from_dict(trial.config)
+    reset_peak_memory(device)
+    model = build_yolact(config)
+    if config.freeze != NOT_FROZEN:
+        model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
+    model = model.to(device).train()
+    precision = build_precision(*trial.precision, device)
+    optimizer = build_optimizer(
+        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
+    precision.prepare(model, optimizer)
+    criterion = MultiBoxLoss.from_config(config, model.maskiou_net).to(device)
+    row = _full_image(config, trial.slots)
+    noting = _NotingPeak(optimizer, device)
+    peaks: List[int] = []
+    for count in (1, 2):
+        batch = _on_device(collate([row] * count), device)
+        shared_step(model, criterion, noting, [batch],  # type: ignore[arg-type]
+                    0.0, Sharing(Processes(), device), precision=precision)
+        peaks.append(noting.peak)
+    need = MemoryNeed.from_peaks(peaks[0], peaks[1], _peak(device))
+    extra = trial.extra_copies * optimizer.flat.numel() * optimizer.flat.element_size()
+    return MemoryNeed(need.fixed + extra, need.per_image, need.update + extra)
+
+
+def _full_image(config: Config, slots: int) -> Dict[str, Any]:
+    """Row of a batch with an object in every slot."""
+    side = config.max_size
+    sample = AugmentedSample(
+        image=np.zeros((side, side, 3), np.uint8),
+        boxes=np.tile(np.array([[0.1, 0.1, 0.9, 0.9]], np.float32), (slots, 1)),
+        labels=np.ones(slots, np.int64), masks=np.ones((slots, side, side), np.uint8),
+        crowd_boxes=np.zeros((0, 4), np.float32), image_id=0)
+    targets = TargetMaker(
+        make_priors(config).numpy(), config.num_classes, slots, config.masks_to_train, side,
+        config.proto_size, config.semantic_size, config.positive_iou, config.negative_iou,
+        config.crowd_iou)
+    return targets(sample, np.random.default_rng(0))
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """As the training gets it: packed on the way."""
+    if device.type == "cpu":
+        return batch
+    return pack(batch).to(device).unpack(bit_values(device))
+
+
+def measure(trial: Trial, device: torch.device) -> MemoryNeed:
+    """What training takes on `device`, by `try_steps`; leaves no trace in the random generators."""
+    if device.type == "cpu":
+        return _measure_in_child(trial)
+    state = rng_state()
+    need = try_steps(trial, device)
+    set_rng_state(state)
+    release_memory(device)
+    return need
+
+
+def _measure_in_child(trial: Trial) -> MemoryNeed:
+    done = subprocess.run([sys.executable, os.path.abspath(__file__)], input=json.dumps(trial),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["killed, exit code {}".format(done.returncode)]
+        raise UserError("--batch_size=auto: the trial steps with one and two images failed ({}); "
+                        "give a number".format(lines[-1]))
+    return MemoryNeed(*json.loads(done.stdout))
+
+
+def main() -> int:
+    """Make the trial steps that standard input describes; print what they took."""
+    config, slots, precision, extra_copies = json.load(sys.stdin)
+    need = try_steps(Trial(config, slots, tuple(precision), extra_copies), torch.device("cpu"))
+    print(json.dumps(need))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,15 +13,18 @@ from typing import Any, Dict, Iterator, Optional, Sequence
 import torch
 from torch import nn
 
+from auto_batch import choose_batch_size, resumed_batch_size
 from data.checks.statistics import measure
 from data.class_weights import class_factors
 from data.coco import CocoDataset
 from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config, get_config
 from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
+from data.targets import ground_truth_slots
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
+from training_memory import Trial, estimate
 from utils import checkpoint
 from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.best_score import BestScore
@@ -30,13 +33,14 @@ from utils.device import pin_memory_supported
 from utils.ema import WeightAverage
 from utils.errors import UserError
 from utils.optimizer import FlatOptimizer, build_optimizer
+from utils.out_of_memory import Demand
 from utils.parallel import Sharing, wrap
 from utils.processes import Processes
 from utils.run_folder import RunFolder
 from utils.schedule import LearningRate
 from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords
-from utils.train_flags import images_per_card
+from utils.train_flags import AUTO, images_per_card
 from utils.training_state import check_same_run, pack_state, unpack_state
 from utils.weight_formats import read_weights
 from utils.weight_loading import load_network
@@ -121,8 +125,29 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int,
     return model
 
 
-def build_run(args: argparse.Namespace, processes: Processes, device: torch.device) -> Run:
-    """Build everything from the command line, in the order in which mistakes are cheapest."""
+def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
+                    processes: Processes, device: torch.device, resumed: Optional[str]) -> int:
+    """Images per card for --batch_size=auto; a resumed training keeps what it had."""
+    choice = None
+    if resumed is not None:
+        choice = resumed_batch_size(resumed, processes.world_size * args.accumulate)
+    if choice is None:
+        copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
+        trial = Trial(config.to_dict(), ground_truth_slots(dataset.max_objects),
+                      (args.opt_level, args.loss_scale, args.amp_dtype), copies)
+        choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
+                                   args.num_workers)
+    if processes.is_main:
+        print("Batch size auto : {}".format(choice.sentence), flush=True)
+    return choice.batch_size
+
+
+def build_run(args: argparse.Namespace, processes: Processes, device: torch.device,
+              resumed: Optional[str] = None) -> Run:
+    """Build everything from the command line, in the order in which mistakes are cheapest.
+
+    `resumed` is the checkpoint that `resume` will be called with, if any.
+    """
     config = resolve_config(args)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
     dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
@@ -138,7 +163,9 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     if config.class_weights:
         factors = class_factors(config.class_weights, dataset.class_names,
                                 measure("train", dataset).objects_per_class.tolist())
-    per_card = images_per_card(args, config.batch_size, processes.world_size)
+    per_card = (automatic_batch(args, config, dataset, processes, device, resumed)
+                if args.batch_size == AUTO and args.batch_alloc is None
+                else images_per_card(args, config.batch_size, processes.world_size))
     sharing = Sharing(processes, device, args.accumulate)
     learning_rate = LearningRate.from_config(
         config, per_card * sharing.shares, autoscale=not args.no_autoscale)
@@ -158,6 +185,12 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     return Run(args, config, processes, sharing, device, model, network, criterion, optimizer,
                learning_rate, loader, dataset, validation_set, records, BestScore(), precision,
                average)
+
+
+def demand_of(run: Run) -> Demand:
+    """What a step of this training asks of a card's memory, for when that runs out."""
+    return Demand(run.loader.batch_size,
+                  lambda: estimate(run.config, run.model, run.optimizer), run.sharing.parts)
 
 
 def identity_of(run: Run) -> Dict[str, Any]:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Sequence, Tuple
+from typing import Any, Sequence, Tuple, Union
 
 from utils.cli import ArgumentParser, Bounded, add_switch
 from utils.errors import UserError
 from utils.run_folder import CONFIG, read_json
 
+AUTO = "auto"
 DEFAULT_EMA_DECAY = 0.9998
 """Of --ema without a number; about the last 5000 steps count."""
+
+
+class BatchSize:
+    """Type of --batch_size: `auto`, or a whole number."""
+
+    def __call__(self, text: str) -> Union[str, int]:
+        """Read the text."""
+        if text.strip().lower() == AUTO:
+            return AUTO
+        if not text.strip().isdigit() or int(text) < 1:
+            raise argparse.ArgumentTypeError(
+                "'{}', expected a whole number of at least 1, or auto".format(text))
+        return int(text)
 
 
 class ClassFactors:
@@ -90,7 +104,7 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
-    """Batch size of each card, from --batch_alloc, --batch_size or else `default`."""
+    """Batch size of each card, from --batch_alloc, --batch_size in numbers, or `default`."""
     if args.batch_alloc is None:
         return args.batch_size or default
     sizes = args.batch_alloc.split(",")
@@ -131,8 +145,8 @@ def _add_schedule(parser: ArgumentParser) -> None:
     group.add_argument("--backbone_weights", default=None, metavar="FILE",
                        help="ImageNet backbone; 'none' trains from scratch; default: the "
                             "configuration's file in --save_folder")
-    group.add_argument("--batch_size", type=Bounded(int, 1), default=None,
-                       help="images per card and step")
+    group.add_argument("--batch_size", type=BatchSize(), default=None, metavar="N|auto",
+                       help="images per card and step; auto takes as many as fit into its memory")
     group.add_argument("--batch_alloc", default=None, metavar="N,N,..",
                        help="images per step of each card; the same number for every card")
     group.add_argument("--accumulate", type=Bounded(int, 1), default=1, metavar="N",
