@@ -284,6 +284,10 @@ def pin_memory_supported(device: torch.device) -> bool:
     return True
 
 
+_SATURATING = ("Ascend910", "Ascend910A", "Ascend910B", "Ascend910ProA", "Ascend910ProB",
+               "Ascend910PremiumA")
+
+
 def has_autocast() -> bool:
     """Whether this PyTorch casts by itself (`torch.autocast`, from 1.10); before, apex does."""
     return hasattr(torch, "autocast")
@@ -338,10 +342,13 @@ def casting_library(device: torch.device) -> Any:
 def saturates(device: torch.device) -> bool:
     """Whether half precision stops at its largest number here, so that overflow is not seen in it.
 
-    True on the Ascend 910 before the 910B. There a register of the device remembers overflows.
+    True on the first Ascend 910 (Ascend910B alone names one of them, 910B1 and on do not), and
+    where the plugin's other mode is chosen. There a register of the device remembers overflows.
     """
     if device.type != "npu":
         return False
+    if device_runtime(device).get_device_name(device.index or 0) in _SATURATING:
+        return True
     known = getattr(getattr(_npu_module(), "utils", None), "is_support_inf_nan", None)
     return known is None or not known()
 
@@ -353,7 +360,7 @@ def clear_overflow(device: torch.device) -> None:
 
 def overflow_since_clear(device: torch.device) -> torch.Tensor:
     """What the register holds, above 0 after an overflow, as a 0-d tensor on the device."""
-    return _npu_operator("npu_get_float_status")(torch.zeros(8, device=device))[0]
+    return _npu_operator("npu_get_float_status")(torch.zeros(8, device=device))[0].float()
 
 
 def _npu_operator(name: str) -> Any:

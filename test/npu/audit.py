@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 
 from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
+from utils.amp import build_precision  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -175,14 +176,18 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--device", default=None, help="npu or cpu; default: npu if there is one")
     parser.add_argument("--max_size", type=Bounded(int, 1), default=None,
                         help="input side, for a quicker run; default: the recipe's")
+    parser.add_argument("--opt_level", default="O0", help="O0, O1 or O2")
+    parser.add_argument("--amp_dtype", default="auto", help="float16 or bfloat16")
+    parser.add_argument("--loss_scale", default=None, help="dynamic or a number")
     args = parser.parse_args(argv)
     if not available():
         raise UserError("torch {} cannot record operators; use torch 2.x".format(torch.__version__))
     config = shrunk(args.config, args.max_size)
     device = choose_device(args.device)
-    scene = Scene(config, args.batch_size, device)
-    print("{}, batch {}, {} px, {}".format(config.name, args.batch_size, config.max_size,
-                                           describe(device)))
+    precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
+    scene = Scene(config, args.batch_size, device, precision)
+    print("{}, batch {}, {} px, precision {}, {}".format(
+        config.name, args.batch_size, config.max_size, precision.name, describe(device)))
     print("emulated, not measured on Ascend" if scene.meter.emulated else
           "measured by PyTorch's dispatcher on " + device.type)
 

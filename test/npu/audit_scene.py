@@ -20,6 +20,7 @@ from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
 from npu import counters
 from train import shared_step
+from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
 from utils.optimizer import build_optimizer
 from utils.parallel import Sharing
@@ -96,14 +97,18 @@ class Meter:
 class Scene:
     """Network, loss and optimiser of a recipe on a device."""
 
-    def __init__(self, config: Config, batch_size: int, device: torch.device) -> None:
+    def __init__(self, config: Config, batch_size: int, device: torch.device,
+                 precision: Optional[Precision] = None) -> None:
         self.config, self.batch_size, self.device = config, batch_size, device
+        self.precision = precision or Precision(device=device)
         torch.manual_seed(0)
         self.network = build_yolact(config).to(device)
         self.criterion = MultiBoxLoss.from_config(config, self.network.maskiou_net)
         self.detect = Detect.from_config(config)
         self.detect.compact = False  # a short cut that only the CPU takes
-        self.optimizer = build_optimizer(config, self.network)
+        kept = batch_norm_parameters(self.network) if self.precision.level == "O2" else ()
+        self.optimizer = build_optimizer(config, self.network, last=kept)
+        self.precision.prepare(self.network, self.optimizer)
         self.rate = LearningRate.from_config(config, batch_size)
         self.sharing = Sharing(Processes(), device)
         self.records = StepRecords()
@@ -130,8 +135,10 @@ class Scene:
                     iteration + 1, count)) as measured:
                 batch = self._to_device(packed)
                 losses = shared_step(network, criterion, self.optimizer, [batch],
-                                     self.rate(iteration), self.sharing)
-                self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids)
+                                     self.rate(iteration), self.sharing,
+                                     precision=self.precision)
+                self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids,
+                                 self.precision.used_scale)
             steps.append(measured)
         self.optimizer.step = update  # type: ignore[method-assign]
         return steps
@@ -146,7 +153,9 @@ class Scene:
         for number in range(times):
             images = self._pinned(self._packed_batch(7, number)).plain["images"]
             with self.meter.measure("detection {}".format(number + 1)) as measured:
-                detect(network(images.to(self.device, non_blocking=True)))
+                with self.precision.forward():
+                    predictions = network(images.to(self.device, non_blocking=True))
+                detect(self.precision.widen(predictions))
             detections.append(measured)
         return detections
 

@@ -73,6 +73,11 @@ def operators() -> Dict[str, int]:
     return {name: int(times) for name, times in (line.rsplit(" ", 1) for line in lines)}
 
 
+def set_overflow() -> None:
+    """Set the register of overflows, as a device does that saturates (NPUEMU_SOC=Ascend910A)."""
+    _operators().npuemu_set_overflow()
+
+
 def emulated() -> Set[str]:
     """Names of all operators that the emulator has, without their prefix."""
     maps = Path("/proc/self/maps").read_text().splitlines()

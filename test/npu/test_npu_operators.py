@@ -112,6 +112,7 @@ SEVERAL = {
               RIGHT[0]),
     "InplaceLogicalAnd": (lambda a, b: a.clone().logical_and_(b), MASK, OTHER_MASK),
     "ScatterAdd": (lambda a, b, i: a.scatter_add(1, i, b), A, B, INDEX),
+    "ForeachNonFiniteCheckAndUnscale": (lambda *given: unscaled(given), A, B / 0 + A),
     "Convolution": (functools.partial(F.conv2d, stride=2, padding=(1, 2), dilation=(1, 2)),
                     IMAGE, FILTERS, BIAS),
     "MaxPool2dWithMask": (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), IMAGE),
@@ -146,6 +147,15 @@ CREATED = {
     "Arange": lambda device: torch.arange(3, 20, 4, device=device),
     "InplaceFillScalar": lambda device: torch.full((3,), 2.5, device=device),
 }
+
+
+def unscaled(gradients):
+    """Copies of the gradients times a half, and whether one was not finite."""
+    copies = [x.clone() for x in gradients]
+    found = torch.zeros(1, device=copies[0].device)
+    half = torch.full((1,), 0.5, device=found.device)
+    torch._amp_foreach_non_finite_check_and_unscale_(copies, found, half)
+    return copies + [found]
 
 
 def assert_equal(found, wanted):

@@ -100,6 +100,17 @@ ACLNN(Clamp, (In self, Number low, Number high, Out out),
 ACLNN(SWhere, (In condition, In self, In other, Out out),
       { write(out, at::where(read(condition), read(self), read(other))); })
 
+// Of all gradients of a type at once; `found` becomes 1 where one is not finite.
+// AmpForeachNonFiniteCheckAndUnscaleKernelNpuOpApi.cpp
+ACLNN(ForeachNonFiniteCheckAndUnscale, (Tensors gradients, InOut found, In inverse_scale), {
+    for (InOut gradient : gradients->tensors) {
+        if (!at::isfinite(read(gradient)).all().item<bool>()) {
+            read(found).fill_(1);
+        }
+        write(gradient, read(gradient) * read(inverse_scale));
+    }
+})
+
 // yaml: isclose
 ACLNN(IsClose, (In self, In other, double relative, double absolute, bool equal_nan, Out out),
       { write(out, at::isclose(read(self), read(other), relative, absolute, equal_nan)); })

@@ -1,10 +1,12 @@
-// The operators that torch_npu has compiled ("aclop"): copies of internal formats, and deformable
-// convolution with what op-plugin puts around it (ops/aclops/DeformableConv2dKernelNpu.cpp).
+// The operators that torch_npu has compiled ("aclop"): copies of internal formats, deformable
+// convolution with what op-plugin puts around it (ops/aclops/DeformableConv2dKernelNpu.cpp), and the
+// register of overflows (ops/aclops/FloatStatusKernelNpu.cpp).
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -179,6 +181,17 @@ void deformable_offsets_gradient(const Arguments& in, const Arguments& out,
     write(out[1], gradients.second);
 }
 
+// The register of devices that saturate in half precision. It is set by hand (counters.py): CPU
+// kernels do not saturate. Reading writes to the input, which is what torch_npu then returns.
+std::atomic<float> overflow_register = 0;
+
+void read_overflow(const Arguments& in, const Arguments&, const GraphAttributes&) {
+    read(in[0]).fill_(overflow_register.load());
+}
+void clear_overflow(const Arguments&, const Arguments&, const GraphAttributes&) {
+    overflow_register = 0;
+}
+
 const std::map<std::string, Operator>& operators() {
     static const std::map<std::string, Operator> all = {
         {"Identity", identity},
@@ -189,6 +202,8 @@ const std::map<std::string, Operator>& operators() {
         {"ReduceSum", reduce_sum},
         {"DeformableOffsets", deformable_offsets},
         {"DeformableOffsetsGrad", deformable_offsets_gradient},
+        {"NPUGetFloatStatus", read_overflow},
+        {"NPUClearFloatStatus", clear_overflow},
     };
     return all;
 }
@@ -215,4 +230,7 @@ struct Registration {
 } registration;
 
 }  // namespace
+
+EXPORT void npuemu_set_overflow() { overflow_register = 1; }
+
 }  // namespace npuemu::graph
