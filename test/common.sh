@@ -199,6 +199,9 @@ train() {
 
 # Set FPS (images per second over the measured steps) and the losses from the training's log.
 read_performance() {
+    if [[ $batch_size == auto ]]; then
+        batch_size=$(sed -n 's/^Batch size auto : \([0-9]*\) per card.*/\1/p' "$train_log" | tail -n 1)
+    fi
     FPS=$(sed -n 's/.*|| avg_fps: *\([0-9.]*\) || GPU: 0$/\1/p' "$train_log" | tail -n 1)
     FPS=${FPS:-0.000}
     if [[ $FPS =~ ^[0.]+$ ]]; then

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Environment for training on Ascend NPUs; to be sourced. Does nothing where CANN is not installed.
 # CANN is looked for where its installer noted it, else in /usr/local/Ascend. CANN_INSTALL_PATH, set
-# beforehand, overrides both.
+# beforehand, overrides both; so does every variable that is set beforehand its value here.
 
 if [[ -z ${CANN_INSTALL_PATH:-} && -f /etc/Ascend/ascend_cann_install.info ]]; then
     CANN_INSTALL_PATH=$(sed -n 's/^.*Install_Path[^=]*=//p' /etc/Ascend/ascend_cann_install.info |
@@ -9,38 +9,73 @@ if [[ -z ${CANN_INSTALL_PATH:-} && -f /etc/Ascend/ascend_cann_install.info ]]; t
 fi
 : "${CANN_INSTALL_PATH:=/usr/local/Ascend}"
 
-cann_script=""
-for folder in ascend-toolkit nnae cann; do
-    if [[ -z $cann_script && -f $CANN_INSTALL_PATH/$folder/set_env.sh ]]; then
-        cann_script=$CANN_INSTALL_PATH/$folder/set_env.sh
+npu_default() {  # NAME VALUE
+    if [[ -z ${!1:-} ]]; then
+        export "$1=$2"
     fi
-done
+}
 
-if [[ -n $cann_script ]]; then
-    # shellcheck disable=SC1090
-    source "$cann_script"
+# What every CANN and torch_npu knows.
+npu_common() {
+    npu_default ASCEND_SLOG_PRINT_TO_STDOUT 0  # CANN's log goes to its files, not among our lines
+    npu_default ASCEND_GLOBAL_LOG_LEVEL 3      # errors only: anything more slows the host down
+    npu_default ASCEND_GLOBAL_EVENT_ENABLE 0   # no event log, for the same reason
+    npu_default TASK_QUEUE_ENABLE 1            # a thread of its own launches the operators; see below
+    npu_default COMBINED_ENABLE 0              # joins two views into one copy; not proven to pay here
+    npu_default HCCL_WHITELIST_DISABLE 1       # without a list of allowed hosts HCCL refuses all
+    npu_default HCCL_CONNECT_TIMEOUT 1800      # ranks read data for different times before they meet
+    npu_default HCCL_IF_IP "$(hostname -I 2>/dev/null | awk '{print $1}')"  # the first network card
+}
 
-    export ASCEND_SLOG_PRINT_TO_STDOUT=0    # host log to the screen: 0 off, 1 on
-    export ASCEND_GLOBAL_LOG_LEVEL=3        # 0 debug, 1 info, 2 warning, 3 error
-    export ASCEND_GLOBAL_EVENT_ENABLE=0     # event log: 0 off, 1 on
-    export TASK_QUEUE_ENABLE="${TASK_QUEUE_ENABLE:-1}"  # 1: queue operators; 2: binary kernels only
-    export COMBINED_ENABLE="${COMBINED_ENABLE:-0}"      # PyTorch 1.x only
-    export PTCOPY_ENABLE=1                  # PyTorch 1.5 only: copies by a kernel
-    export DYNAMIC_OP="ADD#MUL"             # PyTorch 1.5 only
-    export HCCL_WHITELIST_DISABLE=1
-    export HCCL_CONNECT_TIMEOUT="${HCCL_CONNECT_TIMEOUT:-1800}"
-    if [[ -z ${HCCL_IF_IP:-} ]]; then
-        HCCL_IF_IP=$(hostname -I 2>/dev/null | awk '{print $1}')
-        export HCCL_IF_IP
-    fi
+# PyTorch 1.5 and 1.8, that is CANN before 7; nobody else reads them.
+npu_before_2() {
+    npu_default PTCOPY_ENABLE 1                # copies between layouts by a kernel, not by the CPU
+    npu_default DYNAMIC_OP "ADD#MUL"           # no recompiling of these two for every new shape
+}
 
-    # Device logs at error level only, for the eight devices of a host.
-    if command -v msnpureport >/dev/null 2>&1; then
-        for device in 0 1 2 3 4 5 6 7; do
-            msnpureport -g error -d "$device" >/dev/null 2>&1
-        done
-        msnpureport -e disable >/dev/null 2>&1
-    fi
-    ulimit -SHn 512000 2>/dev/null || true
-fi
-unset cann_script folder device
+# CANN's version, from the file its installer leaves; empty if there is none.
+npu_cann_version() {  # FOLDER
+    local file
+    for file in "$1"/latest/*-linux/ascend_*_install.info "$1"/*-linux/ascend_*_install.info; do
+        if [[ -f $file ]]; then
+            sed -n 's/^version=//p' "$file" | head -n 1
+            return
+        fi
+    done
+}
+
+# The log on the cards at error level, for those that are there. Needs root and the driver's tool.
+npu_quiet_cards() {
+    local node device
+    command -v msnpureport >/dev/null 2>&1 || return 0
+    for node in "${NPU_DEV:-/dev}"/davinci[0-9]*; do
+        device=${node##*davinci}
+        if [[ -e $node && $device =~ ^[0-9]+$ ]]; then
+            msnpureport -g error -d "$device" >/dev/null 2>&1 || true
+        fi
+    done
+    msnpureport -e disable >/dev/null 2>&1 || true
+}
+
+npu_setup() {
+    local folder version
+    for folder in ascend-toolkit nnae cann; do
+        if [[ -f $CANN_INSTALL_PATH/$folder/set_env.sh ]]; then
+            # shellcheck disable=SC1090,SC1091
+            source "$CANN_INSTALL_PATH/$folder/set_env.sh"
+            version=$(npu_cann_version "$CANN_INSTALL_PATH/$folder")
+            npu_common
+            # TASK_QUEUE_ENABLE=2 moves work space to that thread as well: Ascend recommends it for
+            # the 910B and later, but it takes more memory and does nothing for compiled kernels.
+            if [[ -z $version || ${version%%.*} -lt 7 ]]; then
+                npu_before_2
+            fi
+            npu_quiet_cards
+            ulimit -SHn 512000 2>/dev/null || true  # workers and ranks share much through files
+            return 0
+        fi
+    done
+}
+
+npu_setup
+unset -f npu_default npu_common npu_before_2 npu_cann_version npu_quiet_cards npu_setup

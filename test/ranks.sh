@@ -6,7 +6,7 @@
 #   MASTER_ADDR             address of host 0, needed with several hosts
 #   MASTER_PORT             default: a free port on one host, 29688 on several
 #   MAX_RESTARTS            how often a failed training starts again from its last checkpoint
-#   CPU_AFFINITY=off        leave all cores to all ranks; else each rank has its share
+#   CPU_AFFINITY=off        leave all cores to all ranks; else each has its share (utils/affinity.py)
 # Files of each rank: test/output/$RANK/train_$RANK.log. With --device_id=4 the cards 4, 5, .. are
 # used and the folders are numbered from there, so several jobs fit on one host.
 

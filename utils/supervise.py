@@ -7,8 +7,7 @@ when another rank of the host has failed, since some backends would wait for it 
 takes the program's own children down with it; and records how it ended for the launcher's report.
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
-host), FIRST_DEVICE (index of the host's first card), CPU_AFFINITY=off and CPU_AFFINITY_CONF
-(the NPU plugin's own binding), either of which leaves the cores to all ranks.
+host), FIRST_DEVICE (index of the host's first card); for the cores see `utils.affinity`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import subprocess
 import sys
 import time
 from types import FrameType
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from utils.affinity import bind
 from utils.failures import (
     FILE_VARIABLE,
     complete_record,
@@ -41,12 +41,6 @@ EXIT_STOPPED = 130
 SHOWN_LINES = 20
 """Of the log of the rank that failed first, in the report."""
 _TAIL_BYTES = 8192
-
-
-def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
-    """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
-    each = len(cores) // parts
-    return set(sorted(cores)[part * each:(part + 1) * each]) if each and part < parts else cores
 
 
 class Supervisor:
@@ -77,7 +71,7 @@ class Supervisor:
         if first_device:
             self.command.append("--device_id={}".format(first_device + self.local_rank))
         self.environ = self._program_environ(environ)
-        self._bind(environ, first_device)
+        bind(first_device + self.local_rank, first_device + int(environ.get("NPROC") or 1), environ)
         self._signal: Optional[int] = None
         self._deadline: Optional[float] = None
 
@@ -87,13 +81,6 @@ class Supervisor:
                    ASCEND_DEVICE_ID=os.path.basename(self.folder))
         own[FILE_VARIABLE] = os.path.abspath(self.record)
         return own
-
-    def _bind(self, environ: Mapping[str, str], first_device: int) -> None:
-        parts = int(environ.get("NPROC") or 1) + first_device
-        bound_elsewhere = environ.get("CPU_AFFINITY_CONF") or environ.get("CPU_AFFINITY") == "off"
-        if parts > 1 and not bound_elsewhere and hasattr(os, "sched_setaffinity"):
-            mine = share_of_cores(os.sched_getaffinity(0), first_device + self.local_rank, parts)
-            os.sched_setaffinity(0, mine)  # the program inherits it
 
     def run(self) -> int:
         """Start the program and wait for its end; returns the exit code for the launcher."""

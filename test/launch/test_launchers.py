@@ -212,6 +212,15 @@ def test_performance_trains_2000_steps_and_does_not_evaluate(place):
                     "TrainingTime", "ActualLoss", "E2ETrainingTime"]
 
 
+def test_a_batch_size_that_training_chose_is_reported(place):
+    place.write("train.py.log", "Batch size auto : 22 per card, by what fits\n" + TRAIN_LOG)
+    done = place.run("train_performance_1p.sh", place.data, "--batch_size=auto")
+    assert done.returncode == 0, done.stderr
+    assert "--batch_size=auto" in place.arguments_of("train.py")
+    found = place.output("YOLACT_bsauto_1p_perf.log")
+    assert "BatchSize = 22\n" in found and "TrainingTime = 866.14\n" in found
+
+
 def test_evaluation_only(place):
     log = place.root / "test" / "output" / "0" / "train_0.log"
     log.parent.mkdir(parents=True)

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 from utils.failures import is_lost_peer, note, read_records, recorded, write_record
-from utils.supervise import record_path, report, share_of_cores
+from utils.supervise import record_path, report
 
 SLEEP = "import time; print('started', flush=True); time.sleep(1000)"
 OBEDIENT = ("import signal, sys, time\n"
@@ -141,14 +141,6 @@ def test_first_device_moves_folders_and_cards(tmp_path):
     program = "import sys, os; print(sys.argv[1:], os.environ['ASCEND_DEVICE_ID'])"
     assert start(tmp_path, 1, program, FIRST_DEVICE="4").wait(30) == 0
     assert log_of(tmp_path, 5).read_text() == "['--device_id=5'] 5\n"
-
-
-def test_cores_are_shared_in_equal_stretches():
-    cores = set(range(8))
-    assert [share_of_cores(cores, part, 4) for part in range(4)] == [
-        {0, 1}, {2, 3}, {4, 5}, {6, 7}]
-    assert share_of_cores({0, 1, 2}, 1, 2) == {1}
-    assert share_of_cores({0, 1}, 2, 3) == {0, 1}
 
 
 def test_records_outside_of_a_launcher_are_not_written(tmp_path, monkeypatch):
