@@ -7,18 +7,20 @@ The loop asks the device for nothing between log lines: batches are static, loss
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from typing import List, NamedTuple, Optional, Sequence
+import time
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 
-from data.checks.quick import quick_check
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
 from eval import detect_dataset
+from training_cards import end_lines, start_lines
 from training_folder import add_validation, finish_folder, open_folder
-from training_run import Run, build_run, resume, save, scored_weights
+from training_run import Run, build_run, demand_of, resolve_config, resume, save, scored_weights
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (
@@ -32,6 +34,7 @@ from utils.device import (
 from utils.errors import UserError
 from utils.failures import recorded
 from utils.interrupts import StopRequest
+from utils.out_of_memory import explained
 from utils.parallel import share_buffers, shared_step, told_by_main
 from utils.processes import Processes
 from utils.progress import ProgressBar, StepPace
@@ -62,18 +65,55 @@ class Outcome(NamedTuple):
     """Mean; 0 where too few iterations were run to measure it."""
 
 
+class Clocks:
+    """What measures the loop: mean and recent speed, waits for data, the progress bar."""
+
+    def __init__(self, run: Run, start: int) -> None:
+        self._run = run
+        self._max_iter = run.learning_rate.max_iter
+        self.throughput = Throughput(run.loader.batch_size * run.sharing.shares,
+                                     _fps_start(run.args, self._max_iter - start))
+        self.timer = StepTimer()
+        self.watched = WatchedLoader(run.loader, run.args.loader_timeout, run.processes.rank)
+        self.bar = ProgressBar(self._max_iter, sys.stderr, beside=sys.stdout,
+                               enabled=run.processes.is_main)
+        self._pace = StepPace(start)
+        if self.throughput.start_iter == 0:
+            self.throughput.start()
+
+    def step(self, done: int) -> None:
+        """Count a finished step; the bar is drawn from what the host knows."""
+        self.throughput.step()
+        self.timer.step()
+        if self.bar.is_due:
+            self.bar.show(done, self._pace.parts(done, self._max_iter, self.watched.seconds,
+                                                 memory_reserved(self._run.device)))
+        if self.throughput.at_edge:
+            synchronize(self._run.device)
+            self.throughput.start()
+
+    def first_step_ended(self, done: int) -> None:
+        """Forget it: it compiles and allocates, and says nothing of the others."""
+        self.timer.restart()
+        self._pace.restart(done, self.watched.seconds)
+
+    @contextlib.contextmanager
+    def stopped(self, done: int) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        self.bar.clear()
+        synchronize(self._run.device)
+        self.throughput.pause()
+        yield
+        self.throughput.resume()
+        self.timer.skip()
+        self._pace.restart(done, self.watched.seconds)
+
+
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
-    """Train from iteration `start` until the schedule or all improvement ends, or a signal comes."""
-    args, sharing, max_iter = run.args, run.sharing, run.learning_rate.max_iter
-    throughput = Throughput(run.loader.batch_size * sharing.shares,
-                            _fps_start(args, max_iter - start))
-    timer, pace = StepTimer(), StepPace(start)
-    watched = WatchedLoader(run.loader, args.loader_timeout, run.processes.rank)
-    batches = iter(DevicePrefetcher(watched, run.device))
-    bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=run.processes.is_main)
+    """Train from iteration `start` until the schedule ends, nothing improves, or a signal comes."""
+    sharing, max_iter, clocks = run.sharing, run.learning_rate.max_iter, Clocks(run, start)
+    batches = iter(DevicePrefetcher(clocks.watched, run.device))
     run.network.train()
-    if throughput.start_iter == 0:
-        throughput.start()
 
     done, stopping, early = start, False, run.nothing_improves()
     while done < max_iter and not early:
@@ -85,59 +125,45 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
         run.records.add(done, losses, run.optimizer.step_finite,
                         torch.cat([part.image_ids for part in parts]), run.precision.used_scale)
         done += 1
-        throughput.step()
-        timer.step()
-        if bar.is_due:
-            bar.show(done, pace.parts(done, max_iter, watched.seconds, memory_reserved(run.device)))
-
-        if throughput.at_edge:
-            synchronize(run.device)
-            throughput.start()
+        clocks.step(done)
         if done % LOG_INTERVAL == 0 or done in (start + 1, max_iter):
-            bar.clear()
-            log_progress(run, done, throughput, timer, watched, log)
+            log_progress(run, done, clocks, log)
             if done == start + 1:
-                timer.restart()
-                pace.restart(done, watched.seconds)
+                clocks.first_step_ended(done)
             stopping = sharing.stop_agreed()
-        if log is not None and done % run.loader.epoch_size == 0:
-            log.write("epoch", iteration=done, epoch=done // run.loader.epoch_size)
-        if run.validation_set is not None and _validation_due(args, done, run.loader.epoch_size):
-            bar.clear()
-            early = _validate_apart(run, run.validation_set, done, log, throughput, timer)
-            pace.restart(done, watched.seconds)
-        if done % args.save_interval == 0 and done != max_iter:
-            save(run, done)  # after a validation, so that its scores are in the state
+        early = between_steps(run, done, clocks, log)
         # Processes may stop only together: they agree with each step and look at each log line.
         if stopping or (stop.requested and run.processes.world_size == 1):
             break
-    bar.clear()
-    print(watched.sentence())
+    clocks.bar.clear()
+    print(clocks.watched.sentence())
     batches.close()  # now, and not when the garbage collector comes by: workers end here
-    return Outcome(done, early, throughput.average())
+    return Outcome(done, early, clocks.throughput.average())
 
 
-def _validate_apart(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog],
-                    throughput: Throughput, timer: StepTimer) -> bool:
-    """Validate outside of what the clocks measure; returns whether to stop early, agreed by all."""
-    synchronize(run.device)
-    throughput.pause()
-    validate(run, dataset, done, log)
-    throughput.resume()
-    timer.skip()
-    if not run.config.early_stopping:
-        return False
-    return told_by_main(run.nothing_improves(), run.processes, run.device)
+def between_steps(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> bool:
+    """Validate and save where it is time to; returns whether to stop early, agreed by all."""
+    args, epoch_size, early = run.args, run.loader.epoch_size, False
+    if log is not None and done % epoch_size == 0:
+        log.write("epoch", iteration=done, epoch=done // epoch_size)
+    if run.validation_set is not None and done % (epoch_size * args.validation_epoch) == 0:
+        with clocks.stopped(done):
+            validate(run, run.validation_set, done, log)
+        if run.config.early_stopping:
+            early = told_by_main(run.nothing_improves(), run.processes, run.device)
+    if done % args.save_interval == 0 and done != run.learning_rate.max_iter:
+        save(run, done)  # after a validation, so that its scores are in the state
+    return early
 
 
-def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
-                 watched: WatchedLoader, log: Optional[RunLog]) -> None:
+def log_progress(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> None:
     """Print the log line and the steps skipped since the last one; stop a run that only skips.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
     """
-    report = run.records.report()
+    clocks.bar.clear()
+    report, throughput, timer = run.records.report(), clocks.throughput, clocks.timer
     timer.update()
     epoch = (done - 1) // run.loader.epoch_size
     fps = throughput.images_per_step / timer.recent if timer.recent else 0.0
@@ -150,7 +176,7 @@ def log_progress(run: Run, done: int, throughput: Throughput, timer: StepTimer,
     if log is not None:
         log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
                   losses=report.losses, total=report.total, skipped=run.records.total_skipped,
-                  seconds=timer.recent, data_seconds=watched.mean_since_last(), fps=fps,
+                  seconds=timer.recent, data_seconds=clocks.watched.mean_since_last(), fps=fps,
                   avg_fps=average, memory=memory_reserved(run.device), loss_scale=report.scale)
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
@@ -181,25 +207,6 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
         print(trouble, flush=True)
 
 
-def print_start(run: Run, start: int) -> None:
-    """Say what is about to happen."""
-    size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
-    cards, parts = run.processes.world_size, run.sharing.parts
-    print(describe(run.device))
-    print("\n".join(run.dataset.report.sentences() + quick_check(
-        run.dataset, run.validation_set, run.config, run.args.strict)))
-    print("{}: {} classes, {} parameters, input {} x {}".format(
-        run.config.name, run.config.num_classes - 1,
-        sum(parameter.numel() for parameter in run.model.parameters()),
-        run.config.max_size, run.config.max_size))
-    print("{} images, batch {} x {} card{}{}, {} iterations an epoch; iterations {} to {} ({:.1f} "
-          "epochs), learning rate {:g}, precision {}".format(
-              len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s",
-              " x {} parts".format(parts) if parts > 1 else "", size,
-              start, max_iter, max_iter / size, run.learning_rate.base_lr, run.precision.name),
-          flush=True)
-
-
 def print_folder(run: Run, log: RunLog) -> None:
     """Say where everything about this run is going to be, and what of it is not."""
     if run.folder is not None:
@@ -217,16 +224,14 @@ def print_report(run: Run) -> None:
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
-    run = build_run(args, processes, device)
+    resumed = _find_resumed(args)
+    run = build_run(args, processes, device, resumed)
     start = 0
-    resumed = find_restart(os.environ, args.save_folder, run.config.name)
-    if resumed is None and args.resume is not None:
-        resumed = checkpoint.find_checkpoint(args.resume, args.save_folder, run.config.name)
     if resumed is not None:
         start = resume(run, resumed)
     run.loader.start_at(start)
     if processes.is_main:
-        print_start(run, start)
+        print("\n".join(start_lines(run, start)), flush=True)
     run.folder = open_folder(run, start, os.environ)
     log = None
     if processes.is_main:
@@ -234,7 +239,8 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         print_folder(run, log)
         log.write("session", config=run.config.to_dict(), args=vars(args), device=describe(device))
 
-    with StopRequest() as stop:
+    began = time.monotonic()
+    with StopRequest() as stop, explained(device, demand_of(run)):
         try:
             outcome = training_loop(run, start, stop, log)
         except TrainingError:
@@ -248,6 +254,9 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         if finished and log is not None:
             log.write("epoch", iteration=done, epoch=done // run.loader.epoch_size)
         print_report(run)
+    if processes.is_main:
+        print("\n".join(end_lines(run, outcome, time.monotonic() - began, path, finished)),
+              flush=True)
     if not finished:
         print("Stopped by {} at iteration {}; --resume=interrupt goes on from there".format(
             stop.signal_name or "another process", done), flush=True)
@@ -257,12 +266,17 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     return 0
 
 
+def _find_resumed(args: argparse.Namespace) -> Optional[str]:
+    """Checkpoint to go on from: that of a restart after a failure, else that of --resume."""
+    name = resolve_config(args).name
+    restart = find_restart(os.environ, args.save_folder, name)
+    if restart is None and args.resume is not None:
+        return checkpoint.find_checkpoint(args.resume, args.save_folder, name)
+    return restart
+
+
 def _fps_start(args: argparse.Namespace, steps: int) -> int:
     return args.fps_start_iter if args.fps_start_iter is not None else min(100, steps // 10)
-
-
-def _validation_due(args: argparse.Namespace, done: int, epoch_size: int) -> bool:
-    return done % (epoch_size * args.validation_epoch) == 0
 
 
 def _run(argv: List[str]) -> int:
@@ -278,7 +292,7 @@ def _run(argv: List[str]) -> int:
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
     try:
-        with recorded(processes.rank):
+        with recorded(processes.rank), explained(device):
             processes.init(device)
             return train(args, processes, device)
     except TrainingError as failure:

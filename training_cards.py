@@ -126,6 +126,9 @@ def _comforts(run: Run) -> Dict[str, str]:
     if config.freeze != NOT_FROZEN:
         found["frozen"] = config.freeze if not config.freeze.isdigit() else (
             "stem and {} stages".format(config.freeze))
+    if config.multi_scale:
+        found["input sides"] = "{} px, a new one every {} iterations".format(
+            " ".join(str(side) for side in config.multi_scale), config.multi_scale_interval)
     if isinstance(config.class_weights, str):
         found["class weights"] = config.class_weights
     elif config.class_weights:
@@ -136,7 +139,8 @@ def _comforts(run: Run) -> Dict[str, str]:
 def _memory(run: Run) -> str:
     state = rng_state()  # the estimate builds a network, whose weights are drawn
     try:
-        need = estimate(run.config, run.model, run.optimizer)
+        config = run.config.at_side(max(run.config.multi_scale or (run.config.max_size,)))
+        need = estimate(config, run.model, run.optimizer)
     finally:
         set_rng_state(state)
     return need.sentence(run.loader.batch_size) + (

@@ -89,7 +89,8 @@ def resolve_config(args: argparse.Namespace) -> Config:
     stored = args.stored_config
     config = get_config(args.config) if stored is None else Config.from_dict(stored)
     flags = ("dataset", "pred_scales", "lr", "momentum", "decay", "gamma", "max_iter", "ema_decay",
-             "schedule", "clip_grad_norm", "early_stopping", "freeze", "class_weights")
+             "schedule", "clip_grad_norm", "early_stopping", "freeze", "class_weights",
+             "multi_scale", "multi_scale_interval")
     changes = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
     config = config.replace(**changes)
     if config.early_stopping and args.validation_epoch < 1:
@@ -173,7 +174,9 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         dataset, config, make_priors(config).numpy(), batch_size=per_card,
         num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
         world_size=processes.world_size, pin_memory=pin_memory_supported(device),
-        pack_masks=device.type != "cpu", parts=sharing.parts)
+        pack_masks=device.type != "cpu", parts=sharing.parts,
+        priors_of_sides={side: make_priors(config.at_side(side)).numpy()
+                         for side in config.multi_scale})
     model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(
         config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())

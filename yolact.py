@@ -36,6 +36,7 @@ class Yolact(nn.Module):
         num_classes: C.
         input_size: S.
         pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
+        priors_of_sides: priors of other input sides, which `forward` takes, too.
         maskiou_net: re-scores masks (YOLACT++). `forward` does not run it: in training the loss
             does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` has
             not got. None without mask re-scoring.
@@ -44,7 +45,8 @@ class Yolact(nn.Module):
     def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
                  head: PredictionHead, priors: Tensor, features: int, num_classes: int,
                  input_size: int, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None) -> None:
+                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None,
+                 priors_of_sides: Optional[Dict[int, Tensor]] = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.proto_net = proto_net
@@ -56,6 +58,7 @@ class Yolact(nn.Module):
         self.input_size = input_size
         # Plain attributes, moved by `_apply`: non-persistent buffers do not exist on torch 1.5.
         self.priors = priors
+        self.priors_of_sides = dict(priors_of_sides or {})
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
         self.bn_frozen = False
@@ -74,7 +77,9 @@ class Yolact(nn.Module):
             priors: `[P,4]` cx cy w h.
             segm: `[B,C-1,hs,ws]` semantic logits, in training mode only.
         """
-        if images.shape[-1] != self.input_size or images.shape[-2] != self.input_size:
+        side = images.shape[-1]
+        priors = self.priors if side == self.input_size else self.priors_of_sides.get(side)
+        if priors is None or images.shape[-2] != side:
             raise ValueError("images are {}, expected [B, 3, {side}, {side}]".format(
                 list(images.shape), side=self.input_size))
         if images.dtype == torch.uint8:
@@ -84,7 +89,7 @@ class Yolact(nn.Module):
         levels = self.fpn(self.backbone(images))
         loc, conf, mask = self.prediction_layers[0](levels)
         predictions = {"loc": loc, "conf": conf, "mask": mask, "proto": self.proto_net(levels[0]),
-                       "priors": self.priors}
+                       "priors": priors}
         if self.training:
             predictions["segm"] = self.semantic_seg_conv(levels[0])
         return predictions
@@ -128,6 +133,8 @@ class Yolact(nn.Module):
         super()._apply(*args, **kwargs)
         device = self.semantic_seg_conv.weight.device
         self.priors = self.priors.to(device)
+        self.priors_of_sides = {side: priors.to(device)
+                                for side, priors in self.priors_of_sides.items()}
         self.pixel_mean = self.pixel_mean.to(device)
         self.pixel_std = self.pixel_std.to(device)
         return self
@@ -155,6 +162,7 @@ def build_yolact(config: Config) -> Yolact:
                             config.num_classes, config.num_prototypes),
         priors=make_priors(config), features=features, num_classes=config.num_classes,
         input_size=config.max_size, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std,
-        maskiou_net=MaskIouNet(config.num_classes) if config.use_maskiou else None)
+        maskiou_net=MaskIouNet(config.num_classes) if config.use_maskiou else None,
+        priors_of_sides={side: make_priors(config.at_side(side)) for side in config.multi_scale})
     _init_xavier(network)
     return network

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple, Union, get_type_hints
 
-from data.config_values import expectation, fits
+from data.config_values import expectation, fits, freeze
 from utils.errors import UserError, nearest
 
 BACKBONES = ("resnet101", "resnet50", "resnet_mini", "darknet53")
@@ -24,6 +24,9 @@ NOT_FROZEN, WHOLE_BACKBONE = "none", "backbone"
 """Words for `Config.freeze`, beside a number of stages."""
 BALANCED = "balanced"
 """Word for `Config.class_weights`, beside weights by name."""
+
+SMALLEST_SIDE = 64
+"""Pixels that each of `Config.multi_scale` has at least: two positions of a ResNet's last stage."""
 
 SMALLEST_MASKIOU_INPUT = 63
 """Prototype pixels a side from which `layers.mask_iou.MaskIouNet` has an output."""
@@ -149,7 +152,8 @@ class Config:
     """Factor on the confidence loss of each class's positives: `balanced`, or (name, factor) of
     some classes; the others have 1."""
     multi_scale: Tuple[int, ...] = ()
-    """Input sides to train on in turn; empty for `max_size` alone."""
+    """Input sides to train on, drawn in turn; empty for `max_size` alone, which is also what
+    evaluation uses."""
     multi_scale_interval: int = 10
     """Iterations between two changes of the input side."""
 
@@ -203,6 +207,12 @@ class Config:
                     BALANCED))
         elif not all(factor > 0 for _, factor in self.class_weights):
             raise _invalid(self, "class_weights", "factors above 0")
+        if len(set(self.multi_scale)) != len(self.multi_scale) or any(
+                side < SMALLEST_SIDE for side in self.multi_scale):
+            raise _invalid(self, "multi_scale", "different input sides of at least {} pixels"
+                           .format(SMALLEST_SIDE))
+        for side in self.multi_scale if self.use_maskiou else ():
+            self.at_side(side)
 
     def _check_plus(self) -> None:
         if any(self.dcn_layers) and self.backbone not in ("resnet50", "resnet101"):
@@ -251,6 +261,10 @@ class Config:
         # A ResNet's first stage keeps the stem's stride of 4, DarkNet's first stage halves once.
         return 1 if self.backbone == "darknet53" else 2
 
+    def at_side(self, side: int) -> Config:
+        """The recipe for another input side; anchors keep their size in pixels."""
+        return dataclasses.replace(self, max_size=side, multi_scale=())
+
     def replace(self, **changes: Any) -> Config:
         """Return a copy with `changes`; an unknown field is a `UserError` naming the nearest."""
         fields = [field.name for field in dataclasses.fields(self)]
@@ -258,7 +272,7 @@ class Config:
             if key not in fields:
                 raise UserError("configuration '{}' has no field '{}'{}".format(
                     self.name, key, nearest(key, fields)))
-        return dataclasses.replace(self, **{k: _freeze(v) for k, v in changes.items()})
+        return dataclasses.replace(self, **{k: freeze(v) for k, v in changes.items()})
 
     def to_dict(self) -> Dict[str, Any]:
         """Plain types only, for checkpoints and logs; `Config.from_dict` reads it back."""
@@ -288,7 +302,7 @@ class Config:
             if key not in values:
                 raise UserError("the stored configuration '{}' has no '{}'; the file is damaged or "
                                 "foreign".format(name, key))
-        return Config(**{key: _freeze(value) for key, value in values.items()})
+        return Config(**{key: freeze(value) for key, value in values.items()})
 
 
 def _halve_up(size: int, stride: int) -> int:
@@ -296,15 +310,6 @@ def _halve_up(size: int, stride: int) -> int:
         size = math.ceil(size / 2)
         stride //= 2
     return size
-
-
-def _freeze(value: Any) -> Any:
-    """Lists become tuples and dicts pairs, all the way down, so that a Config is hashable."""
-    if isinstance(value, dict):
-        return tuple((key, _freeze(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(_freeze(item) for item in value)
-    return value
 
 
 def _invalid(config: Config, field: str, expected: str) -> UserError:

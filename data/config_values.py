@@ -1,4 +1,4 @@
-"""Do the values of a configuration have the types that its fields are declared with?"""
+"""Values of a configuration: immutable, and of the types that its fields are declared with."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ def expectation(kind: Any) -> str:
     if parts[-1] is Ellipsis:
         return "a list, each item {}".format(expectation(parts[0]))
     return "a list of {} items ({})".format(len(parts), ", ".join(map(expectation, parts)))
+
+
+def freeze(value: Any) -> Any:
+    """Lists become tuples and dicts pairs, all the way down, so that a Config is hashable."""
+    if isinstance(value, dict):
+        return tuple((key, freeze(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(item) for item in value)
+    return value

@@ -7,7 +7,19 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 from __future__ import annotations
 
 import signal
-from typing import Any, Dict, Generator, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import cv2
 import numpy as np
@@ -18,6 +30,7 @@ from data.augment import Augmenter
 from data.batch import Batch, collate
 from data.coco import CocoDataset
 from data.config import Config
+from data.multi_scale import SideSchedule
 from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker, ground_truth_slots
 from utils.compat import iterate, loader_generator
@@ -26,8 +39,11 @@ from utils.errors import UserError
 _ORDER_STREAM = 2 ** 32 - 1
 """Takes the place of an image's index where the order of an epoch is drawn."""
 
-Key = Tuple[int, int]
-"""Epoch and index of an image in the dataset."""
+Key = Tuple[int, ...]
+"""Epoch and index of an image in the dataset, and its side where a run has several."""
+
+SamplePath = Tuple[Augmenter, TargetMaker]
+"""From `Sample` to `AugmentedSample`, and from that to arrays."""
 
 
 class TrainDataset(Dataset):
@@ -38,24 +54,28 @@ class TrainDataset(Dataset):
         augmenter: from `Sample` to `AugmentedSample`.
         target_maker: from `AugmentedSample` to arrays.
         seed: of the run.
+        other_sides: what to use in place of the two for items (epoch, index, side).
     """
 
     def __init__(self, coco: CocoDataset, augmenter: Augmenter, target_maker: TargetMaker,
-                 seed: int) -> None:
+                 seed: int, other_sides: Optional[Mapping[int, SamplePath]] = None) -> None:
         self.coco = coco
         self.augmenter = augmenter
         self.target_maker = target_maker
         self.seed = seed
+        self.other_sides = dict(other_sides or {})
 
     def __len__(self) -> int:
         return len(self.coco)
 
     def __getitem__(self, key: Key) -> Union[Dict[str, Any], UserError]:
         """Return the arrays, or the error: raised in a worker it would lose its type."""
-        epoch, index = key
+        epoch, index = key[:2]
         rng = np.random.default_rng([self.seed, epoch, index])
+        augment, make_targets = (self.other_sides[key[2]] if len(key) > 2
+                                 else (self.augmenter, self.target_maker))
         try:
-            return self.target_maker(self.augmenter(self.coco[index], rng), rng)
+            return make_targets(augment(self.coco[index], rng), rng)
         except UserError as error:
             return error
 
@@ -66,12 +86,14 @@ class ShardedBatches:
     A global batch is a stretch of the epoch's order, and each process takes its part of it, so the
     same images are trained together however many processes share the work. The rest of an epoch
     that does not fill a global batch is left out; another order leaves out others. A global batch
-    may come in several parts, one after the other.
+    may come in several parts, one after the other, all of the side that `side_of` gives for the
+    iteration.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int,
-                 parts: int = 1) -> None:
+                 parts: int = 1, side_of: Optional[SideSchedule] = None) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.side_of = side_of
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.epoch_size = length // (batch_size * world_size * parts)
         self.start = 0
@@ -83,7 +105,11 @@ class ShardedBatches:
             order = rng.permutation(self.length)
             for part in range(first * self.parts, self.epoch_size * self.parts):
                 begin = (part * self.world_size + self.rank) * self.batch_size
-                yield [(epoch, index) for index in order[begin:begin + self.batch_size].tolist()]
+                side: Key = ()
+                if self.side_of is not None:
+                    side = (self.side_of(epoch * self.epoch_size + part // self.parts),)
+                yield [(epoch, index) + side
+                       for index in order[begin:begin + self.batch_size].tolist()]
             epoch, first = epoch + 1, 0
 
 
@@ -98,6 +124,7 @@ class TrainLoader:
         rank, world_size: this process among those that share the epoch.
         pin_memory, pack_masks: see below.
         parts: batches of this process that make up one iteration.
+        side_of: input side of each iteration, where there are several.
 
     Attributes:
         epoch_size: iterations in an epoch.
@@ -111,7 +138,8 @@ class TrainLoader:
 
     def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0, seed: int = 0,
                  rank: int = 0, world_size: int = 1, pin_memory: bool = False,
-                 pack_masks: bool = False, parts: int = 1) -> None:
+                 pack_masks: bool = False, parts: int = 1,
+                 side_of: Optional[SideSchedule] = None) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError("batch_size {}, num_workers {}, rank {} of {}".format(
                 batch_size, num_workers, rank, world_size))
@@ -121,7 +149,8 @@ class TrainLoader:
         self.seed = seed
         self.pin_memory = pin_memory
         self.pack_masks = pack_masks
-        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size, parts)
+        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size, parts,
+                                    side_of)
         self.epoch_size = self._keys.epoch_size
         self.left_out = len(dataset) - self.epoch_size * batch_size * world_size * parts
         if self.epoch_size == 0:
@@ -173,19 +202,30 @@ class DevicePrefetcher:
 def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
                        num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
                        pin_memory: bool = False, pack_masks: bool = False,
-                       parts: int = 1) -> TrainLoader:
+                       parts: int = 1,
+                       priors_of_sides: Optional[Mapping[int, np.ndarray]] = None) -> TrainLoader:
     """Build the whole sample path of a recipe.
 
-    `priors` are `layers.anchors.make_priors(config)` as NumPy; the rest is as in `TrainLoader`.
+    `priors` are `layers.anchors.make_priors(config)` as NumPy, `priors_of_sides` those of
+    `config.at_side` for each of `config.multi_scale`; the rest is as in `TrainLoader`.
     """
-    target_maker = TargetMaker(
-        priors, num_classes=config.num_classes, max_objects=ground_truth_slots(dataset.max_objects),
+    slots = ground_truth_slots(dataset.max_objects)
+    others = {side: _sample_path(config.at_side(side), values, slots)
+              for side, values in (priors_of_sides or {}).items()}
+    side_of = SideSchedule(config.multi_scale, config.multi_scale_interval, seed) if (
+        config.multi_scale) else None
+    samples = TrainDataset(dataset, *_sample_path(config, priors, slots), seed=seed,
+                           other_sides=others)
+    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
+                       pack_masks, parts, side_of)
+
+
+def _sample_path(config: Config, priors: np.ndarray, slots: int) -> SamplePath:
+    return Augmenter.from_config(config), TargetMaker(
+        priors, num_classes=config.num_classes, max_objects=slots,
         masks_to_train=config.masks_to_train, size=config.max_size, proto_size=config.proto_size,
         semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
-    samples = TrainDataset(dataset, Augmenter.from_config(config), target_maker, seed)
-    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
-                       pack_masks, parts)
 
 
 def _collate_or_error(

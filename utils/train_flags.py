@@ -43,6 +43,18 @@ class ClassFactors:
                                              "cat=2,dog=0.5".format(text)) from None
 
 
+class InputSides:
+    """Type of --multi_scale: `448,550,640`."""
+
+    def __call__(self, text: str) -> Tuple[int, ...]:
+        """Read the text; the configuration checks the sides."""
+        try:
+            return tuple(int(side) for side in text.split(",") if text)
+        except ValueError:
+            raise argparse.ArgumentTypeError("'{}', expected input sides in pixels such as "
+                                             "448,550,640".format(text)) from None
+
+
 class AnchorSides:
     """Type of --pred_scales: `20+30,42+60` becomes ((20.0, 30.0), (42.0, 60.0))."""
 
@@ -185,6 +197,10 @@ def _add_comforts(parser: ArgumentParser) -> None:
                        metavar="balanced|NAME=FACTOR,..",
                        help="factor on the confidence loss of a class's positives, by its name or "
                             "by inverse frequency")
+    group.add_argument("--multi_scale", type=InputSides(), default=None, metavar="S,S,..",
+                       help="input sides in pixels to train on, drawn in turn")
+    group.add_argument("--multi_scale_interval", type=Bounded(int, 1), default=None, metavar="N",
+                       help="iterations that keep a side; default: the configuration's, 10")
 
 
 def _add_checkpoints(parser: ArgumentParser) -> None:
