@@ -37,7 +37,8 @@ class Host:
 
     def add_tool(self, cards):
         tool = self.tools / "msnpureport"
-        tool.write_text('#!/bin/bash\nprintf "%s\\n" "$*" >> {}/calls\nexit 1\n'.format(self.folder))
+        line = 'printf "%s\\n" "$*" >> {}/calls'.format(self.folder)
+        tool.write_text("#!/bin/bash\n" + line + "\nexit 1\n")
         tool.chmod(0o755)
         for name in ["davinci{}".format(card) for card in cards] + ["davinci_manager"]:
             (self.dev / name).write_text("")
