@@ -1,0 +1,58 @@
+"""Two processes with a moving average and early stopping: equal averages, and an end together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import largest_difference, train_ranks
+
+from data.shapes import write_dataset
+from utils.checkpoint import load_state
+
+pytestmark = pytest.mark.launch
+
+PREPARE = """
+import torch
+training_run.get_config = lambda name: get_config(name).replace(
+    max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10, lr=0.05)
+scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])
+def validate(run, dataset, done, log):
+    train.share_buffers(run.model, run.processes)
+    with train.scored_weights(run):
+        torch.save({key: value.clone() for key, value in run.model.state_dict().items()},
+                   "scored{}.pth".format(run.processes.rank))
+    score = next(scores)
+    if run.processes.is_main:
+        run.best.update(done, score, score)
+train.validate = validate
+save = train.save
+def save_everywhere(run, *args, **kwargs):
+    torch.save({key: value.clone() for key, value in training_run.weights_of(run).items()},
+               "averages{}.pth".format(run.processes.rank))
+    return save(run, *args, **kwargs)
+train.save = save_everywhere
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=8, val=2)
+    return folder
+
+
+def test_two_processes_agree_on_averages_and_on_when_to_stop(shapes, tmp_path):
+    codes, texts, weights = train_ranks(
+        2, shapes, tmp_path / "run", PREPARE, batch_size=2, max_iter=40, ema="0.9",
+        validation_epoch=1, early_stopping=2, no_run_folder="True")
+    assert codes == [0, 0], texts
+    folder = tmp_path / "run"
+    assert "yolact_shapes_3_6.pth" in texts[0].splitlines()[-1]
+    averages = [torch.load(str(folder / "averages{}.pth".format(rank))) for rank in (0, 1)]
+    assert largest_difference(*averages) == 0
+    assert largest_difference(averages[0], weights, skip=()) == 0
+    scored = [torch.load(str(folder / "scored{}.pth".format(rank))) for rank in (0, 1)]
+    assert largest_difference(*scored, skip=()) == 0  # statistics are those of the main process
+    state = load_state(str(folder / "weights" / "yolact_shapes_3_6.pth"))
+    assert largest_difference(state["raw_weights"], weights) > 0
+    assert state["best"]["iteration"] == 2 and state["best"]["since"] == 2
