@@ -18,8 +18,7 @@ from data.config import get_config
 from data.shape_scene import CLASS_NAMES, annotate, draw_scene
 from yolact import build_yolact
 
-LINKED = ("data", "layers", "utils", "docs", "train.py", "training_run.py", "eval.py", "yolact.py",
-          "backbone.py")
+NOT_LINKED = ("test", "weights", "runs", "logs", "results")
 SHAPES = ("circle", "square", "triangle")
 TIMEOUT = 300
 
@@ -33,19 +32,20 @@ def environment():
                 OMP_NUM_THREADS="1")
 
 
-def run(line, folder):
+def run(line, folder, timeout=TIMEOUT):
     """Type `line` in a shell in `folder`; returns exit code and output."""
     done = subprocess.run(["bash", "-c", line], cwd=str(folder), env=environment(),
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=TIMEOUT)
+                          stderr=subprocess.STDOUT, timeout=timeout)
     return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def link_project(folder):
     """The project's programs, without the results of any run; launchers write below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in LINKED:
-        os.symlink(str(ROOT / name), str(folder / name))
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in NOT_LINKED:
+            os.symlink(str(path), str(folder / path.name))
     (folder / "test").mkdir()
     for path in list((ROOT / "test").glob("*.*")):
         shutil.copy(str(path), str(folder / "test"))
