@@ -249,25 +249,3 @@ def test_a_report_that_fails_does_not_lose_the_training(flags, monkeypatch, caps
     assert train.main(flags + ["--validation_epoch=1"]) == 0
     assert "The report is not complete (RuntimeError: no ink)" in capsys.readouterr().out
     assert os.path.exists("weights/yolact_shapes_2_12.pth")
-
-
-@pytest.mark.launch
-def test_two_processes_write_one_folder(flags, request):
-    if request.config.getoption("--device") != "cpu":
-        pytest.skip("two cards: see test/launch")
-    port = "29{:03d}".format(os.getpid() % 1000)
-    ranks = []
-    for rank in range(2):
-        env = dict(os.environ, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1",
-                   YOLACT_RUNS="runs")
-        ranks.append(subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py")] + flags + ["--validation_epoch=1"], env=env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True))
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert os.listdir("runs") == ["yolact_shapes"]
-    assert "Run folder" in outputs[0] and "Run folder" not in outputs[1]
-    rows = rows_of()
-    assert len({row["iteration"] for row in rows}) == len(rows) >= 2
-    assert all(row["images_scored"] == "4" for row in rows if row["mask_mAP"])
