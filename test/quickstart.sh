@@ -162,7 +162,8 @@ train_shapes() {
         pth_path=interrupt
     fi
     case_flags=("--config=$config" --backbone_weights=none "--seed=$seed"
-        "--save_folder=$run_path/weights/" "--log_folder=$run_path/logs/")
+        "--save_folder=$run_path/weights/" "--log_folder=$run_path/logs/"
+        "--project=$run_path" --name=run)
     if [[ -n $max_iter ]]; then
         case_flags+=("--max_iter=$max_iter")
     fi
@@ -191,6 +192,17 @@ short() {  # PATH
     echo "${1#"$root_path"/}"
 }
 
+# Where the page is that shows the run; one that was trained by an older version has none.
+report_line() {
+    local report
+    report=$(sed -n 's/^Report : //p' "$eval_log" | tail -n 1)
+    if [[ -n $report ]]; then
+        echo "$(short "$report") (open it in a browser)"
+    else
+        echo "none; remove $(short "$run_path") to train again"
+    fi
+}
+
 closing_card() {
     local iterations=${weights##*_} run_python example device
     iterations=${iterations%.pth}
@@ -211,6 +223,7 @@ YOLACT has been trained and scored on this machine.
   dataset     $(short "$data_path") (COCO's format: train2017, val2017, annotations)
   weights     $(short "$weights")
   logs        $(short "$train_log"), $(short "$eval_log")
+  report      $(report_line)
   picture     $(short "$picture")
               (ground truth beside prediction)
 
