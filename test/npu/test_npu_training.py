@@ -184,11 +184,15 @@ def test_two_cards_over_hccl_stay_equal_and_equal_the_cpus(tmp_path, device):
         assert relative(found[name].float(), value.float()) < 0.05, name
 
 
-def train_on_ranks(weights, data, device):
-    """Train on drawn shapes in RANKS processes; returns what each printed."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return probe.getsockname()[1]
+
+
+def train_on_ranks(weights, data, device):
+    """Train on drawn shapes in RANKS processes; returns what each printed."""
+    port = str(free_port())
     flags = ["--data={}".format(data), "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--max_iter=6", "--save_interval=3", "--no_log",
              "--save_folder={}".format(weights), "--node_device=" + device]

@@ -83,6 +83,7 @@ size_t element_size(HcclDataType type) {
         case HCCL_DATA_TYPE_UINT8:
             return 1;
         case HCCL_DATA_TYPE_FP16:
+        case HCCL_DATA_TYPE_BFP16:
             return 2;
         case HCCL_DATA_TYPE_INT32:
         case HCCL_DATA_TYPE_FP32:
@@ -94,6 +95,27 @@ size_t element_size(HcclDataType type) {
             return 0;
     }
 }
+
+// bfloat16: the upper half of a float, rounded to the nearest even one. NaN stays NaN.
+class Bfloat16 {
+   public:
+    explicit Bfloat16(float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        const bool is_nan = value != value;
+        upper_ = static_cast<uint16_t>(
+            is_nan ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+    explicit operator float() const {
+        const uint32_t bits = static_cast<uint32_t>(upper_) << 16;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+
+   private:
+    uint16_t upper_;
+};
 
 // target[i] = target[i] (operation) source[i], computed as Wide.
 template <typename T, typename Wide>
@@ -127,6 +149,8 @@ void combine(void* target, const void* source, size_t count, HcclDataType type,
             return combine<int64_t, int64_t>(target, source, count, operation);
         case HCCL_DATA_TYPE_FP16:
             return combine<_Float16, float>(target, source, count, operation);
+        case HCCL_DATA_TYPE_BFP16:
+            return combine<Bfloat16, float>(target, source, count, operation);
         case HCCL_DATA_TYPE_FP64:
             return combine<double, double>(target, source, count, operation);
         default:
