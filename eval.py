@@ -5,8 +5,13 @@ Lines printed here avoid two words that the launchers look for; see `utils.coco_
 
 from __future__ import annotations
 
-import argparse
 import os
+
+# Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
+# with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+import argparse
 import sys
 from typing import List, Optional, Sequence
 

@@ -6,9 +6,14 @@ The loop asks the device for nothing between log lines: batches are static, loss
 
 from __future__ import annotations
 
+import os
+
+# Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
+# with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
 import argparse
 import contextlib
-import os
 import sys
 import time
 from typing import Iterator, List, NamedTuple, Optional, Sequence
@@ -95,7 +100,7 @@ class Clocks:
     def first_step_ended(self, done: int) -> None:
         """Forget it: it compiles and allocates, and says nothing of the others."""
         self.timer.restart()
-        self._pace.restart(done, self.watched.seconds)
+        self._pace = StepPace(done, self.watched.seconds)
 
     @contextlib.contextmanager
     def stopped(self, done: int) -> Iterator[None]:

@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT))
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device the tests run on: cpu, cuda or npu")
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--device-only", action="store_true",
+                     help="leave out unit and parity tests that do not look at --device: they do "
+                          "the same everywhere, and the run on the CPU has them")
 
 
 def pytest_configure(config):
@@ -29,8 +32,18 @@ def pytest_configure(config):
         select_device("npu")  # now: tests that put stand-ins in the plugin's place come later
 
 
+def looks_at_the_device(item):
+    """Whether a test asks for the fixture, or its file for the option; and all of test/npu."""
+    return ("device" in item.fixturenames or "npu" in item.path.parts
+            or '"--device"' in item.path.read_text(encoding="utf-8"))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests marked slow unless `--slow` or `-m` asks for them."""
+    """Leave out tests marked slow unless `--slow` or `-m` asks for them; see --device-only."""
+    if config.getoption("--device-only"):
+        dropped = [item for item in items if not looks_at_the_device(item)]
+        items[:] = [item for item in items if looks_at_the_device(item)]
+        config.hook.pytest_deselected(items=dropped)
     if config.getoption("--slow") or config.getoption("-m"):
         return
     for item in items:

@@ -128,12 +128,12 @@ DEVICE_NAMES: Tuple[str, ...] = ("auto",) + tuple(_BY_NAME) + tuple(_ALIASES)
 """What `select_device` accepts."""
 
 
-def _find_kind(name: str) -> DeviceKind:
+def _find_kind(name: str, warn: bool = True) -> DeviceKind:
     """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu."""
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key == "auto":
-        return _first_usable()
+        return _first_usable(warn)
     if key not in _BY_NAME:
         raise UserError("unknown device '{}'{} Known: {}.".format(
             name, nearest(key, DEVICE_NAMES) or ".", ", ".join(DEVICE_NAMES)))
@@ -144,12 +144,12 @@ def _find_kind(name: str) -> DeviceKind:
     return _BY_NAME[key]
 
 
-def _first_usable() -> DeviceKind:
+def _first_usable(warn: bool) -> DeviceKind:
     for kind in _KINDS:
         problem = kind.find_problem()
         if not problem:
             return kind
-        if kind.noteworthy():
+        if warn and kind.noteworthy():
             _LOG.warning("no %s is used: %s", kind.title, problem)
     raise AssertionError("the CPU is always usable")
 
@@ -161,13 +161,8 @@ def device_runtime(device: torch.device) -> Any:
 
 def cards_of_host(name: str) -> Optional[int]:
     """Number of cards of the kind `name` on this host; None for the CPU, which all ranks share."""
-    kind = _find_kind(name)
+    kind = _find_kind(name, warn=False)  # `select_device` follows
     return None if kind.name == "cpu" else int(kind.runtime().device_count())
-
-
-def device_count(name: str) -> int:
-    """Number of devices of the kind `name` on this host (1 for the CPU)."""
-    return int(_find_kind(name).runtime().device_count())
 
 
 def select_device(name: str, index: int = 0) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Sequence, Tuple, Union
+from typing import Any, Sequence, Tuple
 
 from utils.cli import ArgumentParser, Bounded, add_switch
 from utils.errors import UserError
@@ -15,17 +15,18 @@ DEFAULT_EMA_DECAY = 0.9998
 """Of --ema without a number; about the last 5000 steps count."""
 
 
-class BatchSize:
+class BatchSize(Bounded):
     """Type of --batch_size: `auto`, or a whole number."""
 
-    def __call__(self, text: str) -> Union[str, int]:
+    def __init__(self) -> None:
+        super().__init__(int, 1)
+
+    def __call__(self, text: str) -> Any:
         """Read the text."""
-        if text.strip().lower() == AUTO:
-            return AUTO
-        if not text.strip().isdigit() or int(text) < 1:
-            raise argparse.ArgumentTypeError(
-                "'{}', expected a whole number of at least 1, or auto".format(text))
-        return int(text)
+        return AUTO if text.strip().lower() == AUTO else super().__call__(text)
+
+    def __str__(self) -> str:
+        return super().__str__() + ", or auto"
 
 
 class ClassFactors:
