@@ -103,12 +103,12 @@ class StepPace:
 
     KEPT = 0.7
 
-    def __init__(self, start: int = 0,
+    def __init__(self, start: int = 0, waited: float = 0.0,
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._mean_step = 0.0
         self._mean_data = 0.0
-        self.restart(start, 0.0)
+        self.restart(start, waited)
 
     def restart(self, done: int, waited: float) -> None:
         """Leave out the time until now, e.g. of a validation."""
@@ -131,7 +131,6 @@ class StepPace:
         if not self._mean_step:
             return []
         shown = ["ETA {}".format(duration((total - done) * self._mean_step)),
-                 "{} a step".format(short_seconds(self._mean_step)),
                  "data {} + compute {}".format(
                      short_seconds(self._mean_data),
                      short_seconds(max(self._mean_step - self._mean_data, 0.0)))]
