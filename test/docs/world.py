@@ -27,7 +27,8 @@ def environment():
     """Variables under which `python` is the one that runs the tests, without cards or ranks."""
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     env = {key: value for key, value in os.environ.items() if key not in (
-        "ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        "ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK",
+        "YOLACT_RUNS")}
     return dict(env, PATH=path, PYTHON=sys.executable, PYTHONDONTWRITEBYTECODE="1",
                 OMP_NUM_THREADS="1")
 

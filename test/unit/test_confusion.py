@@ -47,11 +47,14 @@ A, B, FAR = (0, 0, 10, 10), (0, 0, 10, 9), (14, 14, 20, 20)
     ([item(7, A)], [item(3, A)], {"d37": 1}),
     ([item(3, A), item(3, B)], [item(3, A)], {"d33": 1, "db3": 1}),
     ([item(3, A)], [item(3, FAR)], {"d3b": 1, "db3": 1}),
-    # The larger IoU wins, whatever the classes and scores are.
-    ([item(7, A, 0.4), item(3, B, 0.9)], [item(3, A)], {"d37": 1, "db3": 1}),
-    # Of equal IoU the right class, then the higher score.
-    ([item(7, A, 0.9), item(3, A, 0.4)], [item(3, A)], {"d33": 1, "db7": 1}),
-    ([item(7, A, 0.4), item(9, A, 0.9)], [item(3, A)], {"d39": 1, "db7": 1}),
+    # The higher score wins, whatever the classes and the IoU are.
+    ([item(7, A, 0.4), item(3, B, 0.9)], [item(3, A)], {"d33": 1, "db7": 1}),
+    ([item(3, A, 0.4), item(7, B, 0.9)], [item(3, A)], {"d37": 1, "db3": 1}),
+    # It takes the object with the larger IoU, of equal ones one of its class.
+    ([item(7, B)], [item(3, A), item(7, B)], {"d77": 1, "d3b": 1}),
+    ([item(7, A)], [item(3, A), item(7, A)], {"d77": 1, "d3b": 1}),
+    # What is taken is taken; the next best object does.
+    ([item(3, A, 0.9), item(3, A, 0.8)], [item(3, A), item(3, B)], {"d33": 2}),
     # Below the score it is not there.
     ([item(3, A, 0.29)], [item(3, A)], {"d3b": 1}),
     ([item(3, A, 0.3)], [item(3, A)], {"d33": 1}),
@@ -65,23 +68,21 @@ def test_by_hand(detections, objects, expected):
 
 
 def slow_reference(detections, objects, score, iou):
-    """Pairs chosen by comparing all of them again and again, on pixels."""
+    """Detections by score, each compared with all objects, on pixels."""
     counts = np.zeros((len(IDS) + 1,) * 2, np.int64)
     free_d = [d for d in detections if d["mask_score"] >= score]
     free_g = [g for g in objects if not g["iscrowd"]]
-    while True:
+    for d in sorted(free_d, key=lambda d: d["mask_score"], reverse=True):
         best = None
-        for d in free_d:
-            for g in free_g:
-                overlap = (d["pixels"] & g["pixels"]).sum() / (d["pixels"] | g["pixels"]).sum()
-                key = (overlap, d["category_id"] == g["category_id"], d["mask_score"])
-                if overlap >= iou and (best is None or key > best[0]):
-                    best = key, d, g
-        if best is None:
-            break
-        counts[IDS.index(best[2]["category_id"]), IDS.index(best[1]["category_id"])] += 1
-        free_d = [d for d in free_d if d is not best[1]]
-        free_g = [g for g in free_g if g is not best[2]]
+        for g in free_g:
+            overlap = (d["pixels"] & g["pixels"]).sum() / (d["pixels"] | g["pixels"]).sum()
+            key = (overlap, d["category_id"] == g["category_id"])
+            if overlap >= iou and (best is None or key > best[0]):
+                best = key, g
+        if best is not None:
+            counts[IDS.index(best[1]["category_id"]), IDS.index(d["category_id"])] += 1
+            free_d = [other for other in free_d if other is not d]
+            free_g = [other for other in free_g if other is not best[1]]
     for g in free_g:
         counts[IDS.index(g["category_id"]), -1] += 1
     for d in free_d:

@@ -1,13 +1,14 @@
 """Which classes are taken for which: the confusion matrix of an evaluation.
 
 Detections with a score of at least `SCORE_THRESHOLD` are matched to the objects of their image,
-of whatever class, where the IoU of the masks is at least `IOU_THRESHOLD`: pair by pair, the largest
-IoU first (of equal ones the pair of the same class, then the higher score), each detection and each
-object once. A row is the class of an object, a column that of a detection:
+of whatever class, where the IoU of the masks is at least `IOU_THRESHOLD`: the highest score first,
+each takes the object with the largest IoU that is left (of equal ones one of its class). So of
+several detections of one object, which suppression leaves where their classes differ, the surest
+one counts. A row is the class of an object, a column that of a detection:
 
     [object's class][detection's class]   a matched pair; on the diagonal it is right
     [object's class][background]          an object that nothing was matched to: missed
-    [background][detection's class]       a detection that nothing was matched to: false
+    [background][detection's class]       a detection that nothing was left for: false or double
 
 Crowd regions are no objects; an unmatched detection that lies in one (by half of its mask) does not
 count, as in COCO's evaluation.
@@ -68,20 +69,19 @@ def count_confusions(images: Iterable[ScoredImage], category_ids: Sequence[int],
 
 def _match(found: Sequence[Dict[str, Any]], objects: Sequence[Dict[str, Any]],
            iou_threshold: float) -> List[Tuple[int, int]]:
-    """Pairs of a detection and an object, each at most once, the largest IoU first."""
+    """Pairs of a detection and an object, each at most once, the highest score first."""
     if not found or not objects:
         return []
     ious = np.asarray(pycocotools.mask.iou(_rles(found), _rles(objects), [0] * len(objects)))
-    candidates = sorted(
-        (-ious[d, g], found[d]["category_id"] != objects[g]["category_id"],
-         -found[d]["mask_score"], d, g)
-        for d, g in zip(*(axis.tolist() for axis in np.nonzero(ious >= iou_threshold))))
     pairs: Dict[int, int] = {}
-    taken = set()
-    for _, _, _, detection, truth in candidates:
-        if detection not in pairs and truth not in taken:
-            pairs[detection] = truth
-            taken.add(truth)
+    left = set(range(len(objects)))
+    for detection in sorted(range(len(found)), key=lambda n: -found[n]["mask_score"]):
+        candidates = [(-ious[detection, truth], objects[truth]["category_id"]
+                       != found[detection]["category_id"], truth)
+                      for truth in left if ious[detection, truth] >= iou_threshold]
+        if candidates:
+            pairs[detection] = min(candidates)[-1]
+            left.remove(pairs[detection])
     return sorted(pairs.items())
 
 

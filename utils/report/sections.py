@@ -163,9 +163,9 @@ def _confusion(contents: Contents) -> str:
     counts, names = contents.matrix
     rule = contents.evaluation.get("confusion_matrix", {})
     text = ("Detections with a score of at least {} are matched to objects of any class where "
-            "their masks have an IoU of at least {}, the largest IoU first, each once. Rows are "
+            "their masks have an IoU of at least {}, the highest score first, each once. Rows are "
             "objects, columns detections; the last column holds objects that were missed, the last "
-            "row detections where nothing is. Counts: evaluation/confusion_matrix.csv".format(
+            "row false and double detections. Counts: evaluation/confusion_matrix.csv".format(
                 rule.get("score_threshold", confusion.SCORE_THRESHOLD),
                 rule.get("iou_threshold", confusion.IOU_THRESHOLD)))
     plot = html.image(contents.plots.get("confusion_matrix"), "Confusion matrix of the classes",
@@ -179,7 +179,7 @@ def _confusion(contents: Contents) -> str:
         ("objects", objects), ("found, of the right class", found),
         ("found, of another class", int(counts[:-1, :-1].sum()) - found),
         ("missed", int(counts[:-1, -1].sum())),
-        ("detections where nothing is", int(counts[-1, :-1].sum()))])
+        ("false or double", int(counts[-1, :-1].sum()))])
     return html.paragraph(text, "muted") + html.grid("plots", [
         html.card(plot, "", "wide" if len(names) > 40 else ""),
         html.card(sums + "<br>" + worst, "In numbers")])
