@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
 from data.targets import ground_truth_slots
 from layers.anchors import make_priors
+from layers.fused_ops import npu_fused_sgd, npu_fused_sgd_problem
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
 from training_memory import Trial, estimate
@@ -32,7 +34,8 @@ from utils.checkpoint import CheckpointName
 from utils.device import pin_memory_supported
 from utils.ema import WeightAverage
 from utils.errors import UserError
-from utils.optimizer import FlatOptimizer, build_optimizer
+from utils.fused_optimizer import FusedSGD
+from utils.optimizer import FlatOptimizer, FlatSGD, build_optimizer
 from utils.out_of_memory import Demand
 from utils.parallel import Sharing, wrap
 from utils.processes import Processes
@@ -143,6 +146,20 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
     return choice.batch_size
 
 
+def choose_sgd(fused: bool, optimizer: str, device: torch.device) -> Callable[..., FlatSGD]:
+    """What makes the optimiser: ours, or with --fused_optimizer the Ascend plugin's."""
+    if not fused:
+        return FlatSGD
+    problem = "" if optimizer == "sgd" else "the recipe's optimiser is {}".format(optimizer)
+    if not problem:
+        problem = (npu_fused_sgd_problem(device) if device.type == "npu"
+                   else "this device is {}".format(device.type))
+    if problem:
+        raise UserError("--fused_optimizer is the Ascend plugin's SGD, but {}; leave it out"
+                        .format(problem))
+    return functools.partial(FusedSGD, kernel=npu_fused_sgd)
+
+
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device,
               resumed: Optional[str] = None) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest.
@@ -179,7 +196,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
                          for side in config.multi_scale})
     model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(
-        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
+        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else (),
+        sgd=choose_sgd(args.fused_optimizer, config.optimizer, device))
     precision.prepare(model, optimizer)
     records = StepRecords(precision.scale_floor, sharing.on_any_card)
     average = WeightAverage(model, optimizer, config.ema_decay) if config.ema_decay else None

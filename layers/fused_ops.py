@@ -11,19 +11,21 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PROBE_TOLERANCE = 2e-2
 """Largest deviation from the reference, relative to its largest value. Shortened float32 (HF32)
 stays below; a wrong order of channels does not."""
 
+FLOAT32_TOLERANCE = 1e-5
+
 TRIAL_SECONDS = 600
 """A first use may have to compile kernels."""
 
-_VERDICT = "deform_conv trial:"
+_VERDICT = "trial of the plugin:"
 
 DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
 
@@ -81,7 +83,17 @@ def npu_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
 
 
 def npu_deform_conv_problem(device: torch.device) -> str:
-    """Why `npu_deform_conv2d` must not be used on `device`; empty if it may.
+    """Why `npu_deform_conv2d` must not be used on `device`; empty if it may."""
+    return _problem("deform_conv", device)
+
+
+def npu_fused_sgd_problem(device: torch.device) -> str:
+    """Why `npu_fused_sgd` must not be used on `device`; empty if it may."""
+    return _problem("fused_sgd", device)
+
+
+def _problem(kernel: str, device: torch.device) -> str:
+    """What is wrong with a kernel on `device`.
 
     The trial runs in a process of its own: an operator that fails leaves the plugin's queue of
     launches broken, and what is queued later silently never runs.
@@ -90,8 +102,8 @@ def npu_deform_conv_problem(device: torch.device) -> str:
     paths = [root, os.environ.get("PYTHONPATH", "")]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path))
     try:
-        done = subprocess.run([sys.executable, "-m", "layers.fused_ops", str(device)], env=env,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        done = subprocess.run([sys.executable, "-m", "layers.fused_ops", kernel, str(device)],
+                              env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
         return "the trial of the plugin's operator did not end in {} s".format(TRIAL_SECONDS)
@@ -117,22 +129,65 @@ def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
             found = [x.cpu() for x in _results(npu_deform_conv2d, [x.to(device) for x in inputs],
                                                stride)]
         except Exception as error:  # the plugin raises whatever its libraries raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return "the plugin's operator failed its trial ({})".format(reason)
+            return "the plugin's operator failed its trial ({})".format(_first_line(error))
         for left, right in zip(found, expected):
             if not bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
                 return "the plugin's operator deviates from the reference in its trial"
     return ""
 
 
+def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
+                  weight_decay: float) -> Any:
+    """The plugin's `NpuFusedSGD`, see `utils.fused_optimizer`."""
+    optim = importlib.import_module("torch_npu.optim")
+    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def try_fused_sgd(device: torch.device) -> str:
+    """Take steps with `npu_fused_sgd` here; what is wrong with it beside PyTorch's SGD on the CPU.
+
+    What is compared is a view of the parameter, made before the first step.
+    """
+    settings: Dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    start = _wave(24, 0.7)
+    expected = nn.Parameter(start.clone())
+    reference = torch.optim.SGD([expected], **settings)
+    flat = start.to(device)
+    view, whole = flat[8:16], nn.Parameter(flat)
+    whole.grad = torch.zeros_like(flat)
+    try:
+        fused = npu_fused_sgd([whole], **settings)
+        for step in range(3):
+            gradient = _wave(24, 1.1 + step)
+            expected.grad = gradient
+            whole.grad.copy_(gradient)
+            reference.step()
+            fused.step()
+        found = view.cpu()
+    except Exception as error:  # the plugin raises whatever its libraries raise
+        return "the plugin's optimiser failed its trial ({})".format(_first_line(error))
+    if not bool((found - expected.detach()[8:16]).abs().max() <= FLOAT32_TOLERANCE):
+        return "the plugin's optimiser deviates from the reference in its trial"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _wave(length: int, step: float) -> Tensor:
+    """A fixed formula: no random state is touched."""
+    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
+
+
 def _probe_inputs(stride: int) -> List[Tensor]:
-    """x, offset, mask, weight, bias from a fixed formula: no random state is touched."""
+    """x, offset, mask, weight, bias."""
     side, channels = 8, 16
     out = (side - 1) // stride + 1
     shapes = ((1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
               (channels, channels, 3, 3), (channels,))
-    waves = [torch.sin(torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32)
-                       * (1.7 + 0.31 * n)).reshape(shape) for n, shape in enumerate(shapes)]
+    waves = [_wave(torch.Size(shape).numel(), 1.7 + 0.31 * n).reshape(shape)
+             for n, shape in enumerate(shapes)]
     # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
     waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
     waves[2] = 0.5 + 0.5 * waves[2]
@@ -151,15 +206,17 @@ def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Te
 
 
 def main(argv: Sequence[str]) -> int:
-    """The trial: `python -m layers.fused_ops npu:0` prints what is wrong, or nothing after ':'."""
+    """A trial: `python -m layers.fused_ops KERNEL npu:0` prints what is wrong, or nothing."""
     from layers.deform_conv import convolve_plainly
 
+    trials = {"deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
+              "fused_sgd": try_fused_sgd}
     _operator("npu_deformable_conv2d")  # the plugin makes the device known
     runtime = getattr(torch, "npu", None)
     config = getattr(runtime, "config", None)
     if config is not None:
         config.allow_internal_format = False  # as `utils.device` has it
-    print(_VERDICT + try_deform_conv(torch.device(argv[0]), convolve_plainly), flush=True)
+    print(_VERDICT + trials[argv[0]](torch.device(argv[1])), flush=True)
     return 0
 
 

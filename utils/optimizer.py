@@ -7,7 +7,7 @@ back to the host: whether the update may be applied is decided on the device.
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -288,19 +288,20 @@ class FlatAdamW(FlatOptimizer):
         self._flat.addcmul_(update, applied / correction1, value=-lr)
 
 
-def build_optimizer(config: Any, model: nn.Module,
-                    last: Iterable[nn.Parameter] = ()) -> FlatOptimizer:
+def build_optimizer(config: Any, model: nn.Module, last: Iterable[nn.Parameter] = (),
+                    sgd: Callable[..., FlatSGD] = FlatSGD) -> FlatOptimizer:
     """Optimiser of a `data.config.Config` for the trainable parameters of `model`.
 
-    SGD decays everything, as the original; AdamW only tensors of more than one dimension. Those in
-    `last` come behind the others, so that parameters which share a type lie together.
+    SGD (`sgd` makes it) decays everything, as the original; AdamW only tensors of more than one
+    dimension. Those in `last` come behind the others, so that parameters which share a type lie
+    together.
     """
     behind = {id(p) for p in last}
     trainable = sorted((p for p in model.parameters() if p.requires_grad),
                        key=lambda p: id(p) in behind)
     if config.optimizer == "sgd":
-        return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
-                       clip_norm=config.clip_grad_norm)
+        return sgd(trainable, momentum=config.momentum, weight_decay=config.decay,
+                   clip_norm=config.clip_grad_norm)
     groups = [{"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.decay},
               {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
     return FlatAdamW(groups, clip_norm=config.clip_grad_norm)

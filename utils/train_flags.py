@@ -236,6 +236,9 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--loss_scale", default=None, metavar="dynamic|NUMBER",
                        help="factor on the loss that keeps small gradients; default: dynamic for "
                             "float16, none for bfloat16")
+    add_switch(group, "--fused_optimizer",
+               help="SGD by the Ascend plugin's fused kernels; waits for the device in each step, "
+                    "which the default does not")
     group.add_argument("--amp_dtype", default="auto", metavar="auto|float16|bfloat16",
                        help="half-precision type of O1 and O2; auto is float16")
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",

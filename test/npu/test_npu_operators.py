@@ -60,6 +60,7 @@ FORWARD = {
     "GeScalar": lambda a: a >= BIG, "LtScalar": lambda a: a < BIG, "LeScalar": lambda a: a <= BIG,
     "PowTensorScalar": lambda a: a.pow(3), "Clamp": lambda a: a.clamp(-SMALL, BIG),
     "InplaceLeakyRelu": lambda a: F.leaky_relu(a.clone(), 0.1, inplace=True),
+    "InplaceMuls": lambda a: a.clone().mul_(BIG),
     "Softplus": lambda a: F.softplus(a, 2, 1), "InplaceZero": lambda a: a.clone().zero_(),
     "InplaceOne": lambda a: torch.ones_like(a), "InplaceFillScalar": lambda a: a.clone().fill_(2.5),
     "ReduceSum": lambda a: a.sum((0, 2), keepdim=True), "Mean": lambda a: a.mean((0, 2)),

@@ -68,6 +68,9 @@ WITH_NUMBER(Muls, at::mul)             // MulKernelNpuOpApi.cpp
 WITH_NUMBER(NeScalar, at::ne)          // NeKernelNpuOpApi.cpp
 WITH_NUMBER(PowTensorScalar, at::pow)  // yaml: pow
 
+// MulKernelNpuOpApi.cpp
+ACLNN(InplaceMuls, (InOut self, Number other), { write(self, at::mul(read(self), other->value)); })
+
 // x + alpha y and relatives.
 #define SCALED(Name, Other, operand, function)                 \
     ACLNN(Name, (In self, Other other, Number alpha, Out out), \
