@@ -12,6 +12,7 @@ import training_run
 from data.config import get_config
 from data.shapes import write_dataset
 from eval import load_model
+from utils import ema
 from utils.checkpoint import load_state
 from yolact import build_yolact
 
@@ -29,6 +30,7 @@ def shapes(tmp_path_factory):
 def flags(shapes, tmp_path, request, monkeypatch):
     monkeypatch.setattr(training_run, "get_config", lambda name: get_config(name).replace(
         max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10))
+    monkeypatch.setattr(ema, "RAMP", 2)  # else averages of so few steps forget where they began
     return ["--data={}".format(shapes), "--config=yolact_shapes", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", "--max_iter={}".format(STEPS), "--no_log",
             "--no_run_folder", "--save_folder={}".format(tmp_path / "weights"),
