@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import train
 from data.config import get_config
@@ -55,6 +56,51 @@ def test_the_library_casts_the_network_and_not_the_loss(device):
     for _ in range(2):
         run_step(network, flat, precision)
     assert library.calls == [("initialize", "O1", 1.0)] + 2 * ["loss", "drop copies"]
+
+
+class CachingLibrary(Library):
+    """Casts a layer's weight once, as the real one does, until the copies are dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.active, self.copies = True, {}
+
+    def initialize(self, model, opt_level, loss_scale, verbosity):
+        super().initialize(model, opt_level, loss_scale, verbosity)
+        weight, bias = model.layer.weight, model.layer.bias
+
+        def forward(x):
+            assert self.active
+            if "weight" not in self.copies:
+                self.copies["weight"] = weight.bfloat16()
+            return nn.functional.linear(x, self.copies["weight"].float(), bias)
+
+        model.layer.forward = forward
+
+    @contextlib.contextmanager
+    def disable_casts(self):
+        self.active = False
+        yield
+        self.active = True
+
+    @contextlib.contextmanager
+    def scale_loss(self, loss, optimizers):
+        yield loss
+        self.copies.clear()
+
+
+def test_every_forward_sees_the_new_weights(device):
+    """Without `scale_loss` the second step would use the copies of the first."""
+    outputs = []
+    for precision in (Precision("O1", device, torch.float16, LossScale(device), CachingLibrary()),
+                      Precision("O0", device)):
+        torch.manual_seed(0)
+        network = Stub().to(device)
+        flat = FlatSGD(network.parameters())
+        precision.prepare(network, flat)
+        outputs.append([float(run_step(network, flat, precision)["B"]) for _ in range(4)])
+    assert len({round(value, 3) for value in outputs[0]}) == 4
+    assert outputs[0] == pytest.approx(outputs[1], rel=0.02)
 
 
 def fake_module(tmp_path, monkeypatch, text):
