@@ -1,8 +1,11 @@
 """O1 and O2 against O0: 200 steps of the quickstart's recipe, by loss and by average precision.
 
-The same seed gives the same images in the same order, so that the curves differ by rounding alone.
-Compared are means of the total loss over windows of 20 steps: single steps differ more, in two runs
-at O0 with different orders of summation, too.
+The same seed gives the same images in the same order: the curves differ by rounding alone. But this
+training, AdamW at a high rate, amplifies rounding: two float32 runs whose weights differ by one
+part in a million at the start differ by up to 3.6 % in the mean loss of 20 steps and by 2 points of
+AP after 200. So two such runs are made here, too. What has to be within 2 % is the mean over the
+run; single windows and the scores have to be within 2 % and one point, or within what float32
+differs from itself.
 
     python -m pytest --slow test/slow/test_precision.py -s     # prints the table
     python test/slow/test_precision.py O1 float16 200          # one run, by hand
@@ -33,10 +36,17 @@ from utils.train_flags import train_parser
 
 STEPS, WINDOW = 200, 20
 CURVES = 0.02
-"""Largest relative difference of a window's mean."""
+"""Largest relative difference of the loss."""
 POINT = 0.01
 """One point of average precision."""
-LEVELS = [("O1", "bfloat16"), ("O1", "float16"), ("O2", "bfloat16")]
+JITTERS = (1e-6, -1e-6)
+"""Relative changes of all start weights, for runs that show what rounding alone does."""
+
+
+def levels(device):
+    """What is compared; a CPU takes twenty times as long for float16."""
+    half = [("O1", "bfloat16"), ("O2", "bfloat16")]
+    return half if device.type == "cpu" else [("O1", "float16"), ("O2", "float16")] + half
 
 
 def train_and_score(data, device, level, kind, steps=STEPS, seed=0, jitter=0.0):
@@ -73,21 +83,33 @@ def window_means(totals):
     return np.asarray(totals).reshape(-1, WINDOW).mean(axis=1)
 
 
+def differences(found, wanted):
+    """Relative differences of the windows' means and of the whole mean, and the scores'."""
+    windows = window_means(found["totals"]) / window_means(wanted["totals"]) - 1
+    whole = np.mean(found["totals"]) / np.mean(wanted["totals"]) - 1
+    scores = np.array([found[kind] - wanted[kind] for kind in ("box", "mask")])
+    print("{} {}: mean loss {:+.2f} %, windows {} %, box and mask AP {} points, {} skipped".format(
+        found["level"], found["type"], 100 * whole, np.round(100 * windows, 2).tolist(),
+        np.round(100 * scores, 2).tolist(), found["skipped"]))
+    return np.abs(windows).max(), abs(whole), np.abs(scores).max()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not has_autocast(), reason="this PyTorch casts on accelerators only")
 def test_losses_and_scores_are_those_of_float32(tmp_path, device):
     data = tmp_path / "shapes"
     write_dataset(str(data))
     wanted = train_and_score(data, device, "O0", "float32")
-    for level, kind in LEVELS:
+    own = [differences(train_and_score(data, device, "O0", "float32", jitter=jitter), wanted)
+           for jitter in JITTERS]
+    curves, _, points = np.max(own, axis=0)
+    for level, kind in levels(device):
         found = train_and_score(data, device, level, kind)
-        differences = window_means(found["totals"]) / window_means(wanted["totals"]) - 1
-        print("{} {}: windows differ by {} %, box {:.4f} ({:.4f}), mask {:.4f} ({:.4f}), {} steps "
-              "skipped".format(level, kind, np.round(100 * differences, 2).tolist(), found["box"],
-                               wanted["box"], found["mask"], wanted["mask"], found["skipped"]))
-        assert np.abs(differences).max() < CURVES
-        assert abs(found["box"] - wanted["box"]) < POINT
-        assert abs(found["mask"] - wanted["mask"]) < POINT
+        windows, whole, scores = differences(found, wanted)
+        assert whole < CURVES
+        assert windows < max(CURVES, curves)
+        assert scores < max(POINT, points)
+        assert found["skipped"] == 0 or kind == "float16"
 
 
 if __name__ == "__main__":
