@@ -18,6 +18,7 @@ import train
 from data.shapes import write_dataset
 from utils import checkpoint
 from utils.best_score import BestScore
+from utils.run_folder import open_run_folder
 from utils.run_tables import read_rows
 
 STEPS = 12
@@ -121,6 +122,9 @@ def test_a_resumed_run_goes_on_in_its_folder_as_if_nothing_had_been(flags):
     assert train.main(flags + ["--save_interval=8"]) == 0
     whole = without_time(rows_of())
     best = checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"]
+    folder = open_run_folder("runs/yolact_shapes")
+    for table in (folder.results, folder.training):
+        table.add({"iteration": 11})  # after the checkpoint, and not made again
     assert train.main(flags + ["--resume=weights/yolact_shapes_1_8.pth"]) == 0
     assert os.listdir("runs") == ["yolact_shapes"]
     again = without_time(rows_of())
