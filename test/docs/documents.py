@@ -36,14 +36,13 @@ ELSEWHERE: Dict[str, str] = {
     "bash test/quickstart.sh": "test/launch/test_quickstart.py",
     "bash test/npu/field_report.sh": "test/npu/test_field_report.py",
     "python test/npu/audit.py": "test/npu/test_npu_audit.py",
-    "pip install -r": "test/run_tests.sh",
-    "pip install torch-npu": "test/npu/make_env.sh",
     "NNODES=2": "test/launch/test_launchers_ranks.py",
 }
 """Start of a command, and what else runs it on every change."""
 
 NOT_HERE: Dict[str, str] = {
     "--video=0": "needs a camera",
+    "pip install": "changes the Python that runs it; test/run_tests.sh installs the same files",
     "source /usr/local/Ascend": "needs CANN",
     "docker run": "needs a container host",
 }
