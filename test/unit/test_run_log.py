@@ -9,7 +9,7 @@ import time
 import pytest
 
 from utils.errors import UserError
-from utils.run_log import CsvLog, FileLog, RunLog, flatten, open_log
+from utils.run_log import Board, CsvLog, FileLog, RunLog, flatten, open_log
 from utils.watchdog import WatchedLoader, time_limit
 
 VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
@@ -50,6 +50,21 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--tensorboard needs the package"):
         open_log(argparse.Namespace(no_log=False, log_folder=str(tmp_path),
                                     tensorboard=str(tmp_path / "board")), "run")
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, iterations in ((0, (10, 20)), (10, (20,))):  # resumed at 10: row 20 comes anew
+        log = RunLog([Board(str(tmp_path), start)])
+        for iteration in iterations:
+            log.write("train", **dict(VALUES, iteration=iteration, total=float(start + iteration)))
+        log.write("val", iteration=20, box={"AP": 0.5})
+        log.close()
+    events = reader.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/total")] == [
+        (10, 10.0), (20, 30.0)]
+    assert events.Scalars("val/box.AP")[-1].value == 0.5
 
 
 def test_waiting_for_data_is_measured():
