@@ -43,14 +43,17 @@ SAMPLE_SIDE = 138
 """Input side at which an estimate looks at the layers' outputs."""
 WITHOUT_HOOKS = 1.05
 """Activations / outputs of layers: losses, batch and what lies between the layers."""
+IN_HALF = 0.54
+"""Of the activations at O1 and O2; the loss stays in float32. Weights have a half copy there."""
 UPDATE_COPIES = 2.3
 """What the optimiser makes while it works (the flat gradient and a temporary), in sizes of all
-trained parameters; the gradients themselves are one more. Both factors were read off the NPU
+trained parameters; the gradients themselves are one more. These factors were read off the NPU
 plugin's allocator."""
 
 
-def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer) -> MemoryNeed:
-    """Memory of one card for training `model` in float32; nothing runs on the device.
+def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer,
+             level: str = "O0") -> MemoryNeed:
+    """Memory of one card for training `model` at a precision; nothing runs on the device.
 
     Against the peaks of the NPU plugin's allocator at 550 px: ResNets within 3 %, Darknet 15 % too
     low, YOLACT++ 30 % too low, whose deformable convolutions keep more than they put out.
@@ -59,8 +62,10 @@ def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer) -> MemoryN
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     trained = optimizer.flat.numel() * optimizer.flat.element_size()
     fixed = parameters + buffers + trained * len(optimizer.buffer_names)
-    return MemoryNeed(fixed, int(_outputs_per_image(config, model) * WITHOUT_HOOKS),
-                      int(fixed + trained * UPDATE_COPIES))
+    per_image = _outputs_per_image(config, model) * WITHOUT_HOOKS
+    if level != "O0":
+        fixed, per_image = fixed + trained // 2, per_image * IN_HALF
+    return MemoryNeed(fixed, int(per_image), int(fixed + trained * UPDATE_COPIES))
 
 
 def _outputs_per_image(config: Config, model: Yolact) -> float:
@@ -94,10 +99,15 @@ class Trial(NamedTuple):
 
 
 class _NotingPeak:
-    """Stands in for the optimiser; notes the peak before it works, which is that of gradients."""
+    """Stands in for the optimiser; notes the peak before it works, that of gradients, and after.
+
+    The peak of a process only grows, and what was freed may stay with it. So on the CPU nothing is
+    updated, or the second image would hide behind the first update, which is reckoned instead.
+    """
 
     def __init__(self, optimizer: FlatOptimizer, device: torch.device) -> None:
-        self.optimizer, self.device, self.peak = optimizer, device, 0
+        self.optimizer, self.device = optimizer, device
+        self.gradients, self.update = 0, 0
 
     @property
     def step_finite(self) -> torch.Tensor:
@@ -105,10 +115,14 @@ class _NotingPeak:
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
+        reset_peak_memory(self.device)
 
     def step(self, *args: Any) -> None:
-        self.peak = _peak(self.device)
-        self.optimizer.step(*args)
+        self.gradients = _peak(self.device)
+        if self.device.type != "cpu":
+            reset_peak_memory(self.device)
+            self.optimizer.step(*args)
+            self.update = _peak(self.device)
 
 
 def _peak(device: torch.device) -> int:
@@ -121,10 +135,9 @@ def _peak(device: torch.device) -> int:
 def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
     """Train on one image and on two, on random weights, and tell what that took.
 
-    On the CPU the process must not have had more memory before: its peak is what is read.
+    On the CPU that is the memory of the whole process.
     """
     config = Config.from_dict(trial.config)
-    reset_peak_memory(device)
     model = build_yolact(config)
     if config.freeze != NOT_FROZEN:
         model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
@@ -141,9 +154,14 @@ def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
         batch = _on_device(collate([row] * count), device)
         shared_step(model, criterion, noting, [batch],  # type: ignore[arg-type]
                     0.0, Sharing(Processes(), device), precision=precision)
-        peaks.append(noting.peak)
-    need = MemoryNeed.from_peaks(peaks[0], peaks[1], _peak(device))
-    extra = trial.extra_copies * optimizer.flat.numel() * optimizer.flat.element_size()
+        peaks.append(noting.gradients)
+    need = MemoryNeed.from_peaks(peaks[0], peaks[1], noting.update)
+    trained = optimizer.flat.numel() * optimizer.flat.element_size()
+    if device.type == "cpu":  # what the first image left behind may have served the second
+        known = estimate(config, model, optimizer, precision.level).per_image
+        need = MemoryNeed(need.fixed, max(need.per_image, known),
+                          int(need.fixed + trained * UPDATE_COPIES))
+    extra = trial.extra_copies * trained
     return MemoryNeed(need.fixed + extra, need.per_image, need.update + extra)
 
 

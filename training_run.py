@@ -211,7 +211,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
 def demand_of(run: Run) -> Demand:
     """What a step of this training asks of a card's memory, for when that runs out."""
     return Demand(run.loader.batch_size,
-                  lambda: estimate(run.config, run.model, run.optimizer), run.sharing.parts)
+                  lambda: estimate(run.config, run.model, run.optimizer, run.precision.level),
+                  run.sharing.parts)
 
 
 def identity_of(run: Run) -> Dict[str, Any]:

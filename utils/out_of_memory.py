@@ -53,6 +53,8 @@ def explained(device: torch.device, demand: Optional[Demand] = None) -> Iterator
 
 def _sentence(device: torch.device, peak: int, demand: Optional[Demand]) -> str:
     available, total = memory_info(device) or (host_available() or 0, 0)
+    if total and peak:  # it failed a little above its peak, whatever the device says is free
+        available = min(available, peak + peak // 10)
     text = "out of memory on {}: ".format(device)
     if total:
         text += "it has {}, this process may use {} and had {}".format(
