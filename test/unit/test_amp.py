@@ -43,7 +43,7 @@ def test_scales_are_those_of_the_librarys_scaler(device, capsys):
         pytest.skip("this PyTorch has no scaler for {}".format(device))
     ours, steps = LossScale(device), 3 * GOOD_STEPS_TO_GROW
     weight = nn.Parameter(torch.ones(1, device=device))
-    theirs = torch.optim.SGD([weight], lr=0.0)
+    theirs = torch.optim.SGD([weight], lr=0.0, foreach=False)
     one, bad = torch.ones(1, device=device), torch.full((1,), math.inf, device=device)
     scaler.scale(one)
     seen = []
