@@ -229,7 +229,9 @@ def test_evaluation_on_other_categories(shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("metadata,words", [
-    ({"config": '{"name": "yolact_shapes", "max_size": "large"}'}, "wrong type"),
+    ({"config": '{"name": "yolact_shapes", "max_size": 160}'}, "has no 'dataset'"),
+    ({"config": json.dumps(dict(get_config("yolact_shapes").to_dict(), max_size="large"))},
+     "max_size"),
     ({"config": '{"name": 3}'}, "has no 'name'"),
     (metadata_of(get_config("yolact_shapes").to_dict(), ["a"]), "1 class names")])
 def test_metadata_that_does_not_belong_is_one_sentence(shapes, tmp_path, capsys, metadata, words):
