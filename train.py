@@ -23,9 +23,10 @@ import torch
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
 from eval import detect_dataset
-from training_cards import end_lines, start_lines
-from training_folder import add_validation, finish_folder, open_folder
-from training_run import Run, build_run, demand_of, resolve_config, resume, save, scored_weights
+from training.cards import end_lines, start_lines
+from training.folder import add_validation, finish_folder, open_folder
+from training.run import Run, build_run, demand_of, resolve_config
+from training.saving import resume, save, scored_weights
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (

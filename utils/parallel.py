@@ -202,7 +202,9 @@ def gather_bytes(data: bytes, processes: Processes, device: torch.device,
             if sender == processes.rank:
                 part = data[4 * start:4 * (start + count)]
                 padded = bytearray(part + bytes(4 * count - len(part)))
-                piece = torch.from_numpy(np.frombuffer(padded, np.int32))
+                # A copy of PyTorch's own: memory that Python owns is given back under Python's
+                # lock, and a thread of gloo that waits for it holds up the end of the process.
+                piece = torch.from_numpy(np.frombuffer(padded, np.int32)).clone()
             piece = piece.to(device)
             dist.broadcast(piece, sender)
             if processes.is_main:

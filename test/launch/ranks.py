@@ -17,26 +17,27 @@ LAUNCH_VARIABLES = ("ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_S
                     "MASTER_ADDR", "MASTER_PORT", "FAILURE_FILE")
 
 TRAIN = """
-import sys, train, training_run
+import sys, train
+from training import run, saving
 from data.config import get_config
 {prepare}
 sys.exit(train.main(sys.argv[1:]))
 """
 
 PLAIN_SGD = """
-training_run.get_config = lambda name: get_config(name).replace(
+run.get_config = lambda name: get_config(name).replace(
     optimizer="sgd", lr=0.002, lr_warmup_until=0)
 """
 """AdamW's first steps have the size of the learning rate however small a gradient is: rounding
 would show there."""
 
 FROZEN = """
-build = training_run.build_model
+build = run.build_model
 def frozen(*args, **kwargs):
     model = build(*args, **kwargs)
     model.freeze_bn()
     return model
-training_run.build_model = frozen
+run.build_model = frozen
 """
 
 

@@ -15,7 +15,7 @@ PREPARE = """
 import torch
 from utils import ema
 ema.RAMP = 2
-training_run.get_config = lambda name: get_config(name).replace(
+run.get_config = lambda name: get_config(name).replace(
     max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10, lr=0.05)
 scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])
 def validate(run, dataset, done, log):
@@ -29,7 +29,7 @@ def validate(run, dataset, done, log):
 train.validate = validate
 save = train.save
 def save_everywhere(run, *args, **kwargs):
-    torch.save({key: value.clone() for key, value in training_run.weights_of(run).items()},
+    torch.save({key: value.clone() for key, value in saving.weights_of(run).items()},
                "averages{}.pth".format(run.processes.rank))
     return save(run, *args, **kwargs)
 train.save = save_everywhere

@@ -66,14 +66,14 @@ def test_synchronised_batch_norm_makes_two_cards_one_without_freezing(shapes, tm
 
 POISON = """
 import os
-real, steps = training_run.MultiBoxLoss.forward, []
+real, steps = run.MultiBoxLoss.forward, []
 def forward(self, predictions, batch, *args, **kwargs):
     losses = real(self, predictions, batch, *args, **kwargs)
     steps.append(1)
     if os.environ["RANK"] == "1" and len(steps) == 3:
         losses["B"] = losses["B"] * float("nan")
     return losses
-training_run.MultiBoxLoss.forward = forward
+run.MultiBoxLoss.forward = forward
 save = train.save
 def save_everywhere(run, *args, **kwargs):
     import torch

@@ -28,7 +28,7 @@ from data.datasets import open_dataset
 from data.loader import DevicePrefetcher
 from data.shapes import write_dataset
 from eval import evaluate_dataset
-from training_run import build_run
+from training.run import build_run
 from utils.device import has_autocast, seed_everything, select_device
 from utils.parallel import shared_step
 from utils.processes import Processes

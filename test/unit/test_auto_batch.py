@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-import auto_batch
 import train
-from auto_batch import choose_batch_size, resumed_batch_size
 from data.config import get_config
 from data.shapes import write_dataset
-from training_memory import Trial, measure
+from training import batch_size as auto_batch
+from training.batch_size import choose_batch_size, resumed_batch_size
+from training.memory import Trial, measure
 from utils import checkpoint
 from utils.errors import UserError
 from utils.memory import MemoryNeed, process_peak
@@ -87,7 +87,7 @@ def test_a_system_that_does_not_tell_is_an_error(measured):
 AGREE = """
 import sys
 import torch
-from auto_batch import _smallest
+from training.batch_size import _smallest
 from utils.processes import Processes
 processes = Processes.from_env()
 processes.init(torch.device("cpu"))

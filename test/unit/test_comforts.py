@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import train
-import training_run
 from data.config import get_config
 from data.shapes import write_dataset
 from eval import load_model
+from training import run as training_run
 from utils import ema
 from utils.checkpoint import load_state
 from yolact import build_yolact

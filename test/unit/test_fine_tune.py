@@ -10,10 +10,10 @@ import torch
 
 import eval as evaluation
 import train
-import training_run
 from backbone import BatchNorm2d
 from data.config import get_config
 from data.shapes import write_dataset
+from training import run as training_run
 from unit.weight_files import NAMES, network, save
 from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint

@@ -83,7 +83,8 @@ def device_words_stay_in_their_files(source):
 
 PRINTING = (
     "utils/cli.py",       # reports the commands' errors
-    "training_run.py",    # the first half of train.py: says what it loaded and saved
+    "training/run.py",    # says what it loaded
+    "training/saving.py",  # says what it saved and where it goes on
     "utils/watchdog.py",  # says why it ends a process that hangs
 )
 

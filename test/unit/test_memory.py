@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data.config import get_config
-from training_memory import estimate
+from training.memory import estimate
 from utils.memory import (
     MemoryNeed,
     host_available,

@@ -11,12 +11,12 @@ from audit import SKIP_REASON, Recorder, available
 from loss_reference import target_batch
 
 import train
-import training_run
 from data.config import get_config
 from data.multi_scale import SideSchedule
 from data.shapes import write_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from training import run as training_run
 from utils.errors import UserError
 from utils.optimizer import build_optimizer
 from utils.parallel import Sharing, shared_step

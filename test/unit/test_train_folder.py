@@ -249,7 +249,7 @@ def test_a_report_that_fails_does_not_lose_the_training(flags, monkeypatch, caps
     def fail(folder):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("training_folder.build_report", fail)
+    monkeypatch.setattr("training.folder.build_report", fail)
     assert train.main(flags + ["--validation_epoch=1"]) == 0
     assert "The report is not complete (RuntimeError: no ink)" in capsys.readouterr().out
     assert os.path.exists("weights/yolact_shapes_2_12.pth")

@@ -13,10 +13,10 @@ from parity.deterministic import small_plus_config
 
 import eval as evaluation
 import train
-import training_run
 from data.shapes import write_dataset
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
+from training import run as training_run
 from utils.optimizer import build_optimizer
 from utils.parallel import Sharing, shared_step
 from utils.processes import Processes

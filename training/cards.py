@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from data.checks.quick import quick_check
 from data.coco import CocoDataset
 from data.config import NOT_FROZEN
 from data.layouts import find_dataset
-from training_memory import estimate
-from training_run import Run
+from training.memory import estimate
+from training.run import Run
 from utils.cards import (
     Best,
     Plan,
@@ -30,7 +30,7 @@ from utils.checkpoint import CheckpointName, rng_state, set_rng_state
 from utils.device import describe
 from utils.errors import UserError
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCORE_THRESHOLD = 0.3
 """Of the command that draws a picture: what a person wants to see."""
 
@@ -143,8 +143,7 @@ def _memory(run: Run) -> str:
         need = estimate(config, run.model, run.optimizer, run.precision.level)
     finally:
         set_rng_state(state)
-    return need.sentence(run.loader.batch_size) + (
-        "" if run.precision.name == "O0" else "; less at {}".format(run.precision.name))
+    return need.sentence(run.loader.batch_size)
 
 
 def _best_weights(run: Run) -> Optional[str]:
@@ -162,8 +161,8 @@ def _python(program: str) -> List[str]:
     folder = os.path.dirname(sys.executable)
     name = next((name for name in ("python", "python3") if os.path.dirname(
         shutil.which(name) or "") == folder), sys.executable)
-    path = os.path.relpath(os.path.join(HERE, program))
-    return [name, path if not path.startswith("..") else os.path.join(HERE, program)]
+    path = os.path.relpath(os.path.join(PROJECT, program))
+    return [name, path if not path.startswith("..") else os.path.join(PROJECT, program)]
 
 
 def _device(run: Run) -> List[str]:
@@ -211,7 +210,7 @@ def _third_title(run: Run, finished: bool, early: bool) -> str:
 def _third_command(run: Run, path: str, finished: bool, early: bool) -> List[str]:
     if finished and not early and run.folder is not None:
         # A module is looked for in the current folder.
-        place = [] if os.path.samefile(os.curdir, HERE) else ["env", "PYTHONPATH=" + HERE]
+        place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", "PYTHONPATH=" + PROJECT]
         return place + _python("train.py")[:1] + ["-m", "utils.report", run.folder.path]
     argv = without_flag(run.args.command_line[2:], ("--resume", "--early_stopping"))
     if early:
@@ -224,12 +223,18 @@ def _third_command(run: Run, path: str, finished: bool, early: bool) -> List[str
         run.args.save_folder.rstrip("/"))]
 
 
-def _launch(run: Run) -> List[str]:
-    """Words that start train.py in as many processes as this run has."""
+def _launch(run: Run, environ: Mapping[str, str] = os.environ) -> List[str]:
+    """Words that start train.py in as many processes as this run has, on this host of several."""
     words, count = _python("train.py"), run.processes.world_size
     if count == 1:
         return words
+    here = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or count)
+    hosts = [] if here == count else [
+        "--nnodes={}".format(count // here), "--node_rank={}".format(environ.get(
+            "GROUP_RANK", run.processes.rank // here)),
+        "--master_addr=" + environ.get("MASTER_ADDR", ""),
+        "--master_port=" + environ.get("MASTER_PORT", "")]
     elastic = os.path.exists(os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""),
                                           "distributed", "run.py"))
     engine = ["torch.distributed.run"] if elastic else ["torch.distributed.launch", "--use_env"]
-    return words[:1] + ["-m"] + engine + ["--nproc_per_node={}".format(count)] + words[1:]
+    return words[:1] + ["-m"] + engine + ["--nproc_per_node={}".format(here)] + hosts + words[1:]

@@ -7,7 +7,8 @@ import time
 from typing import Any, Dict, Mapping, Optional
 
 from data.config import get_config
-from training_run import Run, state_of, weights_of
+from training.run import Run
+from training.saving import state_of, weights_of
 from utils.checkpoint import remove_checkpoint, write_pair
 from utils.device import describe
 from utils.errors import UserError

@@ -1,20 +1,15 @@
-"""What a training run is made of: built from the command line, saved, and resumed.
-
-`train.py` holds the loop; everything here happens before it, or between two of its steps.
-"""
+"""What a training run is made of, built from the command line before the first step."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 from torch import nn
 
-from auto_batch import choose_batch_size, resumed_batch_size
 from data.checks.statistics import measure
 from data.class_weights import class_factors
 from data.coco import CocoDataset
@@ -26,11 +21,10 @@ from layers.anchors import make_priors
 from layers.fused_ops import npu_fused_sgd, npu_fused_sgd_problem
 from layers.multibox_loss import MultiBoxLoss
 from layers.sync_batch_norm import convert
-from training_memory import Trial, estimate
-from utils import checkpoint
+from training.batch_size import choose_batch_size, resumed_batch_size
+from training.memory import Trial, estimate
 from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.best_score import BestScore
-from utils.checkpoint import CheckpointName
 from utils.device import pin_memory_supported
 from utils.ema import WeightAverage
 from utils.errors import UserError
@@ -44,9 +38,6 @@ from utils.schedule import LearningRate
 from utils.start_weights import load_start_weights
 from utils.step_records import StepRecords
 from utils.train_flags import AUTO, images_per_card
-from utils.training_state import check_same_run, pack_state, unpack_state
-from utils.weight_formats import read_weights
-from utils.weight_loading import load_network
 from yolact import Yolact, build_yolact
 
 MIN_BATCH_FOR_BN = 6
@@ -213,110 +204,3 @@ def demand_of(run: Run) -> Demand:
     return Demand(run.loader.batch_size,
                   lambda: estimate(run.config, run.model, run.optimizer, run.precision.level),
                   run.sharing.parts)
-
-
-def identity_of(run: Run) -> Dict[str, Any]:
-    """What makes two runs the same training; a resumed run has to agree with all of it."""
-    return {
-        "config": run.config.to_dict(),
-        "class_names": run.dataset.class_names,
-        "category_ids": [category.id for category in run.dataset.categories],
-        "num_images": len(run.dataset),
-        "global_batch": run.loader.batch_size * run.sharing.shares,
-        "learning_rate": run.learning_rate.state_dict(),
-        "seed": run.args.seed,
-        "bn_frozen": run.model.bn_frozen,
-        "precision": run.precision.name,
-    }
-
-
-def weights_of(run: Run) -> Dict[str, torch.Tensor]:
-    """The weights that are saved, scored and handed on, under their names in the network.
-
-    They are the moving averages where the run keeps them.
-    """
-    raw = _raw_weights_of(run)
-    return raw if run.average is None else run.average.apply_to(raw)
-
-
-@contextlib.contextmanager
-def scored_weights(run: Run) -> Iterator[None]:
-    """Inside the block the network has the weights that `weights_of` returns."""
-    with run.precision.float32_weights(run.model):
-        if run.average is None:
-            yield
-            return
-        run.average.share(run.processes)
-        with run.average.in_place_of_weights():
-            yield
-
-
-def _raw_weights_of(run: Run) -> Dict[str, torch.Tensor]:
-    with run.precision.float32_weights(run.model):
-        return run.model.state_dict()
-
-
-def state_of(run: Run, done: int) -> Dict[str, Any]:
-    """Everything beside the weights that iteration `done` of this training is made of."""
-    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
-                       run.best, run.precision)
-    if run.average is not None:
-        state["raw_weights"] = checkpoint.on_cpu(_raw_weights_of(run))
-    if run.folder is not None:
-        state["run_folder"] = run.folder.origin
-    return state
-
-
-def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
-    """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
-    if not run.processes.is_main or run.args.train_performance:
-        return None
-    folder = run.args.save_folder
-    older = checkpoint.list_checkpoints(folder, run.config.name)
-    name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
-    path = checkpoint.save_checkpoint(name, folder, weights_of(run), state_of(run, done))
-    print("Saved weights : {}".format(path), flush=True)
-    if run.folder is not None:
-        run.folder.keep_weights(path, "last")
-    for old in older:
-        parsed = CheckpointName.parse(old)
-        assert parsed is not None
-        replaced = parsed.interrupt if interrupt else (
-            run.args.keep_latest and parsed.iteration % run.args.keep_latest_interval != 0)
-        if replaced and old != path:
-            checkpoint.remove_checkpoint(old)
-    return path
-
-
-def resume(run: Run, weights_path: str) -> int:
-    """Load a checkpoint into `run`; returns the iteration to go on from.
-
-    With the full state beside the weights the run goes on exactly; where it keeps averages, the
-    weights file has them and the state the raw weights. Weights alone (the original's
-    files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
-    """
-    with run.precision.float32_weights(run.model):
-        print("Weights : {}".format(load_network(run.model, read_weights(weights_path))))
-    state = checkpoint.load_state(weights_path)
-    if state is None:
-        if run.average is not None:
-            run.average.restart()
-        named = CheckpointName.parse(weights_path)
-        start = run.args.start_iter if run.args.start_iter >= 0 else (
-            named.iteration if named else 0)
-        print("Resumed weights only : {} (no {}); the optimiser starts afresh at iteration {}"
-              .format(weights_path, checkpoint.state_path(weights_path), start))
-        return start
-    if isinstance(state.get("config"), dict):
-        # As this version writes it; a run may go on with another patience.
-        state["config"] = Config.from_dict(state["config"]).replace(
-            early_stopping=run.config.early_stopping).to_dict()
-    check_same_run(identity_of(run), state, weights_path)
-    if run.average is not None:
-        with run.precision.float32_weights(run.model):
-            run.average.load(run.model.state_dict())
-            run.model.load_state_dict(state["raw_weights"])
-    start = unpack_state(state, run.optimizer, run.records, run.best, run.precision, run.device)
-    run.folder_before = state.get("run_folder")
-    print("Resumed : {} at iteration {}".format(weights_path, start))
-    return start

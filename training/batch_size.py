@@ -8,7 +8,7 @@ from typing import Mapping, NamedTuple, Optional, Tuple
 import torch
 import torch.distributed as dist
 
-from training_memory import Trial, measure
+from training.memory import Trial, measure
 from utils.checkpoint import load_state
 from utils.errors import UserError
 from utils.memory import (

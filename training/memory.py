@@ -199,8 +199,10 @@ def measure(trial: Trial, device: torch.device) -> MemoryNeed:
 
 
 def _measure_in_child(trial: Trial) -> MemoryNeed:
-    done = subprocess.run([sys.executable, os.path.abspath(__file__)], input=json.dumps(trial),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run([sys.executable, "-m", "training.memory"], cwd=project,
+                          input=json.dumps(trial), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["killed, exit code {}".format(done.returncode)]
         raise UserError("--batch_size=auto: the trial steps with one and two images failed ({}); "
