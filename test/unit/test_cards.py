@@ -21,7 +21,8 @@ from utils.cards import (
 
 PLAN = Plan(epoch_size=100, max_iter=2000, base_lr=0.001, schedule="step",
             lr_steps=(700, 1500, 2500), gamma=0.1, warmup_init=0.0001, warmup_until=50,
-            final_lr=1e-5, save_interval=500, save_folder="weights/", validation_epochs=2, validation_images=80)
+            final_lr=1e-5, save_interval=500, save_folder="weights/",
+            validation_epochs=2, validation_images=80)
 
 START = """\
 Data         : images  objects  classes  empty  crowds  dropped
