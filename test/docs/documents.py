@@ -36,6 +36,9 @@ ELSEWHERE: Dict[str, str] = {
     "bash test/quickstart.sh": "test/launch/test_quickstart.py",
     "bash test/npu/field_report.sh": "test/npu/test_field_report.py",
     "python test/npu/audit.py": "test/npu/test_npu_audit.py",
+    "environment=$(bash test/npu/make_env.sh)": "test/run_tests.sh",
+    '"$PYTHON" -m pytest --device npu': "test/run_tests.sh",
+    '"$PYTHON" test/npu/emulator/build.py': "test/npu/make_env.sh",
     "NNODES=2": "test/launch/test_launchers_ranks.py",
 }
 """Start of a command, and what else runs it on every change."""
