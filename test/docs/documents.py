@@ -39,6 +39,7 @@ ELSEWHERE: Dict[str, str] = {
     "environment=$(bash test/npu/make_env.sh)": "test/run_tests.sh",
     '"$PYTHON" -m pytest --device npu': "test/run_tests.sh",
     '"$PYTHON" test/npu/emulator/build.py': "test/npu/make_env.sh",
+    "python -m pytest --slow": "test/run_tests.sh",
     "NNODES=2": "test/launch/test_launchers_ranks.py",
 }
 """Start of a command, and what else runs it on every change."""
