@@ -31,7 +31,8 @@ ALLOWED_IMPORTS = {
     "backbone": {"layers"},
     "yolact": {"backbone", "layers", "data.config", "utils"},
     "eval": {"yolact", "backbone", "layers", "data", "utils"},
-    "train": {"eval", "yolact", "backbone", "layers", "data", "utils"},
+    "training": {"training", "yolact", "backbone", "layers", "data", "utils"},
+    "train": {"training", "eval", "yolact", "backbone", "layers", "data", "utils"},
 }
 OURS = tuple(ALLOWED_IMPORTS)
 
