@@ -265,6 +265,10 @@ class Config:
         """The recipe for another input side; anchors keep their size in pixels."""
         return dataclasses.replace(self, max_size=side, multi_scale=())
 
+    def at_largest_side(self) -> Config:
+        """The recipe for the largest input that training sees."""
+        return self.at_side(max(self.multi_scale or (self.max_size,)))
+
     def replace(self, **changes: Any) -> Config:
         """Return a copy with `changes`; an unknown field is a `UserError` naming the nearest."""
         fields = [field.name for field in dataclasses.fields(self)]

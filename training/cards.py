@@ -139,8 +139,7 @@ def _comforts(run: Run) -> Dict[str, str]:
 def _memory(run: Run) -> str:
     state = rng_state()  # the estimate builds a network, whose weights are drawn
     try:
-        config = run.config.at_side(max(run.config.multi_scale or (run.config.max_size,)))
-        need = estimate(config, run.model, run.optimizer, run.precision.level)
+        need = estimate(run.config.at_largest_side(), run.model, run.optimizer, run.precision.level)
     finally:
         set_rng_state(state)
     return need.sentence(run.loader.batch_size)

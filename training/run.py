@@ -128,7 +128,7 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
         choice = resumed_batch_size(resumed, processes.world_size * args.accumulate)
     if choice is None:
         copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
-        trial = Trial(config.to_dict(), ground_truth_slots(dataset.max_objects),
+        trial = Trial(config.at_largest_side().to_dict(), ground_truth_slots(dataset.max_objects),
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
         choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
                                    args.num_workers)

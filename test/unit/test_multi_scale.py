@@ -110,3 +110,9 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, monkeypatch, request
     assert sides[12:] == sides[5:12]
     resumed = torch.load(final)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_memory_is_that_of_the_largest_side():
+    config = get_config("yolact_shapes", multi_scale=(128, 192))
+    assert config.at_largest_side().max_size == 192
+    assert get_config("yolact_shapes").at_largest_side().max_size == 160
