@@ -38,8 +38,9 @@ def test_trial_steps_see_what_images_take(device):
     assert 6 * MIB < need.per_image < (40 if device.type == "cpu" else 12) * MIB
     assert 20 * MIB < need.fixed < 1000 * MIB
     assert 12 * MIB < need.update - need.fixed < 60 * MIB
-    more = measure(TRIAL._replace(extra_copies=1), device)
-    assert more.fixed - need.fixed == pytest.approx(12 * MIB, abs=6 * MIB)
+    # Two processes differ by some MiB: that many copies stand out.
+    more = measure(TRIAL._replace(extra_copies=20), device)
+    assert more.fixed - need.fixed == pytest.approx(20 * 12 * MIB, abs=50 * MIB)
 
 
 @pytest.fixture
