@@ -72,9 +72,10 @@ main() {
     fi
     echo "No Ascend card: torch_npu runs on the emulator of test/npu/emulator" >&2
     local libraries
+    # One thread: the order of a CPU kernel's sums, and so the last bit, follows their number.
     libraries=$("$venv/bin/python" "$here/emulator/build.py") || return $?
     print_variables "LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
-        TORCH_NPU_WARNING_DISABLE=1
+        TORCH_NPU_WARNING_DISABLE=1 OMP_NUM_THREADS=1
     # With CANN's own folder named, torch_npu would look for its libraries there.
     echo "unset ASCEND_HOME_PATH ASCEND_OPP_PATH"
 }
