@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("batch_size, parts, fits, expected", [
     (16, 1, 12, "Use --batch_size=8 --accumulate=2, which keeps 16 images a step"),
-    (16, 2, 3, "Use --batch_size=2 --accumulate=16, which keeps 96 images a step"),
+    (16, 2, 3, "Use --batch_size=2 --accumulate=16, which keeps 32 images a step"),
     (6, 1, 0, "Use --batch_size=1 --accumulate=6, which keeps 6 images a step"),
     (7, 1, 6, "Use --batch_size=1 --accumulate=7, which keeps 7 images a step"),
     (8, 0, 5, "Use --batch_size=5"),
