@@ -52,25 +52,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache_folder(tmp_path_factory):
-    """What the data check remembers stays out of the user's cache folder."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("XDG_CACHE_HOME")
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_runs_folder(tmp_path_factory):
-    """Run folders of trainings that do not say where stay out of the project's own."""
-    before = os.environ.get("YOLACT_RUNS")
-    os.environ["YOLACT_RUNS"] = str(tmp_path_factory.mktemp("runs"))
-    yield
-    os.environ.pop("YOLACT_RUNS")
-    if before is not None:
-        os.environ["YOLACT_RUNS"] = before
+def own_folders(tmp_path_factory):
+    """What the data check remembers and runs without a place stay out of the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("YOLACT_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
 
 
 @pytest.fixture(scope="session")
