@@ -138,6 +138,8 @@ TRAINED = {
         lambda x: F.interpolate(x, (5, 20), mode="bilinear", align_corners=False), IMAGE),
     "NLLLossBackward": (lambda x, y: F.nll_loss(
         x.log_softmax(1), y, ignore_index=2, reduction="sum"), values(12, 5), CLASSES),
+    "CrossEntropyLossGrad": (lambda x, y, w: cross_entropy(x, y, w), values(12, 5), CLASSES,
+                             values(5).abs()),
     "SmoothL1LossBackward": (lambda x, y: F.smooth_l1_loss(x, y, reduction="sum"), A, B),
     "BinaryCrossEntropyWithLogitsBackward": (
         lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid().detach()), A, B),
@@ -148,6 +150,14 @@ CREATED = {
     "Arange": lambda device: torch.arange(3, 20, 4, device=device),
     "InplaceFillScalar": lambda device: torch.full((3,), 2.5, device=device),
 }
+
+
+def cross_entropy(logits, labels, weight):
+    """By the plugin's operator where the logits are on an NPU; without the weights' gradient."""
+    weight = weight.detach()
+    if logits.device.type != "npu":
+        return F.cross_entropy(logits, labels, weight, ignore_index=2, reduction="none")
+    return torch.ops.npu.npu_cross_entropy_loss(logits, labels, weight, "none", 2)[0]
 
 
 def unscaled(gradients):

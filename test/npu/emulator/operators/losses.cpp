@@ -6,6 +6,19 @@ using namespace npuemu;
 namespace {
 
 constexpr int64_t kMean = 1;  // at::Reduction::Mean
+constexpr int64_t kMostRows = 200000;
+
+// What the documentation of aclnnCrossEntropyLoss demands: rows, labels (the ignored one is not
+// excepted); and what this project asks of it. A card would read other memory, or return nonsense.
+void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target, const char* reduction,
+                         double smoothing) {
+    TORCH_CHECK(logits.dim() == 2 && logits.size(0) < kMostRows, logits.sizes(), " are the logits");
+    TORCH_CHECK(target.scalar_type() == at::kLong, target.scalar_type(), " is the type of labels");
+    TORCH_CHECK(target.ge(0).logical_and(target.lt(logits.size(1))).all().item<bool>(),
+                "a label is not among ", logits.size(1), " classes");
+    TORCH_CHECK(std::string(reduction) == "none" && smoothing == 0,
+                "the loss is reduced, or its labels are smoothed");
+}
 
 }  // namespace
 
@@ -45,6 +58,34 @@ ACLNN(NLLLossBackward,
                 at::nll_loss_backward(read_wide(gradient), read_wide(self),
                                       read(target).to(at::kLong), read_optional(weight), reduction,
                                       ignored, read_wide(total_weight).reshape({})));
+      })
+
+// yaml: npu_cross_entropy_loss
+ACLNN(CrossEntropyLoss,
+      (In self, In target, In weight, const char* reduction, int64_t ignored, double smoothing,
+       double /*z-loss*/, bool /*z-loss*/, Out out, Out log_probability, Out /*z-loss*/,
+       Out /*z-loss*/),
+      {
+          const auto logits = read_wide(self);
+          const auto labels = read(target);
+          check_cross_entropy(logits, labels, reduction, smoothing);
+          const auto result = at::_log_softmax(logits, 1, false);
+          write(log_probability, result);
+          write(out, at::nll_loss(result, labels, read_optional(weight), at::Reduction::None,
+                                  ignored));
+      })
+// yaml: npu_cross_entropy_loss_backward
+ACLNN(CrossEntropyLossGrad,
+      (In gradient, In log_probability, In target, In weight, In /*z-loss*/, In /*z-loss*/,
+       const char* reduction, int64_t ignored, double smoothing, double /*z-loss*/, Out out),
+      {
+          const auto result = read_wide(log_probability);
+          const auto labels = read(target);
+          check_cross_entropy(result, labels, reduction, smoothing);
+          const auto picked = at::nll_loss_backward(
+              read_wide(gradient), result, labels, read_optional(weight), at::Reduction::None,
+              ignored, at::zeros({}));  // the total weight, of a mean
+          write(out, at::_log_softmax_backward_data(picked, result, 1, result.scalar_type()));
       })
 
 // SmoothL1LossKernelNpuOpApi.cpp
