@@ -17,6 +17,7 @@ from data.checks.memory import Memory
 from data.checks.pictures import write_first_batch
 from data.checks.quick import FULL, annotation_findings, quick_stamp
 from data.checks.statistics import measure, table
+from data.checks.turned import turned_notes
 from data.coco import CocoDataset
 from data.config import get_config
 from data.dataset_yaml import find_dataset_file, read_dataset_file
@@ -86,6 +87,9 @@ def check(args: argparse.Namespace) -> int:
     print("\n" + ("{} finding{}:".format(len(found), "" if len(found) == 1 else "s") if found
                   else "Nothing wrong was found."))
     print("\n".join("  - " + text for text in found) + ("\n" if found else ""))
+    if not args.quick:
+        print("".join("{}\n\n".format(note) for name, dataset in zip(("train", "val"), splits)
+                      for note in turned_notes(name, dataset)), end="")
     print("For {}:".format(config.name))
     print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
     _draw(args, train)

@@ -138,7 +138,8 @@ class CocoDataset:
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)
-        image = read_image(path, "image {} of {}".format(image_id, self.annotation_file))
+        image = read_image(path, "image {} of {}".format(image_id, self.annotation_file),
+                           (width, height))
         found_height, found_width = image.shape[:2]
         if (found_width, found_height) != (width, height):
             turned = (found_width, found_height) == (height, width)
@@ -146,7 +147,8 @@ class CocoDataset:
                             "; its boxes and masks would not fit".format(
                                 image_id, path, found_width, found_height, self.annotation_file,
                                 width, height,
-                                " (turned by its EXIF orientation?)" if turned else ""))
+                                " (turned, with no EXIF orientation that says so)" if turned
+                                else ""))
         return image
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:

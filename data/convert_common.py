@@ -12,12 +12,11 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from data.dataset_yaml import FOLDER_FILE, format_dataset_file
+from data.image_file import Size, read_header
 from utils.errors import UserError, nearest
 from utils.files import write_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm")
-_ORIENTATION = 274
-"""EXIF tag."""
 _SHOWN_PROBLEMS = 20
 
 Outline = Union[List[List[float]], Dict[str, Any]]
@@ -100,28 +99,24 @@ def run_lengths(mask: np.ndarray) -> Dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def upright_size(path: Path, where: str, problems: Problems) -> Optional[Tuple[int, int]]:
-    """Width and height of an image file as stored, from its header; None if reported.
+def picture_size(path: Path, where: str, problems: Problems,
+                 given: Tuple[Any, ...] = ()) -> Optional[Size]:
+    """Width and height of an image file, from its header; None if reported.
 
-    Annotation tools show a photo turned by its EXIF orientation, training reads the pixels as they
-    are stored: coordinates would not fit.
+    Args:
+        path: the image.
+        where: what refers to it, for the sentence.
+        problems: where a missing or unreadable file goes.
+        given: width and height that the annotations give, where they do. They tell whether a photo
+            with an EXIF orientation was annotated as viewers show it or as it is stored.
     """
-    from PIL import Image  # needed for headers alone
-
     try:
-        with Image.open(str(path)) as image:
-            size = int(image.size[0]), int(image.size[1])
-            turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return read_header(path).annotated(given)  # type: ignore[arg-type]
     except (OSError, ValueError) as problem:
         missing = isinstance(problem, FileNotFoundError)
         problems.add("{}: {} {}".format(where, path, "does not exist" if missing else
                                         "is not an image that can be read"))
         return None
-    if turned:
-        problems.add("{}: {} is stored turned (EXIF orientation), so its annotation does not fit "
-                     "its pixels: store it upright, e.g. mogrify -auto-orient".format(where, path))
-        return None
-    return size
 
 
 def list_images(folder: Path) -> List[Path]:

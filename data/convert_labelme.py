@@ -17,11 +17,11 @@ from data.convert_common import (
     FoundObject,
     Outline,
     Problems,
+    picture_size,
     polygon,
     read_text,
     rectangle,
     run_lengths,
-    upright_size,
 )
 from utils.errors import UserError
 
@@ -85,10 +85,10 @@ def _image(file: Path, content: Dict[str, Any], problems: Problems, ignore_label
     beside = file.parent / path.name
     if not path.exists() and beside.exists():  # annotated elsewhere, then copied together
         path = beside
-    size = upright_size(path, str(file), problems)
+    given = content.get("imageWidth"), content.get("imageHeight")
+    size = picture_size(path, str(file), problems, given)
     if size is None:
         return None, 0
-    given = content.get("imageWidth"), content.get("imageHeight")
     if given != (None, None) and given != size:
         problems.add("{}: says {} x {} pixels, but {} has {} x {}".format(
             file, given[0], given[1], path, *size))

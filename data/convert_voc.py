@@ -14,11 +14,11 @@ from data.convert_common import (
     Outline,
     Problems,
     list_images,
+    picture_size,
     polygon,
     read_text,
     rectangle,
     run_lengths,
-    upright_size,
 )
 from utils.errors import UserError
 
@@ -87,10 +87,10 @@ def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
         problems.add("{}: its image '{}' was not found".format(
             file, root.findtext("filename") or file.stem))
         return None
-    size = upright_size(path, str(file), problems)
+    given = tuple(_number(root.findtext("size/" + side)) for side in ("width", "height"))
+    size = picture_size(path, str(file), problems, given)
     if size is None:
         return None
-    given = tuple(_number(root.findtext("size/" + side)) for side in ("width", "height"))
     if given not in (size, (0, 0), (None, None)):
         problems.add("{}: says {:g} x {:g} pixels, but {} has {} x {}".format(
             file, given[0] or 0, given[1] or 0, path, *size))

@@ -12,10 +12,10 @@ from data.convert_common import (
     FoundObject,
     Problems,
     list_images,
+    picture_size,
     polygon,
     read_text,
     rectangle,
-    upright_size,
 )
 from data.dataset_yaml import FOLDER_FILE, SPLITS, parse_yaml
 from utils.errors import UserError
@@ -121,7 +121,7 @@ def label_file(image: Path) -> Path:
 def _image(path: Path, names: Sequence[str], problems: Problems,
            boxes_as_masks: bool) -> Optional[FoundImage]:
     labels = label_file(path)
-    size = upright_size(path, str(labels), problems)
+    size = picture_size(path, str(labels), problems)
     if size is None:
         return None
     objects = []

@@ -1,35 +1,55 @@
-"""Read one image file, whole or not at all.
+"""Read an image of a dataset, whole or not at all, in the order of pixels that was annotated.
 
-OpenCV decodes a truncated JPEG into a partly grey picture and only prints a warning, so the end of
-the file is checked first, on the bytes that are decoded afterwards: nothing is read twice.
+A photo may be stored turned, with an EXIF orientation that says how to show it. Viewers, browsers
+and annotation tools (labelme, CVAT, Label Studio, VIA) show it upright, so do Ultralytics' tools
+and the original YOLACT when they read it, and annotations refer to that picture. Annotations that
+were made on the pixels as stored exist as well. The size in the annotation file tells which of the
+two it is, except where both have the same size: then the picture is turned, as viewers do.
 """
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
-from typing import Tuple, Union
+from typing import Any, NamedTuple, Optional, Tuple, Union
 
-import cv2
 import numpy as np
 
+from data.image_bytes import is_truncated
+from data.picture import decode_picture
 from utils.errors import UserError
 
-# COCO's coordinates refer to the pixels as stored: an EXIF rotation must not be applied.
-_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+Size = Tuple[int, int]
+"""Width and height in pixels."""
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
-_START_OF_SCAN = 0xDA
+_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 274, 256, 257  # EXIF and TIFF tags
+_TURNS, _QUARTER_TURNS = range(2, 9), range(5, 9)  # orientations; 1 is upright
 
 
-def read_image(path: Union[str, Path], name: str = "image") -> np.ndarray:
-    """Decode `path` to uint8 `[h, w, 3]`, BGR, in the order its pixels are stored (EXIF ignored).
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    stored: Size
+    """Of the pixels as stored."""
+    shown: Size
+    """Of the picture as viewers show it."""
+    turned: bool
+    """There is an EXIF orientation that turns or mirrors the picture."""
+
+    def annotated(self, size: Optional[Size]) -> Size:
+        """The one of both sizes that annotations made for a picture of `size` refer to."""
+        return self.stored if size == self.stored else self.shown
+
+
+def read_image(path: Union[str, Path], name: str = "image",
+               size: Optional[Size] = None) -> np.ndarray:
+    """Decode `path` to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
 
     Args:
-        path: JPEG, PNG or another format that OpenCV reads.
+        path: JPEG, PNG or another format that OpenCV or Pillow reads.
         name: what the file is to the user, for the error: for example `image 42`.
+        size: width and height that annotations give; pixels stay as stored where only so they have
+            this size.
 
     Raises:
         UserError: the file is missing, empty, truncated or not an image.
@@ -47,55 +67,52 @@ def read_image(path: Union[str, Path], name: str = "image") -> np.ndarray:
         raise UserError("{}: {} is truncated ({} bytes, the end of the image is missing); copy or "
                         "download it again".format(name, path, len(data)))
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
-    except cv2.error:
-        image = None
+        image = decode_picture(data)
+        if image is not None and size is not None and image.shape[1::-1] != size:
+            stored = decode_picture(data, as_stored=True)
+            if stored is not None and stored.shape[1::-1] == size:
+                return stored
+    except ValueError as problem:
+        raise UserError("{}: {} {}".format(name, path, problem)) from None
     if image is None:
-        raise UserError("{}: {} is not an image that OpenCV can read ({} bytes)".format(
+        raise UserError("{}: {} is not an image that OpenCV or Pillow can read ({} bytes)".format(
             name, path, len(data)))
     return image
 
 
-def is_truncated(data: bytes) -> bool:
-    """Tell whether a JPEG or PNG lacks its end marker; False for other formats."""
-    if data.startswith(_JPEG_START):
-        if data.endswith(_JPEG_END):
-            return False
-        # Cameras append data after the end, and a thumbnail inside the header has an end of its
-        # own: the marker that counts comes after the start of the scan.
-        scan = _scan_start(data)
-        return scan < 0 or data.find(_JPEG_END, scan) < 0
-    if data.startswith(_PNG_START):
-        return data.rfind(_PNG_END) < 0
-    return False
+def read_header(path: Union[str, Path]) -> Header:
+    """Sizes and orientation of an image file without its pixels.
+
+    Raises:
+        OSError, ValueError: the file is missing (FileNotFoundError) or not an image.
+    """
+    from PIL import Image  # needed for headers alone
+
+    with Image.open(str(path)) as image:
+        stored = int(image.size[0]), int(image.size[1])
+        if image.format == "TIFF":  # some versions of Pillow give the size as shown
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+        orientation = _orientation(image)
+    shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
+    return Header(stored, shown, orientation in _TURNS)
 
 
-def _scan_start(data: bytes) -> int:
-    """Offset of the first pixel data of a JPEG, or -1 where the header ends before it."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        length = int.from_bytes(data[position + 2:position + 4], "big")
-        position += 2 + length
-        if marker == _START_OF_SCAN:
-            return position if position <= len(data) else -1
-    return -1
+def _orientation(image: Any) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+        return 1  # damaged EXIF data: viewers show the picture as stored
 
 
-def image_size(path: Union[str, Path], name: str = "image") -> Tuple[int, int]:
-    """Width and height in pixels as stored, from the file's header alone.
+def image_size(path: Union[str, Path], name: str = "image") -> Size:
+    """Width and height in pixels of the picture as viewers show it, from the header alone.
 
     Raises:
         UserError: the file is missing or not an image.
     """
-    from PIL import Image  # needed only for annotation files that leave the sizes out
-
     try:
-        with Image.open(str(path)) as image:
-            return int(image.size[0]), int(image.size[1])
+        return read_header(path).shown
     except FileNotFoundError:
         raise UserError("{}: file not found: {}".format(name, Path(path).absolute())) from None
     except (OSError, ValueError):

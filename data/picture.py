@@ -1,20 +1,20 @@
-"""Pictures as people have them, for prediction: any format, turned the way it is looked at.
+"""Pictures as people have them: any format, turned the way it is looked at.
 
-Training reads pixels as stored (`data.image_file`), because annotations refer to those. A picture
-that is only looked at is turned as its EXIF orientation says, and may be grey, 16 bit, CMYK, with
-alpha, or in a format that only Pillow knows. The result is always uint8 `[h, w, 3]`, BGR.
+A picture may be stored turned, with an EXIF orientation, and may be grey, 16 bit, CMYK, with alpha,
+or in a format that only Pillow knows. The result is always uint8 `[h, w, 3]`, BGR. Training decodes
+its images here as well (`data.image_file`): what is learned from is what is predicted on.
 """
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import cv2
 import numpy as np
 
-from data.image_file import is_truncated
+from data.image_bytes import is_truncated
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,40 +49,67 @@ def read_picture(path: Union[str, Path]) -> np.ndarray:
     if is_truncated(data):
         raise UserError("{} is truncated ({} bytes, the end of the picture is missing); copy or "
                         "download it again".format(path, len(data)))
+    try:
+        image = decode_picture(data)
+    except ValueError as problem:
+        raise UserError("{} {}".format(path, problem)) from None
+    if image is None:
+        raise UserError("{} is not a picture that OpenCV or Pillow can read ({} bytes)".format(
+            path, len(data)))
+    return image
+
+
+def decode_picture(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
+    """Decode a picture file's bytes to uint8 `[h, w, 3]`, BGR; None if it is not a picture.
+
+    Args:
+        data: the whole file.
+        as_stored: leave the EXIF orientation out. TIFF files are turned all the same: their
+            decoders know no other way.
+
+    Raises:
+        ValueError: the picture has too many pixels.
+    """
     # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    image = None if is_webp else _decode_by_opencv(data)
-    return _decode_by_pillow(data, path) if image is None else image
+    image = None if is_webp else _decode_by_opencv(data, as_stored)
+    return _decode_by_pillow(data, as_stored) if image is None else image
 
 
-def _decode_by_opencv(data: bytes) -> Any:
+def _decode_by_opencv(data: bytes, as_stored: bool) -> Optional[np.ndarray]:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8),
+                             _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS)
     except cv2.error:
         return None
     return None if image is None else _to_uint8(image)
 
 
-def _decode_by_pillow(data: bytes, path: Union[str, Path]) -> np.ndarray:
+def _decode_by_pillow(data: bytes, as_stored: bool) -> Optional[np.ndarray]:
     from PIL import Image  # needed for rare formats only
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return picture_from_pil(image)
+            return picture_from_pil(image, as_stored)
     except Image.DecompressionBombError as error:
-        raise UserError("{} is too large: {}".format(path, error)) from None
+        raise ValueError("is too large: {}".format(error)) from None
     except (OSError, ValueError, SyntaxError, EOFError, KeyError):
-        raise UserError("{} is not a picture that OpenCV or Pillow can read ({} bytes)".format(
-            path, len(data))) from None
+        return None
 
 
-def picture_from_pil(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image of any mode to uint8 `[h, w, 3]`, BGR, turned as its EXIF says."""
+def picture_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
+    """Convert a PIL image of any mode to uint8 `[h, w, 3]`, BGR, turned as its EXIF says.
+
+    Args:
+        image: is loaded.
+        as_stored: leave the EXIF orientation out.
+    """
     from PIL import ImageOps
 
     image.load()
     # Loading turns TIFF files, and some versions of Pillow would do it again.
-    turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+    kept = as_stored or image.format == "TIFF"
+    turned = image if kept else ImageOps.exif_transpose(image)
     if turned.mode.startswith(("I", "F")):  # 16 and 32 bit, grey
         values = np.asarray(turned)
         if values.dtype.kind == "i":

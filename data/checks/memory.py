@@ -11,7 +11,7 @@ from typing import Dict, Optional
 from utils.errors import UserError
 from utils.files import write_whole
 
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_folder() -> Path:

@@ -10,12 +10,15 @@ from data.checks.memory import Memory, file_stamp
 from data.checks.objects import object_findings
 from data.checks.splits import class_findings, overlap_findings
 from data.checks.statistics import measure
+from data.checks.turned import turned_notes
 from data.coco import CocoDataset
 from data.config import Config
 from utils.errors import UserError
 
 FULL = "full check "
 _SHOWN = 5
+_HEADERS = 2000
+"""Images of a split whose headers are read before each training."""
 
 
 def annotation_findings(train: CocoDataset, val: Optional[CocoDataset]) -> List[str]:
@@ -62,6 +65,9 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
     if len(new) > _SHOWN:
         lines.append("  ... and {} more; python -m data.check shows them".format(
             len(new) - _SHOWN))
+    splits = {"train": train} if val is None else {"train": train, "val": val}
+    for name, dataset in splits.items():
+        lines += ["  " + note for note in turned_notes(name, dataset, _HEADERS)]
     return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
                     if "--pred_scales" in text]
 

@@ -324,4 +324,4 @@ def test_json_is_what_is_kept(tmp_path, capsys):
     path = described(tmp_path)
     run(capsys, path, "--pictures=")
     kept = json.loads(Memory(str(tmp_path / "train" / "instances.json")).path.read_text())
-    assert kept["version"] == 1 and len(kept["known"]) == 8
+    assert kept["version"] == 2 and len(kept["known"]) == 8

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import pickle
 import shutil
 import sys
@@ -10,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
@@ -18,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from coco_files import HEIGHT, WIDTH, document, write_images, write_json
 
 from data.coco import CocoDataset
-from data.image_file import image_size, is_truncated, read_image
+from data.image_bytes import is_truncated
+from data.image_file import read_image
 from utils.errors import UserError
 
 
@@ -191,22 +190,6 @@ def test_end_of_a_thumbnail_does_not_hide_truncation():
     data = _with_thumbnail(_encoded(".jpg"))
     assert not is_truncated(data) and not is_truncated(data + b"\0\0")
     assert all(is_truncated(data[:end]) for end in (len(data) - 1, len(data) - 300, 3000))
-
-
-def _jpeg_turned_by_exif():
-    """40 x 30 stored pixels with EXIF orientation 6 (shown as 30 x 40)."""
-    buffer = io.BytesIO()
-    exif = (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
-    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(buffer, "jpeg", exif=exif)
-    return buffer.getvalue()
-
-
-def test_exif_orientation_is_ignored(dataset):
-    path = Path(dataset.images_dir) / "b.jpg"
-    path.write_bytes(_jpeg_turned_by_exif())
-    assert cv2.imread(str(path)).shape == (WIDTH, HEIGHT, 3)  # the picture does carry a rotation
-    assert dataset[2].image.shape == (HEIGHT, WIDTH, 3)
-    assert image_size(path) == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 4)])

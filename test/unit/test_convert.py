@@ -121,7 +121,6 @@ BROKEN_FILES = {
     "no image": (lambda raw: (raw / "a.jpg").unlink(), "does not exist"),
     "not an image": (lambda raw: (raw / "a.jpg").write_text("x"), "not an image"),
     "other size": (lambda raw: labelme(raw, "a", [], imageWidth=10), "says 10 x 48 pixels"),
-    "turned": (lambda raw: picture(raw / "a.jpg", orientation=6), "EXIF orientation"),
     "same image": (lambda raw: labelme(raw, "b", [], imagePath="a.jpg"), "an annotation file"),
     "no imagePath": (lambda raw: labelme(raw, "a", [], imagePath=None), "'imagePath'"),
     "no objects": (lambda raw: labelme(raw, "a", []), "nothing to learn from"),
