@@ -264,8 +264,10 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         print("\n".join(end_lines(run, outcome, time.monotonic() - began, path, finished)),
               flush=True)
     if not finished:
-        print("Stopped by {} at iteration {}; --resume=interrupt goes on from there".format(
-            stop.signal_name or "another process", done), flush=True)
+        saved = not (args.no_interrupt or args.train_performance)
+        print("Stopped by {} at iteration {}{}".format(
+            stop.signal_name or "another process", done,
+            "; --resume=interrupt goes on from there" if saved else ""), flush=True)
         return 130
     if path is not None:
         print("Final weights : {}".format(path), flush=True)

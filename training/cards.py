@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from data.checks.quick import quick_check
 from data.coco import CocoDataset
@@ -40,20 +40,20 @@ def start_lines(run: Run, start: int) -> List[str]:
     config, args = run.config, run.args
     size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
     cards, parts = run.processes.world_size, run.sharing.parts
-    counts = [parameter.numel() for parameter in run.model.parameters()]
-    learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     lines = [describe(run.device)] + run.dataset.report.sentences() + quick_check(
         run.dataset, run.validation_set, config, args.strict)
     lines += data_table([_counts("train", run.dataset)] + (
         [_counts("val", run.validation_set)] if run.validation_set is not None else []))
     lines.append("{}: {} classes, {} parameters, input {} x {}".format(
-        config.name, config.num_classes - 1, sum(counts), config.max_size, config.max_size))
+        config.name, config.num_classes - 1, parameters, config.max_size, config.max_size))
     lines.append("{} images, batch {} x {} card{}{}, {} iterations an epoch; iterations {} to {} "
                  "({:.1f} epochs), learning rate {:g}, precision {}".format(
                      len(run.dataset), run.loader.batch_size, cards, "" if cards == 1 else "s",
                      " x {} parts".format(parts) if parts > 1 else "", size, start, max_iter,
                      max_iter / size, run.learning_rate.base_lr, run.precision.name))
-    lines.append(network_line(learning, sum(counts) - learning, _batch_norm(run)))
+    lines.append(network_line(trained, parameters - trained, _batch_norm(run)))
     lines.append(step_line(run.loader.batch_size, cards, parts))
     lines += schedule_lines(_plan(run)) + comforts_line(_comforts(run))
     return lines + [named_line("Memory", "about {}".format(_memory(run)))]
@@ -61,7 +61,7 @@ def start_lines(run: Run, start: int) -> List[str]:
 
 def end_lines(run: Run, outcome: Any, seconds: float, path: Optional[str],
               finished: bool) -> List[str]:
-    """What came out of it, and three commands to paste.
+    """What came out of it, and commands to paste.
 
     Args:
         run: the training.
@@ -82,14 +82,16 @@ def end_lines(run: Run, outcome: Any, seconds: float, path: Optional[str],
     elif not finished:
         why = "by a signal"
     weights = kept or path
-    commands = [] if weights is None else [
-        _python("eval.py") + ["--trained_model=" + weights] + _validation_flags(run) + _device(run),
-        _python("eval.py") + ["--trained_model=" + weights] + _picture_flags(run) + _device(run)]
+    following = [] if weights is None else [
+        ("score", _python("eval.py") + ["--trained_model=" + weights] + _validation_flags(run)
+         + _device(run)),
+        ("draw a picture", _python("eval.py") + ["--trained_model=" + weights]
+         + _picture_flags(run) + _device(run))]
     if path is not None:
-        commands.append(_third_command(run, path, finished, outcome.stopped_early))
+        following.append(_after_the_end(run, path, finished, outcome.stopped_early))
     return end_card(outcome.done, outcome.done / run.loader.epoch_size, seconds,
-                    outcome.images_per_second, best, why, commands,
-                    "score, draw a picture, " + _third_title(run, finished, outcome.stopped_early))
+                    outcome.images_per_second, best, why, [words for _, words in following],
+                    ", ".join(title for title, _ in following))
 
 
 def _counts(name: str, dataset: CocoDataset) -> SplitCounts:
@@ -198,28 +200,23 @@ def _picture_flags(run: Run) -> List[str]:
             "--score_threshold={}".format(SCORE_THRESHOLD)]
 
 
-def _third_title(run: Run, finished: bool, early: bool) -> str:
-    if early:
-        return "train on without early stopping"
+def _after_the_end(run: Run, path: str, finished: bool, early: bool) -> Tuple[str, List[str]]:
+    """What to do with the last weights, and the words that do it."""
+    given = without_flag(run.args.command_line[2:], ("--resume",))
     if not finished:
-        return "go on"
-    return "draw the report again" if run.folder is not None else "train on from these weights"
-
-
-def _third_command(run: Run, path: str, finished: bool, early: bool) -> List[str]:
-    if finished and not early and run.folder is not None:
+        return "go on", _launch(run) + given + ["--resume=" + path]
+    given = without_flag(given, ("--early_stopping",))
+    if early:
+        return "train on without early stopping", _launch(run) + given + [
+            "--resume=" + path, "--early_stopping=0"]
+    if run.folder is not None:
         # A module is looked for in the current folder.
         place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", "PYTHONPATH=" + PROJECT]
-        return place + _python("train.py")[:1] + ["-m", "utils.report", run.folder.path]
-    argv = without_flag(run.args.command_line[2:], ("--resume", "--early_stopping"))
-    if early:
-        return _launch(run) + argv + ["--resume=" + path, "--early_stopping=0"]
-    if not finished:
-        kept = without_flag(run.args.command_line[2:], ("--resume",))
-        return _launch(run) + kept + ["--resume=" + path]
-    argv = without_flag(argv, ("--weights", "--save_folder"))
-    return _launch(run) + argv + ["--weights=" + path, "--save_folder={}-2".format(
-        run.args.save_folder.rstrip("/"))]
+        return "draw the report again", place + _python("train.py")[:1] + [
+            "-m", "utils.report", run.folder.path]
+    given = without_flag(given, ("--weights", "--save_folder"))
+    return "train on from these weights", _launch(run) + given + [
+        "--weights=" + path, "--save_folder={}-2".format(run.args.save_folder.rstrip("/"))]
 
 
 def _launch(run: Run, environ: Mapping[str, str] = os.environ) -> List[str]:

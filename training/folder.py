@@ -18,6 +18,7 @@ from utils.run_environment import describe_data, describe_environment
 from utils.run_folder import (
     CONFIG,
     FORMAT,
+    REPORT,
     RunFolder,
     check_name,
     create_run_folder,
@@ -74,7 +75,7 @@ def add_validation(run: Run, scored: Scored, is_best: bool) -> Optional[str]:
     try:
         if is_best:
             add_evaluation(folder, scored)
-        report = folder.file("report.html")
+        report = folder.file(REPORT)
         if not os.path.exists(report) or time.time() - os.path.getmtime(report) > REPORT_SECONDS:
             build_report(folder)
     except Exception as error:  # a picture is no reason to lose a training

@@ -1,7 +1,7 @@
 """Why a process of a run ended, written where its supervisor finds it.
 
 The first failure of a run drags the other processes down, milliseconds later and with errors of
-their x
+their own. So a record holds the time, and whether its cause is only that another process has gone.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 
 import pytest
 import torch
@@ -156,6 +158,21 @@ def test_early_stopping_counts_on_after_a_resume(flags, tmp_path, monkeypatch):
     assert train.main(flags + more + ["--resume=latest"]) == 0
     assert seen == [12, 16]
     assert same(torch.load(file_of(tmp_path, 16)), whole)
+
+
+def test_a_stopped_run_that_saves_nothing_names_no_way_to_go_on(flags, capsys, monkeypatch):
+    def validate(run, dataset, done, log):
+        run.best.update(done, 0.5, 0.5)
+        if done == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "validate", validate)
+    more = ["--validation_epoch=1", "--save_interval=4", "--no_interrupt"]
+    assert train.main(flags + more) == 130
+    printed = capsys.readouterr().out
+    assert re.search(r"^Next +: score, draw a picture\n  .* eval\.py .*\n  .* eval\.py .*\n(?!  )",
+                     printed, re.M), printed
+    assert printed.rstrip().endswith("Stopped by SIGINT at iteration 8")
 
 
 @pytest.mark.parametrize("freeze, prefixes", [
