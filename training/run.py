@@ -202,5 +202,6 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
 def demand_of(run: Run) -> Demand:
     """What a step of this training asks of a card's memory, for when that runs out."""
     return Demand(run.loader.batch_size,
-                  lambda: estimate(run.config, run.model, run.optimizer, run.precision.level),
+                  lambda: estimate(run.config.at_largest_side(), run.model, run.optimizer,
+                                   run.precision.level),
                   run.sharing.parts)

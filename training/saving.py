@@ -27,6 +27,7 @@ def identity_of(run: Run) -> Dict[str, Any]:
         "learning_rate": run.learning_rate.state_dict(),
         "seed": run.args.seed,
         "bn_frozen": run.model.bn_frozen,
+        "sync_bn": run.args.sync_bn,
         "precision": run.precision.name,
     }
 

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.optimizer import FlatOptimizer
 from utils.step_records import StepRecords
 
-_BEFORE_IT_WAS_STORED = {"precision": "O0"}
+_BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""
 
 

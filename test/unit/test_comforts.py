@@ -122,7 +122,7 @@ def test_a_state_of_an_earlier_version_goes_on(flags, tmp_path):
     for key in ("ema_decay", "early_stopping", "freeze", "class_weights", "multi_scale",
                 "multi_scale_interval"):
         del state["config"][key]
-    for key in ("best", "precision"):
+    for key in ("best", "precision", "sync_bn"):
         del state[key]
     torch.save(state, path)
     assert train.main(flags + ["--resume=latest"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data.shapes import write_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from training import run as training_run
+from training.memory import estimate
 from utils.errors import UserError
 from utils.optimizer import build_optimizer
 from utils.parallel import Sharing, shared_step
@@ -116,3 +118,11 @@ def test_memory_is_that_of_the_largest_side():
     config = get_config("yolact_shapes", multi_scale=(128, 192))
     assert config.at_largest_side().max_size == 192
     assert get_config("yolact_shapes").at_largest_side().max_size == 160
+    model = build_yolact(config)
+    optimizer = build_optimizer(config, model)
+    run = SimpleNamespace(config=config, model=model, optimizer=optimizer,
+                          precision=SimpleNamespace(level="O0"), sharing=SimpleNamespace(parts=1),
+                          loader=SimpleNamespace(batch_size=2))
+    needs = [estimate(config.at_side(side), model, optimizer) for side in (128, 160, 192)]
+    assert needs[0].per_image < needs[1].per_image < needs[2].per_image
+    assert training_run.demand_of(run).need() == needs[2]

@@ -85,6 +85,8 @@ def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
     assert "its global_batch is 2, this run's is 3" in capsys.readouterr().err
     assert train.main(flags + ["--resume=latest", "--lr=0.5"]) == 2
     assert "'lr': 0.002" in capsys.readouterr().err
+    assert train.main(flags + ["--resume=latest", "--sync_bn"]) == 2
+    assert "its sync_bn is False, this run's is True" in capsys.readouterr().err
 
 
 def test_weights_alone_start_a_fresh_optimiser(flags, tmp_path, capsys):
