@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -19,33 +18,68 @@ def test_line_to_the_byte():
                     "GPU: 0")
 
 
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 def test_throughput_leaves_out_warm_up_and_pauses():
-    throughput = Throughput(images_per_step=4, start_iter=1)
+    clock = Clock()
+    throughput = Throughput(images_per_step=4, start_iter=1, clock=clock)
     assert throughput.average() == 0.0
-    time.sleep(0.2)  # warm-up
+    clock.now += 100  # warm-up
     throughput.step()
     assert throughput.at_edge
     throughput.start()
     for _ in range(2):
-        time.sleep(0.02)
+        clock.now += 2
         throughput.step()
+    assert not throughput.at_edge
     throughput.pause()
-    time.sleep(0.2)  # validation
+    clock.now += 1000  # validation
     throughput.resume()
-    # 8 images in at least 0.04 s; with warm-up or pause inside it would be at most 8 / 0.24.
-    assert 8 / 0.24 < throughput.average() <= 8 / 0.04
+    assert throughput.average() == 8 / 4
+    clock.now += 12
+    throughput.step()
+    assert throughput.average() == 12 / 16
+
+
+def test_a_pause_before_the_window_does_not_open_it():
+    clock = Clock()
+    throughput = Throughput(images_per_step=4, start_iter=2, clock=clock)
+    throughput.step()
+    throughput.pause()
+    throughput.resume()
+    clock.now += 100
+    throughput.step()
+    throughput.start()
+    clock.now += 2
+    throughput.step()
+    assert throughput.average() == 4 / 2
 
 
 def test_eta_uses_the_mean_step():
-    timer = StepTimer()
+    clock = Clock()
+    timer = StepTimer(clock)
+    clock.now += 500  # compiles
     timer.step()
     timer.update()
     timer.restart()
-    time.sleep(0.05)
-    timer.step()
+    for seconds in (2, 4):
+        clock.now += seconds
+        timer.step()
+        timer.update()
+    assert timer.recent == 4
+    assert timer.eta(1200) == "1:00:00"
+    clock.now += 1000  # validation
+    timer.skip()
     timer.update()
-    assert timer.recent >= 0.05
-    assert timer.eta(int(3661 / timer.recent)).startswith("1:0")
+    assert timer.recent == 4 and timer.eta(1) == "0:00:03"
 
 
 def test_json_log_is_one_object_a_line(tmp_path):
@@ -54,6 +88,16 @@ def test_json_log_is_one_object_a_line(tmp_path):
     log.close()
     record = json.loads((tmp_path / "logs" / "run.log").read_text())
     assert record["type"] == "train" and record["losses"] == {"B": 1.5}
+
+
+def test_what_json_does_not_have_is_null(tmp_path):
+    """All steps since the start were skipped: their means are no numbers."""
+    log = JsonLog(str(tmp_path), "run")
+    log.write("train", total=float("nan"), losses={"B": float("inf")}, lr=[1.0, float("nan")])
+    log.close()
+    text = (tmp_path / "run.log").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)
+    assert (record["total"], record["losses"], record["lr"]) == (None, {"B": None}, [1.0, None])
 
 
 def test_json_log_that_cannot_be_written(tmp_path):
