@@ -165,11 +165,6 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
     return found[-1] if config_name else find_checkpoint(which, folder, newest.config)
 
 
-def find_latest(folder: str, config_name: Optional[str] = None) -> str:
-    """Newest weights file in `folder`; a `UserError` if there is none."""
-    return find_checkpoint("latest", folder, config_name)
-
-
 def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     """Full state beside a weights file, or None where there is none.
 

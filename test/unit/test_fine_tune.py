@@ -114,7 +114,7 @@ def flags(shapes, tmp_path, request):
 
 
 def trained_weights(folder):
-    return torch.load(checkpoint.find_latest(str(folder / "weights")))
+    return torch.load(checkpoint.find_checkpoint("latest", str(folder / "weights")))
 
 
 def test_training_from_weights_of_other_classes(flags, tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_resume_and_evaluation_from_another_format(flags, tmp_path, shapes, caps
     from utils.convert_weights import convert
 
     assert train.main(flags) == 0
-    latest = checkpoint.find_latest(str(tmp_path / "weights"))
+    latest = checkpoint.find_checkpoint("latest", str(tmp_path / "weights"))
     other = str(tmp_path / "yolact_shapes_0_0.") + kind
     convert(latest, other)
     assert train.main(flags + ["--resume=" + other]) == 0
