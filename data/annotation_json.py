@@ -286,7 +286,8 @@ def _parse(path: Path, text: str, collector: _Collector) -> Any:
             found = "a Git LFS pointer (fetch the real file with `git lfs pull`)"
         elif not start.startswith(("{", "[")):
             found = "not JSON"
-        elif len(text.rstrip()) - error.pos <= 1 or "Unterminated" in error.msg:
+        elif "Unterminated" in error.msg or (len(text.rstrip()) - error.pos <= 1
+                                             and not text.rstrip().endswith("}")):
             found = "truncated JSON ({} at its end)".format(error.msg)
         else:
             found = "broken JSON ({} at line {}, column {})".format(

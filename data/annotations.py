@@ -200,10 +200,11 @@ def _image_sizes(path: Path, images: List[raw.ImageRecord], image_size: Any) -> 
                     path, number, name))
             width, height = image_size(name, number)
         for side in (width, height):
-            if type(side) is not int or not 0 < side < 2 ** 31:
+            # Tables that pass through pandas come out as 640.0.
+            if type(side) not in (int, float) or not 0 < side < 2 ** 31 or side != int(side):
                 raise UserError("{}: image {} ('{}') has width {!r} and height {!r}, expected "
                                 "whole numbers above 0".format(path, number, name, width, height))
-        sizes.append((width, height))
+        sizes.append((int(width), int(height)))
     return np.array(sizes, np.int64)
 
 

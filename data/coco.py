@@ -11,6 +11,7 @@ import numpy as np
 from data.annotation_report import AnnotationReport
 from data.annotations import Annotations, Category, load_annotations
 from data.image_file import image_size, read_image
+from data.missing_images import missing_hint
 from data.sample import Sample
 from utils.errors import UserError
 
@@ -132,9 +133,10 @@ class CocoDataset:
         if missing:
             named = ["{} (image {})".format(self._packed.file_name(n), self._packed.image_ids[n])
                      for n in missing[:_NAMED_MISSING]]
-            raise UserError("{} of the {} images of {} are missing in {}: {}{}".format(
+            raise UserError("{} of the {} images of {} are missing in {}: {}{}{}".format(
                 len(missing), len(self), self.annotation_file, os.path.abspath(self.images_dir),
-                ", ".join(named), ", ..." if len(missing) > len(named) else ""))
+                ", ".join(named), ", ..." if len(missing) > len(named) else "",
+                missing_hint(self.images_dir, self._packed.file_name(missing[0]))))
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)

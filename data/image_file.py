@@ -10,6 +10,7 @@ two it is, except where both have the same size: then the picture is turned, as 
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Tuple, Union
 
@@ -88,7 +89,13 @@ def read_header(path: Union[str, Path]) -> Header:
     """
     from PIL import Image  # needed for headers alone
 
-    with Image.open(str(path)) as image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(str(path))
+    except Image.DecompressionBombError:
+        return _decoded_header(path)
+    with image:
         stored = int(image.size[0]), int(image.size[1])
         if image.format == "TIFF":  # some versions of Pillow give the size as shown
             tags = image.tag_v2  # type: ignore[attr-defined]
@@ -96,6 +103,18 @@ def read_header(path: Union[str, Path]) -> Header:
         orientation = _orientation(image)
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
+
+
+def _decoded_header(path: Union[str, Path]) -> Header:
+    """The same for a picture of more pixels than Pillow opens; OpenCV reads some of them."""
+    data = Path(path).read_bytes()
+    sizes = []
+    for as_stored in (True, False):
+        image = decode_picture(data, as_stored)
+        if image is None:
+            raise ValueError("not an image")
+        sizes.append((int(image.shape[1]), int(image.shape[0])))
+    return Header(sizes[0], sizes[1], sizes[0] != sizes[1])
 
 
 def _orientation(image: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 from data.checks.memory import Memory
 from data.checks.objects import some
 from data.coco import CocoDataset
+from data.missing_images import missing_hint
 from utils.errors import UserError
 
 _SHOWN = 10
@@ -28,6 +29,7 @@ class ImageCheck:
     def __init__(self, name: str, dataset: CocoDataset, memory: Memory, workers: int = 2,
                  progress: Optional[Progress] = None) -> None:
         self.name = name
+        self._folder = dataset.images_dir
         self.unreadable: List[str] = []
         self.missing: List[str] = []
         self.contents: List[Tuple[int, str]] = []
@@ -65,9 +67,9 @@ class ImageCheck:
         """Sentences about missing and unreadable files."""
         found = []
         if self.missing:
-            found.append("{}: {} image file{} missing: {}".format(
+            found.append("{}: {} image file{} missing: {}{}".format(
                 self.name, len(self.missing), " is" if len(self.missing) == 1 else "s are",
-                some(self.missing)))
+                some(self.missing), missing_hint(self._folder, self.missing[0])))
         found += ["{}: {}".format(self.name, text) for text in self.unreadable[:_SHOWN]]
         if len(self.unreadable) > _SHOWN:
             found.append("{}: {} more images cannot be used".format(

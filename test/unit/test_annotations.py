@@ -198,6 +198,7 @@ NOT_COCO = {
     "html": ("<!DOCTYPE html><html></html>", "HTML"),
     "lfs": ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS"),
     "text": ("hello", "not JSON"),
+    "comma at the end": ('{"images": [], "annotations": [], "categories": [],}', "broken JSON"),
     "broken": ('{"images": [}, "annotations": [], "categories": []}', "broken JSON"),
     "deep": ("[" * 200000, "nested"),
 }

@@ -115,6 +115,40 @@ def test_check_images_exist(dataset):
         dataset.check_images_exist()
 
 
+@pytest.mark.parametrize("file_name, words", [
+    ("images/a.png", "found where {folder} is given as the image folder"),
+    ("sub\\d.png", "sub/d.png is there: write / in place of"),
+    ("C:\\data\\a.png", "a.png itself is there: leave the folders out of file_name"),
+    ("train/a.png", "a.png itself is there"), ("A.PNG", "there is a.png, which differs in upper"),
+    ("u\u0308.png", "there is \u00fc.png, which differs"), ("x/y.png", "x/y.png (image 10)"),
+])
+def test_a_missing_image_is_looked_for_nearby(tmp_path, file_name, words):
+    content = document()
+    images = write_images(tmp_path)
+    (images / "sub").mkdir()
+    for name in ("sub/d.png", "\u00fc.png"):
+        shutil.copy(str(images / "a.png"), str(images / name))
+    content["images"][1]["file_name"] = file_name
+    dataset = CocoDataset(images, write_json(tmp_path, content))
+    with pytest.raises(UserError) as error:
+        dataset.check_images_exist()
+    assert words.format(folder=tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("side, good", [(30.0, True), (30.5, False), ("30", False), (True, False),
+                                        (0, False), (float("nan"), False), (1e300, False)])
+def test_sizes_are_whole_numbers(tmp_path, side, good):
+    content = document()
+    content["images"][0]["height"] = side
+    images, file = write_images(tmp_path), write_json(tmp_path, content)
+    if good:
+        dataset = CocoDataset(images, file)
+        assert dataset.image_info(0)[2] == 30 and dataset[0].image.shape == (HEIGHT, WIDTH, 3)
+        return
+    with pytest.raises(UserError, match="image 30 .*expected whole numbers above 0"):
+        CocoDataset(images, file)
+
+
 def test_images_in_subfolders(tmp_path):
     content = document()
     images = write_images(tmp_path)

@@ -19,6 +19,7 @@ from unit.convert_files import opened, run
 from utils.errors import UserError
 
 WIDTH, HEIGHT = 64, 48  # as stored
+WIDE, TALL, SQUARE = (WIDTH, HEIGHT), (HEIGHT, WIDTH), (WIDTH, WIDTH)
 KINDS = {"jpg": {"quality": 95}, "png": {}, "webp": {"lossless": True}}
 
 
@@ -63,6 +64,18 @@ def test_tiff_is_always_as_shown(tmp_path):
     assert read_header(tmp_path / "a.tiff") == ((WIDTH, HEIGHT), (HEIGHT, WIDTH), True)
 
 
+def test_large_pictures_are_measured_without_a_warning(tmp_path, monkeypatch, recwarn):
+    photo(tmp_path / "a.jpg", 6)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)  # Pillow warns from here
+    assert read_header(tmp_path / "a.jpg") == (WIDE, TALL, True)
+    assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)  # Pillow refuses
+    assert read_header(tmp_path / "a.jpg") == (WIDE, TALL, True)
+    (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes([255, 255, 255, 255, 0, 0, 0]))
+    with pytest.raises((OSError, ValueError)):
+        read_header(tmp_path / "a.gif")
+
+
 def test_what_training_reads_prediction_reads(tmp_path):
     values = np.random.RandomState(0).rand(HEIGHT, WIDTH).astype(np.float32)
     Image.fromarray(values).save(str(tmp_path / "float.tiff"))
@@ -81,9 +94,6 @@ def make(tmp_path, photos):
     content["annotations"] = [dict(content["annotations"][0], id=n, image_id=n)
                               for n in range(1, len(images) + 1)]
     return CocoDataset(tmp_path / "images", write_json(tmp_path, content))
-
-
-WIDE, TALL, SQUARE = (WIDTH, HEIGHT), (HEIGHT, WIDTH), (WIDTH, WIDTH)
 
 
 def test_datasets_read_and_count_them(tmp_path, monkeypatch):
