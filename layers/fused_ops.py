@@ -22,12 +22,19 @@ stays below; a wrong order of channels does not."""
 
 FLOAT32_TOLERANCE = 1e-5
 
+CROSS_ENTROPY_TOLERANCE = 1e-4
+"""Relative for values above 1, absolute below. The plugin's own test allows a thousandth."""
+
+CROSS_ENTROPY_ROWS = 199999
+"""Most rows that the plugin's documents agree on: up to 200000 in one, fewer in another."""
+
 TRIAL_SECONDS = 600
 """A first use may have to compile kernels."""
 
 _VERDICT = "trial of the plugin:"
 
 DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 
 def _operator(name: str) -> Any:
@@ -90,6 +97,11 @@ def npu_deform_conv_problem(device: torch.device) -> str:
 def npu_fused_sgd_problem(device: torch.device) -> str:
     """Why `npu_fused_sgd` must not be used on `device`; empty if it may."""
     return _problem("fused_sgd", device)
+
+
+def npu_cross_entropy_problem(device: torch.device) -> str:
+    """Why `npu_cross_entropy` must not be used on `device`; empty if it may."""
+    return _problem("cross_entropy", device)
 
 
 def _problem(kernel: str, device: torch.device) -> str:
@@ -171,6 +183,73 @@ def try_fused_sgd(device: torch.device) -> str:
     return ""
 
 
+def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each row by the plugin's operator: one kernel each way instead of two.
+
+    Args:
+        logits: float32 `[N, C]`, N at most `CROSS_ENTROPY_ROWS`.
+        labels: int64 `[N]`, 0..C-1. The kernel reads out of bounds for any other, also for
+            `ignore_index`, which is therefore not offered.
+
+    Returns:
+        float32 `[N]`, differentiable.
+    """
+    return _operator("npu_cross_entropy_loss")(logits, labels, reduction="none")[0]
+
+
+def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
+    """Run `npu_cross_entropy` here, forward and backward, on a few sizes of rows and classes.
+
+    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
+    """
+    if _operator("npu_cross_entropy_loss") is None:
+        return "the plugin has no operator npu_cross_entropy_loss"
+    for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
+        logits, labels = _probe_rows(rows, classes)
+        expected = _losses_and_gradients(reference, logits, labels)
+        try:
+            found = [x.cpu() for x in _losses_and_gradients(
+                npu_cross_entropy, logits.to(device), labels.to(device))]
+        except Exception as error:  # the plugin raises whatever its libraries raise
+            return "the plugin's operator failed its trial ({})".format(_first_line(error))
+        if not all(_agree(left, right) for left, right in zip(found, expected)):
+            return "the plugin's operator deviates from the reference in its trial"
+    return ""
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether values are equal but for rounding, and NaN where NaN is expected."""
+    unknown = torch.isnan(expected)
+    near = (found - expected).abs() <= CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1)
+    return bool((torch.isnan(found) == unknown).all() & (near | unknown).all())
+
+
+def _probe_rows(rows: int, classes: int) -> Tuple[Tensor, Tensor]:
+    """Logits and labels: common values, far apart, beyond the range of exp, and a row with NaN.
+
+    A loss that is not finite has to stay so, or a training that has failed would go on.
+    """
+    logits = 8 * _wave(rows * classes, 1.7).reshape(rows, classes)
+    logits[3::10] *= 100
+    logits[4::10] += 100
+    logits[5::10] -= 120
+    logits[7::10] = 0
+    logits[6, 0] = float("nan")
+    return logits, torch.arange(rows) * 7 % classes
+
+
+def _losses_and_gradients(cross_entropy: CrossEntropy, logits: Tensor,
+                          labels: Tensor) -> Tuple[Tensor, Tensor]:
+    """The rows' losses and the gradient for weights of which every third is 0."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        losses = cross_entropy(leaf, labels)
+        weights = _wave(len(labels), 0.7)
+        weights[::3] = 0
+        gradient, = torch.autograd.grad(losses, [leaf], weights.to(losses.device))
+    return losses.detach(), gradient
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -208,8 +287,10 @@ def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Te
 def main(argv: Sequence[str]) -> int:
     """A trial: `python -m layers.fused_ops KERNEL npu:0` prints what is wrong, or nothing."""
     from layers.deform_conv import convolve_plainly
+    from layers.ohem import cross_entropy
 
-    trials = {"deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
+    trials = {"cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
+              "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
               "fused_sgd": try_fused_sgd}
     _operator("npu_deformable_conv2d")  # the plugin makes the device known
     runtime = getattr(torch, "npu", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layers.mask_iou import mask_iou_loss
 from layers.mask_loss import flat_index, mask_logits, mask_loss, select_rows
-from layers.ohem import ohem_cross_entropy
+from layers.ohem import cross_entropy, ohem_cross_entropy
 
 
 class MultiBoxLoss(nn.Module):
@@ -34,6 +34,7 @@ class MultiBoxLoss(nn.Module):
         discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
         class_factors: `[C]`, on the confidence loss of each class's positives; the first, of the
             background, is 1. None leaves the factors out.
+        row_losses: cross entropy of rows, see `layers.ohem.ohem_cross_entropy`.
     """
 
     class_factors: Optional[Tensor]
@@ -42,7 +43,8 @@ class MultiBoxLoss(nn.Module):
                  mask_alpha: float = 6.125, semantic_alpha: float = 1.0,
                  ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
                  maskiou_alpha: float = 25.0, discard_mask_area: float = 25,
-                 class_factors: Optional[Sequence[float]] = None) -> None:
+                 class_factors: Optional[Sequence[float]] = None,
+                 row_losses: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> None:
         super().__init__()
         if class_factors is not None and (len(class_factors) != num_classes
                                           or class_factors[0] != 1):
@@ -57,12 +59,14 @@ class MultiBoxLoss(nn.Module):
         self.mask_iou_net = mask_iou_net
         self.maskiou_alpha = maskiou_alpha
         self.discard_mask_area = discard_mask_area
+        self.row_losses = row_losses
         self.register_buffer("class_factors", None if class_factors is None else
                              torch.tensor(class_factors, dtype=torch.float32))
 
     @classmethod
     def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None,
-                    class_factors: Optional[Sequence[float]] = None) -> MultiBoxLoss:
+                    class_factors: Optional[Sequence[float]] = None,
+                    row_losses: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> MultiBoxLoss:
         """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network.
 
         Raises:
@@ -76,7 +80,8 @@ class MultiBoxLoss(nn.Module):
                    mask_alpha=config.mask_alpha, semantic_alpha=config.semantic_alpha,
                    ohem_negpos_ratio=config.ohem_negpos_ratio, mask_iou_net=mask_iou_net,
                    maskiou_alpha=config.maskiou_alpha,
-                   discard_mask_area=config.discard_mask_area, class_factors=class_factors)
+                   discard_mask_area=config.discard_mask_area, class_factors=class_factors,
+                   row_losses=row_losses)
 
     def forward(self, predictions: Dict[str, Tensor], batch: Any,
                 num_positives: Optional[Tensor] = None) -> Dict[str, Tensor]:
@@ -106,7 +111,8 @@ class MultiBoxLoss(nn.Module):
         normaliser = num_positives.float()
         targets = batch.class_targets.int()  # comparisons of smaller integers are slow on NPU
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,
-                                         self.ohem_negpos_ratio, self.class_factors)
+                                         self.ohem_negpos_ratio, self.class_factors,
+                                         self.row_losses)
         box_sum = _box_sum(predictions["loc"].float(), batch.box_targets, targets > 0)
         mask_sums = self._mask_sums(predictions, batch)
         losses = {

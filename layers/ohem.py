@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,24 @@ def hardest_negatives(scores: Tensor, count: Tensor) -> Tensor:
     return rank < count
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each row, in plain PyTorch.
+
+    Args:
+        logits: float `[N, C]`.
+        labels: int64 `[N]`, 0..C-1.
+
+    Returns:
+        float `[N]`.
+    """
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
 def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tensor,
                        negpos_ratio: float,
-                       class_factors: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+                       class_factors: Optional[Tensor] = None,
+                       row_losses: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+                       ) -> Tuple[Tensor, Tensor]:
     """Cross entropy summed over all positives and the hardest negatives of each image.
 
     A negative's hardness is its log-sum-exp minus its background logit (YOLACT, Liu et al.'s SSD),
@@ -42,6 +57,7 @@ def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tenso
         negpos_ratio: negatives mined for each positive.
         class_factors: float `[C]`, what the loss of each class's positives is multiplied by; that
             of the background has to be 1. Mining does not see them. None is 1 for all.
+        row_losses: `cross_entropy`, or a kernel in its place. It never gets a label out of range.
 
     Returns:
         0-d float, the sum over the batch; bool `[B, P]`, the mined negatives.
@@ -49,8 +65,7 @@ def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tenso
     batch, priors, classes = conf.shape
     # Class -1 is out of range for the kernels (undefined on NPU); neutral rows are masked below.
     labels = class_targets.clamp(min=0).long()
-    losses = F.cross_entropy(conf.reshape(-1, classes), labels.reshape(-1), reduction="none")
-    losses = losses.reshape(batch, priors)
+    losses = row_losses(conf.reshape(-1, classes), labels.reshape(-1)).reshape(batch, priors)
     background = class_targets == 0
     count = (num_positives * negpos_ratio).clamp(max=priors - 1).unsqueeze(1)
     mined = hardest_negatives(losses.detach() * background, count) & background

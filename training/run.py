@@ -18,8 +18,15 @@ from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
 from data.targets import ground_truth_slots
 from layers.anchors import make_priors
-from layers.fused_ops import npu_fused_sgd, npu_fused_sgd_problem
+from layers.fused_ops import (
+    CROSS_ENTROPY_ROWS,
+    npu_cross_entropy,
+    npu_cross_entropy_problem,
+    npu_fused_sgd,
+    npu_fused_sgd_problem,
+)
 from layers.multibox_loss import MultiBoxLoss
+from layers.ohem import cross_entropy
 from layers.sync_batch_norm import convert
 from training.batch_size import choose_batch_size, resumed_batch_size
 from training.memory import Trial, estimate
@@ -151,6 +158,33 @@ def choose_sgd(fused: bool, optimizer: str, device: torch.device) -> Callable[..
     return functools.partial(FusedSGD, kernel=npu_fused_sgd)
 
 
+def choose_row_losses(fused: bool, device: torch.device, images: int,
+                      priors: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What computes the confidence loss: PyTorch, or with --fused_loss the Ascend plugin.
+
+    Raises:
+        UserError: the plugin's operator does not work here, or not for `images` of `priors` each.
+    """
+    if not fused:
+        return cross_entropy
+    problem, advice = "", "leave it out"
+    if device.type != "npu":
+        problem = "this device is {}".format(device.type)
+    elif images * priors > CROSS_ENTROPY_ROWS:
+        problem = ("it takes {} rows at most, and {} x {} (images, priors of each) are {}".format(
+            CROSS_ENTROPY_ROWS, images, priors, images * priors))
+        most = CROSS_ENTROPY_ROWS // priors
+        if most:
+            advice = ("give --batch_size={} or less, with --accumulate for as many images a step, "
+                      "or leave it out".format(most))
+    else:
+        problem = npu_cross_entropy_problem(device)
+    if problem:
+        raise UserError("--fused_loss is the Ascend plugin's cross entropy, but {}; {}".format(
+            problem, advice))
+    return npu_cross_entropy
+
+
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device,
               resumed: Optional[str] = None) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest.
@@ -175,6 +209,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     per_card = (automatic_batch(args, config, dataset, processes, device, resumed)
                 if args.batch_size == AUTO and args.batch_alloc is None
                 else images_per_card(args, config.batch_size, processes.world_size))
+    row_losses = choose_row_losses(args.fused_loss, device, per_card,
+                                   len(make_priors(config.at_largest_side())))
     sharing = Sharing(processes, device, args.accumulate)
     learning_rate = LearningRate.from_config(
         config, per_card * sharing.shares, autoscale=not args.no_autoscale)
@@ -193,7 +229,8 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     records = StepRecords(precision.scale_floor, sharing.on_any_card)
     average = WeightAverage(model, optimizer, config.ema_decay) if config.ema_decay else None
     network = wrap(model, processes, device)
-    criterion = MultiBoxLoss.from_config(config, model.maskiou_net, factors).to(device)
+    criterion = MultiBoxLoss.from_config(config, model.maskiou_net, factors,
+                                         row_losses).to(device)
     return Run(args, config, processes, sharing, device, model, network, criterion, optimizer,
                learning_rate, loader, dataset, validation_set, records, BestScore(), precision,
                average)

@@ -1,6 +1,7 @@
 """Print what a training step and a detection ask of an NPU, and fail where it is too much.
 
     python test/npu/audit.py --config yolact_base --batch_size 4 [--device npu|cpu] [--max_size S]
+        [--opt_level O1] [--fused_loss]
 
 Per step: operators by name and number, whether torch_npu runs them itself or on the CPU, shapes
 that depend on values, signatures not met before, times that the host waits, copies and their bytes.
@@ -27,9 +28,11 @@ from typing import Dict, List, Optional, Sequence  # noqa: E402
 import torch  # noqa: E402
 from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 
+from layers.anchors import make_priors  # noqa: E402
 from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
+from training.run import choose_row_losses  # noqa: E402
 from utils.amp import build_precision  # noqa: E402
-from utils.cli import ArgumentParser, Bounded, run_main  # noqa: E402
+from utils.cli import ArgumentParser, Bounded, add_switch, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -183,15 +186,19 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--opt_level", default="O0", help="O0, O1 or O2")
     parser.add_argument("--amp_dtype", default="auto", help="float16 or bfloat16")
     parser.add_argument("--loss_scale", default=None, help="dynamic or a number")
+    add_switch(parser, "--fused_loss", help="with the plugin's cross entropy, as train.py has it")
     args = parser.parse_args(argv)
     if not available():
         raise UserError("torch {} cannot record operators; use torch 2.x".format(torch.__version__))
     config = shrunk(args.config, args.max_size)
     device = choose_device(args.device)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
-    scene = Scene(config, args.batch_size, device, precision)
-    print("{}, batch {}, {} px, precision {}, {}".format(
-        config.name, args.batch_size, config.max_size, precision.name, describe(device)))
+    row_losses = choose_row_losses(args.fused_loss, device, args.batch_size,
+                                   len(make_priors(config)))
+    scene = Scene(config, args.batch_size, device, precision, row_losses)
+    print("{}, batch {}, {} px, precision {}, {}{}".format(
+        config.name, args.batch_size, config.max_size, precision.name,
+        "fused loss, " if args.fused_loss else "", describe(device)))
     print("emulated, not measured on Ascend" if scene.meter.emulated else
           "measured by PyTorch's dispatcher on " + device.type)
 

@@ -18,6 +18,7 @@ from data.targets import TargetMaker
 from layers.anchors import make_priors
 from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
+from layers.ohem import cross_entropy
 from npu import counters
 from train import shared_step
 from utils.amp import Precision, batch_norm_parameters
@@ -98,12 +99,15 @@ class Scene:
     """Network, loss and optimiser of a recipe on a device."""
 
     def __init__(self, config: Config, batch_size: int, device: torch.device,
-                 precision: Optional[Precision] = None) -> None:
+                 precision: Optional[Precision] = None,
+                 row_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy
+                 ) -> None:
         self.config, self.batch_size, self.device = config, batch_size, device
         self.precision = precision or Precision(device=device)
         torch.manual_seed(0)
         self.network = build_yolact(config).to(device)
-        self.criterion = MultiBoxLoss.from_config(config, self.network.maskiou_net)
+        self.criterion = MultiBoxLoss.from_config(config, self.network.maskiou_net,
+                                                  row_losses=row_losses)
         self.detect = Detect.from_config(config)
         self.detect.compact = False  # a short cut that only the CPU takes
         kept = batch_norm_parameters(self.network) if self.precision.level == "O2" else ()

@@ -10,13 +10,13 @@ constexpr int64_t kMostRows = 200000;
 
 // What the documentation of aclnnCrossEntropyLoss demands: rows, labels (the ignored one is not
 // excepted); and what this project asks of it. A card would read other memory, or return nonsense.
-void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target, const char* reduction,
-                         double smoothing) {
+void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
+                         const std::string& reduction, double smoothing) {
     TORCH_CHECK(logits.dim() == 2 && logits.size(0) < kMostRows, logits.sizes(), " are the logits");
     TORCH_CHECK(target.scalar_type() == at::kLong, target.scalar_type(), " is the type of labels");
     TORCH_CHECK(target.ge(0).logical_and(target.lt(logits.size(1))).all().item<bool>(),
                 "a label is not among ", logits.size(1), " classes");
-    TORCH_CHECK(std::string(reduction) == "none" && smoothing == 0,
+    TORCH_CHECK(reduction == "none" && smoothing == 0,
                 "the loss is reduced, or its labels are smoothed");
 }
 
@@ -61,7 +61,7 @@ ACLNN(NLLLossBackward,
       })
 
 // yaml: npu_cross_entropy_loss
-ACLNN(CrossEntropyLoss,
+ACLNN_TEXT(CrossEntropyLoss, reduction,
       (In self, In target, In weight, const char* reduction, int64_t ignored, double smoothing,
        double /*z-loss*/, bool /*z-loss*/, Out out, Out log_probability, Out /*z-loss*/,
        Out /*z-loss*/),
@@ -75,7 +75,7 @@ ACLNN(CrossEntropyLoss,
                                   ignored));
       })
 // yaml: npu_cross_entropy_loss_backward
-ACLNN(CrossEntropyLossGrad,
+ACLNN_TEXT(CrossEntropyLossGrad, reduction,
       (In gradient, In log_probability, In target, In weight, In /*z-loss*/, In /*z-loss*/,
        const char* reduction, int64_t ignored, double smoothing, double /*z-loss*/, Out out),
       {
