@@ -38,8 +38,8 @@ class Yolact(nn.Module):
         pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
         priors_of_sides: priors of other input sides, which `forward` takes, too.
         maskiou_net: re-scores masks (YOLACT++). `forward` does not run it: in training the loss
-            does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` has
-            not got. None without mask re-scoring.
+            does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` does
+            not have. None without mask re-scoring.
     """
 
     def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
@@ -141,7 +141,7 @@ class Yolact(nn.Module):
 
 
 def _init_xavier(network: Yolact) -> None:
-    """Start values of everything but the backbone, as in the original."""
+    """Initial weights of everything but the backbone, as in the original."""
     inside_backbone = set(network.backbone.modules())
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module not in inside_backbone:

@@ -17,11 +17,11 @@ from utils.cards import (
     Best,
     Plan,
     SplitCounts,
-    comforts_line,
     data_table,
     end_card,
     named_line,
     network_line,
+    options_line,
     schedule_lines,
     step_line,
     without_flag,
@@ -55,7 +55,7 @@ def start_lines(run: Run, start: int) -> List[str]:
                      max_iter / size, run.learning_rate.base_lr, run.precision.name))
     lines.append(network_line(trained, parameters - trained, _batch_norm(run)))
     lines.append(step_line(run.loader.batch_size, cards, parts))
-    lines += schedule_lines(_plan(run)) + comforts_line(_comforts(run))
+    lines += schedule_lines(_plan(run)) + options_line(_options(run))
     return lines + [named_line("Memory", "about {}".format(_memory(run)))]
 
 
@@ -117,7 +117,8 @@ def _plan(run: Run) -> Plan:
                 args.validation_epoch if run.validation_set is not None else 0, validated)
 
 
-def _comforts(run: Run) -> Dict[str, str]:
+def _options(run: Run) -> Dict[str, str]:
+    """Training options that are turned on, with what they are set to."""
     config, found = run.config, {}
     if config.ema_decay:
         found["moving average of the weights"] = "(decay {:g})".format(config.ema_decay)

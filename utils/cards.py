@@ -115,12 +115,12 @@ def named_line(label: str, text: str) -> str:
     return _LABEL.format(label, text)
 
 
-def comforts_line(comforts: Dict[str, str]) -> List[str]:
-    """One line for what is turned on; none where nothing is."""
-    if not comforts:
+def options_line(options: Dict[str, str]) -> List[str]:
+    """One line for the training options that are turned on; none where none is."""
+    if not options:
         return []
     return [named_line("Turned on", ", ".join(
-        "{} {}".format(name, value).strip() for name, value in comforts.items()))]
+        "{} {}".format(name, value).strip() for name, value in options.items()))]
 
 
 class Best(NamedTuple):

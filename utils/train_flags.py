@@ -80,7 +80,7 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.")
     _add_data(parser)
     _add_schedule(parser)
-    _add_comforts(parser)
+    _add_training_options(parser)
     _add_checkpoints(parser)
     _add_device(parser)
     _add_logging(parser)
@@ -179,9 +179,9 @@ def _add_schedule(parser: ArgumentParser) -> None:
                        help="of weights, order and augmentation")
 
 
-def _add_comforts(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("comforts, all off unless the configuration has them "
-                                      "(docs/training.md)")
+def _add_training_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("training options, all off unless the configuration has "
+                                      "them (docs/training.md)")
     group.add_argument("--ema", "--ema_decay", type=Bounded(float, 0), nargs="?", default=None,
                        const=DEFAULT_EMA_DECAY, dest="ema_decay", metavar="DECAY",
                        help="score and save a moving average of the weights; default decay: {}"

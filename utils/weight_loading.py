@@ -25,7 +25,7 @@ class LoadReport(NamedTuple):
     source: WeightsFile
     loaded: Tuple[str, ...]
     reinitialised: Tuple[str, ...]
-    """Tensors of the network that keep their start values."""
+    """Tensors of the network that keep their initial values."""
     unused: Tuple[str, ...]
     """Names in the file that have no place in the network."""
 
@@ -64,7 +64,7 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int
                          known_names: Optional[Sequence[str]] = None) -> LoadReport:
     """Set the tensors of `model` from weights that may have been trained for other classes.
 
-    With other classes the layers that belong to them keep their start values: class scores,
+    With other classes the layers that belong to them keep their initial values: class scores,
     semantic segmentation, and the last layer of mask re-scoring. The classes are others if their
     number differs, or if the names of both are known and differ.
 
@@ -97,8 +97,8 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int
 def load_into_backbone(backbone: nn.Module, source: WeightsFile) -> LoadReport:
     """Set every tensor of a backbone from ImageNet weights, or from those of a whole network.
 
-    Deformable convolutions take the kernels of plain ones and keep their own start values for what
-    plain ones do not have.
+    Deformable convolutions take the kernels of plain ones and keep their own initial values for
+    what plain ones do not have.
 
     Raises:
         UserError: weights are missing or have another shape. The backbone is unchanged then.

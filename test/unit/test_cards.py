@@ -10,10 +10,10 @@ from utils.cards import (
     Best,
     Plan,
     SplitCounts,
-    comforts_line,
     data_table,
     end_card,
     network_line,
+    options_line,
     schedule_lines,
     step_line,
     without_flag,
@@ -44,7 +44,7 @@ def test_the_start_card():
     lines.append(network_line(30000000, 20157071, "frozen"))
     lines.append(step_line(8, 4, 2))
     lines += schedule_lines(PLAN)
-    lines += comforts_line({"moving average": "(decay 0.9998)", "frozen": "backbone"})
+    lines += options_line({"moving average": "(decay 0.9998)", "frozen": "backbone"})
     assert "\n".join(lines) == START
 
 
@@ -63,7 +63,7 @@ def test_other_schedules(changes, index, text):
 
 
 def test_nothing_is_said_of_what_is_off():
-    assert comforts_line({}) == []
+    assert options_line({}) == []
 
 
 END = """\

@@ -21,7 +21,7 @@ def test_a_stored_recipe_comes_back_equal(name):
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_the_comforts_come_back_equal():
+def test_the_training_options_come_back_equal():
     config = get_config("yolact_base", ema_decay=0.999, early_stopping=3, freeze="2",
                         class_weights={"cat": 2, "dog": 0.5}, multi_scale=[416, 550])
     assert Config.from_dict(config.to_dict()) == config
@@ -33,7 +33,7 @@ def test_a_checkpoint_of_an_earlier_version_means_the_defaults():
     assert Config.from_dict(old) == get_config("yolact_shapes")
 
 
-def test_all_comforts_are_off():
+def test_all_training_options_are_off():
     config = get_config("yolact_base")
     assert [getattr(config, field) for field in NEW_FIELDS[:-1]] == [0, 0, "none", (), ()]
 

@@ -127,7 +127,7 @@ def test_saved_averages_come_back(device):
 
 
 @pytest.mark.skipif(not available(), reason=SKIP_REASON)
-def test_steps_with_all_comforts_are_static_and_never_wait(device):
+def test_steps_with_all_training_options_are_static_and_never_wait(device):
     """EMA, clipping, class weights and a frozen stage: nothing new after the second step."""
     config = get_config("yolact_shapes", max_size=64, masks_to_train=20, clip_grad_norm=1.0)
     torch.manual_seed(0)

@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
     "data": {"data", "utils.compat", "utils.cli", "utils.files", "utils.drawing"},
     "layers": {"layers"},
     "backbone": {"layers"},
-    "yolact": {"backbone", "layers", "data.config", "utils"},
+    "yolact": {"backbone", "layers", "data.config"},
     "eval": {"yolact", "backbone", "layers", "data", "utils"},
     "training": {"training", "yolact", "backbone", "layers", "data", "utils"},
     "train": {"training", "eval", "yolact", "backbone", "layers", "data", "utils"},

@@ -1,4 +1,4 @@
-"""Training comforts in whole runs on drawn shapes: resumed runs, what is saved and frozen."""
+"""Training options in whole runs on drawn shapes: resumed runs, what is saved and frozen."""
 
 from __future__ import annotations
 
