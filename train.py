@@ -39,6 +39,7 @@ from utils.device import (
 )
 from utils.errors import UserError
 from utils.failures import recorded
+from utils.files import refuse_unwritable
 from utils.interrupts import StopRequest
 from utils.out_of_memory import explained
 from utils.parallel import share_buffers, shared_step, told_by_main
@@ -69,6 +70,8 @@ class Outcome(NamedTuple):
     """Validations no longer found anything better (--early_stopping)."""
     images_per_second: float
     """Mean; 0 where too few iterations were run to measure it."""
+    problem: Optional[UserError]
+    """What ended it: an image that cannot be read."""
 
 
 class Clocks:
@@ -116,14 +119,18 @@ class Clocks:
 
 
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
-    """Train from iteration `start` until the schedule ends, nothing improves, or a signal comes."""
+    """Train from iteration `start` until the schedule ends or something ends it; see `Outcome`."""
     sharing, max_iter, clocks = run.sharing, run.learning_rate.max_iter, Clocks(run, start)
     batches = iter(DevicePrefetcher(clocks.watched, run.device))
     run.network.train()
 
-    done, stopping, early = start, False, run.nothing_improves()
+    done, stopping, early, problem = start, False, run.nothing_improves(), None
     while done < max_iter and not early:
-        parts = [next(batches) for _ in range(sharing.parts)]
+        try:
+            parts = [next(batches) for _ in range(sharing.parts)]
+        except UserError as error:
+            problem = error
+            break
         losses = shared_step(run.network, run.criterion, run.optimizer, parts,
                              run.learning_rate(done), sharing, stop.requested, run.precision)
         if run.average is not None:
@@ -144,7 +151,7 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
     clocks.bar.clear()
     print(clocks.watched.sentence())
     batches.close()  # now, and not when the garbage collector comes by: workers end here
-    return Outcome(done, early, clocks.throughput.average())
+    return Outcome(done, early, clocks.throughput.average(), problem)
 
 
 def between_steps(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> bool:
@@ -227,6 +234,34 @@ def print_report(run: Run) -> None:
             "Report : {}".format(run.folder.file(REPORT))]), flush=True)
 
 
+def announce(run: Run, start: int) -> Optional[RunLog]:
+    """Say what is about to happen and open what is written; the main process's log."""
+    args = run.args
+    if run.processes.is_main:
+        print("\n".join(start_lines(run, start)), flush=True)
+        if not args.train_performance:
+            refuse_unwritable(args.save_folder)
+    run.folder = open_folder(run, start, os.environ)
+    if not run.processes.is_main:
+        return None
+    log = open_log(args, run.config.name, run.folder, start)
+    print_folder(run, log)
+    log.write("session", config=run.config.to_dict(), args=vars(args),
+              device=describe(run.device))
+    return log
+
+
+def keep(run: Run, outcome: Outcome, finished: bool, log: Optional[RunLog]) -> Optional[str]:
+    """Save what was trained and draw the report; returns the path of the weights."""
+    path = None
+    if finished or not run.args.no_interrupt:
+        path = save(run, outcome.done, interrupt=not finished)
+    if finished and log is not None:
+        log.write("epoch", iteration=outcome.done, epoch=outcome.done // run.loader.epoch_size)
+    print_report(run)
+    return path
+
+
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
@@ -236,14 +271,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     if resumed is not None:
         start = resume(run, resumed)
     run.loader.start_at(start)
-    if processes.is_main:
-        print("\n".join(start_lines(run, start)), flush=True)
-    run.folder = open_folder(run, start, os.environ)
-    log = None
-    if processes.is_main:
-        log = open_log(args, run.config.name, run.folder, start)
-        print_folder(run, log)
-        log.write("session", config=run.config.to_dict(), args=vars(args), device=describe(device))
+    log = announce(run, start)
 
     began = time.monotonic()
     with StopRequest() as stop, explained(device, demand_of(run)):
@@ -252,21 +280,20 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         except TrainingError:
             print_report(run)
             raise
-        done = outcome.done
-        finished = done >= run.learning_rate.max_iter or outcome.stopped_early
-        path = None
-        if finished or not args.no_interrupt:
-            path = save(run, done, interrupt=not finished)
-        if finished and log is not None:
-            log.write("epoch", iteration=done, epoch=done // run.loader.epoch_size)
-        print_report(run)
+        finished = outcome.done >= run.learning_rate.max_iter or outcome.stopped_early
+        if outcome.problem is not None and outcome.done == start:
+            raise outcome.problem
+        path = keep(run, outcome, finished, log)
+    if outcome.problem is not None:
+        raise UserError("{}{}".format(outcome.problem, "" if path is None else (
+            "; then --resume=interrupt goes on from iteration {}".format(outcome.done))))
     if processes.is_main:
         print("\n".join(end_lines(run, outcome, time.monotonic() - began, path, finished)),
               flush=True)
     if not finished:
         saved = not (args.no_interrupt or args.train_performance)
         print("Stopped by {} at iteration {}{}".format(
-            stop.signal_name or "another process", done,
+            stop.signal_name or "another process", outcome.done,
             "; --resume=interrupt goes on from there" if saved else ""), flush=True)
         return 130
     if path is not None:

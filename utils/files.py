@@ -33,6 +33,16 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
             path, error.strerror or error)) from error
 
 
+def refuse_unwritable(folder: str) -> None:
+    """Raise a `UserError` if no file can be written in `folder`, which is made; leaves none there.
+
+    A run learns so before its first step what it would otherwise learn when it saves.
+    """
+    probe = os.path.join(folder, ".writable.{}".format(os.getpid()))
+    write_whole(probe, lambda stream: None)
+    os.unlink(probe)
+
+
 class _Recorder:
     """What a writer sees of a stream: `write`, which remembers why it failed."""
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import refuse_unwritable, write_whole
 
 
 def test_replaces_the_old_file(tmp_path):
@@ -50,3 +50,11 @@ def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "blocker").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write"):
         write_whole(str(tmp_path / "blocker" / "file"), lambda stream: stream.write(b"x"))
+
+
+def test_folders_are_tried_before_they_are_needed(tmp_path):
+    refuse_unwritable(str(tmp_path / "new" / "weights"))
+    assert os.listdir(str(tmp_path / "new" / "weights")) == []
+    (tmp_path / "blocker").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write .*blocker"):
+        refuse_unwritable(str(tmp_path / "blocker"))

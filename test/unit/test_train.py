@@ -14,9 +14,11 @@ import torch
 from conftest import ROOT
 
 import train
+from data.coco import CocoDataset
 from data.shapes import write_dataset
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
+from utils.errors import UserError
 
 STEPS = 6
 
@@ -131,6 +133,30 @@ def _poison_steps(monkeypatch, steps):
     return seen
 
 
+def test_an_unreadable_image_loses_no_work(flags, tmp_path, capfd, monkeypatch):
+    assert train.main(flags) == 0
+    whole = weights_of(tmp_path, STEPS)
+    os.unlink(str(tmp_path / "weights" / "yolact_shapes_1_6.pth"))
+    read, count = CocoDataset.__getitem__, []
+
+    def fail_in_the_fourth_step(self, index):
+        count.append(index)
+        if len(count) == 8:
+            raise UserError("image 7: truncated")
+        return read(self, index)
+
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(CocoDataset, "__getitem__", fail_in_the_fourth_step)
+        assert train.main(flags) == 2
+    found = re.match(r"error: image 7: truncated; then --resume=interrupt goes on from iteration "
+                     r"([123])\n$", capfd.readouterr().err)
+    assert found
+    assert train.main(flags + ["--resume=interrupt"]) == 0
+    assert "at iteration {}".format(found.group(1)) in capfd.readouterr().out
+    assert same(weights_of(tmp_path, STEPS), whole)
+
+
 @pytest.mark.launch
 def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     """A real process, a real Ctrl-C; the resumed run ends with the undisturbed run's weights."""
@@ -168,6 +194,7 @@ def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     (["--dataset=coco2107"], "coco2017"),
     (["--batch_alloc=4,4"], "for each of 1 card"),
     (["--fps_start_iter=-1"], "--fps_start_iter is '-1'"),
+    (["--save_folder=/dev/null/weights"], "cannot write '/dev/null/weights/"),
 ])
 def test_mistakes_are_one_sentence_and_exit_code_2(flags, tmp_path, capfd, extra, sentence):
     code = train.main(flags + extra)
