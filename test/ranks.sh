@@ -71,13 +71,15 @@ start_case_on_ranks() {  # acc|perf|eval [keep]
 
 # Start PROGRAM in one process per card and follow the log of this host's first.
 run_python() {  # LOG PROGRAM FLAG...
-    local log=$1 program=$2 name=${2%.py} launcher hosts=$NNODES port
+    local log=$1 program=$2 name=${2%.py} launcher hosts=$NNODES port status=0
+    local elastic_files=$output_path/elastic
     shift 2
     if [[ $program == eval.py ]]; then
         hosts=1
     fi
     if [[ $(torch_has_elastic) == yes ]]; then
-        launcher=(-m torch.distributed.run --monitor_interval=1)
+        # Its own files go here and not to /tmp, where it would leave a folder after every start.
+        launcher=(-m torch.distributed.run --monitor_interval=1 "--log_dir=$elastic_files")
         if [[ $program == train.py ]]; then
             launcher+=("--max_restarts=$MAX_RESTARTS")
         fi
@@ -96,7 +98,9 @@ run_python() {  # LOG PROGRAM FLAG...
     fi
     run_logged "$log" "$PYTHON" "${launcher[@]}" "--nproc_per_node=$NPROC" "--master_port=$port" \
         --no_python "$PYTHON" -m utils.supervise "$test_path/output" "$name" \
-        "$PYTHON" -u "$program" "$@"
+        "$PYTHON" -u "$program" "$@" || status=$?
+    rm -rf "$elastic_files"
+    return "$status"
 }
 
 torch_has_elastic() {
