@@ -149,18 +149,19 @@ class Scene:
 
     @torch.no_grad()
     def find(self, times: int = 3) -> List[Measured]:
-        """Measured detections of a batch, from pixels to `Detections` on the device."""
+        """Measured detections of a batch, from pixels to `Detections` on the device: in float32 at
+        every level, as validation and eval.py have it.
+        """
         self.network.eval()
         detect = self.meter.part("detection", self.detect)
         network = self.meter.part("network", self.network)
         detections = []
-        for number in range(times):
-            images = self._pinned(self._packed_batch(7, number)).plain["images"]
-            with self.meter.measure("detection {}".format(number + 1)) as measured:
-                with self.precision.forward():
-                    predictions = network(images.to(self.device, non_blocking=True))
-                detect(self.precision.widen(predictions))
-            detections.append(measured)
+        with self.precision.float32_weights(self.network):
+            for number in range(times):
+                images = self._pinned(self._packed_batch(7, number)).plain["images"]
+                with self.meter.measure("detection {}".format(number + 1)) as measured:
+                    detect(network(images.to(self.device, non_blocking=True)))
+                detections.append(measured)
         return detections
 
     def _to_device(self, packed: PackedBatch) -> Batch:
