@@ -5,8 +5,9 @@
 # audit), --tests="test/unit test/parity test/npu" (the suite; "none" leaves it out) --cards=N (at
 # most). Without --data it trains on drawn shapes, made for the purpose. Half an hour on a card.
 #
-# Parts: versions, test suite, speed of one card, speed of all cards (at most 8), audit of a step,
-# losses on the NPU against the CPU. A part that fails is recorded and the rest goes on; the exit code
+# Parts: versions, test suite, speed of one card, the same with each of the plugin's kernels that are
+# off by default (where it can be used), speed of all cards (at most 8), audit of a step, losses on
+# the NPU against the CPU. A part that fails is recorded and the rest goes on; the exit code
 # is then 1 (2: a mistake in the arguments). On a host without a card everything is emulated, and the
 # file says so. Environment: as for test/npu/make_env.sh.
 #
@@ -114,7 +115,7 @@ part() {  # NAME RESULT COMMAND...
 }
 
 last_line() { tail -n 1 "$1"; }
-speed_line() { grep -h "^Final Performance\|^TrainingTime\|^ActualLoss" "$1"; }
+speed_line() { grep -h "^Final Performance\|^TrainingTime\|^ActualLoss\|^error: --fused" "$1"; }
 audit_line() { grep -h "emulated\|measured by\|^step 6\|gates" "$1"; }
 versions_line() { grep -h "^device " "$1"; }
 
@@ -148,14 +149,26 @@ suite() {
 }
 
 # Steps at the recipe's learning rate from random weights: only their speed counts.
-speed() {  # LAUNCHER
+speed() {  # LAUNCHER [FLAG]
     eval "$environment"
     export ASCEND_LAUNCH_BLOCKING=0
     bash "test/$1" "--data_path=$shapes" "--config=$config" "--batch_size=$batch_size" \
         --no_autoscale "--max_iter=$steps" "--fps_start_iter=$((steps / 10))" --node_device=npu \
-        --backbone_weights=none "--save_folder=$work/weights" --no_log --no_run_folder --train_performance
+        --backbone_weights=none "--save_folder=$work/weights" --no_log --no_run_folder --train_performance \
+        "${@:2}"
     local status=$?
     cat test/output/0/*_perf.log 2>/dev/null
+    return "$status"
+}
+
+# The same with one of the plugin's kernels. That it refuses this card or recipe is a result, too.
+speed_with() {  # FLAG
+    local output status=0
+    output=$(speed train_performance_1p.sh "$1" 2>&1) || status=$?
+    echo "$output"
+    if grep -q "^error: $1 is the Ascend plugin's" <<< "$output"; then
+        return 0
+    fi
     return "$status"
 }
 
@@ -199,6 +212,8 @@ if [[ -z $shapes ]]; then
     part data last_line write_shapes
 fi
 part speed_1p speed_line speed train_performance_1p.sh
+part fused_loss speed_line speed_with --fused_loss
+part fused_optimizer speed_line speed_with --fused_optimizer
 found=$(sed -n 's/^cards: //p' "$work/versions.log")
 NPROC=$((${found:-1} < cards ? ${found:-1} : cards))
 export NPROC

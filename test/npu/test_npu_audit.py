@@ -47,6 +47,17 @@ def test_gates_can_break(change, gate, device):
     assert result.returncode == 1 and "FAIL  " + gate in result.stdout, result.stdout[-3000:]
 
 
+def test_gates_hold_with_the_fused_loss(device):
+    """Two operators for four; refused where there is no plugin."""
+    result = run("test/npu/audit.py", *SMALL, "--fused_loss", "--device", device.type)
+    if device.type != "npu":
+        assert result.returncode == 2 and "but this device is " + device.type in result.stdout
+        return
+    assert result.returncode == 0 and "all gates hold" in result.stdout, result.stdout
+    assert "npu.npu_cross_entropy_loss_backward.default" in result.stdout
+    assert "aten._log_softmax" not in result.stdout and "aten.nll_loss" not in result.stdout
+
+
 def test_unknown_device_is_a_sentence():
     result = run("test/npu/audit.py", "--device", "nqu")
     assert result.returncode == 2 and "error: unknown device 'nqu'" in result.stdout

@@ -126,8 +126,8 @@ def test_as_many_rows_as_the_operator_takes(monkeypatch):
         choose_row_losses(True, NPU, 11, 19248)
     assert str(error.value) == (
         "--fused_loss is the Ascend plugin's cross entropy, but it takes 199999 rows at most, and "
-        "11 x 19248 (images, priors of each) are 211728; give --batch_size=10 or less, with --accumulate "
-        "for as many images a step, or leave it out")
+        "11 x 19248 (images, priors of each) are 211728; give --batch_size=10 or less, "
+        "with --accumulate for as many images a step, or leave it out")
     with pytest.raises(UserError, match="are 200000; leave it out"):
         choose_row_losses(True, NPU, 1, 200000)
 
