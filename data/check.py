@@ -7,15 +7,14 @@ recipe, and a picture of the first batch as the network sees it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from data.checks.anchors import suggestions
 from data.checks.images import ImageCheck, content_findings
 from data.checks.memory import Memory
 from data.checks.pictures import write_first_batch
-from data.checks.quick import FULL, annotation_findings, quick_stamp
+from data.checks.quick import annotation_findings, keep_full
 from data.checks.statistics import measure, table
 from data.checks.turned import turned_notes
 from data.coco import CocoDataset
@@ -58,11 +57,16 @@ def open_splits(args: argparse.Namespace, layout: str) -> List[CocoDataset]:
     return splits + [open_dataset(layout, args.data, args.valid_images, args.valid_info, "val")]
 
 
-def image_findings(splits: List[CocoDataset], memory: Memory, workers: int) -> List[str]:
-    """Sentences about the files themselves; every image is read once and remembered."""
+def image_findings(splits: List[CocoDataset], memory: Memory,
+                   workers: int) -> Tuple[List[str], List[str]]:
+    """Sentences about the files themselves, and the paths of those that cannot be used.
+
+    Every image is read once and remembered.
+    """
     checks = [ImageCheck(name, dataset, memory, workers, _progress)
               for name, dataset in zip(("train", "val"), splits)]
-    return [text for check in checks for text in check.findings()] + content_findings(checks)
+    return ([text for check in checks for text in check.findings()] + content_findings(checks),
+            [path for check in checks for path in check.unusable])
 
 
 def check(args: argparse.Namespace) -> int:
@@ -75,11 +79,11 @@ def check(args: argparse.Namespace) -> int:
     found = annotation_findings(train, val)
     if not args.quick:
         memory = Memory(train.annotation_file)
-        images = image_findings(splits, memory, args.num_workers)
-        memory.keep(FULL + quick_stamp(train, val), json.dumps(images))
+        images, files = image_findings(splits, memory, args.num_workers)
+        keep_full(memory, train, val, images, files)
         if val is not None:  # a training that does not validate opens train alone
-            memory.keep(FULL + quick_stamp(train, None),
-                        json.dumps([text for text in images if text.startswith("train: ")]))
+            keep_full(memory, train, None,
+                      [text for text in images if text.startswith("train: ")], files)
         memory.save(forget=True)
         found += images
     if val is None:

@@ -17,6 +17,7 @@ from data.convert_common import (
     FoundObject,
     Outline,
     Problems,
+    list_images,
     picture_size,
     polygon,
     read_text,
@@ -62,6 +63,11 @@ def read_labelme(folder: Path, problems: Problems, ignore_labels: Sequence[str] 
     notes = ["{} shapes were ignored, as asked for".format(ignored)] if ignored else []
     if foreign:
         notes.append("{} other .json files were not read".format(foreign))
+    unmarked = sum(str(path.resolve()) not in images for path in list_images(folder))
+    if unmarked:
+        notes.append("left out: {} without a labelme file; save one, with no shapes, for images "
+                     "that show no object".format(
+                         "1 image" if unmarked == 1 else "{} images".format(unmarked)))
     return list(images.values()), notes
 
 

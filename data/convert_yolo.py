@@ -142,7 +142,7 @@ def _object(words: Sequence[str], size: Tuple[int, int], names: Sequence[str], w
         problems.add("{}: '{}' is not a line of numbers".format(where, " ".join(words)[:40]))
         return None
     label, rest = values[0], values[1:]
-    if label != int(label) or not 0 <= label < len(names):
+    if not 0 <= label < len(names) or label != int(label):  # nor a number at all
         problems.add("{}: class {} is not one of the {} names (0 to {})".format(
             where, words[0], len(names), len(names) - 1))
         return None

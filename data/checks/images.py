@@ -24,6 +24,7 @@ class ImageCheck:
         unreadable: a sentence for each image that cannot be read or has another size.
         missing: names of files that are not there.
         contents: size in bytes and path of each file that is there.
+        unusable: paths of the files that are missing or cannot be read.
     """
 
     def __init__(self, name: str, dataset: CocoDataset, memory: Memory, workers: int = 2,
@@ -33,6 +34,7 @@ class ImageCheck:
         self.unreadable: List[str] = []
         self.missing: List[str] = []
         self.contents: List[Tuple[int, str]] = []
+        self.unusable: List[str] = []
         stamps: Dict[int, str] = {}
         for index in range(len(dataset)):
             file_name, width, height = dataset.image_info(index)
@@ -41,6 +43,7 @@ class ImageCheck:
                 state = os.stat(path)
             except OSError:
                 self.missing.append(file_name)
+                self.unusable.append(path)
                 continue
             self.contents.append((state.st_size, path))
             stamps[index] = "{} {} {} {}x{}".format(
@@ -61,7 +64,11 @@ class ImageCheck:
             for done, (index, sentence) in enumerate(zip(unknown, pool.map(verdict, unknown)), 1):
                 memory.keep(stamps[index], sentence)
                 progress(done, len(unknown))
-        self.unreadable = [sentence for sentence in map(memory.recall, stamps.values()) if sentence]
+        for index, stamp in stamps.items():
+            problem = memory.recall(stamp)
+            if problem:
+                self.unreadable.append(problem)
+                self.unusable.append(dataset.image_path(index))
 
     def findings(self) -> List[str]:
         """Sentences about missing and unreadable files."""

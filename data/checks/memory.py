@@ -11,7 +11,7 @@ from typing import Dict, Optional
 from utils.errors import UserError
 from utils.files import write_whole
 
-_VERSION = 2
+_VERSION = 3
 
 
 def cache_folder() -> Path:
@@ -24,6 +24,14 @@ def file_stamp(path: str) -> str:
     """Path, size and time of a file: another text as soon as the file changes."""
     state = os.stat(path)
     return "{} {} {}".format(os.path.abspath(path), state.st_size, state.st_mtime_ns)
+
+
+def file_state(path: str) -> str:
+    """`file_stamp`, or '' for a file that is not there."""
+    try:
+        return file_stamp(path)
+    except OSError:
+        return ""
 
 
 class Memory:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from data.checks.anchors import suggestions
-from data.checks.memory import Memory, file_stamp
+from data.checks.memory import Memory, file_stamp, file_state
 from data.checks.objects import object_findings
 from data.checks.splits import class_findings, overlap_findings
 from data.checks.statistics import measure
@@ -49,9 +49,8 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
         memory.keep(stamp, kept)
         memory.save()
     found = json.loads(kept)
-    full = memory.recall(FULL + stamp)
-    if full is not None:
-        found += json.loads(full)
+    full = _recall_full(memory, FULL + stamp)
+    found += full or []
     if strict and found:
         raise UserError("the data check found: {}".format("; ".join(found)))
     said = set(train.report.sentences()) | set(val.report.sentences() if val else [])
@@ -70,6 +69,21 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
         lines += ["  " + note for note in turned_notes(name, dataset, _HEADERS)]
     return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
                     if "--pred_scales" in text]
+
+
+def keep_full(memory: Memory, train: CocoDataset, val: Optional[CocoDataset],
+              findings: Sequence[str], files: Sequence[str]) -> None:
+    """Remember what a check of the images found in `files`, until one of these changes."""
+    memory.keep(FULL + quick_stamp(train, val), json.dumps(
+        {"findings": list(findings), "files": [[path, file_state(path)] for path in files]}))
+
+
+def _recall_full(memory: Memory, stamp: str) -> Optional[List[str]]:
+    """Findings that `keep_full` remembered; None for none, or where a file was seen to since."""
+    kept = json.loads(memory.recall(stamp) or "null")
+    if kept is None or any(file_state(path) != state for path, state in kept["files"]):
+        return None
+    return kept["findings"]
 
 
 def quick_stamp(train: CocoDataset, val: Optional[CocoDataset]) -> str:

@@ -320,8 +320,26 @@ def test_no_objects_at_all(tmp_path, capsys):
     assert code == 0 and "3 of 3 classes have no object" in out
 
 
+def test_an_image_that_was_seen_to_is_no_finding_any_more(tmp_path, capsys):
+    path = described(tmp_path)
+    image = tmp_path / "train" / "images" / "a.png"
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
+    assert "is truncated" in run(capsys, path, "--pictures=")[1]
+    train, config = CocoDataset(image.parent, tmp_path / "train" / "instances.json"), get_config(
+        "yolact_shapes")
+    assert any("is truncated" in line for line in quick_check(train, None, config))
+    image.write_bytes(good)
+    assert not any("is truncated" in line for line in quick_check(train, None, config))
+    image.unlink()
+    run(capsys, path, "--pictures=")
+    assert any("is missing" in line for line in quick_check(train, None, config))
+    image.write_bytes(good)
+    assert not any("is missing" in line for line in quick_check(train, None, config))
+
+
 def test_json_is_what_is_kept(tmp_path, capsys):
     path = described(tmp_path)
     run(capsys, path, "--pictures=")
     kept = json.loads(Memory(str(tmp_path / "train" / "instances.json")).path.read_text())
-    assert kept["version"] == 2 and len(kept["known"]) == 8
+    assert kept["version"] == 3 and len(kept["known"]) == 8

@@ -116,6 +116,15 @@ def test_broken_shapes_are_named(tmp_path, capsys, name):
     assert code == 0 and "left out: " in out and expected in out and "1 objects" in out
 
 
+def test_images_without_a_labelme_file_are_counted(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    labelme(raw, "a", [shape("cat", SQUARE)])
+    flags = ("labelme", raw, "--out", tmp_path / "out", "--val_fraction=0")
+    assert "without a labelme file" not in run(capsys, *flags)[1]
+    picture(raw / "b.jpg")
+    assert "left out: 1 image without a labelme file; save one" in run(capsys, *flags)[1]
+
+
 BROKEN_FILES = {
     "not JSON": (lambda raw: (raw / "a.json").write_text("{"), "not JSON"),
     "no image": (lambda raw: (raw / "a.jpg").unlink(), "does not exist"),
@@ -224,6 +233,8 @@ def test_yolo_without_yaml(tmp_path, capsys):
 
 @pytest.mark.parametrize("line,expected", [
     ("2 0.1 0.1 0.5 0.1 0.5 0.5", "class 2 is not one of the 2 names (0 to 1)"),
+    ("nan 0.1 0.1 0.5 0.1 0.5 0.5", "class nan is not one of the 2 names (0 to 1)"),
+    ("1e400 0.1 0.1 0.5 0.1 0.5 0.5", "class 1e400 is not one of the 2 names (0 to 1)"),
     ("cat 0.1 0.1 0.5 0.1 0.5 0.5", "not a line of numbers"),
     ("0 0.1 0.1 0.5 0.1 0.5", "5 numbers after the class"),
     ("0 10 10 50 10 50 50", "coordinates from 10 to 50, expected 0 to 1"),
