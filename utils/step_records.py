@@ -89,7 +89,7 @@ class StepRecords:
             iteration: number of the step.
             losses: 0-d tensors by name; the names must be the same in every step.
             applied: 0-d bool, False where the optimiser left the parameters alone.
-            image_ids: `[B]` on the host.
+            image_ids: `[B]`; a report reads those of skipped steps.
             scale: 0-d, what the loss was multiplied by; in every step or in none.
         """
         values = [value.detach().float() for value in losses.values()]

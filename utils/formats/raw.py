@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO, Dict, NamedTuple
+from typing import Any, BinaryIO, Dict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class ElementType(NamedTuple):
-    """How the elements of a tensor lie in a file: little-endian, one after the other."""
-
-    torch_type: torch.dtype
-    numpy_code: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of one element."""
-        return np.dtype(self.numpy_code).itemsize
-
-
 # bfloat16 does not exist in NumPy; its 16 bits are the upper half of a float32.
-ELEMENT_TYPES: Dict[str, ElementType] = {
-    "float64": ElementType(torch.float64, "<f8"),
-    "float32": ElementType(torch.float32, "<f4"),
-    "float16": ElementType(torch.float16, "<f2"),
-    "bfloat16": ElementType(torch.bfloat16, "<u2"),
-    "int64": ElementType(torch.int64, "<i8"),
-    "int32": ElementType(torch.int32, "<i4"),
-    "int16": ElementType(torch.int16, "<i2"),
-    "int8": ElementType(torch.int8, "|i1"),
-    "uint8": ElementType(torch.uint8, "|u1"),
-    "bool": ElementType(torch.bool, "|u1"),
+ELEMENT_TYPES: Dict[str, np.dtype] = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("|i1"),
+    "uint8": np.dtype("|u1"),
+    "bool": np.dtype("|u1"),
 }
+"""How the elements of a tensor lie in a file: little-endian, one after the other."""
 
 
 def type_name(tensor: Tensor) -> str:
@@ -43,7 +31,7 @@ def type_name(tensor: Tensor) -> str:
 
 def tensor_from_bytes(data: np.ndarray, kind: str) -> Tensor:
     """A flat tensor of type `kind` from a writable uint8 array, which it may share."""
-    elements: Any = data.view(ELEMENT_TYPES[kind].numpy_code)
+    elements: Any = data.view(ELEMENT_TYPES[kind])
     if kind == "bfloat16":
         bits = elements.astype(np.uint32) << 16
         return torch.from_numpy(bits.view(np.float32)).to(torch.bfloat16)

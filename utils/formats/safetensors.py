@@ -95,7 +95,7 @@ def _entry(name: str, value: Any) -> _Entry:
             raise FormatError("'{}' has {!r}, expected whole numbers".format(name, numbers))
     if len(offsets) != 2:
         raise FormatError("'{}' has the offsets {}".format(name, offsets))
-    expected = ELEMENT_TYPES[kind].size
+    expected = ELEMENT_TYPES[kind].itemsize
     for side in shape:
         expected *= side
     if offsets[1] - offsets[0] != expected:
@@ -122,7 +122,7 @@ def write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor],
     """Write tensors; wide elements come first, so that every one lies aligned."""
     begin = {}
     position = 0
-    order = sorted(tensors, key=lambda name: -ELEMENT_TYPES[type_name(tensors[name])].size)
+    order = sorted(tensors, key=lambda name: -ELEMENT_TYPES[type_name(tensors[name])].itemsize)
     for name in order:
         begin[name] = position
         position += _num_bytes(tensors[name])
@@ -138,4 +138,4 @@ def write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor],
 
 
 def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * ELEMENT_TYPES[type_name(tensor)].size
+    return tensor.numel() * ELEMENT_TYPES[type_name(tensor)].itemsize

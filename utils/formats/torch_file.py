@@ -47,7 +47,7 @@ class _Storage:
 
     @property
     def num_bytes(self) -> int:
-        return self.numel * ELEMENT_TYPES[self.kind].size
+        return self.numel * ELEMENT_TYPES[self.kind].itemsize
 
     def flat(self) -> Tensor:
         """All elements as one tensor, shared by every tensor of this storage."""
