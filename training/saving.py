@@ -83,8 +83,10 @@ def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
     for old in older:
         parsed = CheckpointName.parse(old)
         assert parsed is not None
+        # What is further on belongs to another training in the same folder.
         replaced = parsed.interrupt if interrupt else (
-            run.args.keep_latest and parsed.iteration % run.args.keep_latest_interval != 0)
+            run.args.keep_latest and parsed.iteration < done
+            and parsed.iteration % run.args.keep_latest_interval != 0)
         if replaced and old != path:
             checkpoint.remove_checkpoint(old)
     return path

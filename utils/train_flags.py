@@ -210,7 +210,8 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
     group.add_argument("--save_interval", type=Bounded(int, 1), default=2000,
                        help="iterations between files")
     add_switch(group, "--keep_latest",
-               help="keep the newest file only (and every --keep_latest_interval)")
+               help="keep the newest file only (and every --keep_latest_interval); files of later "
+                    "iterations stay")
     group.add_argument("--keep_latest_interval", type=Bounded(int, 1), default=100000,
                        help="iterations whose files stay all the same")
     group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",

@@ -64,6 +64,18 @@ def test_log_and_files(flags, tmp_path, capsys):
         "yolact_shapes_1_6.pth", "yolact_shapes_1_6.state"]
 
 
+def test_only_the_newest_file_stays_and_those_of_other_trainings(flags, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("yolact_shapes_433_2599.pth", "yolact_base_0_1.pth"):
+        (folder / name).write_bytes(b"trained before")
+    assert train.main(flags + ["--save_interval=2", "--keep_latest",
+                               "--keep_latest_interval=4"]) == 0
+    assert sorted(name for name in os.listdir(str(folder)) if name.endswith(".pth")) == [
+        "yolact_base_0_1.pth", "yolact_shapes_0_4.pth", "yolact_shapes_1_6.pth",
+        "yolact_shapes_433_2599.pth"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_equals_the_undisturbed_one(flags, tmp_path, workers):
     flags = flags + ["--num_workers={}".format(workers)]
