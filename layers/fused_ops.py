@@ -188,8 +188,8 @@ def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: float32 `[N, C]`, N at most `CROSS_ENTROPY_ROWS`.
-        labels: int64 `[N]`, 0..C-1. The kernel reads out of bounds for any other, also for
-            `ignore_index`, which is therefore not offered.
+        labels: int64 `[N]`, 0..C-1. CANN allows no other, also where `ignore_index` names it; so
+            that is not offered.
 
     Returns:
         float32 `[N]`, differentiable.

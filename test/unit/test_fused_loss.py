@@ -97,7 +97,7 @@ def test_the_trial_names_what_fails(monkeypatch):
 
 
 def test_the_kernel_sees_no_label_out_of_range(device):
-    """A card would read other memory for it: neutral priors are -1 in the batch."""
+    """What it would do is not documented; neutral priors are -1 in the batch."""
     seen = []
 
     def noted(logits, labels):

@@ -8,8 +8,8 @@ namespace {
 constexpr int64_t kMean = 1;  // at::Reduction::Mean
 constexpr int64_t kMostRows = 200000;
 
-// What the documentation of aclnnCrossEntropyLoss demands: rows, labels (the ignored one is not
-// excepted); and what this project asks of it. A card would read other memory, or return nonsense.
+// What the documentation of aclnnCrossEntropyLoss demands of rows and labels (the ignored one is not
+// excepted), and what this project asks of it.
 void check_cross_entropy(const at::Tensor& logits, const at::Tensor& target,
                          const std::string& reduction, double smoothing) {
     TORCH_CHECK(logits.dim() == 2 && logits.size(0) < kMostRows, logits.sizes(), " are the logits");
