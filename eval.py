@@ -32,6 +32,7 @@ from utils.distributed_eval import gather_state, shard
 from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags
 from utils.failures import recorded
+from utils.files import refuse_unwritable
 from utils.inference import StageTimes
 from utils.memory import MemoryNeed, parameter_bytes
 from utils.out_of_memory import Demand, explained
@@ -139,6 +140,9 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
         raise UserError("{} has no annotations to score against; --output_coco_json writes the "
                         "result files".format(dataset.annotation_file))
     chosen = inference.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
+    dataset.check_images_exist(chosen)
+    for path in _outputs(args):
+        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
     if processes.is_main:
         print("\n".join([describe(finder.device), "Weights : {}".format(loaded.report)] + notes + [
             "{}: {} images of {}".format(weights, len(chosen), truth)]), flush=True)
@@ -165,6 +169,12 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
         evaluator, results, dataset, loaded.report.source.path,
         None if loaded.origin is None else loaded.origin.iteration))
     return 0
+
+
+def _outputs(args: argparse.Namespace) -> List[str]:
+    """Files that an evaluation writes when it is done."""
+    written = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
+    return written + ([args.per_class_file] if args.per_class_file and not args.detect else [])
 
 
 def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, List, Set, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -116,15 +116,18 @@ class CocoDataset:
         """Path of the image file of item `index`."""
         return os.path.join(self.images_dir, self._packed.file_name(range(len(self))[index]))
 
-    def check_images_exist(self) -> None:
+    def check_images_exist(self, indices: Optional[Sequence[int]] = None) -> None:
         """Compare the annotation file with one listing of the image folder (no image is opened).
+
+        Args:
+            indices: items to look for; None for all.
 
         Raises:
             UserError: images are missing; names the first ones and says how many.
         """
         listings: Dict[str, Set[str]] = {}
         missing = []
-        for index in range(len(self)):
+        for index in range(len(self)) if indices is None else indices:
             folder, name = os.path.split(self.image_path(index))
             if folder not in listings:
                 listings[folder] = _file_names(folder)

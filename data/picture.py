@@ -25,6 +25,9 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", "
             ".heic", ".heif", ".psd", ".sgi", ".hdr", ".exr")
 """Endings, in lower case, of files that are taken for pictures."""
 
+_BRIGHTEST = 2.0
+"""Floats above this are no overshoot of 0..1; they were meant as 0..255."""
+
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 
 
@@ -114,7 +117,7 @@ def picture_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
         values = np.asarray(turned)
         if values.dtype.kind == "i":
             values = np.clip(values, 0, 65535).astype(np.uint16)
-        return picture_from_array(values)
+        return picture_from_array(_to_uint8(values))
     return picture_from_array(np.asarray(turned.convert("RGB")), rgb=True)
 
 
@@ -128,13 +131,16 @@ def picture_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
             has it.
 
     Raises:
-        ValueError: another shape or type, or no pixels.
+        ValueError: another shape, type or range, or no pixels.
     """
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError("picture is {}, expected [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]".format(
             list(array.shape)))
+    if array.dtype.kind == "f" and (array > _BRIGHTEST).any():
+        raise ValueError("picture is {} up to {:g}, expected floats in 0..1; divide by 255 or "
+                         "convert to uint8".format(array.dtype, np.nanmax(array)))
     array = _to_uint8(array)
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)

@@ -33,10 +33,13 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a number out of its range is a `UserError`."""
     args = eval_parser().parse_args(argv)
     for flag, smallest in (("batch_size", 1), ("num_workers", 0), ("top_k", 1),
-                           ("max_num_detections", 1), ("video_multiframe", 1)):
+                           ("max_num_detections", 1), ("video_multiframe", 1), ("seed", 0)):
         value = getattr(args, flag)
         if value is not None and value < smallest:
             raise UserError("--{} is {}, expected at least {}".format(flag, value, smallest))
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError("--score_threshold is {:g}, expected 0 to 1: scores are fractions, not per "
+                        "cent".format(args.score_threshold))
     return args
 
 

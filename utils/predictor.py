@@ -159,6 +159,8 @@ class Predictor:
                  config: Optional[str] = None, score_threshold: float = 0.0, batch_size: int = 1,
                  nms: str = "fast", crop: bool = True, max_num_detections: Optional[int] = None,
                  save_folder: str = "weights/") -> None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError("score_threshold is {}, expected 0 to 1".format(score_threshold))
         target = select_device(device)
         loaded = load_model(os.fspath(weights), save_folder, config, max_num_detections)
         self._set(Finder(loaded.model.to(target), Detect.from_config(loaded.config, nms), target,

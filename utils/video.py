@@ -60,6 +60,9 @@ class VideoReader:
             if self.is_camera:
                 raise UserError("camera {} cannot be opened; is it connected, free, and may this "
                                 "user read /dev/video{}?".format(source, source))
+            if self._is_stream:
+                raise UserError("{} cannot be opened; is the address right, reachable, and a video "
+                                "that OpenCV can read?".format(source))
             raise UserError("{} is not a video that OpenCV can read; it may be incomplete, or in a "
                             "format unknown to it".format(source))
         fps = self._capture.get(cv2.CAP_PROP_FPS)

@@ -242,6 +242,9 @@ def test_other_class_count(data, weights, tmp_path, capsys):
     (["--eval_device=npx"], "npu"),
     (["--fast_nms=maybe"], "True or False"),
     (["--batch_size=0"], "--batch_size is 0"),
+    (["--seed=-1", "--shuffle"], "--seed is -1, expected at least 0"),
+    (["--score_threshold=30"], "--score_threshold is 30, expected 0 to 1"),
+    (["--score_threshold=nan"], "expected 0 to 1"),
     (["--trained_model=nowhere.pth"], "nowhere.pth"),
     (["--valid_images=x"], "--valid_info"),
     (["--val_data=/nonexistent"], "/nonexistent"),
@@ -260,6 +263,25 @@ def test_mistakes_are_one_sentence(weights, capsys, flags, expected):
     assert code == 2 and captured.out == ""
     assert captured.err.startswith("error: ") and len(captured.err.splitlines()) == 1
     assert expected in captured.err
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--per_class_file=/dev/null/x.csv"], "cannot write '/dev/null/"),
+    (["--output_coco_json", "--mask_det_file=/dev/null/x.json"], "cannot write '/dev/null/"),
+    (["--detect", "--output_coco_json", "--per_class_file=/dev/null/x"], None),
+    (["--valid_images={empty}", "--valid_info={data}/annotations/instances_val2017.json"],
+     "5 of the 5 images"),
+])
+def test_what_cannot_end_well_is_said_before(data, weights, tmp_path, capsys, monkeypatch, flags,
+                                             expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    code, out, err = run(capsys, "--trained_model=" + weights, "--val_data={}".format(data),
+                         *[flag.format(data=data, empty=tmp_path / "empty") for flag in flags])
+    if expected is None:
+        assert code == 0, err
+    else:
+        assert code == 2 and out == "" and expected in err
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -112,6 +112,10 @@ def test_arrays():
     assert (picture_from_array(grey > 99)[:, :, 0] == 255 * (grey > 99)).all()
     assert (picture_from_array(noise().astype(np.float32) / 255) == noise()).all()
     assert picture_from_array(np.full((2, 2), np.nan)).max() == 0
+    assert picture_from_array(np.full((2, 2), 1.5)).min() == 255  # overshoot of filters
+    with pytest.raises(ValueError, match="float64 up to 200, expected floats in 0..1"):
+        picture_from_array(np.full((2, 2), 200.0))
+    assert picture_from_pil(Image.fromarray(np.full((2, 2), 9, np.float32))).min() == 255
     for wrong in (np.zeros((2, 2, 2)), np.zeros((0, 4, 3)), np.zeros(3), np.zeros((4, 4), int)):
         with pytest.raises(ValueError, match="picture is"):
             picture_from_array(wrong)

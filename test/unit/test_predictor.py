@@ -159,6 +159,12 @@ def test_rescored_masks_set_the_order(predictor):
     assert rescored.rles[last] == plain.rles[0]
 
 
+@pytest.mark.parametrize("threshold", [30, -0.1, float("nan")])
+def test_thresholds_are_fractions(threshold):
+    with pytest.raises(ValueError, match="score_threshold is .*, expected 0 to 1"):
+        Predictor("nowhere.pth", score_threshold=threshold)
+
+
 def test_names_of_published_weights(tmp_path):
     assert find_classes(80, dataset="coco2017") == coco_classes()
     assert (coco_classes().names[79], coco_classes().category_ids[79]) == ("toothbrush", 90)

@@ -242,6 +242,8 @@ def test_what_is_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"hello")
     with pytest.raises(UserError, match="a.mp4 is not a video"):
         VideoReader(str(tmp_path / "a.mp4"))
+    with pytest.raises(UserError, match="rtsp://127.0.0.1:1/x cannot be opened; is the address"):
+        VideoReader("rtsp://127.0.0.1:1/x")
     with pytest.raises(UserError, match="must end in one of .mp4"):
         VideoWriter(str(tmp_path / "a.xyz"), 10, SIZE)
     (tmp_path / "file").write_text("")
