@@ -9,17 +9,16 @@ Letters: B batch, H x W size of the input, h x w of the output, T = 9 taps by ro
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, cast
+from typing import Any, Dict, NamedTuple, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem
+from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem, without_casts
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,20 +83,10 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
            "plain": convolve_plainly}[way or deform_conv_way(x.device).name]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with _without_autocast(x.device):
+    with without_casts(x.device):  # the kernels take float32 only
         result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),
                      None if bias is None else bias.to(kind), stride, padding)
     return result.to(x.dtype)
-
-
-@contextlib.contextmanager
-def _without_autocast(device: torch.device) -> Iterator[None]:
-    """The kernels take float32 only: nothing in them may be cast to half precision."""
-    if not hasattr(torch, "autocast"):  # before 1.10
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 class DeformConv2d(nn.Module):
@@ -134,6 +123,15 @@ class DeformConv2d(nn.Module):
         offset, logits = self.conv_offset_mask(x).split([2 * self.taps, self.taps], 1)
         return modulated_deform_conv2d(x, offset, torch.sigmoid(logits), self.weight, self.bias,
                                        self.stride, self.padding, self.way)
+
+    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
+        """Bytes for the backward pass beside input and output, see `utils.memory.Activation`.
+
+        Always in float32: what was sampled, a pixel of every input channel for each tap, and the
+        offsets and factors, packed. In half precision a float32 copy of the input comes to it.
+        """
+        single = output[:, 0].numel() * self.taps * (x.shape[1] + 3) * 4
+        return single, single + x.numel() * 4, output.shape[2]
 
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,

@@ -13,6 +13,7 @@ from utils.checkpoint import load_state
 from utils.errors import UserError
 from utils.memory import (
     MARGIN,
+    held_by_others,
     host_available,
     in_gib,
     memory_info,
@@ -45,7 +46,9 @@ def available_bytes(device: torch.device, num_workers: int,
     else:
         info = memory_info(device)
         if info is not None:
-            return info[0], "free memory of {}".format(device)
+            others = held_by_others(*info)
+            shared = " (others hold {} of its {})".format(in_gib(others), in_gib(info[1]))
+            return info[0], "free memory of {}{}".format(device, shared if others else "")
     raise UserError("--batch_size=auto: this system does not tell how much memory {} has; give a "
                     "number".format(device))
 

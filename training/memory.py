@@ -21,6 +21,7 @@ from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config
 from data.packed_batch import bit_values, pack
 from data.targets import TargetMaker
 from layers.anchors import make_priors
+from layers.mask_iou import MaskIouNet
 from layers.multibox_loss import MultiBoxLoss
 from utils.amp import batch_norm_parameters, build_precision
 from utils.checkpoint import rng_state, set_rng_state
@@ -28,7 +29,7 @@ from utils.device import synchronize
 from utils.errors import UserError
 from utils.memory import (
     MemoryNeed,
-    output_bytes,
+    activations,
     peak_memory,
     process_peak,
     release_memory,
@@ -40,50 +41,106 @@ from utils.processes import Processes
 from yolact import Yolact, build_yolact
 
 SAMPLE_SIDE = 138
-"""Input side at which an estimate looks at the layers' outputs."""
-WITHOUT_HOOKS = 1.05
-"""Activations / outputs of layers: losses, batch and what lies between the layers."""
-IN_HALF = 0.54
-"""Of the activations at O1 and O2; the loss stays in float32. Weights have a half copy there."""
+"""Input side at which an estimate looks at what the network's modules keep."""
 UPDATE_COPIES = 2.3
 """What the optimiser makes while it works (the flat gradient and a temporary), in sizes of all
-trained parameters; the gradients themselves are one more. These factors were read off the NPU
-plugin's allocator."""
+trained parameters; the gradients themselves are one more. Read off the NPU plugin's allocator."""
+TARGET_BYTES = 24
+"""Of each prior in a batch: class, box and what they are matched by."""
+SPARE_BYTES = 24 << 20
+"""What the NPU plugin's allocator gives out beyond what tensors need; it rounds up."""
+FLOAT = 4
 
 
 def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer,
              level: str = "O0") -> MemoryNeed:
-    """Memory of one card for training `model` at a precision; nothing runs on the device.
-
-    Against the peaks of the NPU plugin's allocator at 550 px: ResNets within 3 %, Darknet 15 % too
-    low, YOLACT++ 30 % too low, whose deformable convolutions keep more than they put out.
-    """
+    """Memory of one card for training `model` at a precision; nothing runs on the device."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     trained = optimizer.flat.numel() * optimizer.flat.element_size()
-    fixed = parameters + buffers + trained * len(optimizer.buffer_names)
-    per_image = _outputs_per_image(config, model) * WITHOUT_HOOKS
+    fixed = parameters + buffers + trained * len(optimizer.buffer_names) + SPARE_BYTES
     if level != "O0":
-        fixed, per_image = fixed + trained // 2, per_image * IN_HALF
-    return MemoryNeed(fixed, int(per_image), int(fixed + trained * UPDATE_COPIES))
+        fixed += trained // 2
+    return MemoryNeed(fixed, _per_image(config, model, level != "O0"),
+                      int(fixed + trained * UPDATE_COPIES))
 
 
-def _outputs_per_image(config: Config, model: Yolact) -> float:
-    """Bytes of the layers' outputs; they grow with the area of the input, so a small one is run."""
-    twin = build_yolact(_shrunk(config))
+def _per_image(config: Config, model: Yolact, half: bool) -> int:
+    """Bytes of an image at the worst moment: when the loss is known, or later, going backward."""
+    pixels, priors = config.proto_size ** 2, _num_priors(config)
+    sizes = _activation_sizes(config, model, half)
+    batch = 3 * config.max_size ** 2 + config.masks_to_train * pixels + TARGET_BYTES * priors
+    heads = FLOAT * priors * (4 + config.num_classes + config.num_prototypes)
+    if half:  # the loss takes them in float32
+        batch += heads + FLOAT * pixels * config.num_prototypes
+    at_loss = sum(sizes) + _loss_bytes(config, model)
+    # A gradient goes into a module and another one comes out, while those of the heads wait.
+    backward, held = 0.0, 0.0
+    for size in sizes:
+        held += size
+        backward = max(backward, held + 2 * size + heads)
+    return int(batch + max(at_loss, backward))
+
+
+def _activation_sizes(config: Config, model: Yolact, half: bool) -> List[float]:
+    """Bytes that the network's modules keep of an image, in the order in which they ran.
+
+    A small image is run. Maps grow with the image, each as its own level of halvings does, which
+    rounds up: half of 275 pixels is 138.
+    """
+    small = _shrunk(config)
+    twin = build_yolact(small)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
     if model.bn_frozen:
         twin.freeze_bn()
-    image = torch.zeros(1, 3, twin.input_size, twin.input_size, dtype=torch.uint8)
-    return output_bytes(twin, lambda: twin(image)) * (config.max_size / twin.input_size) ** 2
+    image = torch.zeros(1, 3, small.max_size, small.max_size, dtype=torch.uint8)
+    sizes = []
+    for found in activations(twin, lambda: twin(image)):
+        growth = _num_priors(config) / _num_priors(small)
+        if found.side:
+            growth = (_side_at(config.max_size, small.max_size, found.side) / found.side) ** 2
+        sizes.append((found.half if half else found.single) * growth)
+    return sizes
+
+
+def _side_at(size: int, small: int, side: int) -> float:
+    """Side of a map of an image of `size` pixels, where a `small` one's is `side`."""
+    for zoom in (1, 2):  # the prototypes are a map of twice its level
+        large_level, small_level = size, small
+        while small_level >= side // zoom and small_level > 1:
+            if zoom * small_level == side:
+                return zoom * large_level
+            large_level, small_level = (large_level + 1) // 2, (small_level + 1) // 2
+    return side * size / small
+
+
+def _num_priors(config: Config) -> int:
+    return config.num_anchors * sum(side * side for side in config.feature_sizes)
 
 
 def _shrunk(config: Config) -> Config:
     side = min(SAMPLE_SIDE, config.max_size)
     scales = tuple(tuple(s * side / config.max_size for s in level) for level in config.pred_scales)
     return config.replace(max_size=side, pred_scales=scales, use_maskiou=False)
+
+
+def _loss_bytes(config: Config, model: Yolact) -> float:
+    """What the loss keeps of an image for its backward pass, and its first gradient."""
+    pixels = config.proto_size ** 2 * config.masks_to_train
+    size = FLOAT * _num_priors(config) * config.num_classes  # logarithms of the probabilities
+    size += FLOAT * config.semantic_size ** 2 * (config.num_classes - 1)
+    # Masks as they came, as numbers, their logits, weights of their pixels, and a gradient.
+    size += (4 * FLOAT + 1) * pixels
+    if model.maskiou_net is None:
+        return size
+    network = MaskIouNet(config.num_classes)
+    mask = torch.zeros(1, 1, config.proto_size, config.proto_size, requires_grad=True)
+    kept = sum(found.single for found in activations(network, lambda: network(mask)))
+    # Uncropped soft masks and where they are cropped, and while the true IoU is computed, numbers
+    # of what was found, of the true masks, and their product.
+    return size + kept * config.masks_to_train + (3 * FLOAT + 2) * pixels
 
 
 class Trial(NamedTuple):
@@ -157,10 +214,13 @@ def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
         peaks.append(noting.gradients)
     need = MemoryNeed.from_peaks(peaks[0], peaks[1], noting.update)
     trained = optimizer.flat.numel() * optimizer.flat.element_size()
-    if device.type == "cpu":  # what the first image left behind may have served the second
-        known = estimate(config, model, optimizer, precision.level).per_image
-        need = MemoryNeed(need.fixed, max(need.per_image, known),
-                          int(need.fixed + trained * UPDATE_COPIES))
+    # One image or two may have their peak later than many have theirs, when the gradients of the
+    # weights are there and activations few; then the second image seems small. And on the CPU what
+    # the first one left behind may have served it.
+    known = estimate(config, model, optimizer, precision.level).per_image
+    need = need._replace(per_image=max(need.per_image, known))
+    if device.type == "cpu":
+        need = need._replace(update=int(need.fixed + trained * UPDATE_COPIES))
     extra = trial.extra_copies * trained
     return MemoryNeed(need.fixed + extra, need.per_image, need.update + extra)
 

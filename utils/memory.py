@@ -2,7 +2,7 @@
 
 What a step needs is a fixed part (weights, gradients, optimiser) and a part for every image
 (activations, their gradients, the batch itself). Two measured peaks give both; before anything has
-run, the outputs of the network's layers give an estimate.
+run, what goes through the network's modules gives an estimate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ GIB = float(1 << 30)
 MARGIN = 0.1
 """Part of the available memory that a chosen batch leaves free: fragments of the allocator, the
 kernels' workspaces and the collectives' buffers are not part of what two steps show."""
+
+OWN_SOFTWARE = 0.1
+"""Part of a device's memory that its driver and libraries may hold."""
 
 _PROC_STATUS = "/proc/self/status"
 _CGROUP = "/sys/fs/cgroup"
@@ -69,26 +72,55 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def output_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Bytes that the trained layers of `model` put out while `run()` calls it.
+class Activation(NamedTuple):
+    """What one tensor adds to the memory of a backward pass."""
 
-    Training keeps nearly all of it for the backward pass. What a layer writes in place of its input
-    counts once, what no trained parameter was part of not at all.
+    single: int
+    """Bytes, where the network computes in float32."""
+    half: int
+    """Bytes, where it computes in a half precision."""
+    side: int
+    """Height of the map that it is, or comes with; 0 where it is none."""
+
+
+def activations(model: nn.Module, run: Callable[[], Any]) -> List[Activation]:
+    """What the modules of `model` keep for the backward pass of `run()`, in the order of its parts.
+
+    That is what goes into and comes out of modules, as far as it takes a gradient or is the input
+    of a trained weight: between them, only in-place operations leave nothing behind. What a module
+    writes in place of its input counts once. A module that keeps more than this has a method
+    `kept(input, output)` that returns the fields of an `Activation`.
     """
-    outputs: Dict[int, Tensor] = {}  # kept until the end, or addresses would come back
+    found: List[Activation] = []
+    held: Dict[int, Tensor] = {}  # until the end, or addresses would come back
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            outputs[output.data_ptr()] = output
+    def note(value: Any, always: bool = False) -> None:
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                note(item, always)
+        elif isinstance(value, dict):
+            note(list(value.values()), always)
+        elif (isinstance(value, Tensor) and (value.requires_grad or always)
+              and value.data_ptr() not in held):
+            held[value.data_ptr()] = value
+            size = value.numel() * value.element_size()
+            found.append(Activation(size, size // 2, value.shape[2] if value.dim() == 4 else 0))
 
-    layers = [module for module in model.modules() if not list(module.children())]
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        own = list(module.parameters(recurse=False))
+        note(inputs, any(parameter.requires_grad for parameter in own))
+        note(output)
+        more: Any = getattr(module, "kept", None)
+        if more is not None and output.requires_grad:
+            found.append(Activation(*more(inputs[0], output)))
+
+    handles = [module.register_forward_hook(look) for module in model.modules()]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    return sum(output.numel() * output.element_size() for output in outputs.values())
+    return found
 
 
 def round_down(batch_size: int) -> int:
@@ -175,6 +207,17 @@ def memory_info(device: torch.device) -> Optional[Tuple[int, int]]:
     properties = getattr(runtime, "get_device_properties", None)
     total = getattr(properties(device), "total_memory", 0) if properties is not None else 0
     return (int(total), int(total)) if total else None
+
+
+def held_by_others(available: int, total: int) -> int:
+    """Bytes of a device that other processes hold; 0 where it is no more than its own software's.
+
+    Args:
+        available: and
+        total: as `memory_info` gives them.
+    """
+    held = total - available
+    return held if held > OWN_SOFTWARE * total else 0
 
 
 def peak_memory(device: torch.device) -> int:

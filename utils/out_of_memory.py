@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.memory import (
     MARGIN,
     MemoryNeed,
+    held_by_others,
     host_available,
     in_gib,
     is_out_of_memory,
@@ -53,12 +54,14 @@ def explained(device: torch.device, demand: Optional[Demand] = None) -> Iterator
 
 def _sentence(device: torch.device, peak: int, demand: Optional[Demand]) -> str:
     available, total = memory_info(device) or (host_available() or 0, 0)
+    others = held_by_others(available, total)
     if total and peak:  # it failed a little above its peak, whatever the device says is free
         available = min(available, peak + peak // 10)
     text = "out of memory on {}: ".format(device)
     if total:
-        text += "it has {}, this process may use {} and had {}".format(
-            in_gib(total), in_gib(available), in_gib(peak))
+        text += "it has {}, {}this process may use {} and had {}".format(
+            in_gib(total), "of which others hold {}, ".format(in_gib(others)) if others else "",
+            in_gib(available), in_gib(peak))
     else:
         text += "this process had {}, and {} is free without it".format(
             in_gib(peak), in_gib(available))
