@@ -43,6 +43,8 @@ class Plan(NamedTuple):
     validation_epochs: int
     """Epochs between validations; below 1 there is none."""
     validation_images: int
+    unscaled_iter: Optional[int] = None
+    """Iterations that were asked for, where the batch size makes others of them."""
 
     def epochs(self, iterations: int) -> str:
         """`2.5 epochs`."""
@@ -81,9 +83,11 @@ def schedule_lines(plan: Plan) -> List[str]:
     elif interval > 0:
         validation = "{} images every {} ({})".format(
             plan.validation_images, _iterations(interval), plan.epochs(interval))
+    scaled = "" if plan.unscaled_iter is None else (
+        "; {0} scaled to this batch size, --no_autoscale keeps {0}".format(plan.unscaled_iter))
     return [
-        named_line("Schedule", "{} ({}), {} to an epoch".format(
-            _iterations(plan.max_iter), plan.epochs(plan.max_iter), plan.epoch_size)),
+        named_line("Schedule", "{} ({}), {} to an epoch{}".format(
+            _iterations(plan.max_iter), plan.epochs(plan.max_iter), plan.epoch_size, scaled)),
         named_line("Learning rate", _rate(plan)),
         named_line("Validation", validation),
         named_line("Weights", "every {} ({}) and at the end, in {}".format(

@@ -38,6 +38,12 @@ Weights      : every 500 iterations (5.0 epochs) and at the end, in weights/
 Turned on    : moving average (decay 0.9998), frozen backbone"""
 
 
+def test_iterations_that_the_batch_size_changes_are_explained():
+    line = schedule_lines(PLAN._replace(unscaled_iter=1000))[0]
+    assert line == ("Schedule     : 2000 iterations (20.0 epochs), 100 to an epoch; 1000 scaled to "
+                    "this batch size, --no_autoscale keeps 1000")
+
+
 def test_the_start_card():
     lines = data_table([SplitCounts("train", 117266, 849942, 80, 1021, 10442, 7),
                         SplitCounts("val", 5000, 36335, 80, 48, 446, 0)])
