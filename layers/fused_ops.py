@@ -6,12 +6,14 @@ a tensor on an NPU needs it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +91,20 @@ def npu_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
     return _NpuDeformConv.apply(x, offset, mask, weight, bias, stride, padding)
 
 
+@contextlib.contextmanager
+def without_casts(device: torch.device) -> Iterator[None]:
+    """Nothing in here is cast to half precision: not by PyTorch, nor by apex on PyTorch 1.x."""
+    # At its end apex's own context turns casts on, whatever they were before.
+    library = sys.modules.get("apex.amp")
+    handle = getattr(getattr(library, "_amp_state", None), "handle", None)
+    with contextlib.ExitStack() as stack:
+        if handle is not None and handle.is_active():
+            stack.enter_context(cast(Any, library).disable_casts())
+        if hasattr(torch, "autocast"):  # from 1.10
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
 def npu_deform_conv_problem(device: torch.device) -> str:
     """Why `npu_deform_conv2d` must not be used on `device`; empty if it may."""
     return _problem("deform_conv", device)
@@ -97,6 +113,14 @@ def npu_deform_conv_problem(device: torch.device) -> str:
 def npu_fused_sgd_problem(device: torch.device) -> str:
     """Why `npu_fused_sgd` must not be used on `device`; empty if it may."""
     return _problem("fused_sgd", device)
+
+
+def library_fused_sgd_problem(device: torch.device, level: str) -> str:
+    """Why `library_fused_sgd` must not be used on `device` at this --opt_level; empty if it may."""
+    if level == "O0":
+        return ("on PyTorch {} it is apex's, which works at --opt_level O1 and O2 only".format(
+            torch.__version__))
+    return _problem("apex_sgd_" + level, device)
 
 
 def npu_cross_entropy_problem(device: torch.device) -> str:
@@ -155,10 +179,26 @@ def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
     return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
-def try_fused_sgd(device: torch.device) -> str:
-    """Take steps with `npu_fused_sgd` here; what is wrong with it beside PyTorch's SGD on the CPU.
+def library_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
+                   weight_decay: float) -> Any:
+    """The `NpuFusedSGD` of apex, for PyTorch 1.5 and 1.8; `amp.initialize` has to take it over."""
+    optim = importlib.import_module("apex.optimizers")
+    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    What is compared is a view of the parameter, made before the first step.
+
+def _initialized(kernel: Any, level: str, device: torch.device) -> Any:
+    """The optimiser as `utils.amp.Precision` has apex take it over."""
+    amp = importlib.import_module("apex.amp")
+    amp.initialize(nn.Linear(1, 1).to(device), kernel, opt_level=level, loss_scale=1.0,
+                   combine_grad=True, verbosity=0)
+    kernel.zero_grad()
+    return kernel
+
+
+def try_fused_sgd(device: torch.device, level: str = "") -> str:
+    """Take steps with `npu_fused_sgd`, or at a level `library_fused_sgd`, beside PyTorch's SGD.
+
+    What is compared is a view of the parameter, made before the first step. Returns what is wrong.
     """
     settings: Dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
     start = _wave(24, 0.7)
@@ -166,9 +206,10 @@ def try_fused_sgd(device: torch.device) -> str:
     reference = torch.optim.SGD([expected], **settings)
     flat = start.to(device)
     view, whole = flat[8:16], nn.Parameter(flat)
-    whole.grad = torch.zeros_like(flat)
     try:
-        fused = npu_fused_sgd([whole], **settings)
+        fused = (_initialized(library_fused_sgd([whole], **settings), level, device) if level
+                 else npu_fused_sgd([whole], **settings))
+        whole.grad = torch.zeros_like(flat)
         for step in range(3):
             gradient = _wave(24, 1.1 + step)
             expected.grad = gradient
@@ -177,9 +218,9 @@ def try_fused_sgd(device: torch.device) -> str:
             fused.step()
         found = view.cpu()
     except Exception as error:  # the plugin raises whatever its libraries raise
-        return "the plugin's optimiser failed its trial ({})".format(_first_line(error))
+        return "the fused optimiser failed its trial ({})".format(_first_line(error))
     if not bool((found - expected.detach()[8:16]).abs().max() <= FLOAT32_TOLERANCE):
-        return "the plugin's optimiser deviates from the reference in its trial"
+        return "the fused optimiser deviates from the reference in its trial"
     return ""
 
 
@@ -289,9 +330,13 @@ def main(argv: Sequence[str]) -> int:
     from layers.deform_conv import convolve_plainly
     from layers.ohem import cross_entropy
 
-    trials = {"cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
-              "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
-              "fused_sgd": try_fused_sgd}
+    trials: Dict[str, Callable[[torch.device], str]] = {
+        "cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
+        "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
+        "fused_sgd": try_fused_sgd,
+        "apex_sgd_O1": functools.partial(try_fused_sgd, level="O1"),
+        "apex_sgd_O2": functools.partial(try_fused_sgd, level="O2"),
+    }
     _operator("npu_deformable_conv2d")  # the plugin makes the device known
     runtime = getattr(torch, "npu", None)
     config = getattr(runtime, "config", None)

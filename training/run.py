@@ -20,6 +20,8 @@ from data.targets import ground_truth_slots
 from layers.anchors import make_priors
 from layers.fused_ops import (
     CROSS_ENTROPY_ROWS,
+    library_fused_sgd,
+    library_fused_sgd_problem,
     npu_cross_entropy,
     npu_cross_entropy_problem,
     npu_fused_sgd,
@@ -32,7 +34,7 @@ from training.batch_size import choose_batch_size, resumed_batch_size
 from training.memory import Trial, estimate
 from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.best_score import BestScore
-from utils.device import pin_memory_supported
+from utils.device import has_autocast, pin_memory_supported
 from utils.ema import WeightAverage
 from utils.errors import UserError
 from utils.fused_optimizer import FusedSGD
@@ -144,18 +146,25 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
     return choice.batch_size
 
 
-def choose_sgd(fused: bool, optimizer: str, device: torch.device) -> Callable[..., FlatSGD]:
-    """What makes the optimiser: ours, or with --fused_optimizer the Ascend plugin's."""
+def choose_sgd(fused: bool, optimizer: str, device: torch.device,
+               level: str = "O0") -> Callable[..., FlatSGD]:
+    """What makes the optimiser: ours, or with --fused_optimizer the Ascend plugin's.
+
+    The plugin for PyTorch 1.5 and 1.8 has none; there it is that of the library that casts.
+    """
     if not fused:
         return FlatSGD
+    kernel = npu_fused_sgd if has_autocast() else library_fused_sgd
     problem = "" if optimizer == "sgd" else "the recipe's optimiser is {}".format(optimizer)
+    if not problem and device.type != "npu":
+        problem = "this device is {}".format(device.type)
     if not problem:
-        problem = (npu_fused_sgd_problem(device) if device.type == "npu"
-                   else "this device is {}".format(device.type))
+        problem = (npu_fused_sgd_problem(device) if has_autocast()
+                   else library_fused_sgd_problem(device, level))
     if problem:
         raise UserError("--fused_optimizer is the Ascend plugin's SGD, but {}; leave it out"
                         .format(problem))
-    return functools.partial(FusedSGD, kernel=npu_fused_sgd)
+    return functools.partial(FusedSGD, kernel=kernel)
 
 
 def choose_row_losses(fused: bool, device: torch.device, images: int,
@@ -224,7 +233,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(
         config, model, last=batch_norm_parameters(model) if precision.level == "O2" else (),
-        sgd=choose_sgd(args.fused_optimizer, config.optimizer, device))
+        sgd=choose_sgd(args.fused_optimizer, config.optimizer, device, precision.level))
     precision.prepare(model, optimizer)
     records = StepRecords(precision.scale_floor, sharing.on_any_card)
     average = WeightAverage(model, optimizer, config.ema_decay) if config.ema_decay else None

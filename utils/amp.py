@@ -84,12 +84,15 @@ class Precision:
     """How a training step computes; `build_precision` makes it from the command line.
 
     On PyTorch 1.5 and 1.8 a library of its own casts (`utils.device.casting_library`). It is used
-    by its public interface, without an optimiser: `initialize` patches PyTorch's functions (O1) or
-    the network (O2), `disable_casts` keeps the loss in float32, and `scale_loss` with a scale of 1
-    and no optimiser does one thing, dropping the half copies of the weights after each backward
-    pass, without which the next forward would see the weights of the first. Its scaler,
-    its merging of gradients and its fused optimisers are not: they do what the flat optimiser does
-    anyway, but ask the device for the verdict of each step.
+    by its public interface. `initialize` patches PyTorch's functions (O1) or the network (O2).
+    Patched functions cast wherever they are called, so `disable_casts` is entered at once and left
+    for the forward pass of the network alone: neither the loss nor an optimiser's or validation's
+    tensors are cast, and the memory estimate's small network on the CPU does not end in an error
+    of the library. `scale_loss` with a scale of 1 and no optimiser does one thing, dropping the
+    half copies of the weights after each backward pass, without which the next forward would see
+    the weights of the first. Its scaler is not used: it asks the device for the verdict of each
+    step. Its merging of gradients is, with its fused optimiser, which gets the flat optimiser's one
+    parameter and one gradient (`utils.fused_optimizer`).
 
     Args:
         level: one of `LEVELS`.
@@ -109,6 +112,8 @@ class Precision:
         self.used_scale: Optional[Tensor] = None
         """Scale of the last step."""
         self._library = library
+        self._no_casts: Any = None
+        """The library's context in which it casts nothing; entered but in the forward pass."""
         self._reads_register = scale is not None and saturates(self.device)
         self._overflow: Optional[Tensor] = None
         self._masters: List[Tuple[nn.Parameter, Tensor]] = []
@@ -130,12 +135,13 @@ class Precision:
 
     def prepare(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
         """Convert the network; after its optimiser is made and before it is wrapped."""
-        if self._library is not None and self.level != "O0":
-            self._library.initialize(model, opt_level=self.level, loss_scale=1.0, verbosity=0)
+        chosen = half_parameters(model) if self.level == "O2" else []
+        # Before the library: it rounds all of them.
+        self._masters = [(p, p.detach().clone()) for p in chosen if not p.requires_grad]
+        if self._library is not None:
+            self._initialize_library(model, optimizer)
         if self.level != "O2":
             return
-        chosen = half_parameters(model)
-        self._masters = [(p, p.detach().clone()) for p in chosen if not p.requires_grad]
         for parameter, _ in self._masters:
             parameter.data = parameter.data.to(self.dtype)
         optimizer.halve(chosen, self.dtype)
@@ -143,17 +149,34 @@ class Precision:
         self._masters += [(p, values) for p, values in optimizer.masters() if id(p) in numbers]
         self._optimizer = optimizer
 
+    def _initialize_library(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
+        fused = {} if optimizer.kernel is None else {"optimizers": optimizer.kernel,
+                                                     "combine_grad": True}
+        self._library.initialize(model, opt_level=self.level, loss_scale=1.0, verbosity=0, **fused)
+        if fused:
+            optimizer.restart_kernel()
+        if self.level == "O1":
+            self._stop_casts()
+
     def forward(self) -> ContextManager[Any]:
         """Context for the forward pass of the network, and of nothing else."""
-        if self.level != "O1" or self._library is not None:
+        if self.level != "O1":
             return _nothing()
+        if self._library is not None:
+            return self._casts()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def float32(self) -> ContextManager[Any]:
-        """Context for what has to run in float32: the loss, evaluation."""
-        if self.level == "O1" and self._library is not None:
-            return self._library.disable_casts()
-        return _nothing()
+    @contextlib.contextmanager
+    def _casts(self) -> Iterator[None]:
+        self._no_casts.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self._stop_casts()
+
+    def _stop_casts(self) -> None:
+        self._no_casts = self._library.disable_casts()
+        self._no_casts.__enter__()
 
     def widen(self, predictions: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """The network's output in float32."""
@@ -186,6 +209,8 @@ class Precision:
     def step(self, optimizer: FlatOptimizer, lr: float, overflow: Optional[Tensor] = None) -> None:
         """Update the parameters unless a gradient overflowed, then the scale."""
         optimizer.step(lr, self.used_scale, overflow)
+        if self._no_casts is not None:
+            self._stop_casts()  # the library's own optimiser ends with casts on
         if self.scale is not None:
             self.scale.update(optimizer.step_finite)
 
@@ -202,8 +227,7 @@ class Precision:
         for module, name, parameter in taken:
             module._parameters[name] = masters[id(parameter)]
         try:
-            with self.float32():
-                yield
+            yield
         finally:
             for module, name, parameter in taken:
                 module._parameters[name] = parameter

@@ -25,7 +25,7 @@ class FusedSGD(FlatSGD):
     Args:
         groups: see `FlatOptimizer`; one weight decay for all.
         kernel: makes the optimiser from parameters, `lr`, `momentum` and `weight_decay`, such as
-            `layers.fused_ops.npu_fused_sgd`.
+            `layers.fused_ops.npu_fused_sgd` and `library_fused_sgd`.
         momentum, weight_decay, clip_norm: see `FlatOptimizer`.
     """
 
@@ -36,7 +36,7 @@ class FusedSGD(FlatSGD):
             raise ValueError("a fused optimiser has one weight decay for all parameters")
         self._whole = nn.Parameter(self._flat)
         self._whole.grad = torch.zeros_like(self._flat)
-        self._kernel = kernel([self._whole], lr=0.0, momentum=momentum, weight_decay=weight_decay)
+        self.kernel = kernel([self._whole], lr=0.0, momentum=momentum, weight_decay=weight_decay)
         self._share_momentum()
 
     def _update(self, grad: Tensor, lr: float) -> None:
@@ -44,11 +44,21 @@ class FusedSGD(FlatSGD):
             return
         assert self._whole.grad is not None
         self._whole.grad.copy_(grad)
-        self._kernel.param_groups[0]["lr"] = lr
-        self._kernel.step()
+        self.kernel.param_groups[0]["lr"] = lr
+        self.kernel.step()
         # The first step has moved both to buffers of the kernel's.
         self._addresses = [p.data_ptr() for p in self.parameters]
-        self._buffers["momentum"] = self._kernel.state[self._whole]["momentum_buffer"]
+        self._buffers["momentum"] = self.kernel.state[self._whole]["momentum_buffer"]
+
+    def restart_kernel(self) -> None:
+        """Call after a library has replaced the methods and the state of `kernel`.
+
+        The library that casts makes its state at the first `zero_grad`, without which there is no
+        first step, and drops the gradient and copies the momentum there.
+        """
+        self.kernel.zero_grad()
+        self._whole.grad = torch.zeros_like(self._flat)
+        self._share_momentum()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
@@ -56,4 +66,4 @@ class FusedSGD(FlatSGD):
         self._share_momentum()
 
     def _share_momentum(self) -> None:
-        self._kernel.state[self._whole]["momentum_buffer"] = self._buffers["momentum"]
+        self.kernel.state[self._whole]["momentum_buffer"] = self._buffers["momentum"]

@@ -58,6 +58,8 @@ class FlatOptimizer:
     """
 
     buffer_names: Tuple[str, ...] = ()
+    kernel: Any = None
+    """Optimiser of another library that makes the update, see `utils.fused_optimizer`."""
 
     def __init__(self, groups: Groups, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
         grouped = _as_groups(groups, weight_decay)
@@ -96,6 +98,9 @@ class FlatOptimizer:
             if id(parameter) in numbers:
                 parameter.data = view
         self._addresses = [p.data_ptr() for p in self.parameters]
+
+    def restart_kernel(self) -> None:
+        """Call after a library has replaced the methods and the state of `kernel`."""
 
     def masters(self) -> List[Tuple[nn.Parameter, Tensor]]:
         """Each parameter with its float32 values: itself, or what `halve` keeps for it."""

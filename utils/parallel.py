@@ -145,13 +145,10 @@ def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimiz
         with sharing.local_gradients(network, last=part is parts[-1]):
             with precision.forward():
                 predictions = network(part.images)
-            with precision.float32():
-                losses = criterion(precision.widen(predictions), part,
-                                   sharing.positives_per_share())
-                if len(parts) > 1:
-                    losses = {name: loss / len(parts) for name, loss in losses.items()}
-                loss = poison(total_of(losses))
-            precision.backward(loss)
+            losses = criterion(precision.widen(predictions), part, sharing.positives_per_share())
+            if len(parts) > 1:
+                losses = {name: loss / len(parts) for name, loss in losses.items()}
+            precision.backward(poison(total_of(losses)))
         for name, loss in losses.items():
             shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
     overflow = precision.take_overflow()
