@@ -87,8 +87,8 @@ MEASURED = [
     ("yolact_base", 400, "O1", 2, 1000, 8, 2516),
     ("yolact_darknet53", 400, "O0", 2, 1116, 8, 3276),
     ("yolact_darknet53", 550, "O0", 2, 1759, 6, 4475),
-    ("yolact_plus_resnet50", 550, "O0", 1, 1185, 2, 2096),
-    ("yolact_plus_resnet50", 550, "O1", 1, 984, 2, 1653),
+    ("yolact_plus_resnet50", 400, "O0", 2, 1228, 8, 4044),
+    ("yolact_plus_resnet50", 550, "O1", 2, 1649, 6, 4291),
 ]
 """Peaks in MiB of two batches, by torch_npu's allocator over the emulator."""
 

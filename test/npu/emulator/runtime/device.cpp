@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 #include <string>
 
 #include "acl/acl.h"
@@ -22,6 +23,30 @@ thread_local std::string last_error;
 uint32_t device_count() {
     const char* text = std::getenv("NPUEMU_DEVICES");
     return text ? static_cast<uint32_t>(std::atoi(text)) : 8;
+}
+
+// What CANN says where somebody else has a card, as in reports from hosts with cards.
+constexpr const char* kBusy =
+    "[PID: 4242] 2026-01-01-00:00:00.000.000 Resource_Busy(EL0005): The resources are busy.\n"
+    "        Possible Cause: 1. The resources have been occupied. 2. The device is being reset. 3. "
+    "Software is not ready.\n"
+    "        Solution: 1. Close applications not in use. 2. Wait for a while and try again.\n";
+
+const char* busy() {
+    const char* text = std::getenv("NPUEMU_BUSY");
+    return text ? text : "";
+}
+
+// Whether NPUEMU_BUSY, numbers with commas between them, names the card.
+bool is_held(int32_t device) {
+    std::stringstream numbers(busy());
+    std::string number;
+    while (std::getline(numbers, number, ',')) {
+        if (number == std::to_string(device)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 }  // namespace
@@ -45,7 +70,9 @@ EXPORT int npuemu_not_emulated(const char* what) {
     return ACL_ERROR_API_NOT_SUPPORT;
 }
 
-EXPORT aclError aclInit(const char*) { return ACL_SUCCESS; }
+EXPORT aclError aclInit(const char*) {
+    return std::strcmp(busy(), "driver") == 0 ? ACL_ERROR_RT_DRV_INTERNAL_ERROR : ACL_SUCCESS;
+}
 EXPORT aclError aclFinalize() { return ACL_SUCCESS; }
 EXPORT const char* aclGetRecentErrMsg() {
     return last_error.empty() ? nullptr : last_error.c_str();
@@ -83,6 +110,10 @@ EXPORT aclError aclrtGetDeviceCount(uint32_t* count) {
 EXPORT aclError aclrtSetDevice(int32_t device) {
     if (device < 0 || device >= static_cast<int32_t>(device_count())) {
         return ACL_ERROR_RT_INVALID_DEVICEID;
+    }
+    if (is_held(device)) {
+        last_error = kBusy;  // no npuemu_error: nothing is wrong with the emulator
+        return ACL_ERROR_RT_DEV_SETUP_ERROR;
     }
     current_device = device;
     return ACL_SUCCESS;

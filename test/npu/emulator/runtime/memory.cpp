@@ -24,8 +24,15 @@ std::atomic<uint64_t> copy_calls[4];
 std::atomic<uint64_t> copy_bytes[4];
 std::atomic<uint64_t> synchronisations{0};
 
+// NPUEMU_TAKEN: MiB of the device that another process holds.
+size_t free_bytes() {
+    const char* taken = std::getenv("NPUEMU_TAKEN");
+    const size_t used = bytes_in_use + (taken ? std::strtoull(taken, nullptr, 10) << 20 : 0);
+    return used < kDeviceBytes ? kDeviceBytes - used : 0;
+}
+
 aclError allocate(void** pointer, size_t size) {
-    if (posix_memalign(pointer, kDeviceAlignment, size + kPadding) != 0) {
+    if (size > free_bytes() || posix_memalign(pointer, kDeviceAlignment, size + kPadding) != 0) {
         return ACL_ERROR_RT_MEMORY_ALLOCATION;
     }
     const char* poison = std::getenv("NPUEMU_POISON");
@@ -117,7 +124,7 @@ EXPORT aclError aclrtMemsetAsync(void* pointer, size_t, int32_t value, size_t si
 }
 EXPORT aclError aclrtGetMemInfo(aclrtMemAttr, size_t* available, size_t* total) {
     *total = kDeviceBytes;
-    *available = kDeviceBytes - bytes_in_use;
+    *available = free_bytes();
     return ACL_SUCCESS;
 }
 // Refusing virtual addresses keeps the allocator in its plain mode.
