@@ -91,7 +91,7 @@ def end_lines(run: Run, outcome: Any, seconds: float, path: Optional[str],
         following.append(_after_the_end(run, path, finished, outcome.stopped_early))
     return end_card(outcome.done, outcome.done / run.loader.epoch_size, seconds,
                     outcome.images_per_second, best, why, [words for _, words in following],
-                    ", ".join(title for title, _ in following))
+                    ", ".join(title for title, _ in following), run.records.total_skipped)
 
 
 def _counts(name: str, dataset: CocoDataset) -> SplitCounts:

@@ -138,7 +138,7 @@ class Best(NamedTuple):
 
 def end_card(done: int, epochs: float, seconds: float, images_per_second: float,
              best: Optional[Best], why: str = "", commands: Sequence[Sequence[str]] = (),
-             note: str = "") -> List[str]:
+             note: str = "", skipped: int = 0) -> List[str]:
     """What came out, and what to type next.
 
     Args:
@@ -150,6 +150,7 @@ def end_card(done: int, epochs: float, seconds: float, images_per_second: float,
         why: the training ended before its schedule did; empty otherwise.
         commands: words of each command.
         note: what to know about them.
+        skipped: steps whose update was left out, since the start of the training.
     """
     speed = ("{:.1f} images/s on average".format(images_per_second) if images_per_second
              else "speed not measured (too few iterations)")
@@ -157,6 +158,9 @@ def end_card(done: int, epochs: float, seconds: float, images_per_second: float,
         done, epochs, duration(seconds), speed))]
     if why:
         lines.append(named_line("Ended early", why))
+    if skipped:
+        lines.append(named_line("Skipped", "{} update{} of {}: the loss or a gradient was not finite"
+                                .format(skipped, _s(skipped), done)))
     if best is None:
         lines.append(named_line("Best mAP", "not known: no validation (--validation_epoch)"))
     else:

@@ -100,6 +100,12 @@ def test_the_end_of_a_run_that_measured_nothing():
         "kept (--save_interval)"]
 
 
+@pytest.mark.parametrize("skipped, words", [(1, "1 update of 10"), (4, "4 updates of 10")])
+def test_the_end_card_counts_the_updates_that_were_left_out(skipped, words):
+    lines = end_card(10, 0.1, 3, 1.0, None, skipped=skipped)
+    assert lines[1] == "Skipped      : " + words + ": the loss or a gradient was not finite"
+
+
 def test_no_line_looks_like_one_that_programs_search_for():
     text = START + END
     assert not re.search(r"avg_fps:| T: |^ *(box|mask) *\||box|mask", text)

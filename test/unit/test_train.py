@@ -115,8 +115,10 @@ def test_step_that_is_not_finite_changes_nothing(flags, tmp_path, capsys, monkey
     """Poison one step in the middle: it is named, and the run goes on without it."""
     bad = _poison_steps(monkeypatch, [2])
     assert train.main(flags) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "not finite" in line)
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "not finite" in line)
     assert line.startswith("iteration 2: loss (B: nan) not finite")
+    assert "\nSkipped      : 1 update of 6" in out
     assert all(str(image_id) in line for image_id in bad[2])
     assert all(torch.isfinite(value).all() for value in weights_of(tmp_path, STEPS).values())
 
