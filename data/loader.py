@@ -6,7 +6,6 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 
 from __future__ import annotations
 
-import signal
 from typing import (
     Any,
     Dict,
@@ -21,7 +20,6 @@ from typing import (
     Union,
 )
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -35,6 +33,7 @@ from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker, ground_truth_slots
 from utils.compat import iterate, loader_generator
 from utils.errors import UserError
+from utils.loader_worker import start_worker
 
 _ORDER_STREAM = 2 ** 32 - 1
 """Takes the place of an image's index where the order of an epoch is drawn."""
@@ -173,7 +172,7 @@ class TrainLoader:
         batches = DataLoader(
             self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
             collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
-            pin_memory=self.pin_memory, worker_init_fn=_start_worker, **loader_generator(self.seed))
+            pin_memory=self.pin_memory, worker_init_fn=start_worker, **loader_generator(self.seed))
         for batch in iterate(batches):
             if isinstance(batch, UserError):
                 raise batch
@@ -240,11 +239,3 @@ def _collate_packed(
         samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[PackedBatch, UserError]:
     batch = _collate_or_error(samples)
     return batch if isinstance(batch, UserError) else pack(batch)
-
-
-def _start_worker(worker: int) -> None:
-    """One thread a worker; Ctrl-C and SIGTERM are the training process's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

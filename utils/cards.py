@@ -159,8 +159,9 @@ def end_card(done: int, epochs: float, seconds: float, images_per_second: float,
     if why:
         lines.append(named_line("Ended early", why))
     if skipped:
-        lines.append(named_line("Skipped", "{} update{} of {}: the loss or a gradient was not finite"
-                                .format(skipped, _s(skipped), done)))
+        lines.append(named_line(
+            "Skipped", "{} update{} of {}: the loss or a gradient was not finite".format(
+                skipped, _s(skipped), done)))
     if best is None:
         lines.append(named_line("Best mAP", "not known: no validation (--validation_epoch)"))
     else:

@@ -34,6 +34,9 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
         end_workers = getattr(iterator, "_shutdown_workers", None)  # absent without workers
         if end_workers is not None:
             end_workers()
+        for worker in getattr(iterator, "_workers", ()):
+            if worker.is_alive():  # SIGTERM, which PyTorch has sent by now, may be ignored
+                worker.kill()
 
 
 def unsynchronised_buffers() -> Dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from dataclasses import dataclass
 from typing import (
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.compat import iterate
 from utils.errors import UserError
+from utils.loader_worker import start_worker
 from utils.progress import ImageProgress
 
 Item = Tuple[np.ndarray, int, int, int]
@@ -86,7 +86,7 @@ class EvaluationLoader:
         self.batch_size = batch_size
         self._loader = DataLoader(
             images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
-            collate_fn=self._collate, worker_init_fn=_start_worker)
+            collate_fn=self._collate, worker_init_fn=start_worker)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -107,12 +107,6 @@ class EvaluationLoader:
             planes[n] = item[0]
         return (torch.from_numpy(planes), [item[1] for item in good],
                 [(item[2], item[3]) for item in good])
-
-
-def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,

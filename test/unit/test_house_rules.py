@@ -26,7 +26,8 @@ NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pyc
 ALLOWED_IMPORTS = {
     "utils": {"utils"},
     # data.shapes, data.convert and data.check are commands, too.
-    "data": {"data", "utils.compat", "utils.cli", "utils.files", "utils.drawing"},
+    "data": {"data", "utils.compat", "utils.cli", "utils.files", "utils.drawing",
+             "utils.loader_worker"},
     "layers": {"layers"},
     "backbone": {"layers"},
     "yolact": {"backbone", "layers", "data.config"},

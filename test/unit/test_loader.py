@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -150,3 +154,18 @@ def test_prefetcher_puts_batches_on_the_device(device):
     moved = take(DevicePrefetcher(make_loader(), device), 3)
     assert all(batch.images.device.type == device.type for batch in moved)
     assert_same(expected, [batch.to("cpu") for batch in moved])
+
+
+def test_workers_leave_sigterm_to_the_training_process():
+    """`timeout` and batch systems send it to every process of a job."""
+    expected = take(make_loader(), 30)
+    batches = iter(make_loader(workers=2))
+    found = [next(batches), next(batches)]  # one of each worker
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.5)  # what died of it would be noticed by the next batch
+    found += [next(batches) for _ in range(28)]
+    assert_same(found, expected)
+    batches.close()
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
