@@ -239,7 +239,7 @@ def _add_device(parser: ArgumentParser) -> None:
                             "float16, none for bfloat16")
     add_switch(group, "--fused_optimizer",
                help="SGD by the Ascend plugin's fused kernels; waits for the device in each step, "
-                    "which the default does not")
+                    "which the default does not (PyTorch 1.5 and 1.8: at O1 and O2 only)")
     add_switch(group, "--fused_loss",
                help="cross entropy of the classes by the Ascend plugin's fused kernel (A2 and A3; "
                     "up to 10 images of 550 pixels per card)")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers.fused_ops import without_casts
+from layers.fused_ops import library_fused_sgd_problem, without_casts
 from training import run as training_run
 from unit.casting_library import Real, library  # noqa: F401 - a fixture
 from unit.test_amp import Criterion, Part, Stub
@@ -185,6 +185,13 @@ def test_the_librarys_fused_optimiser(device, library, level):  # noqa: F811
     for number in range(5, 7):
         assert step(*made, seed=number) == step(*again, seed=number)
     assert torch.equal(made[1].flat, again[1].flat)
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_the_trial_of_the_fused_optimiser(device, library, level):  # noqa: F811
+    if device.type != "npu" or not isinstance(library, Real):
+        pytest.skip("its kernels want their own device")
+    assert library_fused_sgd_problem(device, level) == ""
 
 
 def test_a_fused_optimiser_wants_a_level_and_a_device(monkeypatch):
