@@ -133,7 +133,7 @@ class ResNet(nn.Module):
         base_width: channels of the stem and width of the first stage; doubles with each stage.
         selected_layers: stages (0-based) whose feature maps are returned, finest first.
         dcn_layers: how many of each stage's last blocks may be deformable; none by default.
-        dcn_interval: of these only the blocks whose number in the stage this divides are.
+        dcn_interval: of these, those whose index in the stage is a multiple of it.
 
     `channels` holds the output channels of every stage; stage i has stride `4 * 2**i`.
     """

@@ -68,7 +68,7 @@ class Config:
     dcn_layers: Tuple[int, ...] = (0, 0, 0, 0)
     """Blocks at the end of each ResNet stage that may be deformable (YOLACT++)."""
     dcn_interval: int = 1
-    """Of these, the blocks whose number in the stage this divides are deformable."""
+    """Of these, the blocks whose index in the stage is a multiple of this are deformable."""
     max_size: int = 550
     """S, side of the square network input in pixels."""
     pixel_mean: Tuple[float, float, float] = IMAGENET_MEAN
@@ -169,6 +169,7 @@ class Config:
         _check_choice(self, "schedule", SCHEDULES)
         _check_choice(self, "dataset", DATASETS)
         self._check_ranges()
+        self._check_order()
         if self.num_classes < 2:
             raise _invalid(self, "num_classes", "at least 2 (background and one class)")
         levels = len(self.selected_layers) + self.fpn_num_downsample
@@ -176,7 +177,7 @@ class Config:
             raise _invalid(self, "pred_scales", "one list of anchor sides for each of the {} "
                            "pyramid levels".format(levels))
         self._check_plus()
-        self._check_comforts()
+        self._check_training_options()
 
     def _check_ranges(self) -> None:
         for field in _ABOVE_ZERO:
@@ -188,12 +189,18 @@ class Config:
         for field in _FRACTIONS:
             if not 0 <= getattr(self, field) <= 1:
                 raise _invalid(self, field, "a number from 0 to 1")
-        if list(self.lr_steps) != sorted(self.lr_steps):
-            raise _invalid(self, "lr_steps", "ascending iterations")
         if not all(value > 0 for value in self.pixel_std):
             raise _invalid(self, "pixel_std", "numbers above 0")
 
-    def _check_comforts(self) -> None:
+    def _check_order(self) -> None:
+        if list(self.lr_steps) != sorted(self.lr_steps):
+            raise _invalid(self, "lr_steps", "ascending iterations")
+        for field, limit in (("negative_iou", "positive_iou"), ("max_num_detections", "nms_top_k")):
+            if getattr(self, field) > getattr(self, limit):
+                raise _invalid(self, field, "at most {}, which is {:g}".format(
+                    limit, getattr(self, limit)))
+
+    def _check_training_options(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise _invalid(self, "ema_decay", "0 (off) or a number below 1 such as 0.9998")
         stages = self.num_stages

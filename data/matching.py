@@ -6,7 +6,7 @@ from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
-CENTRE_VARIANCE, SIZE_VARIANCE = np.float32(0.1), np.float32(0.2)
+CENTER_VARIANCE, SIZE_VARIANCE = np.float32(0.1), np.float32(0.2)
 _SMALLEST_SIDE = np.float32(1e-6)
 _ZERO, _NEVER, _TAKEN = np.float32(0), np.float32(-1), np.float32(2)
 
@@ -166,5 +166,5 @@ def _encode(boxes: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """SSD's box encoding: `[n, 4]` corners against `[n, 4]` cxcywh priors."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2) - priors[:, :2]
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], _SMALLEST_SIDE) / priors[:, 2:]
-    return np.concatenate([centres / (CENTRE_VARIANCE * priors[:, 2:]),
+    return np.concatenate([centres / (CENTER_VARIANCE * priors[:, 2:]),
                            np.log(sides) / SIZE_VARIANCE], axis=1)

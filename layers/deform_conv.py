@@ -2,7 +2,8 @@
 
 A 3x3 convolution whose nine taps are read at learned offsets from the grid, each times a learned
 factor in 0..1. On an NPU the plugin's operator runs, elsewhere torchvision's where it is installed
-and works, and plain PyTorch otherwise; `deform_conv_way` says which, and why. The results agree.
+and works, and plain PyTorch otherwise; `deform_conv_backend` says which, and why. The results
+agree.
 
 Letters: B batch, H x W size of the input, h x w of the output, T = 9 taps by row and column.
 """
@@ -22,14 +23,14 @@ from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem, without
 
 _LOG = logging.getLogger(__name__)
 
-WAYS = ("npu", "torchvision", "plain")
+BACKENDS = ("npu", "torchvision", "plain")
 
 
-class Way(NamedTuple):
+class Backend(NamedTuple):
     """How deformable convolution runs on a device."""
 
     name: str
-    """One of `WAYS`."""
+    """One of `BACKENDS`."""
     reason: str
     """Why not one of the faster ways; empty for "npu" and "torchvision"."""
 
@@ -37,16 +38,16 @@ class Way(NamedTuple):
         return "{}{}".format(self.name, self.reason and " ({})".format(self.reason))
 
 
-def deform_conv_way(device: torch.device) -> Way:
-    """Which way runs on `device`. The answer is found out once: on an NPU by a trial run.
+def deform_conv_backend(device: torch.device) -> Backend:
+    """Which backend runs on `device`. The answer is found out once: on an NPU by a trial run.
 
-    The plain way on an accelerator is slower and is logged as a warning with its reason.
+    The plain one on an accelerator is slower and is logged as a warning with its reason.
     """
-    return _find_way(device)
+    return _find_backend(device)
 
 
 @functools.lru_cache(maxsize=None)
-def _find_way(device: torch.device) -> Way:
+def _find_backend(device: torch.device) -> Backend:
     if device.type == "npu":
         problem = npu_deform_conv_problem(device)
     else:
@@ -54,13 +55,13 @@ def _find_way(device: torch.device) -> Way:
     if problem and device.type != "cpu":
         _LOG.warning("deformable convolution runs as plain PyTorch on %s: %s", device, problem)
     if problem:
-        return Way("plain", problem)
-    return Way("npu" if device.type == "npu" else "torchvision", "")
+        return Backend("plain", problem)
+    return Backend("npu" if device.type == "npu" else "torchvision", "")
 
 
 def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
                             bias: Optional[Tensor] = None, stride: int = 1, padding: int = 1,
-                            way: Optional[str] = None) -> Tensor:
+                            backend: Optional[str] = None) -> Tensor:
     """Convolve `x` at displaced positions; zero outside of the input, bilinear between pixels.
 
     Args:
@@ -71,7 +72,7 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
         bias: `[out]`.
         stride: of the undisplaced grid, the same in both directions.
         padding: of the undisplaced grid, the same on all sides.
-        way: one of `WAYS`; by default that of `deform_conv_way(x.device)`.
+        backend: one of `BACKENDS`; by default that of `deform_conv_backend(x.device)`.
 
     Returns:
         `[B, out, h, w]` of `x`'s type. Half-precision inputs are computed in float32.
@@ -81,7 +82,7 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
         raise ValueError("offset and mask have {} and {} channels, expected {} and {}".format(
             offset.shape[1], mask.shape[1], 2 * taps, taps))
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
-           "plain": convolve_plainly}[way or deform_conv_way(x.device).name]
+           "plain": convolve_plainly}[backend or deform_conv_backend(x.device).name]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_casts(x.device):  # the kernels take float32 only
         result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),
@@ -107,8 +108,8 @@ class DeformConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.conv_offset_mask = nn.Conv2d(in_channels, 3 * self.taps, kernel_size, stride=stride,
                                           padding=padding)
-        self.way: Optional[str] = None
-        """Fixes one of `WAYS`, for exporters; None chooses by the device."""
+        self.backend: Optional[str] = None
+        """Fixes one of `BACKENDS`, for exporters; None chooses by the device."""
         bound = 1 / math.sqrt(in_channels * self.taps)
         nn.init.uniform_(self.weight, -bound, bound)
         self.zero_offsets()
@@ -122,7 +123,7 @@ class DeformConv2d(nn.Module):
         """`[B,in,H,W] -> [B,out,h,w]`."""
         offset, logits = self.conv_offset_mask(x).split([2 * self.taps, self.taps], 1)
         return modulated_deform_conv2d(x, offset, torch.sigmoid(logits), self.weight, self.bias,
-                                       self.stride, self.padding, self.way)
+                                       self.stride, self.padding, self.backend)
 
     def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
         """Bytes for the backward pass beside input and output, see `utils.memory.Activation`.

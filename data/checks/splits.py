@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 from data.checks.objects import some
 from data.checks.statistics import SplitStatistics
@@ -38,14 +38,15 @@ def class_findings(train: SplitStatistics, val: Optional[SplitStatistics]) -> Li
 
 def overlap_findings(train: CocoDataset, val: CocoDataset) -> List[str]:
     """Sentences about files that are in both: the same file, or one of its name and size."""
-    names: Dict[str, int] = {}
+    places: Dict[str, List[int]] = {}
     for index in range(len(train)):
-        names[os.path.basename(train.image_info(index)[0])] = index
+        places.setdefault(os.path.basename(train.image_info(index)[0]), []).append(index)
     shared = []
     for index in range(len(val)):
         name = val.image_info(index)[0]
-        other = names.get(os.path.basename(name))
-        if other is not None and _same(train.image_path(other), val.image_path(index)):
+        path = val.image_path(index)
+        if any(_same(train.image_path(other), path)
+               for other in places.get(os.path.basename(name), ())):
             shared.append(name)
     if not shared:
         return []
@@ -56,10 +57,7 @@ def overlap_findings(train: CocoDataset, val: CocoDataset) -> List[str]:
 def _same(path: str, other: str) -> bool:
     if os.path.abspath(path) == os.path.abspath(other):
         return True
-    sizes: List[Tuple[int, int]] = []
-    for name in (path, other):
-        try:
-            sizes.append((os.stat(name).st_size, 0))
-        except OSError:
-            return False
-    return sizes[0] == sizes[1]
+    try:
+        return os.stat(path).st_size == os.stat(other).st_size
+    except OSError:
+        return False

@@ -21,6 +21,7 @@ from data.checks.anchors import (
 from data.checks.memory import Memory
 from data.checks.objects import duplicates, rle_overlaps
 from data.checks.quick import quick_check
+from data.checks.splits import overlap_findings
 from data.checks.statistics import measure
 from data.coco import CocoDataset
 from data.config import get_config
@@ -185,6 +186,31 @@ def test_the_same_file_in_both_splits(tmp_path, capsys):
     pairs = ["--{}_{}".format(split, part) + "=" + value for split in ("train", "valid")
              for part, value in (("images", dataset.images_dir), ("info", dataset.annotation_file))]
     assert "3 of the 3 images of val are in train too" in run(capsys, "--quick", *pairs)[1]
+
+
+class Files:
+    """As much of a dataset as `overlap_findings` looks at."""
+
+    def __init__(self, folder, names):
+        self.folder, self.names = folder, names
+
+    def __len__(self):
+        return len(self.names)
+
+    def image_info(self, index):
+        return self.names[index], 8, 8
+
+    def image_path(self, index):
+        return str(self.folder / self.names[index])
+
+
+def test_files_of_one_name_in_several_folders_are_all_compared(tmp_path):
+    for place, content in {"a/x.png": b"same", "b/x.png": b"another", "c/x.png": b"same"}.items():
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(content)
+    train, val = Files(tmp_path, ["a/x.png", "b/x.png"]), Files(tmp_path, ["c/x.png"])
+    assert "1 of the 1 images of val are in train too" in overlap_findings(train, val)[0]
+    assert overlap_findings(Files(tmp_path, ["b/x.png"]), val) == []
 
 
 def test_a_file_that_does_not_load_is_an_error(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Deformable convolution against a slow second implementation, and each way against the plain."""
+"""Deformable convolution against a slow second one, and each backend against the plain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audit import SKIP_REASON, Recorder, available
 from conftest import ROOT
 
 from layers import deform_conv, fused_ops
-from layers.deform_conv import DeformConv2d, deform_conv_way, modulated_deform_conv2d
+from layers.deform_conv import DeformConv2d, deform_conv_backend, modulated_deform_conv2d
 
 CASES = [(5, 7, 1, 1), (7, 6, 2, 1), (4, 4, 1, 0), (3, 9, 2, 2)]
 """Height, width, stride, padding."""
@@ -57,9 +57,9 @@ def make_inputs(height, width, stride, padding, spread=2.0, dtype=torch.float32,
     return [torch.from_numpy(np.asarray(array)).to(dtype) for array in arrays]
 
 
-def gradients(way, inputs, stride, padding):
+def gradients(backend, inputs, stride, padding):
     leaves = [x.clone().requires_grad_() for x in inputs]
-    out = modulated_deform_conv2d(*leaves, stride=stride, padding=padding, way=way)
+    out = modulated_deform_conv2d(*leaves, stride=stride, padding=padding, backend=backend)
     pattern = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out)
     return [out.detach()] + list(torch.autograd.grad(out, leaves, pattern))
 
@@ -74,7 +74,7 @@ def assert_close(found, expected, rtol=1e-4):
 def test_plain_is_the_formula(device, height, width, stride, padding, spread):
     inputs = make_inputs(height, width, stride, padding, spread)
     found = modulated_deform_conv2d(*(x.to(device) for x in inputs), stride=stride,
-                                    padding=padding, way="plain")
+                                    padding=padding, backend="plain")
     expected = slow_deform_conv2d(*inputs, stride=stride, padding=padding)
     np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-4, atol=1e-4)
 
@@ -84,7 +84,8 @@ def test_gradients_of_plain(height, width, stride, padding):
     inputs = make_inputs(height, width, stride, padding, dtype=torch.float64, channels=2, batch=1)
     leaves = [x.requires_grad_() for x in inputs]
     assert torch.autograd.gradcheck(
-        lambda *args: modulated_deform_conv2d(*args, stride=stride, padding=padding, way="plain"),
+        lambda *args: modulated_deform_conv2d(*args, stride=stride, padding=padding,
+                                              backend="plain"),
         leaves)
 
 
@@ -102,7 +103,8 @@ def test_each_gradient_alone(device, wanted):
     inputs = [x.to(device) for x in make_inputs(5, 7, 1, 1)]
     expected = gradients("plain", inputs, 1, 1)[1 + wanted]
     leaf = inputs[wanted].clone().requires_grad_()
-    out = modulated_deform_conv2d(*(inputs[:wanted] + [leaf] + inputs[wanted + 1:]), way="plain")
+    out = modulated_deform_conv2d(*(inputs[:wanted] + [leaf] + inputs[wanted + 1:]),
+                                  backend="plain")
     out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out))
     assert_close([leaf.grad], [expected])
 
@@ -111,10 +113,10 @@ def test_each_gradient_alone(device, wanted):
 def test_without_displacement_it_is_a_convolution(device, stride):
     x, offset, mask, weight, bias = (t.to(device) for t in make_inputs(9, 7, stride, 1))
     found = modulated_deform_conv2d(x, torch.zeros_like(offset), torch.ones_like(mask), weight,
-                                    bias, stride, way="plain")
+                                    bias, stride, backend="plain")
     assert_close([found], [F.conv2d(x, weight, bias, stride, 1)])
     found = modulated_deform_conv2d(x, torch.zeros_like(offset), torch.ones_like(mask), weight,
-                                    None, stride, way="plain")
+                                    None, stride, backend="plain")
     assert_close([found], [F.conv2d(x, weight, None, stride, 1)])
 
 
@@ -122,7 +124,7 @@ def test_offsets_start_with_the_slope_towards_larger_coordinates():
     """At whole positions, where training starts, the slope jumps; also at the very border."""
     x, offset, mask, weight, bias = make_inputs(5, 6, 1, 1, dtype=torch.float64)
     offset = torch.zeros_like(offset).requires_grad_()
-    modulated_deform_conv2d(x, offset, mask, weight, bias, way="plain").sum().backward()
+    modulated_deform_conv2d(x, offset, mask, weight, bias, backend="plain").sum().backward()
     step, moved = 1e-3, np.zeros(offset.shape)
     base = slow_deform_conv2d(x, moved, mask, weight, bias, 1, 1)
     for tap in range(18):
@@ -149,14 +151,14 @@ def test_module_splits_offsets_from_factors(device):
         layer.conv_offset_mask.bias.copy_(torch.cat((offset, mask), 1)[0, :, 0, 0])
         found = layer(x[:1])
     expected = modulated_deform_conv2d(x[:1], offset[:1], torch.sigmoid(mask[:1]), weight,
-                                       torch.zeros_like(bias), way="plain")
+                                       torch.zeros_like(bias), backend="plain")
     assert_close([found], [expected])
 
 
 def test_half_precision_is_computed_in_float32(device):
     inputs = [x.half().to(device) for x in make_inputs(5, 5, 1, 1)]
-    found = modulated_deform_conv2d(*inputs, way="plain")
-    expected = modulated_deform_conv2d(*(x.float() for x in inputs), way="plain")
+    found = modulated_deform_conv2d(*inputs, backend="plain")
+    expected = modulated_deform_conv2d(*(x.float() for x in inputs), backend="plain")
     assert found.dtype == torch.float16
     assert torch.equal(found.float(), expected.half().float())
 
@@ -180,10 +182,10 @@ def test_plain_is_static():
 
 @pytest.fixture
 def fresh_choice():
-    """The choice of a way is made anew in the test and again after it."""
-    deform_conv._find_way.cache_clear()
+    """The choice is made anew in the test and again after it."""
+    deform_conv._find_backend.cache_clear()
     yield
-    deform_conv._find_way.cache_clear()
+    deform_conv._find_backend.cache_clear()
 
 
 def _install(monkeypatch, name, **functions):
@@ -213,16 +215,16 @@ def test_torchvision_is_chosen_and_given_its_arguments(monkeypatch, fresh_choice
         return deform_conv.convolve_plainly(x, offset, mask, weight, bias, stride, padding)
 
     _torchvision(monkeypatch, convolve)
-    assert str(deform_conv_way(torch.device("cpu"))) == "torchvision"
+    assert str(deform_conv_backend(torch.device("cpu"))) == "torchvision"
     inputs = make_inputs(7, 6, 2, 1)
     assert torch.equal(modulated_deform_conv2d(*inputs, stride=2),
-                       modulated_deform_conv2d(*inputs, stride=2, way="plain"))
+                       modulated_deform_conv2d(*inputs, stride=2, backend="plain"))
 
 
 def test_absent_torchvision_is_named(monkeypatch, fresh_choice):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    assert str(deform_conv_way(torch.device("cpu"))) == "plain (torchvision is not installed)"
+    assert str(deform_conv_backend(torch.device("cpu"))) == "plain (torchvision is not installed)"
 
 
 def test_broken_torchvision_is_named(monkeypatch, fresh_choice):
@@ -230,13 +232,13 @@ def test_broken_torchvision_is_named(monkeypatch, fresh_choice):
         raise RuntimeError("Couldn't load custom C++ ops.\nThis can happen if ...")
 
     _torchvision(monkeypatch, broken)
-    way = deform_conv_way(torch.device("cpu"))
-    assert way.name == "plain"
-    assert way.reason.endswith("does not work here: Couldn't load custom C++ ops.")
+    found = deform_conv_backend(torch.device("cpu"))
+    assert found.name == "plain"
+    assert found.reason.endswith("does not work here: Couldn't load custom C++ ops.")
 
 
 class Plugin:
-    """What the Ascend operators are documented to do, by the plain way on the CPU."""
+    """What the Ascend operators are documented to do, by the plain one on the CPU."""
 
     def __init__(self, order=(1, 0)):
         self.order = order  # of the y and x offsets in a stored pair; (0, 1) is a wrong layout
