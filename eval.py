@@ -28,17 +28,17 @@ from utils.cli import run_main
 from utils.coco_metrics import CocoEvaluator
 from utils.coco_results import CocoResults
 from utils.device import cards_of_host, describe, pin_memory_supported, select_device, synchronize
-from utils.distributed_eval import gather_state, shard
+from utils.distributed.evaluation import gather_state, shard
+from utils.distributed.failures import recorded
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.eval_flags import nms_kind, parse_eval_flags
-from utils.failures import recorded
 from utils.files import refuse_unwritable
 from utils.inference import StageTimes
 from utils.memory import MemoryNeed, parameter_bytes
 from utils.out_of_memory import Demand, explained
-from utils.predict_run import batch_size_of, input_of, predict
+from utils.prediction.run import batch_size_of, input_of, predict
 from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
-from utils.processes import Processes
 from utils.progress import ImageProgress
 from utils.report.evaluation import Scored
 from utils.report.record import AUTO, folder_for, record_evaluation, trouble

@@ -23,10 +23,14 @@ import torch
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
 from eval import detect_dataset
-from training.cards import end_lines, start_lines
 from training.folder import add_validation, finish_folder, open_folder
+from training.interrupts import StopRequest
+from training.log import RunLog, open_log
+from training.log_lines import StepTimer, Throughput, format_line
+from training.restarts import find_restart
 from training.run import Run, build_run, demand_of, resolve_config
 from training.saving import resume, save, scored_weights
+from training.summary import end_lines, start_lines
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (
@@ -37,21 +41,17 @@ from utils.device import (
     select_device,
     synchronize,
 )
+from utils.distributed.failures import recorded
+from utils.distributed.parallel import share_buffers, shared_step, told_by_main
+from utils.distributed.processes import Processes
+from utils.distributed.watchdog import WatchedLoader
 from utils.errors import UserError
-from utils.failures import recorded
 from utils.files import refuse_unwritable
-from utils.interrupts import StopRequest
 from utils.out_of_memory import explained
-from utils.parallel import share_buffers, shared_step, told_by_main
-from utils.processes import Processes
 from utils.progress import ProgressBar, StepPace
 from utils.report.evaluation import Scored
-from utils.restarts import find_restart
 from utils.run_folder import REPORT
-from utils.run_log import RunLog, open_log
 from utils.train_flags import parse_train_flags
-from utils.training_log import StepTimer, Throughput, format_line
-from utils.watchdog import WatchedLoader
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10

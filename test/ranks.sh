@@ -6,7 +6,8 @@
 #   MASTER_ADDR             address of host 0, needed with several hosts
 #   MASTER_PORT             default: a free port on one host, 29688 on several
 #   MAX_RESTARTS            how often a failed training starts again from its last checkpoint
-#   CPU_AFFINITY=off        leave all cores to all ranks; else each has its share (utils/affinity.py)
+#   CPU_AFFINITY=off        leave all cores to all ranks; else each has its share
+#                           (utils/distributed/affinity.py)
 # Files of each rank: test/output/$RANK/train_$RANK.log. With --device_id=4 the cards 4, 5, .. are
 # used and the folders are numbered from there, so several jobs fit on one host.
 
@@ -97,7 +98,7 @@ run_python() {  # LOG PROGRAM FLAG...
         port=${MASTER_PORT:-$(free_port)}
     fi
     run_logged "$log" "$PYTHON" "${launcher[@]}" "--nproc_per_node=$NPROC" "--master_port=$port" \
-        --no_python "$PYTHON" -m utils.supervise "$test_path/output" "$name" \
+        --no_python "$PYTHON" -m utils.distributed.supervise "$test_path/output" "$name" \
         "$PYTHON" -u "$program" "$@" || status=$?
     rm -rf "$elastic_files"
     return "$status"
@@ -132,7 +133,7 @@ send_signal() {  # SIGNAL
 # Leave with the status of the rank that failed first, after what happened to each.
 fail() {  # STATUS PROGRAM LOG [HINT]
     local status=0
-    "$PYTHON" -m utils.supervise --report "$test_path/output" "${2%.py}" "${numbers[@]}" ||
+    "$PYTHON" -m utils.distributed.supervise --report "$test_path/output" "${2%.py}" "${numbers[@]}" ||
         status=$?
     [[ -z ${4:-} ]] || echo "${4/_1p.sh/_8p.sh}" >&2
     exit "$((status == 0 ? $1 : status))"

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from training.memory import Trial, measure
 from utils.checkpoint import load_state
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.memory import (
     MARGIN,
@@ -20,7 +21,6 @@ from utils.memory import (
     process_peak,
     round_down,
 )
-from utils.processes import Processes
 
 LARGEST_STEP = 64
 """Images of a step that `auto` chooses at most. The learning rate grows with them, and eight cards

@@ -26,6 +26,8 @@ from layers.multibox_loss import MultiBoxLoss
 from utils.amp import batch_norm_parameters, build_precision
 from utils.checkpoint import rng_state, set_rng_state
 from utils.device import synchronize
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.memory import (
     MemoryNeed,
@@ -36,8 +38,6 @@ from utils.memory import (
     reset_peak_memory,
 )
 from utils.optimizer import FlatOptimizer, build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from yolact import Yolact, build_yolact
 
 SAMPLE_SIDE = 138

@@ -31,21 +31,21 @@ from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from layers.sync_batch_norm import convert
 from training.batch_size import choose_batch_size, resumed_batch_size
+from training.best_score import BestScore
 from training.memory import Trial, estimate
+from training.start_weights import load_start_weights
+from training.step_records import StepRecords
 from utils.amp import Precision, batch_norm_parameters, build_precision
-from utils.best_score import BestScore
 from utils.device import has_autocast, pin_memory_supported
+from utils.distributed.parallel import Sharing, wrap
+from utils.distributed.processes import Processes
 from utils.ema import WeightAverage
 from utils.errors import UserError
 from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatOptimizer, FlatSGD, build_optimizer
 from utils.out_of_memory import Demand
-from utils.parallel import Sharing, wrap
-from utils.processes import Processes
 from utils.run_folder import RunFolder
 from utils.schedule import LearningRate
-from utils.start_weights import load_start_weights
-from utils.step_records import StepRecords
 from utils.train_flags import AUTO, images_per_card
 from yolact import Yolact, build_yolact
 

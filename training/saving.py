@@ -9,11 +9,11 @@ import torch
 
 from data.config import Config
 from training.run import Run
+from training.state import check_same_run, pack_state, unpack_state
 from utils import checkpoint
 from utils.checkpoint import CheckpointName
-from utils.training_state import check_same_run, pack_state, unpack_state
-from utils.weight_formats import read_weights
-from utils.weight_loading import load_network
+from utils.weights.files import read_weights
+from utils.weights.loading import load_network
 
 
 def identity_of(run: Run) -> Dict[str, Any]:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.safe_load import load_tensors
-from utils.weight_formats import WeightsFile, read_weights
+from utils.weights.files import WeightsFile, read_weights
+from utils.weights.safe_load import load_tensors
 
 STATE_FORMAT = 1
 _NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")

@@ -1,6 +1,6 @@
 """Convert a weights file: `python -m utils.convert_weights IN OUT`.
 
-IN may be of any kind that `utils.weight_formats` recognises; OUT's ending says what is written:
+IN may be of any kind that `utils.weights.files` recognises; OUT's ending says what is written:
 .pth (a plain state dict, as the original has it), .safetensors or .pdparams.
 """
 
@@ -18,10 +18,10 @@ from utils.checkpoint import load_for_inference, state_path
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.formats.paddle import write_pdparams
-from utils.formats.safetensors import write_safetensors
-from utils.weight_formats import WeightsFile, metadata_of, some
-from utils.weight_names import COUNTER, Contents, paddle_names, published_names
+from utils.weights.files import WeightsFile, metadata_of, some
+from utils.weights.formats.paddle import write_pdparams
+from utils.weights.formats.safetensors import write_safetensors
+from utils.weights.names import COUNTER, Contents, paddle_names, published_names
 
 KINDS = ("pth", "safetensors", "pdparams")
 

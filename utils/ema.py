@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.optimizer import FlatOptimizer
-from utils.processes import Processes
 
 RAMP = 2000
 """Applied steps after which the decay has reached 63 % of its final value."""

@@ -40,8 +40,8 @@ from utils import checkpoint
 from utils.device import select_device, synchronize
 from utils.errors import UserError
 from utils.inference import StageTimes, to_network_input
-from utils.prediction import Prediction
-from utils.weight_loading import LoadReport, load_network
+from utils.prediction.result import Prediction
+from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.training_log import format_line
+from training.log_lines import format_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ("common.sh", "env_npu.sh", "train_full_1p.sh", "train_performance_1p.sh",

@@ -147,8 +147,8 @@ def test_validation_during_training_uses_all_cards(shapes, tmp_path):
 
 GATHER = """
 import sys, torch
-from utils.parallel import gather_bytes
-from utils.processes import Processes
+from utils.distributed.parallel import gather_bytes
+from utils.distributed.processes import Processes
 processes = Processes.from_env()
 device = torch.device("cpu")
 processes.init(device)

@@ -21,13 +21,13 @@ from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from npu import counters
 from train import shared_step
+from training.step_records import StepRecords
 from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
+from utils.distributed.parallel import Sharing
+from utils.distributed.processes import Processes
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing
-from utils.processes import Processes
 from utils.schedule import LearningRate
-from utils.step_records import StepRecords
 from yolact import build_yolact
 
 SLOTS = 104

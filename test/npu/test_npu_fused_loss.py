@@ -17,10 +17,10 @@ from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy, ohem_cross_entropy
 from npu import counters
 from utils.amp import batch_norm_parameters, build_precision
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatSGD, build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from yolact import build_yolact
 
 STEPS, CLASSES = 3, 7

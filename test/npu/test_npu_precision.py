@@ -18,9 +18,9 @@ from layers.multibox_loss import MultiBoxLoss
 from npu import counters
 from npu.test_npu_training import RANKS, free_port, relative
 from utils.amp import Precision, batch_norm_parameters, build_precision
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from yolact import build_yolact
 
 CPU = torch.device("cpu")
@@ -75,8 +75,8 @@ from npu import counters
 from utils.amp import build_precision
 from utils.device import half_type_problem, saturates, select_device
 from utils.optimizer import FlatSGD
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 
 processes = Processes.from_env(os.environ)
 device = select_device("npu", processes.local_rank)

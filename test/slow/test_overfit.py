@@ -17,9 +17,9 @@ from data.loader import DevicePrefetcher, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from utils.schedule import LearningRate
 from yolact import build_yolact
 

@@ -27,8 +27,8 @@ from data.shapes import write_dataset
 from eval import evaluate_dataset
 from training.run import build_run
 from utils.device import has_autocast, seed_everything
-from utils.parallel import shared_step
-from utils.processes import Processes
+from utils.distributed.parallel import shared_step
+from utils.distributed.processes import Processes
 from utils.train_flags import train_parser
 
 FIRST_STEPS, STEPS, WINDOW = 600, 200, 20

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from utils.affinity import FEWEST_CORES, bound_elsewhere, share_of_cores
+from utils.distributed.affinity import FEWEST_CORES, bound_elsewhere, share_of_cores
 
 
 def test_ranks_get_stretches_in_the_order_of_their_cards():

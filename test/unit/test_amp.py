@@ -9,13 +9,13 @@ import torch
 from audit import SKIP_REASON, Recorder, available
 from torch import nn
 
+from training.step_records import StepRecords
 from utils import amp
 from utils import device as devices
 from utils.amp import FIRST_SCALE, GOOD_STEPS_TO_GROW, LossScale, Precision
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
-from utils.step_records import StepRecords
 
 CASTS = pytest.mark.skipif(not devices.has_autocast(), reason="this PyTorch casts on devices only")
 

@@ -18,9 +18,9 @@ from training import batch_size as auto_batch
 from training.batch_size import choose_batch_size, resumed_batch_size
 from training.memory import Trial, measure
 from utils import checkpoint
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.memory import MemoryNeed, process_peak
-from utils.processes import Processes
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ AGREE = """
 import sys
 import torch
 from training.batch_size import _smallest
-from utils.processes import Processes
+from utils.distributed.processes import Processes
 processes = Processes.from_env()
 processes.init(torch.device("cpu"))
 print(_smallest(10 - processes.rank, processes, torch.device("cpu")))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from backbone import BasicBlock, DarkNet, ResNet
-from utils.backbone_weights import load_backbone
 from utils.errors import UserError
+from utils.weights.backbone import load_backbone
 
 
 def _resnet(base_width=8):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.best_score import BestScore
+from training.best_score import BestScore
 
 
 def test_counts_validations_since_the_best():

@@ -19,11 +19,11 @@ from unit.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
 from utils import amp
 from utils import device as devices
 from utils.amp import LossScale, Precision
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatSGD
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 
 FINE = 1.0001
 """Becomes 1 in half precision."""

@@ -12,8 +12,8 @@ from backbone import DarkNet, ResNet
 from unit.weight_files import NAMES, network, renamed, same, save, write_darknet
 from utils import convert_weights
 from utils.checkpoint import CheckpointName, load_for_inference, save_checkpoint
-from utils.formats import darknet
-from utils.safe_load import load_tensors
+from utils.weights.formats import darknet
+from utils.weights.safe_load import load_tensors
 
 
 @pytest.fixture

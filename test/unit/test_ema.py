@@ -13,12 +13,12 @@ from torch import nn
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
+from training.step_records import StepRecords
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.ema import RAMP, WeightAverage
 from utils.errors import UserError
 from utils.optimizer import FlatSGD, build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
-from utils.step_records import StepRecords
 from yolact import build_yolact
 
 DECAY = 0.9

@@ -19,9 +19,9 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.class_match import match_categories
 from utils.errors import UserError
-from utils.formats.safetensors import write_safetensors
-from utils.weight_formats import WeightsFile, metadata_of, read_weights
-from utils.weight_loading import class_dependent, load_for_fine_tuning, load_network
+from utils.weights.files import WeightsFile, metadata_of, read_weights
+from utils.weights.formats.safetensors import write_safetensors
+from utils.weights.loading import class_dependent, load_for_fine_tuning, load_network
 
 OF_CLASSES = ["prediction_layers.0.conf_layer.weight", "prediction_layers.0.conf_layer.bias",
               "semantic_seg_conv.weight", "semantic_seg_conv.bias"]

@@ -23,8 +23,8 @@ from data.shapes import write_dataset
 from unit.weight_files import network, save
 from utils import convert_weights
 from utils.errors import UserError
-from utils.formats.safetensors import write_safetensors
-from utils.weight_formats import read_weights
+from utils.weights.files import read_weights
+from utils.weights.formats.safetensors import write_safetensors
 
 MEGABYTE = 1 << 20
 

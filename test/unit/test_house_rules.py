@@ -87,7 +87,7 @@ PRINTING = (
     "utils/cli.py",       # reports the commands' errors
     "training/run.py",    # says what it loaded
     "training/saving.py",  # says what it saved and where it goes on
-    "utils/watchdog.py",  # says why it ends a process that hangs
+    "utils/distributed/watchdog.py",  # says why it ends a process that hangs
 )
 
 

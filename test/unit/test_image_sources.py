@@ -16,9 +16,9 @@ import eval as evaluation
 from data.picture import picture_from_array, picture_from_pil, read_picture
 from unit.prediction_weights import IDS, full_disk, noise, save_weights
 from utils.errors import UserError
-from utils.image_source import find_pictures, image_pair, split_pair, video_pair
-from utils.prediction_output import Failures, JsonList, write_picture
-from utils.prefetch import Prefetch
+from utils.prediction.output import Failures, JsonList, write_picture
+from utils.prediction.prefetch import Prefetch
+from utils.prediction.sources import find_pictures, image_pair, split_pair, video_pair
 
 LEFT, RIGHT = (200, 100, 50), (10, 20, 220)  # RGB
 

@@ -19,10 +19,10 @@ from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from training import run as training_run
 from training.memory import estimate
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from yolact import build_yolact
 
 SMALL = dict(max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10)

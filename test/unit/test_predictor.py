@@ -22,9 +22,9 @@ from data.config import get_config
 from unit.prediction_weights import IDS, NAMES, noise, save_weights
 from utils.errors import UserError
 from utils.inference import StageTimes
-from utils.prediction import Prediction, outline
+from utils.prediction.result import Prediction, outline
+from utils.prediction.run_lengths import decode_window
 from utils.predictor import Predictor
-from utils.run_lengths import decode_window
 from yolact import build_yolact
 
 ROOT = Path(__file__).resolve().parent.parent.parent

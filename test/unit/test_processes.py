@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from utils.distributed.processes import Processes
 from utils.errors import UserError
-from utils.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -84,7 +84,7 @@ def test_impossible_port_is_named(port, monkeypatch):
 
 _WORKER = """
 import torch, torch.distributed as dist
-from utils.processes import Processes
+from utils.distributed.processes import Processes
 mine = Processes.from_env()
 mine.init(torch.device("cpu"))
 value = torch.tensor([float(mine.rank + 1)])

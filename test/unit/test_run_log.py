@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from training.log import Board, CsvLog, FileLog, RunLog, flatten, open_log
+from utils.distributed.watchdog import WatchedLoader, time_limit
 from utils.errors import UserError
-from utils.run_log import Board, CsvLog, FileLog, RunLog, flatten, open_log
-from utils.watchdog import WatchedLoader, time_limit
 
 VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
 

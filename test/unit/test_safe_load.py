@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.safe_load import load_tensors
+from utils.weights.safe_load import load_tensors
 
 
 class Calls:

@@ -11,13 +11,13 @@ from parity.deterministic import load_deterministic_weights, small_plus_config
 
 from data.config import get_config
 from layers.multibox_loss import MultiBoxLoss
+from training.step_records import StepRecords
 from utils import amp
 from utils.amp import Precision, build_precision
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from utils.schedule import LearningRate
-from utils.step_records import StepRecords
 from yolact import build_yolact
 
 pytestmark = pytest.mark.skipif(not available(), reason=SKIP_REASON)

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from utils.step_records import WINDOW, StepRecords, total_of
+from training.step_records import WINDOW, StepRecords
+from utils.distributed.parallel import total_of
 
 
 def add(records, iteration, value, applied=True, device="cpu"):

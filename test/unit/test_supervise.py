@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.failures import is_lost_peer, note, read_records, recorded, write_record
-from utils.supervise import record_path, report
+from utils.distributed.failures import is_lost_peer, note, read_records, recorded, write_record
+from utils.distributed.supervise import record_path, report
 
 SLEEP = "import time; print('started', flush=True); time.sleep(1000)"
 OBEDIENT = ("import signal, sys, time\n"
@@ -26,7 +26,7 @@ def start(folder, rank, program, world=2, **env):
     environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                    NPROC=str(world), PYTHONPATH=str(ROOT))
     environ.update(env)
-    command = [sys.executable, "-S", "-m", "utils.supervise", str(folder), "train",
+    command = [sys.executable, "-S", "-m", "utils.distributed.supervise", str(folder), "train",
                sys.executable, "-S", "-c", program]
     return subprocess.Popen(command, cwd=str(ROOT), env=environ)
 
@@ -98,7 +98,8 @@ def test_a_stop_that_is_granted_counts_as_success(tmp_path, number):
 
 
 def test_the_program_s_own_record_is_completed(tmp_path):
-    program = ("import sys; sys.path.insert(0, {!r})\nfrom utils.failures import recorded\n"
+    program = ("import sys; sys.path.insert(0, {!r})\n"
+               "from utils.distributed.failures import recorded\n"
                "with recorded(0):\n    raise ValueError('no such thing')").format(str(ROOT))
     assert start(tmp_path, 0, program, world=1).wait(30) == 1
     record = json.loads(Path(record_path(str(tmp_path), "train", 0, 0)).read_text())

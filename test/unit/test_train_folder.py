@@ -16,8 +16,8 @@ from conftest import ROOT
 import eval as evaluation
 import train
 from data.shapes import write_dataset
+from training.best_score import BestScore
 from utils import checkpoint
-from utils.best_score import BestScore
 from utils.run_folder import open_run_folder
 from utils.run_tables import read_rows
 

@@ -17,9 +17,9 @@ from data.shapes import write_dataset
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
 from training import run as training_run
+from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.processes import Processes
 from utils.optimizer import build_optimizer
-from utils.parallel import Sharing, shared_step
-from utils.processes import Processes
 from yolact import build_yolact
 
 NAME = "yolact_plus_resnet50"

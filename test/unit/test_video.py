@@ -12,9 +12,10 @@ import pytest
 
 import eval as evaluation
 from unit.prediction_weights import full_disk, save_weights
-from utils import predict_run, video
 from utils.errors import UserError
-from utils.video import VideoReader, VideoWriter, window_problem
+from utils.prediction.result import run as predict_run
+from utils.prediction.result import video
+from utils.prediction.video import VideoReader, VideoWriter, window_problem
 
 SIZE = (96, 64)
 COUNT = 12

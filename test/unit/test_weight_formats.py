@@ -17,15 +17,15 @@ from conftest import ROOT
 from backbone import BasicBlock, DarkNet, ResNet
 from data.config import get_config
 from unit.weight_files import network, other_python, renamed, same, save, write_darknet
-from utils.backbone_weights import load_backbone
 from utils.errors import UserError
-from utils.formats import darknet
-from utils.formats.paddle import read_pdparams, write_pdparams
-from utils.formats.safetensors import read_safetensors, write_safetensors
-from utils.safe_load import load_tensors
-from utils.weight_formats import read_weights
-from utils.weight_loading import load_network
-from utils.weight_names import identify, own_names
+from utils.weights.backbone import load_backbone
+from utils.weights.files import read_weights
+from utils.weights.formats import darknet
+from utils.weights.formats.paddle import read_pdparams, write_pdparams
+from utils.weights.formats.safetensors import read_safetensors, write_safetensors
+from utils.weights.loading import load_network
+from utils.weights.names import identify, own_names
+from utils.weights.safe_load import load_tensors
 from yolact import build_yolact
 
 TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8",
@@ -317,7 +317,7 @@ def test_against_the_real_paddle_and_safetensors(tmp_path):
     state = network().state_dict()
     paths = [str(tmp_path / name) for name in ("ours.pdparams", "theirs.pdparams",
                                                "nested.pdparams", "in.st", "out.st")]
-    from utils.weight_names import paddle_names
+    from utils.weights.names import paddle_names
     with open(paths[0], "wb") as stream:
         write_pdparams(stream, paddle_names(state))
     with open(paths[3], "wb") as stream:

@@ -14,7 +14,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.inference import StageTimes
-from utils.prediction import Prediction
+from utils.prediction.result import Prediction
 
 _SHOWN_FAILURES = 20
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")

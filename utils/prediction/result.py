@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from utils.drawing import MaskWindow, draw_instances
-from utils.run_lengths import Rle, decode_window
+from utils.prediction.run_lengths import Rle, decode_window
 
 _OUTLINE_TOLERANCE = 0.5
 """Pixels by which the corners of polygons may leave the true outline."""

@@ -10,10 +10,10 @@ import csv
 import os
 from typing import Any, Dict, List, Optional, Sequence
 
+from training.log_lines import JsonLog
+from training.tables import RunRecords
 from utils.errors import UserError
 from utils.run_folder import RunFolder
-from utils.run_records import RunRecords
-from utils.training_log import JsonLog
 
 
 def flatten(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Callable, Generic, Iterable, Iterator, Optional, TypeVar
 
-from utils.failures import note
+from utils.distributed.failures import note
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from training.log_lines import JsonLog, StepTimer, Throughput, format_line
 from utils.errors import UserError
-from utils.training_log import JsonLog, StepTimer, Throughput, format_line
 
 
 def test_line_to_the_byte():

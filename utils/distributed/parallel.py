@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from utils.amp import Precision
 from utils.compat import unsynchronised_buffers
+from utils.distributed.processes import Processes
 from utils.optimizer import FlatOptimizer, poison
-from utils.processes import Processes
-from utils.step_records import total_of
 
 
 class Sharing:
@@ -210,3 +209,12 @@ def gather_bytes(data: bytes, processes: Processes, device: torch.device,
             whole = b"".join(pieces)
             received.append(whole[:len(whole) - unused])
     return received
+
+
+def total_of(losses: Dict[str, Tensor]) -> Tensor:
+    """Sum of the weighted losses, a 0-d tensor."""
+    values: Sequence[Tensor] = list(losses.values())
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total

@@ -5,7 +5,7 @@
     Paddle        .pdparams
     DarkNet       .weights, .conv.74
 
-Whatever the kind, tensors come under the network's own names (`utils.weight_names`).
+Whatever the kind, tensors come under the network's own names (`utils.weights.names`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.formats.darknet import DARKNET53, looks_like_darknet, read_darknet
-from utils.formats.paddle import read_pdparams
-from utils.formats.safetensors import looks_like_safetensors, read_safetensors
-from utils.formats.torch_file import MAGIC
-from utils.safe_load import expect_dictionary, first_bytes, guarded, load_tensors
-from utils.weight_names import COUNTER, Contents, identify, own_names
+from utils.weights.formats.darknet import DARKNET53, looks_like_darknet, read_darknet
+from utils.weights.formats.paddle import read_pdparams
+from utils.weights.formats.safetensors import looks_like_safetensors, read_safetensors
+from utils.weights.formats.torch_file import MAGIC
+from utils.weights.safe_load import expect_dictionary, first_bytes, guarded, load_tensors
+from utils.weights.names import COUNTER, Contents, identify, own_names
 
 _SHOWN = 3
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
-from utils.image_source import Picture, find_pictures, image_pair, split_pair, video_pair
 from utils.inference import ImageBatch, StageTimes, run_pipelined
-from utils.prediction_output import DrawingChoice, Failures, PredictionOutput, write_picture
-from utils.prefetch import Prefetch
+from utils.prediction.output import DrawingChoice, Failures, PredictionOutput, write_picture
+from utils.prediction.prefetch import Prefetch
+from utils.prediction.sources import Picture, find_pictures, image_pair, split_pair, video_pair
+from utils.prediction.video import Frame, VideoReader, VideoWriter, Window
 from utils.progress import ImageProgress
-from utils.video import Frame, VideoReader, VideoWriter, Window
 
 if TYPE_CHECKING:
     from utils.predictor import Predictor

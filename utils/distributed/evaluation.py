@@ -7,8 +7,8 @@ from typing import Any, List, Sequence
 
 import torch
 
-from utils.parallel import gather_bytes
-from utils.processes import Processes
+from utils.distributed.parallel import gather_bytes
+from utils.distributed.processes import Processes
 
 
 def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List[int]:

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.formats.plain_pickle import (
+from utils.weights.formats.plain_pickle import (
     ANY_MODULE,
     ForbiddenName,
     Named,
@@ -26,7 +26,7 @@ from utils.formats.plain_pickle import (
     plain_names,
     unpickle,
 )
-from utils.formats.raw import ELEMENT_TYPES, read_bytes, tensor_from_bytes
+from utils.weights.formats.raw import ELEMENT_TYPES, read_bytes, tensor_from_bytes
 
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """Follows the protocol's two bytes at the start of a file in the older format."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -160,12 +160,3 @@ class StepRecords:
         self._ring = None if state["ring"] is None else state["ring"].to(device)
         self._steps, self._run = state["steps"], state["run"]
         self.total_skipped = state["total_skipped"]
-
-
-def total_of(losses: Dict[str, Tensor]) -> Tensor:
-    """Sum of the weighted losses, a 0-d tensor."""
-    values: Sequence[Tensor] = list(losses.values())
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.formats.raw import read_bytes, tensor_from_bytes
+from utils.weights.formats.raw import read_bytes, tensor_from_bytes
 
 DARKNET53 = (1, 2, 8, 8, 4)
 """Residual blocks of each stage."""

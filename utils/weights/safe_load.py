@@ -1,7 +1,7 @@
 """Reading files from elsewhere without running code from them, with a sentence for what is wrong.
 
 A .pth file is a pickle, and a pickle may name any function to be called while it is read. The
-readers in `utils.formats` know nothing but tensors and plain values.
+readers in `utils.weights.formats` know nothing but tensors and plain values.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from typing import Any, Callable, Dict, TypeVar
 
 from utils.errors import UserError
-from utils.formats.plain_pickle import ForbiddenName
-from utils.formats.torch_file import read_torch_file
+from utils.weights.formats.plain_pickle import ForbiddenName
+from utils.weights.formats.torch_file import read_torch_file
 
 _ZIP_START = b"PK\x03\x04"
 _PICKLE_START = b"\x80"

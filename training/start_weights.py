@@ -6,9 +6,9 @@ import argparse
 import os
 from typing import Any, Optional, Sequence, Tuple
 
-from utils.backbone_weights import load_backbone
 from utils.checkpoint import load_for_inference
-from utils.weight_loading import load_for_fine_tuning
+from utils.weights.backbone import load_backbone
+from utils.weights.loading import load_for_fine_tuning
 
 
 def load_start_weights(model: Any, args: argparse.Namespace, configured_backbone: str,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.weight_formats import WeightsFile, some
-from utils.weight_names import COUNTER
+from utils.weights.files import WeightsFile, some
+from utils.weights.names import COUNTER
 
 _HEAD = re.compile(r"^prediction_layers\.\d+\.conf_layer\.|^semantic_seg_conv\.")
 _RESCORING = re.compile(r"^maskiou_net\.maskiou_net\.(\d+)\.")

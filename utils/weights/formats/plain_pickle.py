@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 import numpy as np
 from torch import Tensor
 
-from utils.formats.raw import tensor_from_bytes
+from utils.weights.formats.raw import tensor_from_bytes
 
 MAX_DEPTH = 64
 ANY_MODULE = "*."

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Dict, List, Mapping, NamedTuple, Tuple
 
 from torch import Tensor
 
-from utils.formats.raw import (
+from utils.weights.formats.raw import (
     ELEMENT_TYPES,
     read_bytes,
     tensor_from_bytes,

@@ -6,12 +6,12 @@ from typing import Any, Dict, Tuple
 
 import torch
 
+from training.best_score import BestScore
+from training.step_records import StepRecords
 from utils.amp import Precision
-from utils.best_score import BestScore
 from utils.checkpoint import rng_state, set_rng_state, state_path
 from utils.errors import UserError
 from utils.optimizer import FlatOptimizer
-from utils.step_records import StepRecords
 
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""

@@ -13,7 +13,7 @@ from data.config import NOT_FROZEN
 from data.layouts import find_dataset
 from training.memory import estimate
 from training.run import Run
-from utils.cards import (
+from training.summary_text import (
     Best,
     Plan,
     SplitCounts,

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from utils.device import distributed_backend
+from utils.distributed.watchdog import time_limit
 from utils.errors import UserError
-from utils.watchdog import time_limit
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"

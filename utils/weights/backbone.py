@@ -9,15 +9,15 @@ from typing import Dict, Sequence
 from torch import nn
 
 from utils.errors import UserError
-from utils.formats.darknet import DARKNET53
-from utils.weight_formats import read_weights
-from utils.weight_loading import LoadReport, load_into_backbone
+from utils.weights.formats.darknet import DARKNET53
+from utils.weights.files import read_weights
+from utils.weights.loading import LoadReport, load_into_backbone
 
 
 def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
     """Set every weight of `backbone` from the file at `path`.
 
-    Understands every kind of file that `utils.weight_formats` reads: torchvision's names
+    Understands every kind of file that `utils.weights.files` reads: torchvision's names
     (`layer1.0.conv1.weight`), the backbone's own (`layers.0.0.conv1.weight`), DarkNet's binaries,
     and whole networks, whose backbone is taken. The classifier (`fc`) is left out, and batch
     counters may be missing, as they are in files older than torch 0.4.1.

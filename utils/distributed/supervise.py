@@ -1,4 +1,6 @@
-"""Start one process of a run and see it to its end: `python -m utils.supervise OUTPUT NAME CMD...`.
+"""Start one process of a run and see it to its end.
+
+    python -m utils.distributed.supervise OUTPUT NAME COMMAND...
 
 Every launcher of processes (torch.distributed.run, torch.distributed.launch of any version, a batch
 system) starts this in place of the program. It gives each rank its log, its share of the host's
@@ -7,7 +9,8 @@ when another rank of the host has failed, since some backends would wait for it 
 takes the program's own children down with it; and records how it ended for the launcher's report.
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
-host), FIRST_DEVICE (index of the host's first card); for the cores see `utils.affinity`.
+host), FIRST_DEVICE (index of the host's first card); for the cores see
+`utils.distributed.affinity`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ import time
 from types import FrameType
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from utils.affinity import bind
-from utils.failures import (
+from utils.distributed.affinity import bind
+from utils.distributed.failures import (
     FILE_VARIABLE,
     complete_record,
     is_lost_peer,

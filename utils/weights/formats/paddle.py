@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.formats.plain_pickle import Named, plain, plain_names, unpickle
-from utils.formats.raw import tensor_to_bytes, type_name
+from utils.weights.formats.plain_pickle import Named, plain, plain_names, unpickle
+from utils.weights.formats.raw import tensor_to_bytes, type_name
 
 NAME_TABLE = "StructuredToParameterName@@"
 _SPLIT_TABLE = "UnpackBigParamInfor@@"

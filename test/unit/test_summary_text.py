@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from utils.cards import (
+from training.summary_text import (
     Best,
     Plan,
     SplitCounts,

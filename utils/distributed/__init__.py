@@ -1,0 +1,1 @@
+"""Several processes that train or score as one: from their start to their failures."""
