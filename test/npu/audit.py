@@ -3,15 +3,18 @@
     python test/npu/audit.py --config yolact_base --batch_size 4 [--device npu|cpu] [--max_size S]
         [--opt_level O1] [--fused_loss]
 
+Where there is no NPU it is emulated (test/npu/make_env.sh); with --device cpu only what PyTorch's
+dispatcher shows is counted.
+
 Per step: operators by name and number, whether torch_npu runs them itself or on the CPU, shapes
 that depend on values, signatures not met before, times that the host waits, copies and their bytes.
-On the emulator all of it is measured; without torch_npu only what PyTorch's dispatcher shows, on
-the CPU. Exit code 1 if a gate is broken, 2 for a mistake in the flags.
+Exit code 1 if a gate is broken, 2 for a mistake in the flags.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +26,7 @@ TEST = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TEST), str(TEST.parent)]
 
 import argparse  # noqa: E402
-from typing import Dict, List, Optional, Sequence  # noqa: E402
+from typing import Dict, List, Sequence  # noqa: E402
 
 import torch  # noqa: E402
 from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
@@ -164,15 +167,11 @@ def check_training(gates: Gates, steps: List[Measured], config: str, batch_size:
                 MOST_IN_LOSS + (MOST_FOR_RESCORING if rescores else 0))
 
 
-def choose_device(name: Optional[str]) -> torch.device:
-    """The device asked for, else an NPU where there is one, else the CPU."""
-    if name is not None:
-        return select_device(name)
-    try:
-        return select_device("npu")
-    except UserError as reason:
-        print("no NPU ({}): only what the dispatcher shows, on the CPU".format(reason))
-        return torch.device("cpu")
+def run_emulated(argv: Sequence[str]) -> int:
+    """Start again in the environment of the tests on an NPU, which is made where it is missing."""
+    script = 'environment=$(bash "$1") && eval "$environment" && shift && exec "$PYTHON" "$@"'
+    return subprocess.call(["bash", "-c", script, "audit", str(TEST / "npu" / "make_env.sh"),
+                            os.path.abspath(__file__), *argv, "--device=npu"])
 
 
 def _run(argv: List[str]) -> int:
@@ -180,7 +179,8 @@ def _run(argv: List[str]) -> int:
                             formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", default="yolact_base")
     parser.add_argument("--batch_size", type=Bounded(int, 1), default=4)
-    parser.add_argument("--device", default=None, help="npu or cpu; default: npu if there is one")
+    parser.add_argument("--device", default=None,
+                        help="npu or cpu; default: npu, emulated where there is none")
     parser.add_argument("--max_size", type=Bounded(int, 1), default=None,
                         help="input side, for a quicker run; default: the recipe's")
     parser.add_argument("--opt_level", default="O0", help="O0, O1 or O2")
@@ -188,10 +188,15 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--loss_scale", default=None, help="dynamic or a number")
     add_switch(parser, "--fused_loss", help="with the plugin's cross entropy, as train.py has it")
     args = parser.parse_args(argv)
+    if args.device is None:
+        try:
+            args.device = select_device("npu").type
+        except UserError:
+            return run_emulated(argv)
     if not available():
         raise UserError("torch {} cannot record operators; use torch 2.x".format(torch.__version__))
     config = shrunk(args.config, args.max_size)
-    device = choose_device(args.device)
+    device = select_device(args.device)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
     row_losses = choose_row_losses(args.fused_loss, device, args.batch_size,
                                    len(make_priors(config)))

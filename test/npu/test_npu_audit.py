@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -24,9 +25,10 @@ runpy.run_path("test/npu/audit.py", run_name="__main__")
 """
 
 
-def run(*command):
+def run(*command, **environ):
     return subprocess.run([sys.executable] + list(command), cwd=str(ROOT), timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+                          env=dict(os.environ, **environ), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
 
 
 def test_gates_hold(device):
@@ -56,6 +58,15 @@ def test_gates_hold_with_the_fused_loss(device):
     assert result.returncode == 0 and "all gates hold" in result.stdout, result.stdout
     assert "npu.npu_cross_entropy_loss_backward.default" in result.stdout
     assert "aten._log_softmax" not in result.stdout and "aten.nll_loss" not in result.stdout
+
+
+def test_without_an_npu_it_goes_to_the_emulator(device):
+    if device.type != "npu" or "npu_emulator" not in os.environ.get("LD_LIBRARY_PATH", ""):
+        pytest.skip("runs on the emulated npu, whose environment it finds again")
+    result = run("test/npu/audit.py", *SMALL, LD_LIBRARY_PATH="", NPU_VENV=sys.prefix)
+    assert result.returncode == 0 and "all gates hold" in result.stdout, result.stdout
+    assert "torch_npu runs on the emulator" in result.stdout
+    assert "emulated, not measured on Ascend" in result.stdout
 
 
 def test_unknown_device_is_a_sentence():

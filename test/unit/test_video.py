@@ -13,8 +13,8 @@ import pytest
 import eval as evaluation
 from unit.prediction_weights import full_disk, save_weights
 from utils.errors import UserError
-from utils.prediction.result import run as predict_run
-from utils.prediction.result import video
+from utils.prediction import run as predict_run
+from utils.prediction import video
 from utils.prediction.video import VideoReader, VideoWriter, window_problem
 
 SIZE = (96, 64)
