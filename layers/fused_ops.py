@@ -1,4 +1,4 @@
-"""Operators of the Ascend plugin, each beside a probe that holds it against plain PyTorch.
+"""Operators of the Ascend plugin, and whether each may be used: `layers.kernel_trials` finds out.
 
 Beside `utils.device` the only file that names the plugin. Nothing is imported or asked for before
 a tensor on an NPU needs it.
@@ -7,25 +7,15 @@ a tensor on an NPU needs it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, Iterator, List, Optional, Tuple, cast
 
 import torch
 from torch import Tensor, nn
-
-PROBE_TOLERANCE = 2e-2
-"""Largest deviation from the reference, relative to its largest value. Shortened float32 (HF32)
-stays below; a wrong order of channels does not."""
-
-FLOAT32_TOLERANCE = 1e-5
-
-CROSS_ENTROPY_TOLERANCE = 1e-4
-"""Relative for values above 1, absolute below. The plugin's own test allows a thousandth."""
 
 CROSS_ENTROPY_ROWS = 199999
 """Most rows that the plugin's documents agree on: up to 200000 in one, fewer in another."""
@@ -33,13 +23,11 @@ CROSS_ENTROPY_ROWS = 199999
 TRIAL_SECONDS = 600
 """A first use may have to compile kernels."""
 
-_VERDICT = "trial of the plugin:"
-
-DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
-CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+VERDICT = "trial of the plugin:"
+"""Begins the line in which a trial says what is wrong, or nothing."""
 
 
-def _operator(name: str) -> Any:
+def operator(name: str) -> Any:
     """The plugin's operator `name`, or None. On the Ascend PyTorch 1.5 they are in torch itself.
 
     Where there is a plugin, torch's own attribute of that name is a shim that only raises.
@@ -69,7 +57,7 @@ class _NpuDeformConv(torch.autograd.Function):
             "modulated": True,
         }
         ctx.has_bias = bias is not None
-        result, sampled = _operator("npu_deformable_conv2d")(x, weight, packed, bias,
+        result, sampled = operator("npu_deformable_conv2d")(x, weight, packed, bias,
                                                              **ctx.geometry)
         ctx.save_for_backward(x, weight, packed, sampled)
         return result
@@ -77,7 +65,7 @@ class _NpuDeformConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, weight, packed, sampled = ctx.saved_tensors
-        grad_x, grad_weight, grad_packed, grad_bias = _operator("npu_deformable_conv2dbk")(
+        grad_x, grad_weight, grad_packed, grad_bias = operator("npu_deformable_conv2dbk")(
             x, grad.contiguous(), sampled, weight, packed, **ctx.geometry)
         grad_ox, grad_oy, grad_mask = grad_packed.chunk(3, 1)
         grad_offset = torch.stack((grad_oy, grad_ox), 2).flatten(1, 2)
@@ -105,6 +93,43 @@ def without_casts(device: torch.device) -> Iterator[None]:
         yield
 
 
+def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
+                  weight_decay: float) -> Any:
+    """The plugin's `NpuFusedSGD`, see `utils.fused_optimizer`."""
+    optim = importlib.import_module("torch_npu.optim")
+    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def library_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
+                   weight_decay: float) -> Any:
+    """The `NpuFusedSGD` of apex, for PyTorch 1.5 and 1.8; `amp.initialize` has to take it over."""
+    optim = importlib.import_module("apex.optimizers")
+    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def library_initialized(kernel: Any, level: str, device: torch.device) -> Any:
+    """`kernel`, an optimiser of apex, as `utils.amp.Precision` has apex take it over."""
+    amp = importlib.import_module("apex.amp")
+    amp.initialize(nn.Linear(1, 1).to(device), kernel, opt_level=level, loss_scale=1.0,
+                   combine_grad=True, verbosity=0)
+    kernel.zero_grad()
+    return kernel
+
+
+def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each row by the plugin's operator: one kernel each way instead of two.
+
+    Args:
+        logits: float32 `[N, C]`, N at most `CROSS_ENTROPY_ROWS`.
+        labels: int64 `[N]`, 0..C-1. CANN allows no other, also where `ignore_index` names it; so
+            that is not offered.
+
+    Returns:
+        float32 `[N]`, differentiable.
+    """
+    return operator("npu_cross_entropy_loss")(logits, labels, reduction="none")[0]
+
+
 def npu_deform_conv_problem(device: torch.device) -> str:
     """Why `npu_deform_conv2d` must not be used on `device`; empty if it may."""
     return _problem("deform_conv", device)
@@ -120,7 +145,7 @@ def library_fused_sgd_problem(device: torch.device, level: str) -> str:
     if level == "O0":
         return ("on PyTorch {} it is apex's, which works at --opt_level O1 and O2 only".format(
             torch.__version__))
-    return _problem("apex_sgd_" + level, device)
+    return _problem("library_sgd_" + level, device)
 
 
 def npu_cross_entropy_problem(device: torch.device) -> str:
@@ -138,213 +163,13 @@ def _problem(kernel: str, device: torch.device) -> str:
     paths = [root, os.environ.get("PYTHONPATH", "")]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path))
     try:
-        done = subprocess.run([sys.executable, "-m", "layers.fused_ops", kernel, str(device)],
+        done = subprocess.run([sys.executable, "-m", "layers.kernel_trials", kernel, str(device)],
                               env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
         return "the trial of the plugin's operator did not end in {} s".format(TRIAL_SECONDS)
-    verdicts = [line[len(_VERDICT):].strip() for line in done.stdout.splitlines()
-                if line.startswith(_VERDICT)]
+    verdicts = [line[len(VERDICT):].strip() for line in done.stdout.splitlines()
+                if line.startswith(VERDICT)]
     if not verdicts:
         return "the trial of the plugin's operator ended with code {}".format(done.returncode)
     return verdicts[-1]
-
-
-def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
-    """Run `npu_deform_conv2d` here, forward and backward with stride 1 and 2.
-
-    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
-    """
-    for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
-        if _operator(name) is None:
-            return "the plugin has no operator {}".format(name)
-    for stride in (1, 2):
-        inputs = _probe_inputs(stride)
-        expected = _results(reference, inputs, stride)
-        try:
-            found = [x.cpu() for x in _results(npu_deform_conv2d, [x.to(device) for x in inputs],
-                                               stride)]
-        except Exception as error:  # the plugin raises whatever its libraries raise
-            return "the plugin's operator failed its trial ({})".format(_first_line(error))
-        for left, right in zip(found, expected):
-            if not bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
-                return "the plugin's operator deviates from the reference in its trial"
-    return ""
-
-
-def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
-                  weight_decay: float) -> Any:
-    """The plugin's `NpuFusedSGD`, see `utils.fused_optimizer`."""
-    optim = importlib.import_module("torch_npu.optim")
-    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-
-def library_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
-                   weight_decay: float) -> Any:
-    """The `NpuFusedSGD` of apex, for PyTorch 1.5 and 1.8; `amp.initialize` has to take it over."""
-    optim = importlib.import_module("apex.optimizers")
-    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-
-def _initialized(kernel: Any, level: str, device: torch.device) -> Any:
-    """The optimiser as `utils.amp.Precision` has apex take it over."""
-    amp = importlib.import_module("apex.amp")
-    amp.initialize(nn.Linear(1, 1).to(device), kernel, opt_level=level, loss_scale=1.0,
-                   combine_grad=True, verbosity=0)
-    kernel.zero_grad()
-    return kernel
-
-
-def try_fused_sgd(device: torch.device, level: str = "") -> str:
-    """Take steps with `npu_fused_sgd`, or at a level `library_fused_sgd`, beside PyTorch's SGD.
-
-    What is compared is a view of the parameter, made before the first step. Returns what is wrong.
-    """
-    settings: Dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
-    start = _wave(24, 0.7)
-    expected = nn.Parameter(start.clone())
-    reference = torch.optim.SGD([expected], **settings)
-    flat = start.to(device)
-    view, whole = flat[8:16], nn.Parameter(flat)
-    try:
-        fused = (_initialized(library_fused_sgd([whole], **settings), level, device) if level
-                 else npu_fused_sgd([whole], **settings))
-        whole.grad = torch.zeros_like(flat)
-        for step in range(3):
-            gradient = _wave(24, 1.1 + step)
-            expected.grad = gradient
-            whole.grad.copy_(gradient)
-            reference.step()
-            fused.step()
-        found = view.cpu()
-    except Exception as error:  # the plugin raises whatever its libraries raise
-        return "the fused optimiser failed its trial ({})".format(_first_line(error))
-    if not bool((found - expected.detach()[8:16]).abs().max() <= FLOAT32_TOLERANCE):
-        return "the fused optimiser deviates from the reference in its trial"
-    return ""
-
-
-def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each row by the plugin's operator: one kernel each way instead of two.
-
-    Args:
-        logits: float32 `[N, C]`, N at most `CROSS_ENTROPY_ROWS`.
-        labels: int64 `[N]`, 0..C-1. CANN allows no other, also where `ignore_index` names it; so
-            that is not offered.
-
-    Returns:
-        float32 `[N]`, differentiable.
-    """
-    return _operator("npu_cross_entropy_loss")(logits, labels, reduction="none")[0]
-
-
-def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
-    """Run `npu_cross_entropy` here, forward and backward, on a few sizes of rows and classes.
-
-    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
-    """
-    if _operator("npu_cross_entropy_loss") is None:
-        return "the plugin has no operator npu_cross_entropy_loss"
-    for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
-        logits, labels = _probe_rows(rows, classes)
-        expected = _losses_and_gradients(reference, logits, labels)
-        try:
-            found = [x.cpu() for x in _losses_and_gradients(
-                npu_cross_entropy, logits.to(device), labels.to(device))]
-        except Exception as error:  # the plugin raises whatever its libraries raise
-            return "the plugin's operator failed its trial ({})".format(_first_line(error))
-        if not all(_agree(left, right) for left, right in zip(found, expected)):
-            return "the plugin's operator deviates from the reference in its trial"
-    return ""
-
-
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether values are equal but for rounding, and NaN where NaN is expected."""
-    unknown = torch.isnan(expected)
-    near = (found - expected).abs() <= CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1)
-    return bool((torch.isnan(found) == unknown).all() & (near | unknown).all())
-
-
-def _probe_rows(rows: int, classes: int) -> Tuple[Tensor, Tensor]:
-    """Logits and labels: common values, far apart, beyond the range of exp, and a row with NaN.
-
-    A loss that is not finite has to stay so, or a training that has failed would go on.
-    """
-    logits = 8 * _wave(rows * classes, 1.7).reshape(rows, classes)
-    logits[3::10] *= 100
-    logits[4::10] += 100
-    logits[5::10] -= 120
-    logits[7::10] = 0
-    logits[6, 0] = float("nan")
-    return logits, torch.arange(rows) * 7 % classes
-
-
-def _losses_and_gradients(cross_entropy: CrossEntropy, logits: Tensor,
-                          labels: Tensor) -> Tuple[Tensor, Tensor]:
-    """The rows' losses and the gradient for weights of which every third is 0."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        losses = cross_entropy(leaf, labels)
-        weights = _wave(len(labels), 0.7)
-        weights[::3] = 0
-        gradient, = torch.autograd.grad(losses, [leaf], weights.to(losses.device))
-    return losses.detach(), gradient
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _wave(length: int, step: float) -> Tensor:
-    """A fixed formula: no random state is touched."""
-    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
-
-
-def _probe_inputs(stride: int) -> List[Tensor]:
-    """x, offset, mask, weight, bias."""
-    side, channels = 8, 16
-    out = (side - 1) // stride + 1
-    shapes = ((1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
-              (channels, channels, 3, 3), (channels,))
-    waves = [_wave(torch.Size(shape).numel(), 1.7 + 0.31 * n).reshape(shape)
-             for n, shape in enumerate(shapes)]
-    # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
-    waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
-    waves[2] = 0.5 + 0.5 * waves[2]
-    return waves
-
-
-def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Tensor]:
-    """The output and the gradients of all inputs for a fixed output gradient."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        x, offset, mask, weight, bias = leaves
-        out = convolve(x, offset, mask, weight, bias, stride, 1)
-        pattern = torch.cos(torch.arange(out.numel(), dtype=torch.float32) * 0.7)
-        grads = torch.autograd.grad(out, leaves, pattern.reshape(out.shape).to(out.device))
-    return [out.detach()] + list(grads)
-
-
-def main(argv: Sequence[str]) -> int:
-    """A trial: `python -m layers.fused_ops KERNEL npu:0` prints what is wrong, or nothing."""
-    from layers.deform_conv import convolve_plainly
-    from layers.ohem import cross_entropy
-
-    trials: Dict[str, Callable[[torch.device], str]] = {
-        "cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
-        "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
-        "fused_sgd": try_fused_sgd,
-        "apex_sgd_O1": functools.partial(try_fused_sgd, level="O1"),
-        "apex_sgd_O2": functools.partial(try_fused_sgd, level="O2"),
-    }
-    _operator("npu_deformable_conv2d")  # the plugin makes the device known
-    runtime = getattr(torch, "npu", None)
-    config = getattr(runtime, "config", None)
-    if config is not None:
-        config.allow_internal_format = False  # as `utils.device` has it
-    print(_VERDICT + trials[argv[0]](torch.device(argv[1])), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -39,7 +39,8 @@ def test_one_mechanism_at_a_time(environ, elsewhere):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 @pytest.mark.parametrize("environ", [{}, {"CPU_AFFINITY": "off"}])
 def test_a_bound_process_hands_it_on(environ):
-    code = ("import os, subprocess, sys\nfrom utils import affinity\naffinity.FEWEST_CORES = 1\n"
+    code = ("import os, subprocess, sys\nfrom utils.distributed import affinity\n"
+            "affinity.FEWEST_CORES = 1\n"
             "affinity.bind(1, 2, dict({}))\n"
             "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getaffinity(0))'])"
             .format(environ))
