@@ -62,7 +62,8 @@ class Choice(NamedTuple):
 
 def choose_batch_size(trial: Trial, device: torch.device, processes: Processes, parts: int,
                       num_images: int, num_workers: int = 0,
-                      environ: Optional[Mapping[str, str]] = None) -> Choice:
+                      environ: Optional[Mapping[str, str]] = None,
+                      more_limits: Optional[Mapping[str, int]] = None) -> Choice:
     """Images per card for --batch_size=auto, the same on all cards.
 
     The largest even number that leaves a tenth of the memory free, makes steps of at most
@@ -76,6 +77,7 @@ def choose_batch_size(trial: Trial, device: torch.device, processes: Processes, 
         num_images: of the training set.
         num_workers: loader processes of this one.
         environ: where launchers say how many processes this host has.
+        more_limits: images per card that something else allows, by what it is in words.
 
     Raises:
         UserError: not one image fits, or what a system has is not known.
@@ -89,7 +91,8 @@ def choose_batch_size(trial: Trial, device: torch.device, processes: Processes, 
     limits = {"what fits": fits,
               "{} images a step, beyond which the learning rate is not known to work".format(
                   LARGEST_STEP): max(1, LARGEST_STEP // shares),
-              "the {} images of the training set".format(num_images): num_images // shares}
+              "the {} images of the training set".format(num_images): num_images // shares,
+              **(more_limits or {})}
     chosen = round_down(min(limits.values()))
     if fits < 1:
         raise UserError("--batch_size=auto: not one image fits, it takes {} and there is {} ({}); "

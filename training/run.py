@@ -139,8 +139,13 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
         copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
         trial = Trial(config.at_largest_side().to_dict(), ground_truth_slots(dataset.max_objects),
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
+        limits = {}
+        if args.fused_loss:
+            priors = len(make_priors(config.at_largest_side()))
+            limits["the {} rows of the fused loss".format(CROSS_ENTROPY_ROWS)] = (
+                CROSS_ENTROPY_ROWS // priors)
         choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
-                                   args.num_workers)
+                                   args.num_workers, more_limits=limits)
     if processes.is_main:
         print("Batch size auto : {}".format(choice.sentence), flush=True)
     return choice.batch_size

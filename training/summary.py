@@ -137,6 +137,10 @@ def _options(run: Run) -> Dict[str, str]:
         found["class weights"] = config.class_weights
     elif config.class_weights:
         found["class weights"] = " ".join("{}={:g}".format(*pair) for pair in config.class_weights)
+    for name, chosen in (("fused optimiser", run.args.fused_optimizer),
+                         ("fused loss", run.args.fused_loss)):
+        if chosen:
+            found[name] = ""
     return found
 
 

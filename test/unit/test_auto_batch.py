@@ -48,9 +48,10 @@ def measured(monkeypatch):
     """Choose with a need of 100 + 10 per image of what is free; returns a function of that."""
     monkeypatch.setattr(auto_batch, "measure", lambda trial, device: MemoryNeed(100, 10, 0))
 
-    def choose(free, images=10 ** 6, parts=1, processes=Processes()):  # noqa: B008
+    def choose(free, images=10 ** 6, parts=1, processes=Processes(), more=None):  # noqa: B008
         monkeypatch.setattr(auto_batch, "host_available", lambda: free)
-        return choose_batch_size(TRIAL, CPU, processes, parts, images, environ={})
+        return choose_batch_size(TRIAL, CPU, processes, parts, images, environ={},
+                                 more_limits=more)
 
     return choose
 
@@ -71,6 +72,8 @@ def test_the_reason_is_named(measured):
     assert measured(4000, parts=4).batch_size == 16
     found = measured(4000, images=11)
     assert found.batch_size == 10 and "the 11 images of the training set" in found.sentence
+    found = measured(4000, more={"the rows of a kernel": 7})
+    assert found.batch_size == 6 and "6 per card, by the rows of a kernel" in found.sentence
 
 
 def test_several_processes_of_a_host_share_its_memory(measured, monkeypatch):
