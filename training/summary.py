@@ -115,7 +115,8 @@ def _plan(run: Run) -> Plan:
                 rate.gamma, rate.warmup_init, rate.warmup_until, rate.base_lr * rate.final_factor,
                 args.save_interval, args.save_folder,
                 args.validation_epoch if run.validation_set is not None else 0, validated,
-                None if rate.max_iter == run.config.max_iter else run.config.max_iter)
+                None if rate.max_iter == run.config.max_iter else run.config.max_iter,
+                run.loader.left_out)
 
 
 def _options(run: Run) -> Dict[str, str]:

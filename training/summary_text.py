@@ -45,6 +45,8 @@ class Plan(NamedTuple):
     validation_images: int
     unscaled_iter: Optional[int] = None
     """Iterations that were asked for, where the batch size makes others of them."""
+    left_out: int = 0
+    """Images that do not fill an iteration at the end of an epoch; others in each."""
 
     def epochs(self, iterations: int) -> str:
         """`2.5 epochs`."""
@@ -85,9 +87,12 @@ def schedule_lines(plan: Plan) -> List[str]:
             plan.validation_images, _iterations(interval), plan.epochs(interval))
     scaled = "" if plan.unscaled_iter is None else (
         "; {0} scaled to this batch size, --no_autoscale keeps {0}".format(plan.unscaled_iter))
+    rest = "" if not plan.left_out else ", {} image{} left over for another".format(
+        plan.left_out, _s(plan.left_out))
     return [
-        named_line("Schedule", "{} ({}), {} to an epoch{}".format(
-            _iterations(plan.max_iter), plan.epochs(plan.max_iter), plan.epoch_size, scaled)),
+        named_line("Schedule", "{} ({}), {} to an epoch{}{}".format(
+            _iterations(plan.max_iter), plan.epochs(plan.max_iter), plan.epoch_size, rest,
+            scaled)),
         named_line("Learning rate", _rate(plan)),
         named_line("Validation", validation),
         named_line("Weights", "every {} ({}) and at the end, in {}".format(

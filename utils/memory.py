@@ -50,9 +50,11 @@ class MemoryNeed(NamedTuple):
 
     def sentence(self, batch_size: int) -> str:
         """For people."""
-        return "{} for {} image{} ({} + {} per image)".format(
-            in_gib(self.of_batch(batch_size)), batch_size, "" if batch_size == 1 else "s",
-            in_gib(self.fixed), in_gib(self.per_image))
+        largest = self.of_batch(batch_size)
+        update = "; the optimiser {}".format(in_gib(self.update)) if largest == self.update else ""
+        return "{} for {} image{} ({} + {} per image{})".format(
+            in_gib(largest), batch_size, "" if batch_size == 1 else "s", in_gib(self.fixed),
+            in_gib(self.per_image), update)
 
     @staticmethod
     def from_peaks(one: int, two: int, update: int) -> MemoryNeed:

@@ -40,6 +40,8 @@ def test_a_batch_of_any_size_fits_where_images_take_nothing():
 def test_need_in_words():
     assert MemoryNeed(GIB // 2, GIB, 0).sentence(2) == (
         "2.5 GiB for 2 images (512 MiB + 1.0 GiB per image)")
+    assert MemoryNeed(GIB // 2, GIB, 3 * GIB).sentence(2) == (
+        "3.0 GiB for 2 images (512 MiB + 1.0 GiB per image; the optimiser 3.0 GiB)")
     assert MemoryNeed(0, GIB, 0).sentence(1).startswith("1.0 GiB for 1 image (")
     assert in_gib(0.95 * GIB) == "0.9 GiB" or in_gib(0.95 * GIB) == "1.0 GiB"
 

@@ -44,6 +44,12 @@ def test_iterations_that_the_batch_size_changes_are_explained():
                     "this batch size, --no_autoscale keeps 1000")
 
 
+@pytest.mark.parametrize("left_out, words", [(1, "1 image"), (3, "3 images")])
+def test_images_that_fill_no_iteration_are_counted(left_out, words):
+    line = schedule_lines(PLAN._replace(left_out=left_out))[0]
+    assert line.endswith("100 to an epoch, {} left over for another".format(words))
+
+
 def test_the_start_card():
     lines = data_table([SplitCounts("train", 117266, 849942, 80, 1021, 10442, 7),
                         SplitCounts("val", 5000, 36335, 80, 48, 446, 0)])
