@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
-import signal
+import subprocess
 import time
 
 import numpy as np
@@ -162,10 +161,20 @@ def test_workers_leave_sigterm_to_the_training_process():
     batches = iter(make_loader(workers=2))
     found = [next(batches), next(batches)]  # one of each worker
     workers = multiprocessing.active_children()
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGTERM)
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM"] + [str(worker.pid) for worker in workers], check=True)
     time.sleep(0.5)  # what died of it would be noticed by the next batch
     found += [next(batches) for _ in range(28)]
     assert_same(found, expected)
     batches.close()
-    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_end_when_the_training_process_says_so():
+    """As Python does with what is left at its exit, after an error for one."""
+    batches = iter(make_loader(workers=1))
+    next(batches)
+    worker, = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
