@@ -45,6 +45,11 @@ def pytest_collection_modifyitems(config, items):
         dropped = [item for item in items if not looks_at_the_device(item)]
         items[:] = [item for item in items if looks_at_the_device(item)]
         config.hook.pytest_deselected(items=dropped)
+    if os.environ.get("PYTORCH_NO_NPU_MEMORY_CACHING"):
+        for item in items:
+            if item.get_closest_marker("allocator"):
+                item.add_marker(pytest.mark.skip(reason="PYTORCH_NO_NPU_MEMORY_CACHING turns the "
+                                                        "allocator off"))
     if config.getoption("--slow") or config.getoption("-m"):
         return
     for item in items:

@@ -37,6 +37,7 @@ def project(tmp_path, device):
     return tmp_path / "copy"
 
 
+@pytest.mark.allocator
 def test_every_part_reports_and_a_failed_one_stops_no_other(project, tmp_path):
     output = tmp_path / "report.txt"
     result = run(project, "--tests=test/unit/test_no_such_thing.py", "--output=" + str(output),

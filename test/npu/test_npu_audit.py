@@ -31,6 +31,7 @@ def run(*command, **environ):
                           stderr=subprocess.STDOUT, universal_newlines=True)
 
 
+@pytest.mark.allocator
 def test_gates_hold(device):
     result = run("test/npu/audit.py", *SMALL, "--device", device.type)
     assert result.returncode == 0 and "all gates hold" in result.stdout, result.stdout
@@ -49,6 +50,7 @@ def test_gates_can_break(change, gate, device):
     assert result.returncode == 1 and "FAIL  " + gate in result.stdout, result.stdout[-3000:]
 
 
+@pytest.mark.allocator
 def test_gates_hold_with_the_fused_loss(device):
     """Two operators for four; refused where there is no plugin."""
     result = run("test/npu/audit.py", *SMALL, "--fused_loss", "--device", device.type)
@@ -60,6 +62,7 @@ def test_gates_hold_with_the_fused_loss(device):
     assert "aten._log_softmax" not in result.stdout and "aten.nll_loss" not in result.stdout
 
 
+@pytest.mark.allocator
 def test_without_an_npu_it_goes_to_the_emulator(device):
     if device.type != "npu" or "npu_emulator" not in os.environ.get("LD_LIBRARY_PATH", ""):
         pytest.skip("runs on the emulated npu, whose environment it finds again")

@@ -129,6 +129,7 @@ def test_a_card_whose_memory_another_process_has(tmp_path, emulated):
     assert run(*flags, *advised.groups(), NPUEMU_TAKEN=TAKEN).returncode == 0
 
 
+@pytest.mark.allocator
 def test_the_automatic_batch_takes_what_is_free(tmp_path, emulated):
     flags = shapes_flags(tmp_path, "--batch_size=auto")
     result = run(*flags, NPUEMU_TAKEN=TAKEN)
@@ -167,6 +168,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.allocator
 def test_out_of_memory_advises_what_then_runs(tmp_path):
     """32 images of 160 px take 260 MiB, and this process may have 160 MiB."""
     write_dataset(str(tmp_path / "data"), seed=3, train=32, val=2)

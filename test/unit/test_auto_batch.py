@@ -29,6 +29,7 @@ TRIAL = Trial(get_config("yolact_shapes").to_dict(), 8, ("O0", None, "auto"), 0)
 pytestmark = pytest.mark.skipif(process_peak() is None, reason="no /proc: nothing can be measured")
 
 
+@pytest.mark.allocator
 def test_trial_steps_see_what_images_take(device):
     state = torch.get_rng_state()
     need = measure(TRIAL, device)

@@ -65,6 +65,7 @@ def test_other_errors_pass():
         pass
 
 
+@pytest.mark.allocator
 def test_the_device_s_own_error(device):
     """A real failure of the allocator; on a card within a tenth of its memory."""
     runtime = getattr(torch, device.type, None)
