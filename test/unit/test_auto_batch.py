@@ -34,9 +34,10 @@ def test_trial_steps_see_what_images_take(device):
     state = torch.get_rng_state()
     need = measure(TRIAL, device)
     assert torch.equal(torch.get_rng_state(), state)
-    # The layers put out 6.8 MiB; on the CPU what is freed stays with the process for a while, and
-    # the process itself is part of what is fixed.
-    assert 6 * MIB < need.per_image < (40 if device.type == "cpu" else 12) * MIB
+    # The layers put out 6.8 MiB; on the CPU what is freed stays with the process for a while (the
+    # second image takes 14 MiB on PyTorch 2, 34 or 41 on 1.5), and the process itself is part of
+    # what is fixed: more than 200 MiB, which must not be taken for an image's.
+    assert 6 * MIB < need.per_image < (64 if device.type == "cpu" else 12) * MIB
     assert 20 * MIB < need.fixed < 1000 * MIB
     assert 12 * MIB < need.update - need.fixed < 60 * MIB
     # Two processes differ by some MiB: that many copies stand out.
