@@ -58,7 +58,7 @@ class _NpuDeformConv(torch.autograd.Function):
         }
         ctx.has_bias = bias is not None
         result, sampled = operator("npu_deformable_conv2d")(x, weight, packed, bias,
-                                                             **ctx.geometry)
+                                                            **ctx.geometry)
         ctx.save_for_backward(x, weight, packed, sampled)
         return result
 
@@ -101,7 +101,7 @@ def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
 
 
 def library_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
-                   weight_decay: float) -> Any:
+                      weight_decay: float) -> Any:
     """The `NpuFusedSGD` of apex, for PyTorch 1.5 and 1.8; `amp.initialize` has to take it over."""
     optim = importlib.import_module("apex.optimizers")
     return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -117,7 +117,7 @@ def library_initialized(kernel: Any, level: str, device: torch.device) -> Any:
 
 
 def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each row by the plugin's operator: one kernel each way instead of two.
+    """Cross entropy of each row by the plugin's operator: one kernel each way instead of three.
 
     Args:
         logits: float32 `[N, C]`, N at most `CROSS_ENTROPY_ROWS`.

@@ -1,6 +1,7 @@
-"""Which versions of torch, torch_npu, CANN and driver a host has, and which belong together.
+"""Which versions of torch, its plugin, CANN and driver a host has, and which belong together.
 
-The table is Ascend's own (COMPATIBILITY.md of gitcode.com/Ascend/pytorch, as of torch_npu 2.12.0).
+The table is Ascend's own (COMPATIBILITY.md of gitcode.com/Ascend/pytorch, as of plugin 2.12.0).
+What the plugin is called is for `utils.device` to say.
 Which drivers go with a CANN depends on the card and is not in it: the driver is named, not judged.
 """
 
@@ -11,7 +12,7 @@ import os
 import re
 from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
-# CANN: (torch_npu, ..). The torch is the torch_npu without its suffix.
+# CANN: (plugin, ..). The torch is the plugin without its suffix.
 TABLE: Dict[str, Tuple[str, ...]] = {
     "9.1.0": ("2.12.0", "2.11.0", "2.10.0", "2.10.0.post4", "2.9.0.post3", "2.9.0.post6",
               "2.7.1.post5", "2.7.1.post8"),
@@ -52,13 +53,14 @@ class Versions(NamedTuple):
 
     torch: str
     plugin: Optional[str]
-    """torch_npu; None for the PyTorch 1.5 of Ascend, which brings it built in."""
+    """None for the PyTorch 1.5 of Ascend, which brings it built in."""
     cann: Optional[str]
     driver: Optional[str]
 
-    def __str__(self) -> str:
-        return "torch {}, torch_npu {}, CANN {}, driver {}".format(
-            self.torch, self.plugin or "built in", self.cann or "not found",
+    def sentence(self, name: str) -> str:
+        """All four; `name` is the plugin's."""
+        return "torch {}, {} {}, CANN {}, driver {}".format(
+            self.torch, name, self.plugin or "built in", self.cann or "not found",
             self.driver or "not found")
 
 
@@ -69,8 +71,9 @@ class Combination(NamedTuple):
     plugin: str
     cann: str
 
-    def __str__(self) -> str:
-        return "torch {}, torch_npu {}, CANN {}".format(*self)
+    def sentence(self, name: str) -> str:
+        """All three; `name` is the plugin's."""
+        return "torch {}, {} {}, CANN {}".format(self.torch, name, self.plugin, self.cann)
 
 
 def combinations() -> Iterator[Combination]:
@@ -80,26 +83,32 @@ def combinations() -> Iterator[Combination]:
             yield Combination(_base(plugin), plugin, cann)
 
 
-def mixed(torch_version: str, plugin: str) -> str:
-    """Why these two cannot work together, as the end of a sentence; empty if they can."""
+def mixed(torch_version: str, plugin: str, name: str) -> str:
+    """Why these two cannot work together, as the end of a sentence; empty if they can.
+
+    Args:
+        torch_version: and
+        plugin: the version of each.
+        name: of the plugin.
+    """
     wanted, found = _base(plugin), _base(torch_version)
     if wanted.split(".")[:2] == found.split(".")[:2]:
         return ""
-    return ("torch_npu {} is made for torch {}, and torch {} is installed; install torch_npu {} or "
-            "torch {}".format(plugin, wanted, torch_version, found, wanted))
+    return ("{name} {} is made for torch {wanted}, and torch {} is installed; install {name} {} or "
+            "torch {wanted}".format(plugin, torch_version, found, name=name, wanted=wanted))
 
 
-def doubt(versions: Versions) -> str:
+def doubt(versions: Versions, name: str) -> str:
     """One sentence if the table does not have this combination, naming the nearest; else empty.
 
-    What was not found is not judged.
+    What was not found is not judged; `name` is the plugin's.
     """
     rows = list(combinations())
     if any(_distance(versions, row) == (0, 0, 0) for row in rows):
         return ""
     nearest = min(rows, key=lambda row: _distance(versions, row))
     return "{}: not a combination that Ascend lists as supported; the nearest is {}".format(
-        versions, nearest)
+        versions.sentence(name), nearest.sentence(name))
 
 
 def _distance(versions: Versions, row: Combination) -> Tuple[int, int, int]:
@@ -128,7 +137,7 @@ def _number(version: str) -> int:
 
 
 def read_plugin(folder: str) -> Optional[str]:
-    """Version of the torch_npu in `folder`, read without importing it."""
+    """Version of the plugin in `folder`, read without importing it."""
     return _value(os.path.join(folder, "version.py"), r"__version__\s*=\s*['\"]([^'\"]+)")
 
 

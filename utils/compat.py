@@ -35,7 +35,7 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
         if end_workers is not None:
             end_workers()
         for worker in getattr(iterator, "_workers", ()):
-            if worker.is_alive():  # SIGTERM, which PyTorch has sent by now, may be ignored
+            if worker.is_alive():  # hangs so that it does not hear the SIGTERM PyTorch has sent
                 worker.kill()
 
 

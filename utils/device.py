@@ -23,6 +23,9 @@ from utils.errors import UserError, nearest
 
 _LOG = logging.getLogger(__name__)
 
+PLUGIN = "torch_npu"
+"""What makes an NPU known to PyTorch; the PyTorch 1.5 for Ascend has it built in."""
+
 
 class _CpuRuntime:
     """The part of the `torch.cuda` interface that is used here, for the CPU: mostly nothing."""
@@ -72,12 +75,12 @@ def _npu_module() -> Any:
 
 def _npu_installed() -> bool:
     # The PyTorch 1.5 for Ascend is a PyTorch of its own that brings torch.npu without a plugin.
-    return _npu_module() is not None or importlib.util.find_spec("torch_npu") is not None
+    return _npu_module() is not None or importlib.util.find_spec(PLUGIN) is not None
 
 
 def _plugin_version() -> Optional[str]:
     """Of torch_npu, which need not be imported for it; None where it is built into PyTorch."""
-    spec = importlib.util.find_spec("torch_npu")
+    spec = importlib.util.find_spec(PLUGIN)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     return ascend_versions.read_plugin(folders[0]) if folders else None
 
@@ -92,12 +95,12 @@ def _npu_problem() -> str:
     if not _npu_installed():
         return "torch_npu is not installed for this Python"
     plugin = _plugin_version()
-    mixed = ascend_versions.mixed(torch.__version__, plugin) if plugin else ""
+    mixed = ascend_versions.mixed(torch.__version__, plugin, PLUGIN) if plugin else ""
     if mixed:  # asked before the import, which would end in an undefined symbol
         return mixed
     try:
         if _npu_module() is None:
-            importlib.import_module("torch_npu")
+            importlib.import_module(PLUGIN)
         found = _npu_module().device_count()
     except Exception as error:  # the plugin raises whatever its libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -205,7 +208,7 @@ def prepare(device: torch.device) -> None:
         # the first tensor, or it would already have another.
         # (The plugin's object takes the value but does not give it back; hasattr would say no.)
         config.allow_internal_format = False
-    doubt = ascend_versions.doubt(_npu_versions())
+    doubt = ascend_versions.doubt(_npu_versions(), PLUGIN)
     if doubt:
         _LOG.warning("warning: %s", doubt)
 
@@ -261,7 +264,7 @@ def describe(device: torch.device) -> str:
     model = device_runtime(device).get_device_name(device.index or 0)
     versions = ["torch {}".format(torch.__version__)]
     if device.type == "npu":
-        versions = [str(_npu_versions())]
+        versions = [_npu_versions().sentence(PLUGIN)]
     if device.type == "cuda":
         versions.append("CUDA {}".format(torch.version.cuda))
     versions.append("Python {}".format(platform.python_version()))
@@ -359,5 +362,5 @@ def overflow_since_clear(device: torch.device) -> torch.Tensor:
 
 
 def _npu_operator(name: str) -> Any:
-    plugin = importlib.util.find_spec("torch_npu") is not None
-    return getattr(importlib.import_module("torch_npu") if plugin else torch, name)
+    plugin = importlib.util.find_spec(PLUGIN) is not None
+    return getattr(importlib.import_module(PLUGIN) if plugin else torch, name)

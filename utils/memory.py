@@ -1,4 +1,4 @@
-"""Memory of a training: what it needs, what a device has, and the sentence when it runs out.
+"""Memory of a training: what it needs, and what a device has; see `utils.out_of_memory`.
 
 What a step needs is a fixed part (weights, gradients, optimiser) and a part for every image
 (activations, their gradients, the batch itself). Two measured peaks give both; before anything has
@@ -134,7 +134,7 @@ def round_down(batch_size: int) -> int:
     return batch_size if batch_size < 2 else batch_size // 2 * 2
 
 
-def host_available(environ_limit: Optional[int] = None, proc: str = "/proc",
+def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
                    cgroup: str = _CGROUP) -> Optional[int]:
     """Bytes this process may still take: free memory, its control group, its address space.
 
@@ -149,7 +149,7 @@ def host_available(environ_limit: Optional[int] = None, proc: str = "/proc",
     if group_limit is not None and group_used is not None:
         reclaimable = _reclaimable(os.path.join(cgroup, "memory.stat"))
         limits.append(max(0, group_limit - group_used + reclaimable))
-    space = environ_limit if environ_limit is not None else address_space_limit()
+    space = space_limit if space_limit is not None else address_space_limit()
     size = _proc_kib(os.path.join(proc, "self", "status"), "VmSize")
     if space is not None and size is not None:
         limits.append(max(0, space - size))
@@ -215,8 +215,8 @@ def held_by_others(available: int, total: int) -> int:
     """Bytes of a device that other processes hold; 0 where it is no more than its own software's.
 
     Args:
-        available: and
-        total: as `memory_info` gives them.
+        available: bytes that may still be taken, as `memory_info` gives them.
+        total: bytes that the device has.
     """
     held = total - available
     return held if held > OWN_SOFTWARE * total else 0
