@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from torch import nn
@@ -18,31 +17,21 @@ from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
 from data.targets import ground_truth_slots
 from layers.anchors import make_priors
-from layers.fused_ops import (
-    CROSS_ENTROPY_ROWS,
-    library_fused_sgd,
-    library_fused_sgd_problem,
-    npu_cross_entropy,
-    npu_cross_entropy_problem,
-    npu_fused_sgd,
-    npu_fused_sgd_problem,
-)
 from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import cross_entropy
 from layers.sync_batch_norm import convert
 from training.batch_size import choose_batch_size, resumed_batch_size
 from training.best_score import BestScore
+from training.kernels import choose_row_losses, choose_sgd, fused_loss_limit
 from training.memory import Trial, estimate
 from training.start_weights import load_start_weights
 from training.step_records import StepRecords
 from utils.amp import Precision, batch_norm_parameters, build_precision
-from utils.device import has_autocast, pin_memory_supported
+from utils.device import pin_memory_supported
 from utils.distributed.parallel import Sharing, wrap
 from utils.distributed.processes import Processes
 from utils.ema import WeightAverage
 from utils.errors import UserError
-from utils.fused_optimizer import FusedSGD
-from utils.optimizer import FlatOptimizer, FlatSGD, build_optimizer
+from utils.optimizer import FlatOptimizer, build_optimizer
 from utils.out_of_memory import Demand
 from utils.run_folder import RunFolder
 from utils.schedule import LearningRate
@@ -141,62 +130,13 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
         limits = {}
         if args.fused_loss:
-            priors = len(make_priors(config.at_largest_side()))
-            limits["the {} rows of the fused loss".format(CROSS_ENTROPY_ROWS)] = (
-                CROSS_ENTROPY_ROWS // priors)
+            limits["what the fused loss takes"] = fused_loss_limit(
+                len(make_priors(config.at_largest_side())))
         choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
                                    args.num_workers, more_limits=limits)
     if processes.is_main:
         print("Batch size auto : {}".format(choice.sentence), flush=True)
     return choice.batch_size
-
-
-def choose_sgd(fused: bool, optimizer: str, device: torch.device,
-               level: str = "O0") -> Callable[..., FlatSGD]:
-    """What makes the optimiser: ours, or with --fused_optimizer the Ascend plugin's.
-
-    The plugin for PyTorch 1.5 and 1.8 has none; there it is that of the library that casts.
-    """
-    if not fused:
-        return FlatSGD
-    kernel = npu_fused_sgd if has_autocast() else library_fused_sgd
-    problem = "" if optimizer == "sgd" else "the recipe's optimiser is {}".format(optimizer)
-    if not problem and device.type != "npu":
-        problem = "this device is {}".format(device.type)
-    if not problem:
-        problem = (npu_fused_sgd_problem(device) if has_autocast()
-                   else library_fused_sgd_problem(device, level))
-    if problem:
-        raise UserError("--fused_optimizer is the Ascend plugin's SGD, but {}; leave it out"
-                        .format(problem))
-    return functools.partial(FusedSGD, kernel=kernel)
-
-
-def choose_row_losses(fused: bool, device: torch.device, images: int,
-                      priors: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What computes the confidence loss: PyTorch, or with --fused_loss the Ascend plugin.
-
-    Raises:
-        UserError: the plugin's operator does not work here, or not for `images` of `priors` each.
-    """
-    if not fused:
-        return cross_entropy
-    problem, advice = "", "leave it out"
-    if device.type != "npu":
-        problem = "this device is {}".format(device.type)
-    elif images * priors > CROSS_ENTROPY_ROWS:
-        problem = ("it takes {} rows at most, and {} x {} (images, priors of each) are {}".format(
-            CROSS_ENTROPY_ROWS, images, priors, images * priors))
-        most = CROSS_ENTROPY_ROWS // priors
-        if most:
-            advice = ("give --batch_size={} or less, with --accumulate for as many images a step, "
-                      "or leave it out".format(most))
-    else:
-        problem = npu_cross_entropy_problem(device)
-    if problem:
-        raise UserError("--fused_loss is the Ascend plugin's cross entropy, but {}; {}".format(
-            problem, advice))
-    return npu_cross_entropy
 
 
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device,

@@ -33,7 +33,7 @@ from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 
 from layers.anchors import make_priors  # noqa: E402
 from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
-from training.run import choose_row_losses  # noqa: E402
+from training.kernels import choose_row_losses  # noqa: E402
 from utils.amp import build_precision  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402

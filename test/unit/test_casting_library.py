@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from layers.fused_ops import library_fused_sgd_problem, without_casts
-from training import run as training_run
+from training import kernels
 from unit.casting_library import Real, library  # noqa: F401 - a fixture
 from unit.test_amp import Criterion, Part, Stub
 from unit.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
@@ -195,14 +195,14 @@ def test_the_trial_of_the_fused_optimiser(device, library, level):  # noqa: F811
 
 
 def test_a_fused_optimiser_wants_a_level_and_a_device(monkeypatch):
-    monkeypatch.setattr(training_run, "has_autocast", lambda: False)
+    monkeypatch.setattr(kernels, "has_autocast", lambda: False)
     npu = Namespace(type="npu", index=0)
     with pytest.raises(UserError, match="works at --opt_level O1 and O2 only; leave it out"):
-        training_run.choose_sgd(True, "sgd", npu, "O0")
+        kernels.choose_sgd(True, "sgd", npu, "O0")
     with pytest.raises(UserError, match="this device is cpu; leave it out"):
-        training_run.choose_sgd(True, "sgd", torch.device("cpu"), "O1")
-    monkeypatch.setattr(training_run, "library_fused_sgd_problem", lambda device, level: "")
-    assert training_run.choose_sgd(True, "sgd", npu, "O1").func is FusedSGD
+        kernels.choose_sgd(True, "sgd", torch.device("cpu"), "O1")
+    monkeypatch.setattr(kernels, "library_fused_sgd_problem", lambda device, level: "")
+    assert kernels.choose_sgd(True, "sgd", npu, "O1").func is FusedSGD
 
 
 # Whole runs.
