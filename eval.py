@@ -1,6 +1,6 @@
 """Score YOLACT: `python eval.py --trained_model=weights/x.pth --val_data=/data/coco`.
 
-Lines printed here avoid two words that the launchers look for; see `utils.coco_results`.
+Lines printed here avoid two words that the launchers look for; see `utils.inference.results`.
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ from typing import List, Optional, Sequence
 
 import torch
 
+from data.classes import match_categories
 from data.coco import CocoDataset
 from data.config import Config
 from data.datasets import open_dataset
 from layers.detection import Detect
 from layers.masks import boxes_to_pixels, encode_masks
-from utils import inference
-from utils.class_match import match_categories
 from utils.cli import run_main
-from utils.coco_metrics import CocoEvaluator
-from utils.coco_results import CocoResults
 from utils.device import cards_of_host, describe, pin_memory_supported, select_device, synchronize
-from utils.distributed.evaluation import gather_state, shard
 from utils.distributed.failures import recorded
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import gather_state, shard
 from utils.errors import UserError
-from utils.eval_flags import nms_kind, parse_eval_flags
 from utils.files import refuse_unwritable
-from utils.inference import StageTimes
-from utils.memory import MemoryNeed, parameter_bytes
-from utils.out_of_memory import Demand, explained
-from utils.prediction.run import batch_size_of, input_of, predict
-from utils.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
+from utils.inference import pipeline
+from utils.inference.eval_flags import nms_kind, parse_eval_flags
+from utils.inference.evaluator import CocoEvaluator
+from utils.inference.pipeline import StageTimes
+from utils.inference.predict import batch_size_of, input_of, predict
+from utils.inference.predictor import Finder, Launched, LoadedModel, Predictor, fetch, load_model
+from utils.inference.results import CocoResults
+from utils.memory import Demand, MemoryNeed, explained, parameter_bytes
 from utils.progress import ImageProgress
 from utils.report.evaluation import Scored
 from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 from yolact import Yolact
 
 
-def add_detections(finder: Finder, batch: inference.ImageBatch, launched: Launched,
+def add_detections(finder: Finder, batch: pipeline.ImageBatch, launched: Launched,
                    evaluator: CocoEvaluator, times: StageTimes) -> None:
     """Fetch a batch's detections and hand them to the evaluator."""
     with times.stage("transfer"):
@@ -66,14 +65,14 @@ def collect(finder: Finder, dataset: CocoDataset, indices: Sequence[int], evalua
             show_progress: bool = False) -> None:
     """Add the detections of images `indices` to the evaluator. The model keeps its mode."""
     spent = times or StageTimes()
-    images = inference.EvaluationImages(dataset, indices, finder.model.input_size)
-    loader = inference.EvaluationLoader(images, batch_size, num_workers,
+    images = pipeline.EvaluationImages(dataset, indices, finder.model.input_size)
+    loader = pipeline.EvaluationLoader(images, batch_size, num_workers,
                                         pin_memory_supported(finder.device))
     progress = ImageProgress(len(indices), sys.stderr, enabled=show_progress)
     was_training = finder.model.training
     finder.model.eval()
     try:
-        inference.run_pipelined(
+        pipeline.run_pipelined(
             loader, lambda planes: finder.launch(planes, spent),
             lambda batch, launched: add_detections(finder, batch, launched, evaluator, spent),
             spent, progress)
@@ -118,7 +117,7 @@ def detect_dataset(model: Yolact, config: Config, dataset: CocoDataset, device: 
                               "the network", dataset.annotation_file)
     evaluator = CocoEvaluator.for_dataset(dataset, ids)
     collect_shared(Finder(model, Detect.from_config(config), device), dataset,
-                   inference.choose_images(len(dataset), max_images), evaluator, batch_size,
+                   pipeline.choose_images(len(dataset), max_images), evaluator, batch_size,
                    num_workers, processes, show_progress=show_progress)
     return evaluator
 
@@ -137,15 +136,15 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
     if args.detect and not args.output_coco_json:
         raise UserError("--detect leaves out the scores: add --output_coco_json to write something")
     if not evaluator.has_ground_truth and not args.output_coco_json:
-        raise UserError("{} has no annotations to score against; --output_coco_json writes the "
-                        "result files".format(dataset.annotation_file))
-    chosen = inference.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
+        raise UserError(f"{dataset.annotation_file} has no annotations to score against; "
+                        "--output_coco_json writes the result files")
+    chosen = pipeline.choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
     dataset.check_images_exist(chosen)
     for path in _outputs(args):
         refuse_unwritable(os.path.dirname(os.path.abspath(path)))
     if processes.is_main:
-        print("\n".join([describe(finder.device), "Weights : {}".format(loaded.report)] + notes + [
-            "{}: {} images of {}".format(weights, len(chosen), truth)]), flush=True)
+        print("\n".join([describe(finder.device), f"Weights : {loaded.report}"] + notes + [
+            f"{weights}: {len(chosen)} images of {truth}"]), flush=True)
 
     times = StageTimes((lambda: synchronize(finder.device)) if args.benchmark else None)
     collect_shared(finder, dataset, chosen, evaluator, args.batch_size, args.num_workers,
@@ -155,11 +154,11 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
         return 0
     if args.output_coco_json:
         evaluator.write_json(args.bbox_det_file, args.mask_det_file)
-        print("Results of {} images written in COCO's format".format(len(evaluator)), flush=True)
+        print(f"Results of {len(evaluator)} images written in COCO's format", flush=True)
     if args.detect:
         return 0
     if not evaluator.has_ground_truth:
-        print("{} has no annotations: nothing to score".format(truth))
+        print(f"{truth} has no annotations: nothing to score")
         return 0
     results = evaluator.evaluate()
     if args.per_class_file:

@@ -23,14 +23,6 @@ import torch
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
 from eval import detect_dataset
-from training.folder import add_validation, finish_folder, open_folder
-from training.interrupts import StopRequest
-from training.log import RunLog, open_log
-from training.log_lines import StepTimer, Throughput, format_line
-from training.restarts import find_restart
-from training.run import Run, build_run, demand_of, resolve_config
-from training.saving import resume, save, scored_weights
-from training.summary import end_lines, start_lines
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (
@@ -41,17 +33,21 @@ from utils.device import (
     select_device,
     synchronize,
 )
-from utils.distributed.failures import recorded
-from utils.distributed.parallel import share_buffers, shared_step, told_by_main
+from utils.distributed.failures import StopRequest, WatchedLoader, recorded
 from utils.distributed.processes import Processes
-from utils.distributed.watchdog import WatchedLoader
+from utils.distributed.sharing import share_buffers, shared_step, told_by_main
+from utils.engine.folder import add_validation, finish_folder, open_folder
+from utils.engine.log import RunLog, StepTimer, Throughput, format_line, open_log
+from utils.engine.saving import find_restart, resume, save, scored_weights
+from utils.engine.setup import Run, build_run, demand_of, resolve_config
+from utils.engine.summary import end_lines, start_lines
+from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.files import refuse_unwritable
-from utils.out_of_memory import explained
+from utils.memory import explained
 from utils.progress import ProgressBar, StepPace
 from utils.report.evaluation import Scored
 from utils.run_folder import REPORT
-from utils.train_flags import parse_train_flags
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
@@ -193,9 +189,9 @@ def log_progress(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> 
                   avg_fps=average, memory=memory_reserved(run.device), loss_scale=report.scale)
     if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
-            "{} steps in a row up to iteration {} had a loss or gradient that is not finite; the "
-            "parameters are those of the last finite step. Lower --lr, or look at the images named "
-            "above.".format(report.in_a_row, done))
+            f"{report.in_a_row} steps in a row up to iteration {done} had a loss or gradient that "
+            "is not finite; the parameters are those of the last finite step. Lower --lr, or look "
+            "at the images named above.")
 
 
 def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
@@ -223,7 +219,7 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
 def print_folder(run: Run, log: RunLog) -> None:
     """Say where everything about this run is going to be, and what of it is not."""
     if run.folder is not None:
-        print("\n".join(["Run folder : {}".format(run.folder.path)] + log.notes), flush=True)
+        print("\n".join([f"Run folder : {run.folder.path}"] + log.notes), flush=True)
 
 
 def print_report(run: Run) -> None:
@@ -231,7 +227,7 @@ def print_report(run: Run) -> None:
     missing = finish_folder(run)
     if run.folder is not None:
         print("\n".join(([missing] if missing else []) + [
-            "Report : {}".format(run.folder.file(REPORT))]), flush=True)
+            f"Report : {run.folder.file(REPORT)}"]), flush=True)
 
 
 def announce(run: Run, start: int) -> Optional[RunLog]:
@@ -286,7 +282,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         path = keep(run, outcome, finished, log)
     if outcome.problem is not None:
         raise UserError("{}{}".format(outcome.problem, "" if path is None else (
-            "; then --resume=interrupt goes on from iteration {}".format(outcome.done))))
+            f"; then --resume=interrupt goes on from iteration {outcome.done}")))
     if processes.is_main:
         print("\n".join(end_lines(run, outcome, time.monotonic() - began, path, finished)),
               flush=True)
@@ -297,7 +293,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
             "; --resume=interrupt goes on from there" if saved else ""), flush=True)
         return 130
     if path is not None:
-        print("Final weights : {}".format(path), flush=True)
+        print(f"Final weights : {path}", flush=True)
     return 0
 
 
@@ -322,8 +318,8 @@ def _run(argv: List[str]) -> int:
         environ.setdefault("LOCAL_RANK", str(args.local_rank))
     processes = Processes.from_env(environ, devices_per_host=cards_of_host(name))
     if processes.world_size > 1 and not args.use_ddp:
-        raise UserError("--useDDP=False with {} processes: several cards train together or not at "
-                        "all; leave the flag out".format(processes.world_size))
+        raise UserError(f"--useDDP=False with {processes.world_size} processes: several cards "
+                        "train together or not at all; leave the flag out")
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
     try:
@@ -331,7 +327,7 @@ def _run(argv: List[str]) -> int:
             processes.init(device)
             return train(args, processes, device)
     except TrainingError as failure:
-        print("training stopped: {}".format(failure), file=sys.stderr)
+        print(f"training stopped: {failure}", file=sys.stderr)
         return 1
     finally:
         processes.shutdown()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from backbone import BatchNorm2d, DarkNet, ResNet, build_backbone
 from data.config import Config
 from layers.anchors import make_priors
-from layers.fpn import FPN
-from layers.heads import PredictionHead, ProtoNet
+from layers.heads import FPN, PredictionHead, ProtoNet
 from layers.mask_iou import MaskIouNet
 
 
@@ -80,8 +79,8 @@ class Yolact(nn.Module):
         side = images.shape[-1]
         priors = self.priors if side == self.input_size else self.priors_of_sides.get(side)
         if priors is None or images.shape[-2] != side:
-            raise ValueError("images are {}, expected [B, 3, {side}, {side}]".format(
-                list(images.shape), side=self.input_size))
+            raise ValueError(f"images are {list(images.shape)}, expected [B, 3, {self.input_size}, "
+                             f"{self.input_size}]")
         if images.dtype == torch.uint8:
             images = images.to(torch.float32).sub_(self.pixel_mean).div_(self.pixel_std)
         # Normalised in float32; parameters in half precision then want images of their type.

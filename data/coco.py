@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
-from data.annotation_report import AnnotationReport
 from data.annotations import Annotations, Category, load_annotations
-from data.image_file import image_size, read_image
-from data.missing_images import missing_hint
+from data.annotations.defects import AnnotationReport
+from data.image import image_size, read_image
 from data.sample import Sample
 from utils.errors import UserError
 
@@ -43,8 +43,7 @@ class CocoDataset:
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
-            raise UserError("image folder {}: looked for {}".format(
-                found, os.path.abspath(self.images_dir)))
+            raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
         self._packed: Annotations = load_annotations(
             self.annotation_file, strict, require_annotations, self._size_from_header)
 
@@ -134,7 +133,7 @@ class CocoDataset:
             if name not in listings[folder]:
                 missing.append(index)
         if missing:
-            named = ["{} (image {})".format(self._packed.file_name(n), self._packed.image_ids[n])
+            named = [f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
                      for n in missing[:_NAMED_MISSING]]
             raise UserError("{} of the {} images of {} are missing in {}: {}{}{}".format(
                 len(missing), len(self), self.annotation_file, os.path.abspath(self.images_dir),
@@ -143,7 +142,7 @@ class CocoDataset:
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)
-        image = read_image(path, "image {} of {}".format(image_id, self.annotation_file),
+        image = read_image(path, f"image {image_id} of {self.annotation_file}",
                            (width, height))
         found_height, found_width = image.shape[:2]
         if (found_width, found_height) != (width, height):
@@ -158,7 +157,7 @@ class CocoDataset:
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
         return image_size(os.path.join(self.images_dir, file_name),
-                          "image {} of {}".format(image_id, self.annotation_file))
+                          f"image {image_id} of {self.annotation_file}")
 
 
 def _file_names(folder: str) -> Set[str]:
@@ -168,3 +167,36 @@ def _file_names(folder: str) -> Set[str]:
             return {entry.name for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+
+
+_UP = 3
+"""Folders above the image folder that are looked at."""
+
+
+def missing_hint(images_dir: str, file_name: str) -> str:
+    """What to change so that a missing image is found, as the end of a sentence; '' if unknown.
+
+    Args:
+        images_dir: folder that file names refer to.
+        file_name: of an image that is not there, as the annotation file gives it.
+    """
+    folder = Path(os.path.abspath(images_dir))
+    written = file_name.replace("\\", "/")
+    base = written.rsplit("/", 1)[-1]
+    for above in list(folder.parents)[:_UP]:
+        if (above / written).is_file():
+            return f"; it is found where {above} is given as the image folder"
+    if written != file_name and (folder / written).is_file():
+        return f"; {written} is there: write / in place of \\ in file_name"
+    if base != file_name and (folder / base).is_file():
+        return f"; {base} itself is there: leave the folders out of file_name"
+    parent = (folder / written).parent
+    for name in sorted(os.listdir(str(parent))) if parent.is_dir() else []:
+        if name != base and _plain(name) == _plain(base):
+            return (f"; there is {name}, which differs in upper and lower case or in the form of "
+                    "its accents (Unicode)")
+    return ""
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -12,8 +12,55 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple, Union, get_type_hints
 
-from data.config_values import expectation, fits, freeze
 from utils.errors import UserError, nearest
+
+_WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value` may stand in a field of type `kind`, e.g. `Tuple[int, ...]`.
+
+    Whole numbers are numbers, True and False are not. Lists do not pass for tuples.
+    """
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and (
+            math.isfinite(value))
+    if kind is str:
+        return isinstance(value, str)
+    parts = kind.__args__
+    if kind.__origin__ is Union:
+        return any(fits(value, part) for part in parts)
+    if not isinstance(value, tuple):
+        return False
+    if parts[-1] is Ellipsis:
+        return all(fits(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(map(fits, value, parts))
+
+
+def expectation(kind: Any) -> str:
+    """What `fits` accepts, for a sentence: `a list of whole numbers`."""
+    if kind in _WORDS:
+        return _WORDS[kind]
+    parts = kind.__args__
+    if kind.__origin__ is Union:
+        return " or ".join(expectation(part) for part in parts)
+    if parts[-1] is Ellipsis:
+        return f"a list, each item {expectation(parts[0])}"
+    return "a list of {} items ({})".format(len(parts), ", ".join(map(expectation, parts)))
+
+
+def freeze(value: Any) -> Any:
+    """Lists become tuples and dicts pairs, all the way down, so that a Config is hashable."""
+    if isinstance(value, dict):
+        return tuple((key, freeze(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(item) for item in value)
+    return value
+
 
 BACKBONES = ("resnet101", "resnet50", "resnet_mini", "darknet53")
 OPTIMIZERS = ("sgd", "adamw")
@@ -174,8 +221,8 @@ class Config:
             raise _invalid(self, "num_classes", "at least 2 (background and one class)")
         levels = len(self.selected_layers) + self.fpn_num_downsample
         if len(self.pred_scales) != levels:
-            raise _invalid(self, "pred_scales", "one list of anchor sides for each of the {} "
-                           "pyramid levels".format(levels))
+            raise _invalid(self, "pred_scales", "one list of anchor sides for each of the "
+                                                f"{levels} pyramid levels")
         self._check_plus()
         self._check_training_options()
 
@@ -197,8 +244,7 @@ class Config:
             raise _invalid(self, "lr_steps", "ascending iterations")
         for field, limit in (("negative_iou", "positive_iou"), ("max_num_detections", "nms_top_k")):
             if getattr(self, field) > getattr(self, limit):
-                raise _invalid(self, field, "at most {}, which is {:g}".format(
-                    limit, getattr(self, limit)))
+                raise _invalid(self, field, f"at most {limit}, which is {getattr(self, limit):g}")
 
     def _check_training_options(self) -> None:
         if not 0 <= self.ema_decay < 1:
@@ -206,18 +252,18 @@ class Config:
         stages = self.num_stages
         if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE) and self.freeze not in (
                 str(count) for count in range(1, stages + 1)):
-            raise _invalid(self, "freeze", "'{}', '{}', or 1 to {}, the number of stages".format(
-                NOT_FROZEN, WHOLE_BACKBONE, stages))
+            raise _invalid(self, "freeze", f"'{NOT_FROZEN}', '{WHOLE_BACKBONE}', or 1 to {stages}, "
+                                           "the number of stages")
         if isinstance(self.class_weights, str):
             if self.class_weights != BALANCED:
-                raise _invalid(self, "class_weights", "'{}', or a factor for each name".format(
-                    BALANCED))
+                raise _invalid(self, "class_weights", f"'{BALANCED}', or a factor for each name")
         elif not all(factor > 0 for _, factor in self.class_weights):
             raise _invalid(self, "class_weights", "factors above 0")
         if len(set(self.multi_scale)) != len(self.multi_scale) or any(
                 side < SMALLEST_SIDE for side in self.multi_scale):
-            raise _invalid(self, "multi_scale", "different input sides of at least {} pixels"
-                           .format(SMALLEST_SIDE))
+            raise _invalid(self, "multi_scale", "different input sides of at least "
+                                                f"{SMALLEST_SIDE} pixels"
+                           )
         for side in self.multi_scale if self.use_maskiou else ():
             self.at_side(side)
 
@@ -281,8 +327,8 @@ class Config:
         fields = [field.name for field in dataclasses.fields(self)]
         for key in changes:
             if key not in fields:
-                raise UserError("configuration '{}' has no field '{}'{}".format(
-                    self.name, key, nearest(key, fields)))
+                raise UserError(f"configuration '{self.name}' has no field "
+                                f"'{key}'{nearest(key, fields)}")
         return dataclasses.replace(self, **{k: freeze(v) for k, v in changes.items()})
 
     def to_dict(self) -> Dict[str, Any]:
@@ -306,13 +352,14 @@ class Config:
         fields = [field.name for field in dataclasses.fields(Config)]
         for key in values:
             if key not in fields:
-                raise UserError("the stored configuration '{}' has a field {!r} that is not known "
-                                "here; a newer version of this project wrote it, use that one"
-                                .format(name, key))
+                raise UserError(f"the stored configuration '{name}' has a field {key!r} that is "
+                                "not known here; a newer version of this project wrote it, use "
+                                "that one"
+                                )
         for key in fields[:fields.index(_FIRST_NEW_FIELD)]:
             if key not in values:
-                raise UserError("the stored configuration '{}' has no '{}'; the file is damaged or "
-                                "foreign".format(name, key))
+                raise UserError(f"the stored configuration '{name}' has no '{key}'; the file is "
+                                "damaged or foreign")
         return Config(**{key: freeze(value) for key, value in values.items()})
 
 
@@ -324,8 +371,8 @@ def _halve_up(size: int, stride: int) -> int:
 
 
 def _invalid(config: Config, field: str, expected: str) -> UserError:
-    return UserError("configuration '{}': {} is {!r}, expected {}".format(
-        config.name, field, getattr(config, field), expected))
+    return UserError(f"configuration '{config.name}': {field} is {getattr(config, field)!r}, "
+                     f"expected {expected}")
 
 
 def _check_choice(config: Config, field: str, choices: Tuple[str, ...]) -> None:

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from data.convert_common import Problems, choose_classes, split_randomly, write_dataset
-from data.convert_labelme import read_labelme
-from data.convert_voc import read_voc
-from data.convert_yolo import read_yolo
+from data.tools.conversion import Problems, choose_classes, split_randomly, write_dataset
+from data.tools.labelme import read_labelme
+from data.tools.voc import read_voc
+from data.tools.yolo import read_yolo
 from utils.cli import ArgumentParser, add_switch, run_main
 from utils.errors import UserError, nearest
 
@@ -53,8 +53,8 @@ _CONVERTERS: Dict[str, Callable[[argparse.Namespace, Problems], List[str]]] = {
 
 def parser_of(kind: str) -> ArgumentParser:
     """Parser of one format's command line."""
-    parser = ArgumentParser(prog="python -m data.convert {}".format(kind),
-                            description="Convert {}.".format(FORMATS[kind]))
+    parser = ArgumentParser(prog=f"python -m data.convert {kind}",
+                            description=f"Convert {FORMATS[kind]}.")
     parser.add_argument("source", help="folder (yolo: or data.yaml)")
     parser.add_argument("--out", required=True, metavar="FOLDER",
                         help="where train.json, val.json and data.yaml go")
@@ -83,14 +83,14 @@ def _finish(args: argparse.Namespace, splits: Dict[str, List[Any]],
         splits = split_randomly(splits["train"], args.val_fraction, args.seed)
     splits = {split: images for split, images in splits.items() if images}
     if "train" not in splits:
-        raise UserError("{}: no image for training was left".format(args.source))
+        raise UserError(f"{args.source}: no image for training was left")
     classes = _words(args.classes) if isinstance(args.classes, str) else args.classes
     names = choose_classes(splits, classes, problems)
     lines: List[str] = []
     path = write_dataset(splits, names, Path(args.out), lines.append)
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return lines + ["{}: {} classes ({})".format(path, len(names), shown),
-                    "next: python -m data.check {}".format(path)]
+    return lines + [f"{path}: {len(names)} classes ({shown})",
+                    f"next: python -m data.check {path}"]
 
 
 def _words(text: Any) -> List[str]:
@@ -101,7 +101,7 @@ def main(argv: List[str]) -> int:
     """Command line entry."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m data.convert FORMAT SOURCE --out=FOLDER\n\n" + "\n".join(
-            "  {:8s} {}".format(kind, text) for kind, text in FORMATS.items())
+            f"  {kind:8s} {text}" for kind, text in FORMATS.items())
             + "\n\npython -m data.convert FORMAT --help shows the flags of each")
         return 0 if argv else 2
     if argv[0] not in _CONVERTERS:

@@ -6,6 +6,9 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from typing import (
     Any,
     Dict,
@@ -20,20 +23,68 @@ from typing import (
     Union,
 )
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Augmenter
-from data.batch import Batch, collate
+from data.batch import Batch, PackedBatch, bit_values, collate, pack
 from data.coco import CocoDataset
 from data.config import Config
-from data.multi_scale import SideSchedule
-from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker, ground_truth_slots
 from utils.compat import iterate, loader_generator
 from utils.errors import UserError
-from utils.loader_worker import start_worker
+
+
+def start_worker(worker: int) -> None:
+    """`worker_init_fn` of a DataLoader: one thread; Ctrl-C and SIGTERM are for the main process.
+
+    `timeout` and batch systems send SIGTERM to every process of a job, and a worker that died of it
+    would take the training down before its checkpoint. One from the main process ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the training's own, which it was born with
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _obey(main_process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)
+
+
+_SIDE_STREAM = 2 ** 32 - 2
+"""Takes the place of an image's index where a side is drawn; see `data.loader`."""
+
+
+class SideSchedule:
+    """Side of the network's input by iteration: drawn anew every `interval` iterations.
+
+    A pure function of the seed and the iteration, so that all processes agree and a resumed run
+    goes on exactly. The device meets as many sets of shapes as there are sides.
+
+    Args:
+        sides: to choose from.
+        interval: iterations that keep a side.
+        seed: of the run.
+    """
+
+    def __init__(self, sides: Sequence[int], interval: int, seed: int) -> None:
+        self.sides = tuple(sides)
+        self.interval = interval
+        self.seed = seed
+
+    def __call__(self, iteration: int) -> int:
+        """Side of `iteration`, counted from the start of the training."""
+        stretch = iteration // self.interval
+        rng = np.random.default_rng([self.seed, stretch, _SIDE_STREAM])
+        return self.sides[int(rng.integers(len(self.sides)))]
+
 
 _ORDER_STREAM = 2 ** 32 - 1
 """Takes the place of an image's index where the order of an epoch is drawn."""
@@ -140,8 +191,8 @@ class TrainLoader:
                  pack_masks: bool = False, parts: int = 1,
                  side_of: Optional[SideSchedule] = None) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
-            raise ValueError("batch_size {}, num_workers {}, rank {} of {}".format(
-                batch_size, num_workers, rank, world_size))
+            raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of "
+                             f"{world_size}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers

@@ -5,7 +5,7 @@ a COCO folder takes OUT. Images show one to five circles, squares, triangles and
 shaded and noisy, some hidden in part by later ones, on a textured and cluttered ground; a few show
 a crowd (a tight group annotated as one region) or nothing at all.
 
-The same seed gives the same pixels and the same ground truth everywhere (`data.shape_scene`).
+The same seed gives the same pixels and the same ground truth everywhere (`data.tools.synthetic`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import cv2
 
-from data.shape_scene import CLASS_NAMES, SPLITS, annotate, draw_scene
+from data.tools.synthetic import CLASS_NAMES, SPLITS, annotate, draw_scene
 from utils.errors import UserError
 
 VERSION = 1
@@ -51,18 +51,17 @@ def write_dataset(folder: str, seed: int = 0, train: int = 2000, val: int = 300,
     """
     for name, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
         if value < least:
-            raise UserError("{} is {}; it has to be at least {}".format(name, value, least))
+            raise UserError(f"{name} is {value}; it has to be at least {least}")
     target = Path(folder)
     stamp = {"dataset": "shapes", "version": VERSION, "seed": seed, "train": train, "val": val}
     if _check_target(target) == stamp:
         return False
-    partial = target.with_name("{}.partial.{}".format(target.name, os.getpid()))
+    partial = target.with_name(f"{target.name}.partial.{os.getpid()}")
     try:
         _write_splits(partial, stamp, progress)
         _replace(target, partial)
     except OSError as problem:
-        raise UserError("cannot write the shapes dataset to {}: {}".format(
-            target, problem)) from problem
+        raise UserError(f"cannot write the shapes dataset to {target}: {problem}") from problem
     finally:
         shutil.rmtree(str(partial), ignore_errors=True)
     return True
@@ -77,8 +76,8 @@ def _check_target(target: Path) -> Optional[Dict[str, Any]]:
     except (OSError, ValueError):
         stamp = None
     if not isinstance(stamp, dict) or stamp.get("dataset") != "shapes":
-        raise UserError("{} exists and is not a shapes dataset (it has no valid {}); nothing was "
-                        "written. Name another folder or remove it.".format(target, STAMP))
+        raise UserError(f"{target} exists and is not a shapes dataset (it has no valid {STAMP}); "
+                        "nothing was written. Name another folder or remove it.")
     return stamp
 
 
@@ -97,9 +96,9 @@ def _write_splits(folder: Path, stamp: Dict[str, Any],
         for index in range(stamp[split]):
             scene = draw_scene(stamp["seed"], split, index)
             image_id = FIRST_IMAGE_ID[split] + index
-            name = "{:012d}.png".format(image_id)
+            name = f"{image_id:012d}.png"
             if not cv2.imwrite(str(folder / (split + "2017") / name), scene.image):
-                raise OSError("image {} could not be written".format(name))
+                raise OSError(f"image {name} could not be written")
             height, width = scene.image.shape[:2]
             content["images"].append({"id": image_id, "file_name": name, "height": height,
                                       "width": width})
@@ -109,7 +108,7 @@ def _write_splits(folder: Path, stamp: Dict[str, Any],
             done += 1
             if progress is not None:
                 progress(done, total)
-        path = folder / "annotations" / "instances_{}2017.json".format(split)
+        path = folder / "annotations" / f"instances_{split}2017.json"
         path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
 
@@ -117,7 +116,7 @@ def _write_splits(folder: Path, stamp: Dict[str, Any],
 def _replace(target: Path, partial: Path) -> None:
     """Put the finished folder in place of an empty or older one."""
     if target.exists():
-        old = target.with_name("{}.old.{}".format(target.name, os.getpid()))
+        old = target.with_name(f"{target.name}.old.{os.getpid()}")
         target.rename(old)
         partial.rename(target)
         shutil.rmtree(str(old), ignore_errors=True)
@@ -127,7 +126,7 @@ def _replace(target: Path, partial: Path) -> None:
 
 def _show_progress(done: int, total: int) -> None:
     if done % 100 == 0 or done == total:
-        print("drawing shapes: {} of {} images".format(done, total), flush=True)
+        print(f"drawing shapes: {done} of {total} images", flush=True)
 
 
 def main(argv: List[str]) -> int:

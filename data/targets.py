@@ -92,8 +92,8 @@ class TargetMaker:
         """
         count = len(sample.boxes)
         if count > self.max_objects:
-            raise ValueError("image {} has {} objects, more than the {} slots of a batch".format(
-                sample.image_id, count, self.max_objects))
+            raise ValueError(f"image {sample.image_id} has {count} objects, more than the "
+                             f"{self.max_objects} slots of a batch")
         class_targets, gt_index, box_targets = self.matcher(
             sample.boxes, sample.labels, sample.crowd_boxes)
         targets = {

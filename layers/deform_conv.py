@@ -35,7 +35,7 @@ class Backend(NamedTuple):
     """Why not one of the faster ways; empty for "npu" and "torchvision"."""
 
     def __str__(self) -> str:
-        return "{}{}".format(self.name, self.reason and " ({})".format(self.reason))
+        return "{}{}".format(self.name, self.reason and f" ({self.reason})")
 
 
 def deform_conv_backend(device: torch.device) -> Backend:
@@ -79,8 +79,8 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
     """
     taps = weight.shape[2] * weight.shape[3]
     if offset.shape[1] != 2 * taps or mask.shape[1] != taps:
-        raise ValueError("offset and mask have {} and {} channels, expected {} and {}".format(
-            offset.shape[1], mask.shape[1], 2 * taps, taps))
+        raise ValueError(f"offset and mask have {offset.shape[1]} and {mask.shape[1]} channels, "
+                         f"expected {2 * taps} and {taps}")
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
            "plain": convolve_plainly}[backend or deform_conv_backend(x.device).name]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -224,5 +224,5 @@ def _torchvision_problem(device: torch.device) -> str:
         return "torchvision is not installed"
     except Exception as error:  # kernels of another PyTorch raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return "torchvision's operator does not work here: {}".format(reason)
+        return f"torchvision's operator does not work here: {reason}"
     return ""

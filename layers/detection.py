@@ -77,10 +77,9 @@ class Detect:
     def __init__(self, num_classes: int, conf_thresh: float, nms_thresh: float, top_k: int,
                  max_detections: int, nms: str = "fast", max_size: int = 550) -> None:
         if nms not in NMS_KINDS:
-            raise ValueError("nms is {!r}, expected one of {}".format(nms, NMS_KINDS))
+            raise ValueError(f"nms is {nms!r}, expected one of {NMS_KINDS}")
         if not 0 < max_detections <= top_k:
-            raise ValueError("max_detections is {}, expected 1..top_k ({})".format(
-                max_detections, top_k))
+            raise ValueError(f"max_detections is {max_detections}, expected 1..top_k ({top_k})")
         self.num_classes = num_classes
         self.conf_thresh = conf_thresh
         self.nms_thresh = nms_thresh
@@ -101,8 +100,8 @@ class Detect:
         """`predictions` as `Yolact.forward` returns them: loc, conf (logits), mask, priors."""
         conf = predictions["conf"]
         if conf.shape[2] != self.num_classes:
-            raise ValueError("predictions have {} classes, Detect was built for {}".format(
-                conf.shape[2], self.num_classes))
+            raise ValueError(f"predictions have {conf.shape[2]} classes, Detect was built for "
+                             f"{self.num_classes}")
         priors = predictions["priors"].float()
         boxes = decode(predictions["loc"].float(), priors)
         scores = F.softmax(conf.float(), dim=2)[:, :, 1:]

@@ -143,8 +143,8 @@ def npu_fused_sgd_problem(device: torch.device) -> str:
 def library_fused_sgd_problem(device: torch.device, level: str) -> str:
     """Why `library_fused_sgd` must not be used on `device` at this --opt_level; empty if it may."""
     if level == "O0":
-        return ("on PyTorch {} it is apex's, which works at --opt_level O1 and O2 only".format(
-            torch.__version__))
+        return (f"on PyTorch {torch.__version__} it is apex's, which works at --opt_level O1 and "
+                "O2 only")
     return _problem("library_sgd_" + level, device)
 
 
@@ -167,9 +167,9 @@ def _problem(kernel: str, device: torch.device) -> str:
                               env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
-        return "the trial of the plugin's operator did not end in {} s".format(TRIAL_SECONDS)
+        return f"the trial of the plugin's operator did not end in {TRIAL_SECONDS} s"
     verdicts = [line[len(VERDICT):].strip() for line in done.stdout.splitlines()
                 if line.startswith(VERDICT)]
     if not verdicts:
-        return "the trial of the plugin's operator ended with code {}".format(done.returncode)
+        return f"the trial of the plugin's operator ended with code {done.returncode}"
     return verdicts[-1]

@@ -38,7 +38,7 @@ def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
     """
     for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
         if fused_ops.operator(name) is None:
-            return "the plugin has no operator {}".format(name)
+            return f"the plugin has no operator {name}"
     for stride in (1, 2):
         inputs = _probe_inputs(stride)
         expected = _results(reference, inputs, stride)
@@ -46,7 +46,7 @@ def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
             found = [x.cpu() for x in _results(
                 fused_ops.npu_deform_conv2d, [x.to(device) for x in inputs], stride)]
         except Exception as error:  # the plugin raises whatever its libraries raise
-            return "the plugin's operator failed its trial ({})".format(_first_line(error))
+            return f"the plugin's operator failed its trial ({_first_line(error)})"
         for left, right in zip(found, expected):
             if not bool((left - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
                 return "the plugin's operator deviates from the reference in its trial"
@@ -79,7 +79,7 @@ def try_fused_sgd(device: torch.device, level: str = "") -> str:
             fused.step()
         found = view.cpu()
     except Exception as error:  # the plugin raises whatever its libraries raise
-        return "the fused optimiser failed its trial ({})".format(_first_line(error))
+        return f"the fused optimiser failed its trial ({_first_line(error)})"
     if not bool((found - expected.detach()[8:16]).abs().max() <= FLOAT32_TOLERANCE):
         return "the fused optimiser deviates from the reference in its trial"
     return ""
@@ -99,7 +99,7 @@ def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
             found = [x.cpu() for x in _losses_and_gradients(
                 fused_ops.npu_cross_entropy, logits.to(device), labels.to(device))]
         except Exception as error:  # the plugin raises whatever its libraries raise
-            return "the plugin's operator failed its trial ({})".format(_first_line(error))
+            return f"the plugin's operator failed its trial ({_first_line(error)})"
         if not all(_agree(left, right) for left, right in zip(found, expected)):
             return "the plugin's operator deviates from the reference in its trial"
     return ""

@@ -48,8 +48,8 @@ class MultiBoxLoss(nn.Module):
         super().__init__()
         if class_factors is not None and (len(class_factors) != num_classes
                                           or class_factors[0] != 1):
-            raise ValueError("class_factors are {}, expected {}, the first of them 1".format(
-                list(class_factors), num_classes))
+            raise ValueError(f"class_factors are {list(class_factors)}, expected {num_classes}, "
+                             "the first of them 1")
         self.num_classes = num_classes
         self.bbox_alpha = bbox_alpha
         self.conf_alpha = conf_alpha
@@ -104,8 +104,8 @@ class MultiBoxLoss(nn.Module):
         """
         conf = predictions["conf"].float()
         if conf.shape[2] != self.num_classes:
-            raise ValueError("predictions have {} classes, the loss was built for {}".format(
-                conf.shape[2], self.num_classes))
+            raise ValueError(f"predictions have {conf.shape[2]} classes, the loss was built for "
+                             f"{self.num_classes}")
         if num_positives is None:
             num_positives = batch.num_positives.sum().clamp(min=1)
         normaliser = num_positives.float()

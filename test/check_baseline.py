@@ -83,9 +83,9 @@ def differences(run: Dict[str, Any], expected: Dict[str, Any]) -> List[str]:
     found = []
     for name, value in expected.items():
         if name not in run:
-            found.append("the logs do not say its {} (published: {})".format(name, value))
+            found.append(f"the logs do not say its {name} (published: {value})")
         elif run[name] not in (value if isinstance(value, list) else [value]):
-            found.append("{} is {}, published is {}".format(name, run[name], value))
+            found.append(f"{name} is {run[name]}, published is {value}")
     return found
 
 
@@ -107,7 +107,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.append("{:10s} {:9.2f} {:10.2f} {:>9s}  {}".format(
             row.name, row.expected, row.tolerance,
-            "-" if row.found is None else "{:.2f}".format(row.found), row.verdict))
+            "-" if row.found is None else f"{row.found:.2f}", row.verdict))
     return "\n".join(lines)
 
 
@@ -122,8 +122,8 @@ def junit(name: str, rows: Sequence[Row], reasons: Sequence[str]) -> bytes:
         ElementTree.SubElement(case, "error", message="; ".join(reasons))
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=name, name=row.name)
-        message = "{}: baseline {}, tolerance {}, this run {}".format(
-            row.name, row.expected, row.tolerance, row.found)
+        message = (f"{row.name}: baseline {row.expected}, tolerance {row.tolerance}, this run "
+                   f"{row.found}")
         if row.verdict != "ok":
             kind = "failure" if row.verdict == "below" else "error"
             ElementTree.SubElement(case, kind, message=message)
@@ -142,7 +142,7 @@ def check(args: argparse.Namespace) -> int:
         text = "\n".join(Path(path).read_text(encoding="utf-8", errors="replace")
                          for path in args.logs)
     except OSError as error:
-        print("error: cannot read '{}': {}".format(error.filename, error.strerror),
+        print(f"error: cannot read '{error.filename}': {error.strerror}",
               file=sys.stderr)
         return UNKNOWN
     rows = compare(text, baseline, args.only)

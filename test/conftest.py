@@ -26,7 +26,6 @@ def pytest_configure(config):
     """Fail a run on the emulated NPU if anything was missing there."""
     if config.getoption("--device").startswith("npu"):
         from npu.refusals import Refusals
-
         from utils.device import select_device
 
         config.pluginmanager.register(Refusals())

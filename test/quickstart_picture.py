@@ -18,7 +18,7 @@ import pycocotools.mask
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from data.coco import CocoDataset  # noqa: E402
-from data.layouts import dataset_paths  # noqa: E402
+from data.datasets import dataset_paths  # noqa: E402
 from data.sample import Sample  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 from utils.drawing import draw_instances, side_by_side  # noqa: E402
@@ -50,7 +50,7 @@ def main(argv: List[str]) -> int:
         sample = dataset[index]
         pairs.append(_pair(sample, found.get(sample.image_id, []), names))
     if not cv2.imwrite(args.out, _grid(pairs)):
-        raise UserError("cannot write the picture to {}".format(args.out))
+        raise UserError(f"cannot write the picture to {args.out}")
     return 0
 
 
@@ -59,7 +59,7 @@ def _read(path: str) -> List[Dict[str, Any]]:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as problem:
-        raise UserError("cannot read the results {}: {}".format(path, problem)) from problem
+        raise UserError(f"cannot read the results {path}: {problem}") from problem
 
 
 def _by_image(boxes: List[Dict[str, Any]], masks: List[Dict[str, Any]],

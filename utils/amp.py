@@ -125,7 +125,7 @@ class Precision:
         if self.level == "O0":
             return "O0"
         scale = "none" if self.scale is None else (
-            "dynamic" if self.scale.fixed is None else "{:g}".format(self.scale.fixed))
+            "dynamic" if self.scale.fixed is None else f"{self.scale.fixed:g}")
         return "{}, {}, loss scale {}".format(self.level, str(self.dtype).split(".")[-1], scale)
 
     @property
@@ -290,12 +290,12 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
     if not has_autocast():
         library = casting_library(device)
         if dtype != torch.float16:
-            raise UserError("--amp_dtype={} needs PyTorch 2, this is {}; leave it out".format(
-                amp_dtype, torch.__version__))
+            raise UserError(f"--amp_dtype={amp_dtype} needs PyTorch 2, this is "
+                            f"{torch.__version__}; leave it out")
     problem = half_type_problem(device, dtype)
     if problem:
-        raise UserError("--opt_level={} --amp_dtype={}: {}; choose another type or O0".format(
-            opt_level, amp_dtype, problem))
+        raise UserError(f"--opt_level={opt_level} --amp_dtype={amp_dtype}: {problem}; choose "
+                        "another type or O0")
     scaled = loss_scale is not None or dtype == torch.float16
     return Precision(opt_level, device, dtype, LossScale(device, fixed) if scaled else None,
                      library)
@@ -310,6 +310,7 @@ def _fixed_scale(text: Optional[str]) -> Optional[float]:
     except ValueError:
         value = math.nan
     if not 0 < value <= HIGHEST_SCALE:
-        raise UserError("--loss_scale is '{}', expected dynamic or a number above 0, such as 128"
-                        .format(text))
+        raise UserError(f"--loss_scale is '{text}', expected dynamic or a number above 0, such as "
+                        "128"
+                        )
     return value

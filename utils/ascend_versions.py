@@ -73,7 +73,7 @@ class Combination(NamedTuple):
 
     def sentence(self, name: str) -> str:
         """All three; `name` is the plugin's."""
-        return "torch {}, {} {}, CANN {}".format(self.torch, name, self.plugin, self.cann)
+        return f"torch {self.torch}, {name} {self.plugin}, CANN {self.cann}"
 
 
 def combinations() -> Iterator[Combination]:
@@ -94,8 +94,8 @@ def mixed(torch_version: str, plugin: str, name: str) -> str:
     wanted, found = _base(plugin), _base(torch_version)
     if wanted.split(".")[:2] == found.split(".")[:2]:
         return ""
-    return ("{name} {} is made for torch {wanted}, and torch {} is installed; install {name} {} or "
-            "torch {wanted}".format(plugin, torch_version, found, name=name, wanted=wanted))
+    return (f"{name} {plugin} is made for torch {wanted}, and torch {torch_version} is installed; "
+            f"install {name} {found} or torch {wanted}")
 
 
 def doubt(versions: Versions, name: str) -> str:
@@ -107,8 +107,8 @@ def doubt(versions: Versions, name: str) -> str:
     if any(_distance(versions, row) == (0, 0, 0) for row in rows):
         return ""
     nearest = min(rows, key=lambda row: _distance(versions, row))
-    return "{}: not a combination that Ascend lists as supported; the nearest is {}".format(
-        versions.sentence(name), nearest.sentence(name))
+    return (f"{versions.sentence(name)}: not a combination that Ascend lists as supported; the "
+            f"nearest is {nearest.sentence(name)}")
 
 
 def _distance(versions: Versions, row: Combination) -> Tuple[int, int, int]:

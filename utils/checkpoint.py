@@ -21,8 +21,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.weights.files import WeightsFile, read_weights
-from utils.weights.safe_load import load_tensors
+from utils.weights.files import WeightsFile, load_tensors, read_weights
 
 STATE_FORMAT = 1
 _NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")
@@ -39,8 +38,7 @@ class CheckpointName(NamedTuple):
     def path(self, folder: str) -> str:
         """Path of the weights file in `folder`."""
         suffix = "_interrupt" if self.interrupt else ""
-        return os.path.join(folder, "{}_{}_{}{}.pth".format(
-            self.config, self.epoch, self.iteration, suffix))
+        return os.path.join(folder, f"{self.config}_{self.epoch}_{self.iteration}{suffix}.pth")
 
     @staticmethod
     def parse(path: str) -> Optional[CheckpointName]:
@@ -150,15 +148,15 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
     """
     if which not in ("latest", "interrupt"):
         if not os.path.isfile(which):
-            raise UserError("no weights file '{}' (looked for {}); give the path of a .pth file, "
-                            "'latest' or 'interrupt'".format(which, os.path.abspath(which)))
+            raise UserError(f"no weights file '{which}' (looked for {os.path.abspath(which)}); "
+                            "give the path of a .pth file, 'latest' or 'interrupt'")
         return which
     found = list_checkpoints(folder, config_name)
     if which == "interrupt":
         found = [path for path in found if path.endswith("_interrupt.pth")]
     if not found:
         raise UserError("no {} checkpoint{} in '{}'; train first or give the path of a .pth file"
-                        .format(which, " of '{}'".format(config_name) if config_name else "",
+                        .format(which, f" of '{config_name}'" if config_name else "",
                                 os.path.abspath(folder)))
     newest = CheckpointName.parse(max(found, key=os.path.getmtime))
     assert newest is not None  # else it would not have been found

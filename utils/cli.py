@@ -26,7 +26,7 @@ def str2bool(text: str) -> bool:
         return True
     if word in _FALSE:
         return False
-    raise ValueError("expected True or False, found '{}'".format(text))
+    raise ValueError(f"expected True or False, found '{text}'")
 
 
 class Bounded:
@@ -80,18 +80,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and leave with exit code 2."""
-        self.exit(EXIT_USER_ERROR, "error: {}\n".format(message))
+        self.exit(EXIT_USER_ERROR, f"error: {message}\n")
 
     def _describe_leftover(self, left: List[str]) -> str:
         flags = [word for word in left if word.startswith("-")]
         if not flags:
-            return "unexpected argument '{}'; flags start with --".format(left[0])
+            return f"unexpected argument '{left[0]}'; flags start with --"
         flag = flags[0].split("=", 1)[0]
         known = {name.lstrip("-"): name for name in self._option_string_actions}
         match = difflib.get_close_matches(flag.lstrip("-"), list(known), n=1, cutoff=0.5)
         if match:
-            return "unknown flag {}; did you mean {}?".format(flag, known[match[0]])
-        return "unknown flag {}; --help lists the known ones".format(flag)
+            return f"unknown flag {flag}; did you mean {known[match[0]]}?"
+        return f"unknown flag {flag}; --help lists the known ones"
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
@@ -104,8 +104,8 @@ class ArgumentParser(argparse.ArgumentParser):
             else:
                 raise
             # Without an action argparse prints the sentence as it is.
-            raise argparse.ArgumentError(None, "{} is '{}', expected {}".format(
-                _flag_name(action), arg_string, expected)) from error
+            raise argparse.ArgumentError(None, f"{_flag_name(action)} is '{arg_string}', expected "
+                                               f"{expected}") from error
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -133,7 +133,7 @@ def run_main(main: Callable[[List[str]], Optional[int]],
         return leave.code if isinstance(leave.code, int) else 0
     except UserError as error:
         sys.stdout.flush()
-        print("error: {}".format(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         sys.stdout.flush()

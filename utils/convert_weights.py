@@ -19,9 +19,9 @@ from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.weights.files import WeightsFile, metadata_of, some
-from utils.weights.formats.paddle import write_pdparams
-from utils.weights.formats.safetensors import write_safetensors
 from utils.weights.names import COUNTER, Contents, paddle_names, published_names
+from utils.weights.paddle import write_pdparams
+from utils.weights.safetensors import write_safetensors
 
 KINDS = ("pth", "safetensors", "pdparams")
 
@@ -39,19 +39,19 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     """
     kind = kind or _kind_of(target_path)
     if os.path.isdir(target_path):
-        raise UserError("'{}' is a folder, expected the name of a file".format(target_path))
+        raise UserError(f"'{target_path}' is a folder, expected the name of a file")
     if os.path.exists(target_path) and os.path.exists(source_path) and (
             os.path.samefile(source_path, target_path)):
-        raise UserError("'{}' is the file to read and the file to write; give another name for "
-                        "the result".format(target_path))
+        raise UserError(f"'{target_path}' is the file to read and the file to write; give another "
+                        "name for the result")
     stored = load_for_inference(source_path)
     source = stored.weights
     contents = source.contents
     if contents is None:
         raise UserError(
-            "'{}' holds {} tensors, but neither a YOLACT network nor a ResNet or DarkNet backbone "
-            "(first: {}); give such a file".format(
-                source_path, len(source.tensors), some(list(source.tensors))))
+            f"'{source_path}' holds {len(source.tensors)} tensors, but neither a YOLACT network "
+            f"nor a ResNet or DarkNet backbone (first: {some(list(source.tensors))}); give such a "
+            "file")
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
     metadata = metadata_of(stored.config, stored.class_names)
     writers: Dict[str, Callable[[BinaryIO], Any]] = {
@@ -69,34 +69,34 @@ def _kind_of(path: str) -> str:
     if ending in ("pt", "pth"):
         return "pth"
     if ending not in KINDS:
-        raise UserError("cannot tell from '{}' what to write; end it in .pth, .safetensors or "
-                        ".pdparams, or give --to".format(path))
+        raise UserError(f"cannot tell from '{path}' what to write; end it in .pth, .safetensors or "
+                        ".pdparams, or give --to")
     return ending
 
 
 def _report(source: WeightsFile, contents: Contents, target_path: str, kind: str,
             tensors: Dict[str, Tensor], names_known: bool) -> List[str]:
-    lines = ["Read    : {}, {} tensors".format(source, len(source.tensors))]
+    lines = [f"Read    : {source}, {len(source.tensors)} tensors"]
     if source.renamed:
         lines.append("Renamed : {}".format("; ".join(source.renamed)))
     if source.unused:
-        lines.append("Unused  : {} ({})".format(len(source.unused), some(source.unused)))
+        lines.append(f"Unused  : {len(source.unused)} ({some(source.unused)})")
     counters = sum(name.endswith(COUNTER) for name in source.tensors)
     left = counters - sum(name.endswith(COUNTER) for name in tensors)
     if left:
-        lines.append("Left out: {} batch counters at 0, which Paddle does not have".format(left))
+        lines.append(f"Left out: {left} batch counters at 0, which Paddle does not have")
     single = [name for name, value in tensors.items() if value.dtype == torch.bfloat16]
     if kind == "pdparams" and single:
-        lines.append("Widened : {} bfloat16 tensors to float32".format(len(single)))
+        lines.append(f"Widened : {len(single)} bfloat16 tensors to float32")
     lines += source.warnings
-    lines.append("Wrote   : {} ({}), {} tensors, {:.1f} MB".format(
-        target_path, kind, len(tensors), os.path.getsize(target_path) / 1e6))
+    lines.append(f"Wrote   : {target_path} ({kind}), {len(tensors)} tensors, "
+                 f"{os.path.getsize(target_path) / 1e6:.1f} MB")
     if kind == "pth" and contents.is_network and os.path.exists(state_path(target_path)):
-        lines.append("Warning: {} was there before and belongs to other weights; remove it".format(
-            state_path(target_path)))
+        lines.append(f"Warning: {state_path(target_path)} was there before and belongs to other "
+                     "weights; remove it")
     elif names_known and kind != "safetensors":
-        lines.append("Class names and configuration do not fit into a .{}; .safetensors keeps "
-                     "them".format(kind))
+        lines.append(f"Class names and configuration do not fit into a .{kind}; .safetensors keeps "
+                     "them")
     return lines
 
 

@@ -18,8 +18,50 @@ import numpy as np
 import torch
 
 from utils import ascend_versions
-from utils.device_errors import start_problem
 from utils.errors import UserError, nearest
+
+_TOOLS = {"npu": "npu-smi info", "cuda": "nvidia-smi"}
+
+# Signs in the error's text (lower case), the first that fits counts; what it means. The numbers are
+# CANN's (rt_error_codes.h), EL0005 is its driver's "Resource_Busy".
+_START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
+    (("el0005", "resource_busy", "resources are busy", "busy or unavailable"),
+     "another process or container holds it; {tool} shows which: end it, or choose another card by "
+     "--device_id"),
+    (("207001", "207018", "el0004", "out of memory"),
+     "its memory is full, so another process is using it; {tool} shows which: end it, or choose "
+     "another card by --device_id"),
+    (("107001", "invalid device ordinal"),
+     "the driver knows no card of this number; {tool} and the variable {visible} show which there "
+     "are"),
+    (("207004", "no cuda-capable device"),
+     "the driver finds no card; {tool} has to show one, in a container too"),
+    (("207006", "no_permission"),
+     "this user may not; it has to be in the group that owns /dev/davinci*"),
+    (("507033",),
+     "it did not start (CANN's error 507033): another process may hold it, or driver and CANN do "
+     "not go together; {tool} and the logs in ~/ascend/log say which"),
+    (("507899",),
+     "the driver failed (CANN's error 507899): another container may hold it, or this one may not "
+     "use /dev/davinci*; {tool} has to work here first"),
+)
+_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+
+
+def start_problem(text: str, kind: str) -> str:
+    """Why a card cannot be started, as the end of a sentence.
+
+    Args:
+        text: of the exception.
+        kind: `npu` or `cuda`.
+    """
+    lowered = text.lower()
+    for signs, meaning in _START_PROBLEMS:
+        if any(sign in lowered for sign in signs):
+            return meaning.format(tool=_TOOLS[kind], visible=_VISIBLE[kind])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "{} ({} shows its state)".format(lines[0] if lines else "no reason given", _TOOLS[kind])
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +90,7 @@ class _CpuRuntime:
 
     @staticmethod
     def get_device_name(index: int) -> str:
-        return "{}, {} threads".format(platform.machine(), torch.get_num_threads())
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 class DeviceKind(NamedTuple):
@@ -104,8 +146,8 @@ def _npu_problem() -> str:
         found = _npu_module().device_count()
     except Exception as error:  # the plugin raises whatever its libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return ("torch_npu is installed but unusable ({}); install CANN and source its "
-                "set_env.sh".format(reason))
+        return (f"torch_npu is installed but unusable ({reason}); install CANN and source its "
+                "set_env.sh")
     if found < 1:
         return "torch_npu is installed but finds no device; npu-smi info shows what the driver sees"
     return ""
@@ -115,7 +157,7 @@ def _cuda_problem() -> str:
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
-        return "this PyTorch ({}) is built without CUDA".format(torch.__version__)
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
     return "PyTorch finds no CUDA device; nvidia-smi shows what the driver sees"
 
 
@@ -180,15 +222,16 @@ def select_device(name: str, index: int = 0) -> torch.device:
         return torch.device("cpu")
     found = runtime.device_count()
     if not 0 <= index < found:
-        raise UserError("{} device {} was asked for, but this host has {} (numbered 0 to {})"
-                        .format(kind.title, index, found, found - 1))
+        raise UserError(f"{kind.title} device {index} was asked for, but this host has {found} "
+                        f"(numbered 0 to {found - 1})"
+                        )
     device = torch.device(kind.name, index)
     try:
         runtime.set_device(device)
         runtime.synchronize(device)  # the first use: only now CUDA asks the driver for the card
     except RuntimeError as error:
-        raise UserError("{} device {} cannot be used: {}".format(
-            kind.title, index, start_problem(str(error), kind.name))) from error
+        raise UserError(f"{kind.title} device {index} cannot be used: "
+                        f"{start_problem(str(error), kind.name)}") from error
     prepare(device)
     return device
 
@@ -262,12 +305,12 @@ def memory_reserved(device: torch.device) -> int:
 def describe(device: torch.device) -> str:
     """Device, its model and the versions below it, in one line."""
     model = device_runtime(device).get_device_name(device.index or 0)
-    versions = ["torch {}".format(torch.__version__)]
+    versions = [f"torch {torch.__version__}"]
     if device.type == "npu":
         versions = [_npu_versions().sentence(PLUGIN)]
     if device.type == "cuda":
-        versions.append("CUDA {}".format(torch.version.cuda))
-    versions.append("Python {}".format(platform.python_version()))
+        versions.append(f"CUDA {torch.version.cuda}")
+    versions.append(f"Python {platform.python_version()}")
     return "device {} ({}), {}".format(device, model, ", ".join(versions))
 
 
@@ -299,13 +342,12 @@ def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
             probe = torch.zeros(1, 1, 3, 3, dtype=dtype)
             torch.nn.functional.conv2d(probe, probe)
         except RuntimeError:
-            return "PyTorch {} has no {} on the CPU".format(torch.__version__, name)
+            return f"PyTorch {torch.__version__} has no {name} on the CPU"
         return ""
     if dtype == torch.bfloat16:
         known = getattr(device_runtime(device), "is_bf16_supported", None)
         if known is None or not known():
-            return "{} has no bfloat16".format(
-                device_runtime(device).get_device_name(device.index or 0))
+            return f"{device_runtime(device).get_device_name(device.index or 0)} has no bfloat16"
     return ""
 
 
@@ -316,8 +358,8 @@ def casting_library(device: torch.device) -> Any:
         UserError: what has to be installed, or that this device is not for it.
     """
     if device.type == "cpu":
-        raise UserError("PyTorch {} has no half precision on the CPU; leave out --opt_level, or "
-                        "use PyTorch 2".format(torch.__version__))
+        raise UserError(f"PyTorch {torch.__version__} has no half precision on the CPU; leave out "
+                        "--opt_level, or use PyTorch 2")
     wanted = ("Ascend's (gitcode.com/Ascend/apex, built for this PyTorch)"
               if device.type == "npu" else "NVIDIA's (github.com/NVIDIA/apex)")
     found = importlib.util.find_spec("apex") is not None
@@ -325,15 +367,17 @@ def casting_library(device: torch.device) -> Any:
         amp = importlib.import_module("apex.amp")
     except Exception as error:  # the other package of that name fails in its own imports
         if not found:
-            raise UserError("--opt_level O1 and O2 need the package apex on PyTorch {}; install {}"
-                            .format(torch.__version__, wanted)) from error
+            raise UserError("--opt_level O1 and O2 need the package apex on PyTorch "
+                            f"{torch.__version__}; install {wanted}"
+                            ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError("the package apex that is installed has no usable amp ({}); that on PyPI "
-                        "is something else by the same name: remove it and install {}".format(
-                            reason, wanted)) from error
+        raise UserError(f"the package apex that is installed has no usable amp ({reason}); that on "
+                        "PyPI is something else by the same name: remove it and install "
+                        f"{wanted}") from error
     if not hasattr(amp, "initialize"):
-        raise UserError("the package apex that is installed has no amp.initialize; install {}"
-                        .format(wanted))
+        raise UserError("the package apex that is installed has no amp.initialize; install "
+                        f"{wanted}"
+                        )
     return amp
 
 

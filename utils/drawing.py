@@ -116,7 +116,7 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
             _draw_box(picture, boxes[i], colors[i], style)
     if texts is None:
         texts = labels if scores is None else [
-            "{} {:.2f}".format(label, score).strip() for label, score in zip(labels, scores)]
+            f"{label} {score:.2f}".strip() for label, score in zip(labels, scores)]
     placed: List[_Plate] = []
     for i in order:
         if texts[i]:
@@ -142,7 +142,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
         ValueError: no pictures, or not one title for each.
     """
     if not images or len(images) != len(titles):
-        raise ValueError("{} pictures and {} titles".format(len(images), len(titles)))
+        raise ValueError(f"{len(images)} pictures and {len(titles)} titles")
     height = max(image.shape[0] for image in images)
     gap = max(4, height // 40)
     bar = max(18, height // 16)
@@ -163,8 +163,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
 def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[Any]],
            labels: Sequence[str], scores: Optional[Sequence[float]]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError("image is {} {}, expected uint8 [h, w, 3]".format(
-            image.dtype, list(image.shape)))
+        raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
     counts: Dict[str, int] = {"labels": len(labels)}
     if scores is not None:
         counts["scores"] = len(scores)
@@ -172,7 +171,7 @@ def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[Any]],
         counts["masks"] = len(masks)
     for name, count in counts.items():
         if count != len(boxes):
-            raise ValueError("{} boxes and {} {}".format(len(boxes), count, name))
+            raise ValueError(f"{len(boxes)} boxes and {count} {name}")
 
 
 def _style(picture: np.ndarray) -> _Style:
@@ -184,7 +183,7 @@ def _style(picture: np.ndarray) -> _Style:
 
 def _trim(mask: np.ndarray, shape: Tuple[int, ...]) -> MaskWindow:
     if mask.shape != shape:
-        raise ValueError("masks are {}, the image is {}".format(list(mask.shape), list(shape)))
+        raise ValueError(f"masks are {list(mask.shape)}, the image is {list(shape)}")
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
         return MaskWindow(0, 0, mask[:0, :0])

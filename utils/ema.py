@@ -88,8 +88,8 @@ class WeightAverage:
         """
         for name, view in self._views.items():
             if name not in tensors or tensors[name].shape != view.shape:
-                raise UserError("the weights to resume from have no average of '{}'; the file is "
-                                "damaged or belongs to another network".format(name))
+                raise UserError(f"the weights to resume from have no average of '{name}'; the file "
+                                "is damaged or belongs to another network")
         for name, view in self._views.items():
             view.copy_(tensors[name])
 
@@ -112,7 +112,7 @@ class WeightAverage:
         names: List[str] = []
         for prefix, module in self._model.named_modules():
             if isinstance(module, nn.BatchNorm2d) and module.training:
-                names += ["{}.{}".format(prefix, name) for name in STATISTICS]
+                names += [f"{prefix}.{name}" for name in STATISTICS]
         buffers = dict(self._model.named_buffers())
         self._buffers = [buffers[name] for name in names]
         if not names:

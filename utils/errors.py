@@ -17,4 +17,4 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return "; did you mean '{}'?".format(matches[0]) if matches else ""
+    return f"; did you mean '{matches[0]}'?" if matches else ""

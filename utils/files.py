@@ -16,7 +16,7 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
     disk or a folder that cannot be written is a `UserError` that names the file.
     """
     folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, ".{}.{}.tmp".format(os.path.basename(path), os.getpid()))
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
         try:
@@ -29,8 +29,8 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
             if os.path.exists(temporary):
                 os.unlink(temporary)
     except OSError as error:
-        raise UserError("cannot write '{}': {}; free some space or choose another folder".format(
-            path, error.strerror or error)) from error
+        raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
+                        "choose another folder") from error
 
 
 def refuse_unwritable(folder: str) -> None:
@@ -38,7 +38,7 @@ def refuse_unwritable(folder: str) -> None:
 
     A run learns so before its first step what it would otherwise learn when it saves.
     """
-    probe = os.path.join(folder, ".writable.{}".format(os.getpid()))
+    probe = os.path.join(folder, f".writable.{os.getpid()}")
     write_whole(probe, lambda stream: None)
     os.unlink(probe)
 

@@ -7,14 +7,17 @@ run, what goes through the network's modules gives an estimate.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+import traceback
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from utils.device import device_runtime, memory_reserved
+from utils.errors import UserError
 
 GIB = float(1 << 30)
 MARGIN = 0.1
@@ -51,7 +54,7 @@ class MemoryNeed(NamedTuple):
     def sentence(self, batch_size: int) -> str:
         """For people."""
         largest = self.of_batch(batch_size)
-        update = "; the optimiser {}".format(in_gib(self.update)) if largest == self.update else ""
+        update = f"; the optimiser {in_gib(self.update)}" if largest == self.update else ""
         return "{} for {} image{} ({} + {} per image{})".format(
             in_gib(largest), batch_size, "" if batch_size == 1 else "s", in_gib(self.fixed),
             in_gib(self.per_image), update)
@@ -65,8 +68,8 @@ class MemoryNeed(NamedTuple):
 
 def in_gib(count: float) -> str:
     """Bytes as `1.5 GiB`."""
-    return "{:.1f} GiB".format(count / GIB) if count >= 0.95 * GIB else (
-        "{:.0f} MiB".format(count / (1 << 20)))
+    return f"{count / GIB:.1f} GiB" if count >= 0.95 * GIB else (
+        f"{count / (1 << 20):.0f} MiB")
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -256,3 +259,76 @@ def is_out_of_memory(error: BaseException) -> bool:
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory",
           "error code is 207001", "error code is 207018", "cublas_status_alloc_failed")
 """207001 and 207018 are CANN's ACL_ERROR_RT_MEMORY_ALLOCATION and ACL_ERROR_RT_DEVICE_OOM."""
+
+
+class Demand(NamedTuple):
+    """What was running."""
+
+    batch_size: int
+    """Images at once."""
+    need: Callable[[], MemoryNeed]
+    """Called after the failure: memory of a batch as far as it is known beforehand."""
+    parts: int = 1
+    """Batches in a step of training; 0 where nothing is trained."""
+
+
+@contextlib.contextmanager
+def explained(device: torch.device, demand: Optional[Demand] = None) -> Iterator[None]:
+    """Turn the many kinds of "out of memory" that leave the block into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        peak = peak_memory(device) or process_peak() or 0
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
+        release_memory(device)
+        sentence = _sentence(device, peak, demand)
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    else:
+        return
+    raise UserError(f"{sentence} ({first[:200]})")
+
+
+def _sentence(device: torch.device, peak: int, demand: Optional[Demand]) -> str:
+    available, total = memory_info(device) or (host_available() or 0, 0)
+    others = held_by_others(available, total)
+    if total and peak:  # it failed a little above its peak, whatever the device says is free
+        available = min(available, peak + peak // 10)
+    text = f"out of memory on {device}: "
+    if total:
+        text += "it has {}, {}this process may use {} and had {}".format(
+            in_gib(total), f"of which others hold {in_gib(others)}, " if others else "",
+            in_gib(available), in_gib(peak))
+    else:
+        text += f"this process had {in_gib(peak)}, and {in_gib(available)} is free without it"
+    if demand is None:
+        return text + "; end what else is running there"
+    need = _corrected(demand, peak)
+    fits = min(need.largest_batch(int(available * (1 - MARGIN))), demand.batch_size - 1)
+    text += "; a batch of {} needs about {}, and {}. ".format(
+        demand.batch_size, in_gib(need.of_batch(demand.batch_size)),
+        f"{fits} would fit" if fits > 0 else "not one image is known to fit")
+    return text + advice(demand.batch_size, demand.parts, fits)
+
+
+def _corrected(demand: Demand, peak: int) -> MemoryNeed:
+    """The need as known beforehand, raised where the peak that was reached shows more."""
+    try:
+        need = demand.need()
+    except (RuntimeError, MemoryError):  # the estimate itself found no memory
+        need = MemoryNeed(0, 0)
+    return need._replace(per_image=max(
+        need.per_image, (peak - need.fixed) // demand.batch_size, 1))
+
+
+def advice(batch_size: int, parts: int, fits: int) -> str:
+    """What to type, where `fits` images fit at once; a step of training keeps its images."""
+    if batch_size == 1:
+        return "Use a configuration with a smaller input (max_size)"
+    smaller = max(size for size in range(1, batch_size)
+                  if size <= max(fits, 1) and (parts == 0 or batch_size % size == 0))
+    if parts == 0:
+        return f"Use --batch_size={smaller}"
+    return (f"Use --batch_size={smaller} --accumulate={parts * batch_size // smaller}, which keeps "
+            f"{parts * batch_size} images a step")

@@ -232,14 +232,14 @@ class FlatOptimizer:
         """
         found, buffers = state.get("optimizer"), state.get("buffers", {})
         if found != type(self).__name__ or set(buffers) != set(self.buffer_names):
-            raise UserError("the checkpoint holds the state of optimiser {}, this run uses {}; "
-                            "choose the same configuration".format(found, type(self).__name__))
+            raise UserError(f"the checkpoint holds the state of optimiser {found}, this run uses "
+                            f"{type(self).__name__}; choose the same configuration")
         shapes = [tuple(p.shape) for p in self.parameters]
         for name, tensors in buffers.items():
             if [tuple(tensor.shape) for tensor in tensors] != shapes:
-                raise UserError("the checkpoint's optimiser state '{}' is for {} tensors of other "
-                                "shapes than the model's {}; choose the same configuration".format(
-                                    name, len(tensors), len(shapes)))
+                raise UserError(f"the checkpoint's optimiser state '{name}' is for {len(tensors)} "
+                                f"tensors of other shapes than the model's {len(shapes)}; choose "
+                                "the same configuration")
         for name, tensors in buffers.items():
             for view, tensor in zip(self._views(self._buffers[name]), tensors):
                 view.copy_(tensor)
@@ -330,7 +330,7 @@ def _check_parameters(parameters: Sequence[nn.Parameter]) -> None:
         raise ValueError("a parameter is given twice")
     devices = {p.device for p in parameters}
     if len(devices) > 1:
-        raise ValueError("parameters on several devices: {}".format(sorted(map(str, devices))))
+        raise ValueError(f"parameters on several devices: {sorted(map(str, devices))}")
     dtypes = {p.dtype for p in parameters} - {torch.float32}
     if dtypes:
-        raise ValueError("parameters must be float32, found {}".format(sorted(map(str, dtypes))))
+        raise ValueError(f"parameters must be float32, found {sorted(map(str, dtypes))}")

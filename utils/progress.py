@@ -67,7 +67,7 @@ class ProgressBar:
 
     def _draw(self, done: int, parts: Sequence[str]) -> None:
         line = compose(done, self.total, parts, _columns(self._stream))
-        self._stream.write("\r{}\x1b[K".format(line))
+        self._stream.write(f"\r{line}\x1b[K")
         self._stream.flush()
         self._drawn, self._next = True, self._clock() + INTERVAL
 
@@ -130,17 +130,15 @@ class StepPace:
             self._last = (now, done, waited)
         if not self._mean_step:
             return []
-        shown = ["ETA {}".format(duration((total - done) * self._mean_step)),
-                 "data {} + compute {}".format(
-                     short_seconds(self._mean_data),
-                     short_seconds(max(self._mean_step - self._mean_data, 0.0)))]
-        return shown + ["{:.1f} GiB".format(memory / 2 ** 30)] if memory else shown
+        shown = [f"ETA {duration((total - done) * self._mean_step)}",
+                 f"data {short_seconds(self._mean_data)} + compute "
+                 f"{short_seconds(max(self._mean_step - self._mean_data, 0.0))}"]
+        return shown + [f"{memory / 2 ** 30:.1f} GiB"] if memory else shown
 
 
 def compose(done: int, total: int, parts: Sequence[str], columns: int) -> str:
     """One line of less than `columns` characters."""
-    count = "{}".format(done) if not total else "{} / {} ({:.1f}%)".format(
-        done, total, 100 * done / total)
+    count = f"{done}" if not total else f"{done} / {total} ({100 * done / total:.1f}%)"
     shown = [count]
     for part in parts:
         if len("  ".join(shown + [part])) >= columns:
@@ -158,17 +156,17 @@ def duration(seconds: float) -> str:
     """`1:02:03`, with days in front where there are some."""
     whole = int(seconds)
     days, rest = divmod(whole, 86400)
-    text = "{}:{:02d}:{:02d}".format(rest // 3600, rest // 60 % 60, rest % 60)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
     return text if not days else "{} day{}, {}".format(days, "" if days == 1 else "s", text)
 
 
 def short_seconds(seconds: float) -> str:
     """`1.25 s` or `125 ms`."""
-    return "{:.2f} s".format(seconds) if seconds >= 1 else "{:.0f} ms".format(1000 * seconds)
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _speed(images_per_second: float) -> str:
-    return "{:.2f} images/s".format(images_per_second)
+    return f"{images_per_second:.2f} images/s"
 
 
 def _columns(stream: TextIO) -> int:

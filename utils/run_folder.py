@@ -112,16 +112,16 @@ class RunFolder:
             for _, place in new:
                 os.replace(place + ".new", place)
         except OSError as error:
-            raise UserError("cannot write '{}': {}; free some space, choose another folder with "
-                            "--project, or leave it out with --no_run_folder".format(
-                                target, error.strerror or error)) from error
+            raise UserError(f"cannot write '{target}': {error.strerror or error}; free some space, "
+                            "choose another folder with --project, or leave it out with "
+                            "--no_run_folder") from error
 
 
 def check_name(name: str) -> str:
     """A name that can be a folder's, or a `UserError`."""
     if not _NAME.match(name) or name in (".", "..") or name != name.strip():
-        raise UserError("--name is '{}', expected the name of a folder without / and spaces "
-                        "around it; the place it is made in is --project".format(name))
+        raise UserError(f"--name is '{name}', expected the name of a folder without / and spaces "
+                        "around it; the place it is made in is --project")
     return name
 
 
@@ -132,22 +132,21 @@ def create_run_folder(project: str, name: str, run_id: str) -> RunFolder:
         UserError: the folder cannot be made.
     """
     for number in range(1, _MOST_FOLDERS):
-        path = os.path.join(project, name if number == 1 else "{}-{}".format(name, number))
+        path = os.path.join(project, name if number == 1 else f"{name}-{number}")
         try:
             os.makedirs(project, exist_ok=True)
             os.mkdir(path)
         except FileExistsError:
             if os.path.isdir(project):
                 continue
-            raise UserError("--project is '{}', which is a file; give a folder".format(
-                project)) from None
+            raise UserError(f"--project is '{project}', which is a file; give a folder") from None
         except OSError as error:
-            raise UserError("cannot make the run folder '{}': {}; choose another place with "
-                            "--project, or leave it out with --no_run_folder".format(
-                                path, error.strerror or error)) from error
+            raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
+                            "choose another place with --project, or leave it out with "
+                            "--no_run_folder") from error
         return RunFolder(path, run_id)
-    raise UserError("'{}' has {} run folders called '{}'; choose another --name".format(
-        project, _MOST_FOLDERS, name))
+    raise UserError(f"'{project}' has {_MOST_FOLDERS} run folders called '{name}'; choose another "
+                    "--name")
 
 
 def open_run_folder(path: str) -> Optional[RunFolder]:
@@ -200,7 +199,7 @@ def restarted_folder(project: str, name: str, environ: Mapping[str, str]) -> Opt
         return None
     wanted = launch_id(environ)
     for number in range(1, _MOST_FOLDERS):
-        path = os.path.join(project, name if number == 1 else "{}-{}".format(name, number))
+        path = os.path.join(project, name if number == 1 else f"{name}-{number}")
         if not os.path.isdir(path):
             return None
         found = open_run_folder(path)
@@ -214,7 +213,7 @@ def launch_id(environ: Mapping[str, str]) -> str:
     launch = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
     if all(launch):
         return "launch-{}-{}".format(*launch)
-    return "{:x}-{:x}".format(time.time_ns(), os.getpid())
+    return f"{time.time_ns():x}-{os.getpid():x}"
 
 
 def read_json(path: str) -> Optional[Dict[str, Any]]:
@@ -253,7 +252,7 @@ def score_cells(summary: Mapping[str, Any]) -> Dict[str, Any]:
     for kind in ("box", "mask"):
         for column, key in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75")):
             value = summary[kind][key]
-            cells["{}_{}".format(kind, column)] = None if value is None else 100 * value
+            cells[f"{kind}_{column}"] = None if value is None else 100 * value
     return cells
 
 

@@ -103,8 +103,8 @@ class RunTable:
                     stream.truncate(before)
                     raise OSError(0, "the disk is full")
         except OSError as error:
-            raise UserError("cannot write '{}': {}; free some space or choose another folder with "
-                            "--project".format(self.path, error.strerror or error)) from error
+            raise UserError(f"cannot write '{self.path}': {error.strerror or error}; free some "
+                            "space or choose another folder with --project") from error
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
         data = self._format(rows, header=True)
@@ -148,5 +148,5 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float):
-        return "{:.6g}".format(value)
+        return f"{value:.6g}"
     return str(value)

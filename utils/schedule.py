@@ -23,7 +23,7 @@ def autoscaled(lr: float, max_iter: int, lr_steps: Sequence[int], batch_size: in
     images seen stays. Warm-up, its length and its first learning rate, stays as it is.
     """
     if total_batch < 1:
-        raise ValueError("total_batch is {}, expected at least 1".format(total_batch))
+        raise ValueError(f"total_batch is {total_batch}, expected at least 1")
     factor = total_batch / batch_size
     return Scaled(lr * factor, max(1, max_iter * batch_size // total_batch),
                   tuple(step * batch_size // total_batch for step in lr_steps))
@@ -55,9 +55,9 @@ class LearningRate:
                  lr_steps: Sequence[int] = (), gamma: float = 0.1, warmup_init: float = 0.0,
                  warmup_until: int = 0, final_factor: float = 0.0) -> None:
         if schedule not in ("step", "cosine"):
-            raise ValueError("schedule is {!r}, expected 'step' or 'cosine'".format(schedule))
+            raise ValueError(f"schedule is {schedule!r}, expected 'step' or 'cosine'")
         if list(lr_steps) != sorted(lr_steps):
-            raise ValueError("lr_steps do not ascend: {}".format(list(lr_steps)))
+            raise ValueError(f"lr_steps do not ascend: {list(lr_steps)}")
         self.base_lr = base_lr
         self.max_iter = max_iter
         self.schedule = schedule

@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.coco import CocoDataset  # noqa: E402
 from data.config import get_config  # noqa: E402
-from data.layouts import dataset_paths  # noqa: E402
+from data.datasets import dataset_paths  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from layers.detection import NMS_KINDS, Detect  # noqa: E402
 from layers.masks import boxes_to_pixels, encode_masks, iterate_masks  # noqa: E402
-from utils.coco_metrics import CocoEvaluator  # noqa: E402
+from utils.inference.evaluator import CocoEvaluator  # noqa: E402
 
 DETECTIONS = 100
 
@@ -67,8 +67,8 @@ def bench_suppression() -> None:
             used = cpu_milliseconds(lambda: detect(predictions), 5)  # noqa: B023
             detect.compact = False
             static = cpu_milliseconds(lambda: detect(predictions), 3)  # noqa: B023
-            print("suppression {:11s} about {:4d} candidates: {:5.1f} ms  (static shapes: "
-                  "{:.1f} ms)".format(nms, candidates, used, static))
+            print(f"suppression {nms:11s} about {candidates:4d} candidates: {used:5.1f} ms  "
+                  f"(static shapes: {static:.1f} ms)")
 
 
 Scene = Tuple[Tensor, Tensor, Tensor, int, int]
@@ -108,10 +108,9 @@ def bench_masks(scenes: List[Scene]) -> None:
         found = [dict(rle, counts=rle["counts"].encode()) for rle in encode_masks(*scene)]
         wrong = pycocotools.mask.decode(found) != pycocotools.mask.decode(encode_plain(scene))
         differing, pixels = differing + int(wrong.sum()), pixels + wrong.size
-    print("masks and run lengths, {} images, {} detections: {:.1f} ms  (plain way: {:.1f} ms, "
-          "{:.1f} times); {} of {} pixels differ".format(
-              len(scenes), DETECTIONS, np.mean(ours), np.mean(plain),
-              np.mean(plain) / np.mean(ours), differing, pixels))
+    print(f"masks and run lengths, {len(scenes)} images, {DETECTIONS} detections: "
+          f"{np.mean(ours):.1f} ms  (plain way: {np.mean(plain):.1f} ms, "
+          f"{np.mean(plain) / np.mean(ours):.1f} times); {differing} of {pixels} pixels differ")
     proto, coefficients, boxes, _, _ = scenes[0]
     full = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(DETECTIONS, 1)
     for name, some in (("real", boxes), ("full-size", full)):
@@ -128,8 +127,8 @@ def bench_scoring(dataset: CocoDataset, scenes: List[Scene]) -> None:
         labels = rng.choice(dataset[n].labels, DETECTIONS) - 1
         evaluator.add(int(dataset.image_ids[n]), boxes_to_pixels(*scene[2:]).numpy(),
                       encode_masks(*scene), labels.tolist(), rng.random(DETECTIONS).tolist())
-    print("COCOeval of both kinds, {} images: {:.2f} CPU-seconds".format(
-        len(evaluator), cpu_milliseconds(evaluator.evaluate, 1) / 1000))
+    print(f"COCOeval of both kinds, {len(evaluator)} images: "
+          f"{cpu_milliseconds(evaluator.evaluate, 1) / 1000:.2f} CPU-seconds")
 
 
 def main() -> None:

@@ -22,12 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from data.batch import collate  # noqa: E402
+from data.batch import (
+    PackedBatch,
+    collate,  # noqa: E402
+    pack,
+)
 from data.coco import CocoDataset  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
-from data.layouts import dataset_paths  # noqa: E402
+from data.datasets import dataset_paths  # noqa: E402
 from data.loader import build_train_loader  # noqa: E402
-from data.packed_batch import PackedBatch, pack
 from layers.anchors import make_priors  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 
@@ -88,14 +91,14 @@ def report(config: Config, found: Dict[str, Any], max_ratio: float) -> int:
     print("{}: {} images, {:.1f} objects each after augmentation".format(
         config.name, found["images"], found["objects"]))
     for stage in STAGES:
-        print("{:<10}{:7.3f} ms".format(stage, found[stage]))
+        print(f"{stage:<10}{found[stage]:7.3f} ms")
     print("{:<10}{:7.3f} ms, {:.0f} images per CPU-second".format("path", path, 1e3 / path))
-    print("path / imread = {:.2f}".format(ratio))
+    print(f"path / imread = {ratio:.2f}")
     print("{} bytes per image with {} ground-truth slots:".format(
         sum(found["bytes"].values()), found["slots"]))
-    print(", ".join("{} {}".format(name, size) for name, size in found["bytes"].items()))
+    print(", ".join(f"{name} {size}" for name, size in found["bytes"].items()))
     if max_ratio and ratio > max_ratio:
-        print("more than {:.2f} times cv2.imread".format(max_ratio))
+        print(f"more than {max_ratio:.2f} times cv2.imread")
         return 1
     return 0
 

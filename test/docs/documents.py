@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from helpers.paths import ROOT
 
 SMALL = ("--config=yolact_shapes --max_iter=2 --batch_size=2 --no_autoscale --num_workers=0 "
          "--backbone_weights=none --node_device=cpu")
@@ -99,7 +98,7 @@ def documents() -> List[str]:
 
 def blocks(text: str, language: str) -> List[str]:
     """Contents of a document's fenced blocks of one language."""
-    return re.findall(r"(?sm)^```{}\n(.*?)^```".format(language), text)
+    return re.findall(rf"(?sm)^```{language}\n(.*?)^```", text)
 
 
 def commands(document: str) -> List[Command]:

@@ -33,14 +33,13 @@ def test_commands_do_what_the_document_says(document, world, tmp_path):
         # What goes on with a training finds that of the world, not one of another command.
         name = command.text if "--resume" in command.text else command.section
         if name not in places:
-            places[name] = world.copy(tmp_path / "place {}".format(len(places)))
+            places[name] = world.copy(tmp_path / f"place {len(places)}")
         line = command.shrunk()
         for path, stand_in in (("/data/coco", "coco"), ("/data/mine", "mydata")):
-            line = line.replace(path, "'{}'".format(places[name] / stand_in))
+            line = line.replace(path, f"'{places[name] / stand_in}'")
         code, output = run(line, places[name])
         if code not in command.exit_codes() or code and "\nerror: " in output:
-            failures.append("{}\n  as {}\n  exit code {}\n{}".format(command.text, line, code,
-                                                                    output[-2000:]))
+            failures.append(f"{command.text}\n  as {line}\n  exit code {code}\n{output[-2000:]}")
     assert not failures, "\n\n".join(failures)
 
 
@@ -62,7 +61,7 @@ def test_python_of_a_document_runs(document, place):
     parts = blocks((ROOT / document).read_text(encoding="utf-8"), "python")
     code = "\n".join(parts).replace("weights/yolact_base_54_800000.pth", "weights/last.pth")
     (place / "document.py").write_text(code)
-    exit_code, output = run("'{}' document.py".format(sys.executable), place)
+    exit_code, output = run(f"'{sys.executable}' document.py", place)
     assert exit_code == 0, output
 
 

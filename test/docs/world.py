@@ -15,7 +15,7 @@ from documents import OWN_WEIGHTS, ROOT, SMALL
 from PIL import Image
 
 from data.config import get_config
-from data.shape_scene import CLASS_NAMES, annotate, draw_scene
+from data.tools.synthetic import CLASS_NAMES, annotate, draw_scene
 from yolact import build_yolact
 
 NOT_LINKED = ("test", "weights", "runs", "logs", "results")
@@ -57,7 +57,7 @@ def write_coco(folder, source, train=8, val=3):
     """A few images of `source` in COCO's layout, with all 80 categories."""
     (folder / "annotations").mkdir(parents=True)
     for split, count in (("train2017", train), ("val2017", val)):
-        name = "instances_{}.json".format(split)
+        name = f"instances_{split}.json"
         content = json.loads((source / "annotations" / name).read_text())
         content["images"] = content["images"][:count]
         kept = {image["id"] for image in content["images"]}
@@ -89,8 +89,8 @@ def write_weights(folder):
 
 def train_briefly(folder, coco):
     """Two steps on `coco`, for what needs weights of an earlier training."""
-    code, output = run("python train.py --data='{}' {} --save_folder=weights/ --no_log".format(
-        coco, SMALL), folder)
+    code, output = run(f"python train.py --data='{coco}' {SMALL} --save_folder=weights/ "
+                       "--no_log", folder)
     assert code == 0, output
     assert (folder / OWN_WEIGHTS).exists()
     shutil.copy(str(folder / OWN_WEIGHTS), str(folder / "weights" / "last.pth"))
@@ -110,7 +110,7 @@ def write_labelme(folder, count):
         if not objects or set(names) - set(SHAPES) or any(
                 isinstance(item["segmentation"], dict) for item in objects):
             continue
-        stem = "{:03d}".format(written)
+        stem = f"{written:03d}"
         cv2.imwrite(str(folder / (stem + ".png")), scene.image)
         shapes = [{"label": name, "points": [part[k:k + 2] for k in range(0, len(part), 2)],
                    "shape_type": "polygon", "group_id": n}
@@ -128,8 +128,8 @@ def write_yolo(folder):
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
     for n in range(5):
-        Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(folder / "images" / "{}.png".format(n)))
-        (folder / "labels" / "{}.txt".format(n)).write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+        Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(folder / "images" / f"{n}.png"))
+        (folder / "labels" / f"{n}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
     (folder / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
 
 
@@ -138,14 +138,13 @@ def write_voc(folder):
     for name in ("Annotations", "JPEGImages", "SegmentationObject"):
         (folder / name).mkdir(parents=True)
     for n in range(5):
-        picture = folder / "JPEGImages" / "{}.jpg".format(n)
+        picture = folder / "JPEGImages" / f"{n}.jpg"
         Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(picture))
         mask = Image.new("P", (40, 30))
         mask.paste(1, (5, 5, 20, 20))
-        mask.save(str(folder / "SegmentationObject" / "{}.png".format(n)))
-        (folder / "Annotations" / "{}.xml".format(n)).write_text(
-            "<annotation><filename>{}.jpg</filename><object><name>cat</name><bndbox><xmin>6</xmin>"
-            "<ymin>6</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>".format(n))
+        mask.save(str(folder / "SegmentationObject" / f"{n}.png"))
+        (folder / "Annotations" / f"{n}.xml").write_text(
+            f"<annotation><filename>{n}.jpg</filename><object><name>cat</name><bndbox><xmin>6</xmin><ymin>6</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>")
 
 
 def write_own_data(folder):

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 from conftest import ROOT
-from ranks import clean_environ
 
 from data.shapes import write_dataset
+from helpers.ranks import clean_environ
 
 pytestmark = pytest.mark.launch
 
@@ -32,7 +32,7 @@ def run(command, folder, shell=False):
 
 
 def train(shapes, folder, *more):
-    return run([sys.executable, str(ROOT / "train.py"), "--data={}".format(shapes),
+    return run([sys.executable, str(ROOT / "train.py"), f"--data={shapes}",
                 "--config=yolact_shapes", "--batch_size=2", "--no_autoscale", "--num_workers=0",
                 "--no_log", "--node_device=cpu", "--save_folder=my weights", "--project=runs"]
                + list(more), folder)

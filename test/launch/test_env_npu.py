@@ -28,19 +28,18 @@ class Host:
 
     def install(self, name, version=None):
         (self.cann / name).mkdir()
-        (self.cann / name / "set_env.sh").write_text("export CANN_SOURCED={}\n".format(name))
+        (self.cann / name / "set_env.sh").write_text(f"export CANN_SOURCED={name}\n")
         if version is not None:
             info = self.cann / name / "latest" / "aarch64-linux" / "ascend_toolkit_install.info"
             info.parent.mkdir(parents=True)
-            info.write_text("package_name=Ascend-cann-toolkit\nversion={}\narch=aarch64\n".format(
-                version))
+            info.write_text(f"package_name=Ascend-cann-toolkit\nversion={version}\narch=aarch64\n")
 
     def add_tool(self, cards):
         tool = self.tools / "msnpureport"
-        line = 'printf "%s\\n" "$*" >> {}/calls'.format(self.folder)
+        line = f'printf "%s\\n" "$*" >> {self.folder}/calls'
         tool.write_text("#!/bin/bash\n" + line + "\nexit 1\n")
         tool.chmod(0o755)
-        for name in ["davinci{}".format(card) for card in cards] + ["davinci_manager"]:
+        for name in [f"davinci{card}" for card in cards] + ["davinci_manager"]:
             (self.dev / name).write_text("")
 
     def calls(self):

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import ROOT, clean_environ, largest_difference
 
 from data.shapes import write_dataset
+from helpers.ranks import ROOT, clean_environ, largest_difference
 from utils import checkpoint
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
@@ -83,8 +83,8 @@ class Place:
         more.update(env)
         command = ["bash", "test/train_performance_8p.sh", str(self.data),
                    "--config=yolact_shapes", "--node_device=cpu", "--num_workers=1",
-                   "--batch_size=2", "--no_autoscale", "--max_iter={}".format(STEPS),
-                   "--save_interval={}".format(SAVE), "--no_log"] + list(flags)
+                   "--batch_size=2", "--no_autoscale", f"--max_iter={STEPS}",
+                   f"--save_interval={SAVE}", "--no_log"] + list(flags)
         return subprocess.Popen(command, cwd=str(self.root), env=clean_environ(**more),
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 universal_newlines=True)
@@ -140,11 +140,11 @@ def place(tmp_path, shapes):
 def run_into(place, fault, *flags, **env):
     """Run into a fault; returns the report. Times the end from the struck rank's last step."""
     code, _, err = place.run(*flags, FAULT=fault, **env)
-    seconds = time.time() - max((place.root / "steps{}".format(n)).stat().st_mtime for n in (0, 1))
+    seconds = time.time() - max((place.root / f"steps{n}").stat().st_mtime for n in (0, 1))
     assert code != 0
     assert seconds < SECONDS
     assert place.processes() == []
-    print("\n{}: ended after {:.1f} s: {}".format(fault, seconds, err.splitlines()[0]))
+    print(f"\n{fault}: ended after {seconds:.1f} s: {err.splitlines()[0]}")
     return code, err
 
 
@@ -160,38 +160,38 @@ def check_resumes(place, undisturbed, expected=SAVE):
 
 def first_line(err, pattern, number=1):
     line = err.splitlines()[0]
-    assert re.match(r"\[Error\] rank {}: {}; log: .*/test/output/{}/train_{}\.log$".format(
-        number, pattern, number, number), line), err
+    log = rf".*/test/output/{number}/train_{number}\.log$"
+    assert re.match(rf"\[Error\] rank {number}: {pattern}; log: {log}", line), err
 
 
 def test_killed_rank(place, undisturbed):
-    code, err = run_into(place, "kill:1:{}".format(FAULT_AT))
+    code, err = run_into(place, f"kill:1:{FAULT_AT}")
     first_line(err, r"killed by SIGKILL \(out of memory, or from outside\)")
     assert code == 137
     check_resumes(place, undisturbed)
 
 
 def test_killed_main_rank(place, undisturbed):
-    code, err = run_into(place, "kill:0:{}".format(FAULT_AT))
+    code, err = run_into(place, f"kill:0:{FAULT_AT}")
     first_line(err, r"killed by SIGKILL .*", number=0)
     check_resumes(place, undisturbed)
 
 
 def test_raising_rank(place, undisturbed):
-    code, err = run_into(place, "raise:1:{}".format(FAULT_AT))
+    code, err = run_into(place, f"raise:1:{FAULT_AT}")
     first_line(err, "ArithmeticError: the kernel is broken")
     assert code == 1
     check_resumes(place, undisturbed)
 
 
 def test_hanging_loader(place, undisturbed):
-    code, err = run_into(place, "hang:1:{}".format(FAULT_AT), "--loader_timeout=5")
+    code, err = run_into(place, f"hang:1:{FAULT_AT}", "--loader_timeout=5")
     first_line(err, r"the data loader delivered no batch for 5 s \(--loader_timeout\).*")
     check_resumes(place, undisturbed)
 
 
 def test_hanging_loader_with_the_default_limit_ends_within_a_minute(place):
-    _, err = run_into(place, "hang:1:{}".format(FAULT_AT))
+    _, err = run_into(place, f"hang:1:{FAULT_AT}")
     first_line(err, r"the data loader delivered no batch for 45 s .*")
 
 
@@ -202,11 +202,11 @@ def test_restart_by_itself_ends_with_the_undisturbed_result(place, undisturbed):
     stale = place.weights / "yolact_shapes_2_9.pth"  # of some earlier training; must not be used
     torch.save({}, str(stale))
     os.utime(str(stale), (1, 1))
-    code, _, err = place.run(FAULT="kill:1:{}".format(FAULT_AT), MAX_RESTARTS="3")
+    code, _, err = place.run(FAULT=f"kill:1:{FAULT_AT}", MAX_RESTARTS="3")
     assert code == 0, err
     assert place.processes() == []
     log = (place.root / "test" / "output" / "0" / "train_0.log").read_text()
-    assert "Restart 1" in log and "at iteration {}".format(SAVE) in log
+    assert "Restart 1" in log and f"at iteration {SAVE}" in log
     assert largest_difference(place.final(), undisturbed, skip=()) == 0
 
 
@@ -259,7 +259,7 @@ def test_sigterm_saves_and_ends(place, shapes):
         _, err = launcher.communicate(timeout=SECONDS)
     finally:
         launcher.kill()
-    print("\nSIGTERM: ended after {:.1f} s".format(time.time() - start))
+    print(f"\nSIGTERM: ended after {time.time() - start:.1f} s")
     assert launcher.returncode == 143
     assert place.processes() == []
     assert re.match(r"\[Error\] rank 0 was interrupted by SIGTERM; its log: .*/0/train_0\.log$",
@@ -267,7 +267,7 @@ def test_sigterm_saves_and_ends(place, shapes):
     latest = checkpoint.find_checkpoint("latest", str(place.weights))
     assert latest.endswith("_interrupt.pth")
     stopped = [re.search(r"Stopped by .* at iteration (\d+)", (
-        place.root / "test" / "output" / n / "train_{}.log".format(n)).read_text()) for n in "01"]
+        place.root / "test" / "output" / n / f"train_{n}.log").read_text()) for n in "01"]
     assert stopped[0].group(1) == stopped[1].group(1)
     assert checkpoint.load_state(latest)["iteration"] == int(stopped[0].group(1))
 
@@ -285,18 +285,18 @@ def test_signal_to_one_rank_only_stops_all_at_the_same_step(place):
     finally:
         launcher.kill()
     assert place.processes() == []
-    logs = [(place.root / "test" / "output" / n / "train_{}.log".format(n)).read_text()
+    logs = [(place.root / "test" / "output" / n / f"train_{n}.log").read_text()
             for n in "01"]
     assert "Stopped by another process" in logs[0] and "Stopped by SIGTERM" in logs[1]
 
 
 def start_hosts(folder, data, *flags, **env):
     """Two launchers, as on two hosts; they share the weights folder."""
-    from ranks import free_port
+    from helpers.ranks import free_port
 
     port, places = free_port(), []
     for number in (0, 1):
-        place = Place(folder / "host{}".format(number), data)
+        place = Place(folder / f"host{number}", data)
         launcher = place.start(
             "--save_folder={}".format(folder / "weights"), *flags, NPROC="1", NNODES="2",
             NODE_RANK=number, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **env)
@@ -322,7 +322,7 @@ def test_two_hosts_end_with_the_result_of_one(tmp_path, shapes, undisturbed):
 
 
 def test_a_rank_killed_on_one_host_ends_the_other_host_too(tmp_path, shapes):
-    places = start_hosts(tmp_path, shapes, FAULT="kill:1:{}".format(FAULT_AT))
+    places = start_hosts(tmp_path, shapes, FAULT=f"kill:1:{FAULT_AT}")
     errors = end_hosts(places)
     assert all(launcher.returncode for _, launcher in places)
     assert errors[1].startswith("[Error] rank 1: killed by SIGKILL")

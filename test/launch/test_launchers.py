@@ -13,13 +13,12 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from training.log_lines import format_line
+from helpers.paths import ROOT
+from utils.engine.log import format_line
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ("common.sh", "env_npu.sh", "train_full_1p.sh", "train_performance_1p.sh",
            "train_eval_1p.sh")
 
@@ -130,13 +129,13 @@ def test_full_training_prints_and_writes_the_result(place):
         "Network = YOLACT\n"
         "RankSize = 1\n"
         "BatchSize = 8\n"
-        "DeviceType = {}\n"
+        f"DeviceType = {platform.machine()}\n"
         "CaseName = YOLACT_bs8_1p_acc\n"
         "ActualFPS = 25.400\n"
         "TrainingTime = 314.96\n"
         "TrainAccuracy = box mAP: 31.98 , mask mAP: 29.62 \n"
         "ActualLoss = 18.125\n"
-        "E2ETrainingTime = N\n".format(platform.machine()))
+        "E2ETrainingTime = N\n")
     assert place.output("train_YOLACT_bs8_1p_acc_loss.txt") == "22.000\n20.000\n18.125\n"
     log = place.output("train_0.log")
     assert TRAIN_LOG in log and EVAL_LOG in log and "something on stderr" in log
@@ -151,11 +150,11 @@ def test_full_training_passes_its_defaults_then_the_caller_s_flags(place):
     assert done.returncode == 0, done.stderr
     cores = min(8, len(os.sched_getaffinity(0)))
     assert place.arguments_of("train.py") == [
-        "--data={}".format(place.data), "--seed=1234", "--num_workers={}".format(cores),
+        f"--data={place.data}", "--seed=1234", f"--num_workers={cores}",
         "--batch_size=4", "--node_device=cpu", "--batch_size=4", "--config=a b;$(id)", "--lr",
         "-1e-3", "--resume", "x y.pth", "--fps_start_iter=3", "--no_log", "--keep_latest=True"]
     assert place.arguments_of("eval.py") == [
-        "--trained_model=weights/my run/yolact_base_1_20.pth", "--val_data={}".format(place.data),
+        "--trained_model=weights/my run/yolact_base_1_20.pth", f"--val_data={place.data}",
         "--eval_device=cpu"]
     assert "TrainingTime = 157.48\n" in place.output("YOLACT_bs4_1p_acc.log")
 
@@ -167,7 +166,7 @@ def test_all_ways_to_give_the_data_path(place, arguments):
     done = place.run("train_performance_1p.sh",
                      *[argument.format(place.data) for argument in arguments])
     assert done.returncode == 0, done.stdout
-    assert place.arguments_of("train.py")[0] == "--data={}".format(place.data)
+    assert place.arguments_of("train.py")[0] == f"--data={place.data}"
 
 
 @pytest.mark.parametrize("folder, script", [
@@ -229,7 +228,7 @@ def test_evaluation_only(place):
                      "--max_images=10")
     assert done.returncode == 0, done.stderr
     assert place.arguments_of("eval.py") == [
-        "--trained_model=weights/x y.pth", "--val_data={}".format(place.data),
+        "--trained_model=weights/x y.pth", f"--val_data={place.data}",
         "--eval_device=auto", "--max_images=10"]
     assert log.read_text() == "of an earlier training"
     assert "Final Train Accuracy : box mAP: 31.98 , mask mAP: 29.62 \n" in done.stdout
@@ -283,7 +282,7 @@ def test_failed_training_fails_the_launcher_with_the_end_of_its_log(place, statu
     done = place.run("train_full_1p.sh", place.data)
     assert done.returncode == status
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("[Error] train.py ended with exit code {};".format(status))
+    assert lines[0].startswith(f"[Error] train.py ended with exit code {status};")
     assert lines[-2:] == ["error: no such folder", "something on stderr"]
     assert len(lines) == 21
     assert "Final" not in done.stdout

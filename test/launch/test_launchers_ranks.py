@@ -12,7 +12,8 @@ import subprocess
 import sys
 
 import pytest
-from ranks import ROOT, clean_environ
+
+from helpers.ranks import ROOT, clean_environ
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
 SMALL = ("--config=yolact_shapes_config", "--node_device=cpu", "--num_workers=0",
@@ -64,7 +65,7 @@ def test_full_training_on_two_cards(place, trained):
     assert float(case["TrainingTime"]) == pytest.approx(4000 / float(case["ActualFPS"]), abs=0.01)
     assert "Final Train Accuracy : {}\n".format(case["TrainAccuracy"]) in trained
     for rank in (0, 1):
-        lines = re.findall(r"^\[.*GPU: (\d)$", place.output("train_{0}.log".format(rank), rank),
+        lines = re.findall(r"^\[.*GPU: (\d)$", place.output(f"train_{rank}.log", rank),
                            re.M)
         assert lines == [str(rank)] * 3
     done = subprocess.run(
@@ -90,7 +91,7 @@ def test_evaluation_on_two_cards_finds_the_same(place, trained, coco_mini):
 def test_two_jobs_on_one_host_do_not_meet(place, coco_mini):
     """Other cards, other folders, another port, each found without being told."""
     commands = [["bash", "test/train_performance_8p.sh", str(coco_mini), "--batch_size=2",
-                 "--max_iter=6", "--fps_start_iter=1", "--device_id={}".format(first)]
+                 "--max_iter=6", "--fps_start_iter=1", f"--device_id={first}"]
                 + list(SMALL) for first in (10, 20)]
     jobs = [subprocess.Popen(command, cwd=str(place.root), stdout=subprocess.DEVNULL,
                              env=clean_environ(PYTHON=sys.executable, NPROC=1))

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from helpers.paths import ROOT
+
 SMALL = ("--config=yolact_shapes_config", "--node_device=cpu", "--num_workers=0", "--batch_size=4",
          "--no_autoscale")
 
@@ -83,13 +83,13 @@ def test_full_training_learns_and_reports_what_was_measured(trained, place):
 
     losses = [float(line) for line in
               place.output("train_YOLACT_bs4_1p_acc_loss.txt").splitlines()]
-    assert case["ActualLoss"] == "{:.3f}".format(losses[-1])
+    assert case["ActualLoss"] == f"{losses[-1]:.3f}"
     assert len(losses) == 4 and losses[-1] < losses[0]
 
     assert "Final Performance images/sec : {}\n".format(case["ActualFPS"]) in trained
     assert "Final Train Accuracy : {}\n".format(case["TrainAccuracy"]) in trained
     assert re.search(r"^E2E Training Duration sec : \d+$", trained, re.M)
-    table = {row: re.search(r"^ *{} \|([^|]*)\|".format(row), place.output("eval_0.log"), re.M)
+    table = {row: re.search(rf"^ *{row} \|([^|]*)\|", place.output("eval_0.log"), re.M)
              for row in ("box", "mask")}
     assert case["TrainAccuracy"] == "box mAP:{}, mask mAP:{}".format(
         table["box"].group(1), table["mask"].group(1))
@@ -102,12 +102,12 @@ def test_evaluation_alone_finds_the_same_accuracy(trained, place, coco_mini):
     code, out, err = place.run("train_eval_1p.sh", coco_mini, "--pth_path=" + weights,
                                "--node_device=cpu", "--num_workers=0")
     assert code == 0, err
-    assert "Final Train Accuracy : {}\n".format(before) in out
+    assert f"Final Train Accuracy : {before}\n" in out
     assert place.case("YOLACT_bs8_1p_eval")["TrainAccuracy"] == before
 
 
 def test_performance_alone(place, coco_mini):
-    code, out, err = place.run("train_performance_1p.sh", "--data_path={}".format(coco_mini),
+    code, out, err = place.run("train_performance_1p.sh", f"--data_path={coco_mini}",
                                "--max_iter=12", "--fps_start_iter=2", *SMALL)
     assert code == 0, err
     case = place.case("YOLACT_bs4_1p_perf")

@@ -6,9 +6,9 @@ import json
 import re
 
 import pytest
-from ranks import FROZEN, PLAIN_SGD, largest_difference, run_ranks, train_ranks
 
 from data.shapes import write_dataset
+from helpers.ranks import FROZEN, PLAIN_SGD, largest_difference, run_ranks, train_ranks
 
 pytestmark = pytest.mark.launch
 STEPS = 5
@@ -93,7 +93,7 @@ def test_nan_on_one_card_is_skipped_by_all(shapes, tmp_path):
     named = [re.search(r"^iteration 2: .* not finite; update skipped.*$", text, re.M)
              for text in texts]
     assert all(named) and "B: nan" in named[1].group() and "gradient" in named[0].group()
-    ranks = [torch.load(str(tmp_path / "run" / "parameters{}.pth".format(n))) for n in (0, 1)]
+    ranks = [torch.load(str(tmp_path / "run" / f"parameters{n}.pth")) for n in (0, 1)]
     assert largest_difference(*ranks) == 0
     assert all(torch.isfinite(value.float()).all() for value in weights.values())
 
@@ -125,7 +125,7 @@ def test_evaluation_shared_among_cards_equals_one_card_to_the_last_digit(
         folder = tmp_path / str(ranks)
         folder.mkdir()
         codes, texts = run_ranks(ranks, EVAL, [
-            "--trained_model={}".format(trained), "--val_data={}".format(shapes),
+            f"--trained_model={trained}", f"--val_data={shapes}",
             "--eval_device=cpu", "--batch_size=2", "--num_workers=0", "--output_coco_json"], folder)
         assert codes == [0] * ranks, texts
         assert all(not scores_of(text) for text in texts[1:])
@@ -147,7 +147,7 @@ def test_validation_during_training_uses_all_cards(shapes, tmp_path):
 
 GATHER = """
 import sys, torch
-from utils.distributed.parallel import gather_bytes
+from utils.distributed.sharing import gather_bytes
 from utils.distributed.processes import Processes
 processes = Processes.from_env()
 device = torch.device("cpu")

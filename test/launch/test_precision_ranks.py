@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from ranks import train_ranks
 
 from data.shapes import write_dataset
+from helpers.ranks import train_ranks
 from utils.device import has_autocast
 
 pytestmark = [pytest.mark.launch,

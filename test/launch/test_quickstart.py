@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from helpers.paths import ROOT
+
 SCRIPTS = ("common.sh", "env_npu.sh", "quickstart.sh")
 LINE = ("[  0]      10 || B: 1.000 | C: 1.000 | M: 1.000 | S: 1.000 | T: 4.000 || ETA: 0:00:00 || "
         "timer: 0.100 || fps: 80.000 || avg_fps: 81.250 || GPU: 0")
@@ -80,8 +80,8 @@ def test_one_command_does_everything_and_says_where_it_is(quickstart):
     train = done.calls[2]
     folder = quickstart.root / "test" / "quickstart"
     for flag in ("--config=yolact_shapes", "--backbone_weights=none", "--seed=3", "--max_iter=10",
-                 "--node_device=auto", "--data={}/shapes".format(folder),
-                 "--save_folder={}/seed_3_iterations_10/weights/".format(folder)):
+                 "--node_device=auto", f"--data={folder}/shapes",
+                 f"--save_folder={folder}/seed_3_iterations_10/weights/"):
         assert flag in train
     assert train.rindex("--seed=3") > train.rindex("--seed=1234")
     card = done.stdout[done.stdout.index("YOLACT has been trained"):]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from data.shapes import write_dataset
+from helpers.paths import ROOT
 from utils.run_tables import read_rows
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.launch
 
@@ -24,7 +22,7 @@ def test_only_the_main_process_writes(tmp_path, request):
     flags = ["--data=shapes", "--config=yolact_shapes", "--batch_size=2", "--no_autoscale",
              "--num_workers=0", "--max_iter=6", "--no_log", "--node_device=cpu",
              "--validation_epoch=1", "--project=runs"]
-    port = "29{:03d}".format(os.getpid() % 1000)
+    port = f"29{os.getpid() % 1000:03d}"
     ranks = []
     for rank in range(2):
         env = dict(os.environ, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),

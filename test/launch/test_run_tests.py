@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from helpers.paths import ROOT
+
 FILES = ("test/run_tests.sh", "requirements.txt", "1.5_requirements.txt", "1.8_requirements.txt",
          "requirements-dev.txt")
 
@@ -36,8 +36,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("version", ["1.5", "1.8"])
 def test_without_python_37_one_line_says_so(run, version):
-    sentence = "torch {} is not tested here: it needs Python 3.7, which was not found\n".format(
-        version)
+    sentence = f"torch {version} is not tested here: it needs Python 3.7, which was not found\n"
     done = run("--torch", version, "--if-available")
     assert (done.returncode, done.stdout, done.stderr) == (0, sentence, "")
     done = run("--torch=" + version)

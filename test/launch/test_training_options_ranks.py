@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import largest_difference, train_ranks
 
 from data.shapes import write_dataset
+from helpers.ranks import largest_difference, train_ranks
 from utils.checkpoint import load_state
 
 pytestmark = pytest.mark.launch
@@ -50,10 +50,10 @@ def test_two_processes_agree_on_averages_and_on_when_to_stop(shapes, tmp_path):
     assert codes == [0, 0], texts
     folder = tmp_path / "run"
     assert "yolact_shapes_3_6.pth" in texts[0].splitlines()[-1]
-    averages = [torch.load(str(folder / "averages{}.pth".format(rank))) for rank in (0, 1)]
+    averages = [torch.load(str(folder / f"averages{rank}.pth")) for rank in (0, 1)]
     assert largest_difference(*averages) == 0
     assert largest_difference(averages[0], weights, skip=()) == 0
-    scored = [torch.load(str(folder / "scored{}.pth".format(rank))) for rank in (0, 1)]
+    scored = [torch.load(str(folder / f"scored{rank}.pth")) for rank in (0, 1)]
     assert largest_difference(*scored, skip=()) == 0  # statistics are those of the main process
     state = load_state(str(folder / "weights" / "yolact_shapes_3_6.pth"))
     assert largest_difference(state["raw_weights"], weights) > 0

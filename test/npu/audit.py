@@ -29,14 +29,14 @@ import argparse  # noqa: E402
 from typing import Dict, List, Sequence  # noqa: E402
 
 import torch  # noqa: E402
-from audit import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 
+from helpers.recorder import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
-from training.kernels import choose_row_losses  # noqa: E402
 from utils.amp import build_precision  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
+from utils.engine.setup import choose_row_losses  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 MOST_OPERATORS = {"yolact_resnet50": 1300}
@@ -94,19 +94,18 @@ def summary(measured: Measured) -> str:
         measured.name + ":", whole.total, whole.kernels, len(whole.new_signatures), waits(measured))
     if measured.traffic is not None:
         to_device, to_host = measured.traffic.to_device, measured.traffic.to_host
-        text += ", to device {} copies {:.3f} MB, to host {} copies {} B, {} aclnn calls".format(
-            to_device.calls, to_device.bytes / 1e6, to_host.calls, to_host.bytes,
-            sum(measured.kernels.values()))
+        text += (f", to device {to_device.calls} copies {to_device.bytes / 1e6:.3f} MB, to host "
+                 f"{to_host.calls} copies {to_host.bytes} B, {sum(measured.kernels.values())} "
+                 "aclnn calls")
     return text
 
 
 def table(measured: Measured) -> str:
     """Operators of a step by name, most frequent first."""
-    lines = ["operators of {}:".format(measured.name)]
+    lines = [f"operators of {measured.name}:"]
     parts = dict(measured.parts)
     for name, step in parts.items():
-        lines.append("  {:<12}{:>5}, views among them {}".format(
-            name, step.total, sum(step.views.values())))
+        lines.append(f"  {name:<12}{step.total:>5}, views among them {sum(step.views.values())}")
     rest = measured.whole.total - sum(step.total for step in parts.values())
     lines.append("  {:<12}{:>5}".format("all else", rest))
     counted: Dict[str, int] = measured.whole.operators
@@ -140,7 +139,7 @@ def check_each(gates: Gates, steps: List[Measured], fields: int) -> None:
     gates.check("shapes that depend on values", len(shapes), 0, shapes)
     settled = steps[WARM_UP:]
     new = [str(signature) for step in settled for signature in step.whole.new_signatures]
-    gates.check("new signatures after step {}".format(WARM_UP), len(new), 0, new)
+    gates.check(f"new signatures after step {WARM_UP}", len(new), 0, new)
     places = [place for step in settled for place in step.whole.syncs]
     gates.check("waits of the host in one step", max(map(waits, settled)), 0, places)
     for step in settled:
@@ -159,7 +158,7 @@ def check_training(gates: Gates, steps: List[Measured], config: str, batch_size:
     totals = sorted({step.whole.total for step in settled})
     gates.check("different operator counts with {} objects per image".format(
         ", ".join(str(count) for count in sorted(set(OBJECTS)))), len(totals), 1,
-        ["counts: {}".format(totals)])
+        [f"counts: {totals}"])
     if config in MOST_OPERATORS and batch_size == 4:
         gates.check("operators in a step", max(totals), MOST_OPERATORS[config])
     gates.check("operators in the loss, forward",
@@ -194,7 +193,7 @@ def _run(argv: List[str]) -> int:
         except UserError:
             return run_emulated(argv)
     if not available():
-        raise UserError("torch {} cannot record operators; use torch 2.x".format(torch.__version__))
+        raise UserError(f"torch {torch.__version__} cannot record operators; use torch 2.x")
     config = shrunk(args.config, args.max_size)
     device = select_device(args.device)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
@@ -217,7 +216,7 @@ def _run(argv: List[str]) -> int:
                    scene.network.maskiou_net is not None)
     print("detection")
     check_each(gates, detections, 1)
-    print("{} gates broken".format(gates.broken) if gates.broken else "all gates hold")
+    print(f"{gates.broken} gates broken" if gates.broken else "all gates hold")
     return 1 if gates.broken else 0
 
 

@@ -8,24 +8,23 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
-from audit import Recorder, Step
 
 from data.augment import AugmentedSample
-from data.batch import Batch, collate
+from data.batch import Batch, PackedBatch, bit_values, collate, pack
 from data.config import Config, get_config
-from data.packed_batch import PackedBatch, bit_values, pack
 from data.targets import TargetMaker
+from helpers.recorder import Recorder, Step
 from layers.anchors import make_priors
 from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from npu import counters
 from train import shared_step
-from training.step_records import StepRecords
 from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
-from utils.distributed.parallel import Sharing
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing
+from utils.engine.records import StepRecords
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact
@@ -135,8 +134,7 @@ class Scene:
         steps = []
         for iteration, count in enumerate(objects):
             packed = self._packed_batch(count, iteration)
-            with self.meter.measure("step {}, {} objects per image".format(
-                    iteration + 1, count)) as measured:
+            with self.meter.measure(f"step {iteration + 1}, {count} objects per image") as measured:
                 batch = self._to_device(packed)
                 losses = shared_step(network, criterion, self.optimizer, [batch],
                                      self.rate(iteration), self.sharing,
@@ -159,7 +157,7 @@ class Scene:
         with self.precision.float32_weights(self.network):
             for number in range(times):
                 images = self._pinned(self._packed_batch(7, number)).plain["images"]
-                with self.meter.measure("detection {}".format(number + 1)) as measured:
+                with self.meter.measure(f"detection {number + 1}") as measured:
                     detect(network(images.to(self.device, non_blocking=True)))
                 detections.append(measured)
         return detections

@@ -44,7 +44,7 @@ def _run(argv: List[str]) -> int:
             print("step {} {}: {:.6f} on {}, {:.6f} on cpu, relative difference {:.1e} (at most "
                   "{:.0e}){}".format(step + 1, name, found[name], device.type, value, difference,
                                      allowed, "" if difference <= allowed else "  BEYOND"))
-    print("{} of {} losses beyond rounding".format(beyond, 4 * len(ROUNDING)))
+    print(f"{beyond} of {4 * len(ROUNDING)} losses beyond rounding")
     return 1 if beyond else 0
 
 

@@ -59,7 +59,7 @@ def test_every_part_reports_and_a_failed_one_stops_no_other(project, tmp_path):
                      "the recipe's optimiser is adamw; leave it out", summary)
     assert "all gates hold" in summary and "0 of 16 losses beyond rounding" in summary
     for private in (str(project), socket.gethostname()):
-        assert not re.search(r"\b{}\b".format(re.escape(private)), text), private
+        assert not re.search(rf"\b{re.escape(private)}\b", text), private
 
 
 @pytest.mark.parametrize("argument, sentence", [

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from audit import SKIP_REASON, available
 from conftest import ROOT
+
+from helpers.recorder import SKIP_REASON, available
 
 pytestmark = [pytest.mark.launch, pytest.mark.skipif(not available(), reason=SKIP_REASON)]
 SMALL = ["--config=yolact_resnet50", "--batch_size=1", "--max_size=64"]

@@ -6,19 +6,19 @@ import functools
 
 import pytest
 import torch
-from loss_reference import golden_images, target_batch
-from parity.deterministic import load_deterministic_weights, small_config
 
 import train
 from data.shapes import write_dataset
+from helpers.deterministic import load_deterministic_weights, small_config
+from helpers.loss_reference import golden_images, target_batch
 from layers import fused_ops, kernel_trials
 from layers.fused_ops import npu_cross_entropy, npu_cross_entropy_problem, npu_fused_sgd
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy, ohem_cross_entropy
 from npu import counters
 from utils.amp import batch_norm_parameters, build_precision
-from utils.distributed.parallel import Sharing, shared_step
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing, shared_step
 from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatSGD, build_optimizer
 from yolact import build_yolact

@@ -107,7 +107,7 @@ def test_one_of_two_cards_in_use_ends_both_ranks(tmp_path, emulated):
     assert not (tmp_path / "weights").exists()
 
 
-TAKEN = "{:d}".format(64 * 1024 - 200)
+TAKEN = f"{64 * 1024 - 200:d}"
 """MiB of the emulated card's 64 GiB; 200 are left."""
 
 
@@ -148,8 +148,8 @@ def test_an_untested_combination_is_one_line(tmp_path):
     info.parent.mkdir()
     info.write_text("version=8.3.RC1\n")
     code = ("import os\nfrom utils.device import describe, select_device\n"
-            "device = select_device('npu')\nos.environ['ASCEND_TOOLKIT_HOME'] = '{}'\n"
-            "select_device('npu')\nprint(describe(device))".format(tmp_path))
+            f"device = select_device('npu')\nos.environ['ASCEND_TOOLKIT_HOME'] = '{tmp_path}'\n"
+            "select_device('npu')\nprint(describe(device))")
     result = run("-c", code, without=("ASCEND_HOME_PATH",))
     assert "CANN 8.3.RC1, driver" in result.stdout
     assert re.search(r"warning: .*CANN 8.3.RC1, .*: not a combination that Ascend lists as "

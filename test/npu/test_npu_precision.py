@@ -10,16 +10,16 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from loss_reference import golden_images, target_batch
-from parity.deterministic import load_deterministic_weights, small_config
 
 from data.shapes import write_dataset
+from helpers.deterministic import load_deterministic_weights, small_config
+from helpers.loss_reference import golden_images, target_batch
 from layers.multibox_loss import MultiBoxLoss
 from npu import counters
 from npu.test_npu_training import RANKS, free_port, relative
 from utils.amp import Precision, batch_norm_parameters, build_precision
-from utils.distributed.parallel import Sharing, shared_step
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing, shared_step
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
@@ -75,7 +75,7 @@ from npu import counters
 from utils.amp import build_precision
 from utils.device import half_type_problem, saturates, select_device, synchronize
 from utils.optimizer import FlatSGD
-from utils.distributed.parallel import Sharing, shared_step
+from utils.distributed.sharing import Sharing, shared_step
 from utils.distributed.processes import Processes
 
 processes = Processes.from_env(os.environ)
@@ -149,7 +149,7 @@ def test_a_device_that_saturates_tells_by_its_register(count):
         pytest.skip("only the emulator can be another device")
     script = ON_THE_FIRST_910.format(root=str(ROOT), test=str(ROOT / "test"))
     for rank, output in enumerate(run_ranks(script, count, NPUEMU_SOC="Ascend910A")):
-        assert "rank {} done".format(rank) in output
+        assert f"rank {rank} done" in output
 
 
 OVERFLOW_ON_ONE = """
@@ -196,7 +196,7 @@ def test_an_overflow_on_one_card_skips_the_step_on_both(tmp_path, level):
     data = tmp_path / "data"
     write_dataset(str(data), seed=3, train=13, val=4)
     outputs = run_ranks(
-        OVERFLOW_ON_ONE, RANKS, "--data={}".format(data), "--config=yolact_shapes",
+        OVERFLOW_ON_ONE, RANKS, f"--data={data}", "--config=yolact_shapes",
         "--batch_size=2", "--no_autoscale", "--num_workers=0", "--max_iter=4", "--no_log",
         "--save_folder={}".format(tmp_path / "weights"), "--node_device=npu",
         "--opt_level=" + level, "--amp_dtype=bfloat16", "--loss_scale=dynamic")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from loss_reference import golden_images, target_batch
-from parity.deterministic import load_deterministic_weights, small_config
 
 import eval as evaluation
 import train
 from data.shapes import write_dataset
+from helpers.deterministic import load_deterministic_weights, small_config
+from helpers.loss_reference import golden_images, target_batch
 from layers.detection import Detect
 from layers.masks import assemble_masks
 from layers.multibox_loss import MultiBoxLoss
@@ -117,7 +117,7 @@ def test_predictions_detections_and_masks_equal_the_cpus(golden, device):
 @pytest.mark.launch
 def test_real_images_are_learnt_from_and_scored(coco_mini, device, tmp_path, capsys):
     weights = str(tmp_path / "weights")
-    flags = ["--data={}".format(coco_mini), "--config=yolact_shapes", "--batch_size=2",
+    flags = [f"--data={coco_mini}", "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--save_folder=" + weights, "--no_log",
              "--save_interval=4", "--node_device=npu"]
     assert train.main(flags + ["--max_iter=6"]) == 0
@@ -134,7 +134,7 @@ def test_real_images_are_learnt_from_and_scored(coco_mini, device, tmp_path, cap
     assert "at iteration 4" in capsys.readouterr().out
 
     assert evaluation.main(["--trained_model=latest", "--save_folder=" + weights,
-                            "--val_data={}".format(coco_mini), "--max_images=6", "--no_bar",
+                            f"--val_data={coco_mini}", "--max_images=6", "--no_bar",
                             "--num_workers=0", "--eval_device=npu"]) == 0
     out = capsys.readouterr().out
     assert "device npu:0" in out and re.search(r"^  mask \|", out, re.MULTILINE)
@@ -178,7 +178,7 @@ def test_two_cards_over_hccl_stay_equal_and_equal_the_cpus(tmp_path, device):
     write_dataset(str(data), seed=3, train=13, val=4)
     outputs = {name: train_on_ranks(tmp_path / name, data, name) for name in ("npu", "cpu")}
     for rank, output in enumerate(outputs["npu"]):
-        assert "iteration 6 equal over hccl on npu:{}".format(rank) in output
+        assert f"iteration 6 equal over hccl on npu:{rank}" in output
     found, wanted = (weights_in(str(tmp_path / name)) for name in ("npu", "cpu"))
     for name, value in wanted.items():
         assert relative(found[name].float(), value.float()) < 0.05, name
@@ -193,9 +193,9 @@ def free_port():
 def train_on_ranks(weights, data, device):
     """Train on drawn shapes in RANKS processes; returns what each printed."""
     port = str(free_port())
-    flags = ["--data={}".format(data), "--config=yolact_shapes", "--batch_size=2",
+    flags = [f"--data={data}", "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--max_iter=6", "--save_interval=3", "--no_log",
-             "--save_folder={}".format(weights), "--node_device=" + device]
+             f"--save_folder={weights}", "--node_device=" + device]
     workers = []
     for rank in range(RANKS):
         environment = dict(os.environ, PYTHONPATH=str(ROOT), RANK=str(rank),

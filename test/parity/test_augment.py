@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import augment_reference as reference
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -11,6 +10,7 @@ from data.augment import Augmenter
 from data.geometry import Placement
 from data.photometric import Distortion, distort
 from data.sample import Sample
+from helpers import augment_reference as reference
 
 SIZE = 138
 FIELDS = ["n_boxes", "mean_box_area", "img_mean", "img_std", "mask_frac"]
@@ -70,7 +70,7 @@ def test_plain_resize(recorded, sample):
 def test_distortion(recorded, seed):
     distortion = reference.draw_distortion(np.random.RandomState(seed))
     exact = reference.distort(recorded["img"], distortion)[::4, ::4]
-    np.testing.assert_allclose(exact, recorded["photo{}_img".format(seed)], atol=0.02)
+    np.testing.assert_allclose(exact, recorded[f"photo{seed}_img"], atol=0.02)
     ours = distort(recorded["img"], distortion)[::4, ::4]
     error = ours - np.clip(exact, 0, 255)
     assert abs(error.mean()) < 0.4 and np.abs(error).mean() < 1.5
@@ -81,9 +81,9 @@ def test_expansion(recorded, sample, seed):
     width, height, _ = pixels(sample)
     left, top, *canvas = reference.draw_expansion(np.random.RandomState(seed), width, height)
     placement = Placement(width, height, left, top, (0, 0, canvas[0], canvas[1]), False, SIZE)
-    assert canvas[::-1] == recorded["expand{}_shape".format(seed)][:2].tolist()
+    assert canvas[::-1] == recorded[f"expand{seed}_shape"][:2].tolist()
     boxes, _ = in_crop(sample, placement)
-    np.testing.assert_allclose(boxes, recorded["expand{}_boxes".format(seed)], atol=1e-4)
+    np.testing.assert_allclose(boxes, recorded[f"expand{seed}_boxes"], atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,10 +92,10 @@ def test_crop(recorded, sample, seed):
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     crop = reference.draw_crop(np.random.RandomState(seed), width, height, centres)
     boxes, result = in_crop(sample, Placement(width, height, 0, 0, crop, False, SIZE))
-    np.testing.assert_allclose(boxes, recorded["crop{}_boxes".format(seed)], atol=1e-4)
+    np.testing.assert_allclose(boxes, recorded[f"crop{seed}_boxes"], atol=1e-4)
     area = (crop[2] - crop[0]) * (crop[3] - crop[1])
     sums = result.masks.mean((1, 2)) * area
-    np.testing.assert_allclose(sums, recorded["crop{}_masksums".format(seed)], rtol=0.05)
+    np.testing.assert_allclose(sums, recorded[f"crop{seed}_masksums"], rtol=0.05)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -103,7 +103,7 @@ def test_mirror(recorded, sample, seed):
     width, height, _ = pixels(sample)
     mirror = bool(np.random.RandomState(seed).randint(2))
     boxes, _ = in_crop(sample, Placement(width, height, 0, 0, (0, 0, width, height), mirror, SIZE))
-    np.testing.assert_allclose(boxes, recorded["mirror{}_boxes".format(seed)], atol=1e-4)
+    np.testing.assert_allclose(boxes, recorded[f"mirror{seed}_boxes"], atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -111,7 +111,7 @@ def test_whole(recorded, sample, seed):
     width, height, boxes = pixels(sample)
     draws = reference.draw(np.random.RandomState(seed), width, height, boxes, SIZE)
     result = Augmenter(SIZE).render(sample, draws[1], draws[0])
-    name = "ssd{}_".format(seed)
+    name = f"ssd{seed}_"
     np.testing.assert_allclose(result.boxes, recorded[name + "boxes"], atol=1e-5)
     np.testing.assert_allclose(result.masks.sum((1, 2)), recorded[name + "masksums"], rtol=0.05)
     exact, _ = reference.render(sample.image, recorded["masks"], *draws)

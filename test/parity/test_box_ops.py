@@ -53,10 +53,10 @@ def test_degenerate_boxes_keep_their_infinities(data):
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("cast", [0, 1])
 def test_sanitize_coordinates(data, kind, size, padding, cast):
-    name = "san_{}".format(kind)
+    name = f"san_{kind}"
     x1, x2 = data(name + "_x1", name + "_x2")
     low, high = box_ops.sanitize_coordinates(x1, x2, size, padding, bool(cast))
-    name = "{}_{}_{}_{}".format(name, size, padding, cast)
+    name = f"{name}_{size}_{padding}_{cast}"
     for actual, end in ((low, "_a"), (high, "_b")):
         expected = data.values[name + end]
         assert str(actual.dtype) == "torch." + expected.dtype.name

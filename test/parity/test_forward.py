@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity.deterministic import (
+from helpers.deterministic import (
     SMALL_SIZE,
     deterministic_input,
     load_deterministic_weights,

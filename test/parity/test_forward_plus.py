@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from layers.deform_conv import DeformConv2d
-from layers.detection import Detect
-from parity.deterministic import (
+from helpers.deterministic import (
     SMALL_PLUS_SIZE,
     deterministic_input,
     load_deterministic_weights,
     small_plus_config,
 )
+from layers.deform_conv import DeformConv2d
+from layers.detection import Detect
 from yolact import build_yolact
 
 KEYS = ("loc", "conf", "mask", "proto", "segm")

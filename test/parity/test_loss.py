@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from loss_reference import golden_images, make_batch, target_batch
 
 from data.config import get_config
+from helpers.deterministic import small_config
+from helpers.loss_reference import golden_images, make_batch, target_batch
 from layers.multibox_loss import MultiBoxLoss
-from parity.deterministic import small_config
 
 FILES = ("loss_base_b2", "loss_base_b2_crowd")
 KEYS = ("loc", "conf", "mask", "proto", "segm")
@@ -52,8 +52,8 @@ def test_losses_and_gradients_are_the_originals(golden, device, name):
     for key in ("loc", "mask"):
         _assert_gradient(grads[key].cpu().numpy(), data["grad_" + key])
     for key in ("conf", "proto"):
-        sample = grads[key].reshape(-1).cpu().numpy()[data["grad_{}_idx".format(key)]]
-        _assert_gradient(sample, data["grad_{}_val".format(key)])
+        sample = grads[key].reshape(-1).cpu().numpy()[data[f"grad_{key}_idx"]]
+        _assert_gradient(sample, data[f"grad_{key}_val"])
 
 
 @pytest.mark.parametrize("name", FILES)

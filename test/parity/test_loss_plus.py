@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from loss_reference import golden_images, target_batch
 
+from helpers.deterministic import load_deterministic_weights, small_plus_config
+from helpers.loss_reference import golden_images, target_batch
 from layers.mask_iou import MaskIouNet
 from layers.multibox_loss import MultiBoxLoss
-from parity.deterministic import load_deterministic_weights, small_plus_config
 
 KEYS = ("loc", "conf", "mask", "proto", "segm")
 LOSSES = ("B", "C", "M", "S", "I")
@@ -52,8 +52,8 @@ def test_gradients_of_the_total(setting):
     for key in ("loc", "mask"):
         _assert_gradient(grads[key].cpu().numpy(), data["grad_" + key])
     for key in ("conf", "proto"):
-        sample = grads[key].reshape(-1).cpu().numpy()[data["grad_{}_idx".format(key)]]
-        _assert_gradient(sample, data["grad_{}_val".format(key)])
+        sample = grads[key].reshape(-1).cpu().numpy()[data[f"grad_{key}_idx"]]
+        _assert_gradient(sample, data[f"grad_{key}_val"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)

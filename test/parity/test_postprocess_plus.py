@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.deterministic import load_deterministic_weights
 from layers.detection import Detections
 from layers.mask_iou import MaskIouNet, mask_scores
-from parity.deterministic import load_deterministic_weights
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from loss_reference import golden_images, target_batch
 
+from helpers.deterministic import load_deterministic_weights, small_config
+from helpers.loss_reference import golden_images, target_batch
 from layers.multibox_loss import MultiBoxLoss
-from parity.deterministic import load_deterministic_weights, small_config
 from utils.optimizer import FlatSGD
 from yolact import build_yolact
 
@@ -37,12 +37,12 @@ def test_four_steps_are_the_originals(golden, device):
         np.testing.assert_allclose(found, data["losses_BCMS_total"][step], rtol=rtol)
 
         norms = [0.0 if p.grad is None else p.grad.double().norm().item() for p in probes]
-        np.testing.assert_allclose(norms, data["gradnorm_{}".format(step)], rtol=10 * rtol)
+        np.testing.assert_allclose(norms, data[f"gradnorm_{step}"], rtol=10 * rtol)
         optimizer.step(1e-3)
         values = [p.detach().double() for p in probes]
-        squares = data["paramsq_{}".format(step)]
+        squares = data[f"paramsq_{step}"]
         np.testing.assert_allclose([(v * v).sum().item() for v in values], squares, rtol=rtol)
         # The sums cancel; what they can be compared with is the parameter's norm.
-        apart = np.array([v.sum().item() for v in values]) - data["paramsum_{}".format(step)]
+        apart = np.array([v.sum().item() for v in values]) - data[f"paramsum_{step}"]
         assert (np.abs(apart) <= rtol * np.sqrt(squares)).all(), apart
     assert norms[2] == 0 and str(data["probe"][2]) == "backbone.bn1.weight"

@@ -27,7 +27,7 @@ def test_from_labelme_to_predictions(tmp_path):
     for command in commands(DOCUMENT):
         if command.section == TUTORIAL:
             code, output = run(command.text, place, timeout=1800)
-            assert code == 0, "{}\n{}".format(command.text, output)
+            assert code == 0, f"{command.text}\n{output}"
             printed += output
     scores = re.findall(r"(?m)^  mask \| +([\d.]+) \|", printed)
     assert float(scores[-1]) > 25

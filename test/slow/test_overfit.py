@@ -17,8 +17,8 @@ from data.loader import DevicePrefetcher, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
-from utils.distributed.parallel import Sharing, shared_step
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing, shared_step
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact

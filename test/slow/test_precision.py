@@ -25,11 +25,11 @@ from data.datasets import open_dataset
 from data.loader import DevicePrefetcher
 from data.shapes import write_dataset
 from eval import evaluate_dataset
-from training.run import build_run
 from utils.device import has_autocast, seed_everything
-from utils.distributed.parallel import shared_step
 from utils.distributed.processes import Processes
-from utils.train_flags import train_parser
+from utils.distributed.sharing import shared_step
+from utils.engine.setup import build_run
+from utils.engine.train_flags import train_parser
 
 FIRST_STEPS, STEPS, WINDOW = 600, 200, 20
 RATE = 5e-4
@@ -68,8 +68,8 @@ def quick_float16(device, kind):
 def train(data, device, flags, steps, jitter=0.0):
     """The run after `steps` steps, the total loss of each, and how many updates were skipped."""
     args = train_parser().parse_args(
-        ["--data={}".format(data), "--config=yolact_shapes", "--no_autoscale", "--num_workers=0",
-         "--node_device=" + device.type, "--max_iter={}".format(steps)] + flags)
+        [f"--data={data}", "--config=yolact_shapes", "--no_autoscale", "--num_workers=0",
+         "--node_device=" + device.type, f"--max_iter={steps}"] + flags)
     seed_everything(args.seed)
     run = build_run(args, Processes(), device)
     run.optimizer.flat.mul_(1 + jitter)
@@ -90,12 +90,12 @@ def train_start(data, device, path):
     """Write the weights that all runs go on from."""
     run, totals, _ = train(data, device, ["--schedule=step"], FIRST_STEPS)
     torch.save(run.model.state_dict(), str(path))
-    print("start: mean loss of the last {} steps {:.3f}".format(WINDOW, np.mean(totals[-WINDOW:])))
+    print(f"start: mean loss of the last {WINDOW} steps {np.mean(totals[-WINDOW:]):.3f}")
 
 
 def go_on(data, device, path, level, kind, jitter=0.0):
     """Mean losses of the windows of steps, box and mask AP, and skipped updates."""
-    flags = ["--weights={}".format(path), "--lr={}".format(RATE), "--seed=1",
+    flags = [f"--weights={path}", f"--lr={RATE}", "--seed=1",
              "--opt_level=" + level]
     if level != "O0":
         flags.append("--amp_dtype=" + kind)
@@ -106,9 +106,9 @@ def go_on(data, device, path, level, kind, jitter=0.0):
         results = evaluate_dataset(run.model.eval(), run.config, validation, device, num_workers=0)
     windows = np.asarray(totals).reshape(-1, WINDOW).mean(axis=1)
     scores = np.array([results.box.ap, results.mask.ap])
-    print("{} {} {}: mean loss {:.4f}, windows {}, box and mask AP {}, {} skipped, scale {}".format(
-        level, kind, jitter, windows.mean(), windows.round(4).tolist(),
-        (100 * scores).round(2).tolist(), skipped, run.precision.state_dict()), flush=True)
+    print(f"{level} {kind} {jitter}: mean loss {windows.mean():.4f}, windows "
+          f"{windows.round(4).tolist()}, box and mask AP {(100 * scores).round(2).tolist()}, "
+          f"{skipped} skipped, scale {run.precision.state_dict()}", flush=True)
     return windows, scores, skipped
 
 
@@ -117,8 +117,9 @@ def difference(found, wanted):
     windows = found[0] / wanted[0] - 1
     whole = found[0].mean() / wanted[0].mean() - 1
     scores = found[1] - wanted[1]
-    print("    against O0: mean loss {:+.2f} %, windows {} %, box and mask AP {} points".format(
-        100 * whole, (100 * windows).round(2).tolist(), (100 * scores).round(2).tolist()))
+    print(f"    against O0: mean loss {100 * whole:+.2f} %, windows "
+          f"{(100 * windows).round(2).tolist()} %, box and mask AP "
+          f"{(100 * scores).round(2).tolist()} points")
     return max(np.abs(windows).max(), abs(whole)), np.abs(scores).max()
 
 

@@ -15,12 +15,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import eval as evaluation
+from data.classes import match_categories
 from data.coco import CocoDataset
 from data.config import get_config
 from utils.checkpoint import CheckpointName, save_checkpoint
-from utils.class_match import match_categories
 from utils.errors import UserError
-from utils.inference import (
+from utils.inference.pipeline import (
     EvaluationImages,
     EvaluationLoader,
     StageTimes,
@@ -51,8 +51,8 @@ def data(tmp_path_factory):
     for n, (height, width) in enumerate(SIZES):
         image = np.full((height, width, 3), 7, np.uint8)
         image[:, :, 2] = 40 * n
-        cv2.imwrite(str(root / "val2017" / "{}.png".format(n)), image)
-        images.append({"id": 100 + n, "file_name": "{}.png".format(n), "width": width,
+        cv2.imwrite(str(root / "val2017" / f"{n}.png"), image)
+        images.append({"id": 100 + n, "file_name": f"{n}.png", "width": width,
                        "height": height})
         for k in range(n):  # image 0 has no object
             rx, ry = width * (0.15 + 0.02 * k), height * 0.2
@@ -149,7 +149,7 @@ def run(capsys, *flags):
 def test_scores_equal_pycocotools_on_the_written_files(data, weights, tmp_path, capsys, nms):
     files = [str(tmp_path / name) for name in ("b.json", "m.json", "classes.csv")]
     code, out, err = run(
-        capsys, "--trained_model=" + weights, "--val_data={}".format(data), "--output_coco_json",
+        capsys, "--trained_model=" + weights, f"--val_data={data}", "--output_coco_json",
         "--bbox_det_file=" + files[0], "--mask_det_file=" + files[1],
         "--per_class_file=" + files[2], "--benchmark", *nms)
     assert code == 0 and err == ""
@@ -164,7 +164,7 @@ def test_scores_equal_pycocotools_on_the_written_files(data, weights, tmp_path, 
             official.evaluate()
             official.accumulate()
             official.summarize()
-        assert row.split("|")[1].strip() == "{:.2f}".format(100 * official.stats[0])
+        assert row.split("|")[1].strip() == f"{100 * official.stats[0]:.2f}"
     with open(files[2]) as file:
         assert file.read().count("\n") == 5
 
@@ -172,9 +172,9 @@ def test_scores_equal_pycocotools_on_the_written_files(data, weights, tmp_path, 
 def test_batches_do_not_change_the_result(data, weights, tmp_path, capsys):
     written = []
     for batch_size in (1, 3):
-        path = str(tmp_path / "{}.json".format(batch_size))
-        assert run(capsys, "--trained_model=" + weights, "--val_data={}".format(data),
-                   "--batch_size={}".format(batch_size), "--output_coco_json",
+        path = str(tmp_path / f"{batch_size}.json")
+        assert run(capsys, "--trained_model=" + weights, f"--val_data={data}",
+                   f"--batch_size={batch_size}", "--output_coco_json",
                    "--bbox_det_file=" + path, "--mask_det_file=" + path + ".m",
                    "--per_class_file=")[0] == 0
         with open(path) as file:
@@ -186,7 +186,7 @@ def test_batches_do_not_change_the_result(data, weights, tmp_path, capsys):
 
 
 def test_no_detections(data, weights, capsys):
-    code, out, _ = run(capsys, "--trained_model=" + weights, "--val_data={}".format(data),
+    code, out, _ = run(capsys, "--trained_model=" + weights, f"--val_data={data}",
                        "--score_threshold=0.999", "--per_class_file=")
     assert code == 0 and "Nothing was detected in 5 images" in out
     assert "   box |  0.00 |" in out and "  mask |  0.00 |" in out
@@ -198,7 +198,7 @@ def test_without_ground_truth(data, weights, tmp_path, capsys):
     path = tmp_path / "image_info.json"
     path.write_text(json.dumps(info))
     flags = ["--trained_model=" + weights, "--valid_images={}".format(data / "val2017"),
-             "--valid_info={}".format(path), "--bbox_det_file={}".format(tmp_path / "b.json"),
+             f"--valid_info={path}", "--bbox_det_file={}".format(tmp_path / "b.json"),
              "--mask_det_file={}".format(tmp_path / "m.json")]
     code, out, err = run(capsys, *flags)
     assert code == 2 and "--output_coco_json" in err
@@ -210,7 +210,7 @@ def test_without_ground_truth(data, weights, tmp_path, capsys):
 
 def test_weights_by_name_and_plain_weights(data, weights, tmp_path, capsys):
     folder = os.path.dirname(weights)
-    flags = ["--val_data={}".format(data), "--max_images=2", "--per_class_file="]
+    flags = [f"--val_data={data}", "--max_images=2", "--per_class_file="]
     assert run(capsys, "--trained_model=latest", "--save_folder=" + folder, *flags)[0] == 0
     plain = str(tmp_path / "yolact_shapes_3_99.pth")
     small = get_config("yolact_shapes")
@@ -229,7 +229,7 @@ def test_other_class_count(data, weights, tmp_path, capsys):
     info["categories"].append({"id": 50, "name": "sun"})
     path = tmp_path / "five.json"
     path.write_text(json.dumps(info))
-    code, _, err = run(capsys, "--trained_model=" + weights, "--valid_info={}".format(path),
+    code, _, err = run(capsys, "--trained_model=" + weights, f"--valid_info={path}",
                        "--valid_images={}".format(data / "val2017"))
     assert code == 2 and len(err.splitlines()) == 1
     for part in ("4 classes (circle, square, star, moon)", "has 5 (circle,", "five.json"):
@@ -276,7 +276,7 @@ def test_what_cannot_end_well_is_said_before(data, weights, tmp_path, capsys, mo
                                              expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    code, out, err = run(capsys, "--trained_model=" + weights, "--val_data={}".format(data),
+    code, out, err = run(capsys, "--trained_model=" + weights, f"--val_data={data}",
                          *[flag.format(data=data, empty=tmp_path / "empty") for flag in flags])
     if expected is None:
         assert code == 0, err
@@ -288,9 +288,9 @@ def test_what_cannot_end_well_is_said_before(data, weights, tmp_path, capsys, mo
 def test_a_broken_image_is_named(data, weights, tmp_path, capsys, num_workers):
     (tmp_path / "images").mkdir()
     for n in range(len(SIZES)):
-        content = (data / "val2017" / "{}.png".format(n)).read_bytes()
-        (tmp_path / "images" / "{}.png".format(n)).write_bytes(content[:40] if n == 3 else content)
-    code, _, err = run(capsys, "--trained_model=" + weights, "--num_workers={}".format(num_workers),
+        content = (data / "val2017" / f"{n}.png").read_bytes()
+        (tmp_path / "images" / f"{n}.png").write_bytes(content[:40] if n == 3 else content)
+    code, _, err = run(capsys, "--trained_model=" + weights, f"--num_workers={num_workers}",
                        "--valid_images={}".format(tmp_path / "images"),
                        "--valid_info={}".format(data / "annotations" / "instances_val2017.json"))
     assert code == 2 and "image 103" in err and len(err.splitlines()) == 1
@@ -348,7 +348,7 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
     run_pipelined(
         EvaluationLoader(EvaluationImages(dataset_of(data), range(3), 32), 1),
         lambda images: events.append("launch") or len(events),
-        lambda batch, launched: events.append("finish {} {}".format(batch.image_ids[0], launched)),
+        lambda batch, launched: events.append(f"finish {batch.image_ids[0]} {launched}"),
         times, ImageProgress(3, stream))
     assert events == ["launch", "launch", "finish 100 1", "launch", "finish 101 2", "finish 102 4"]
     assert times.images == 3 and "loading" in times.seconds

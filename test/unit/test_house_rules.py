@@ -14,33 +14,33 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from helpers.paths import ROOT
+
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 DEVICE_WORDS = (".cuda(", ".npu(", "torch.cuda", "torch_npu", "apex")
 DEVICE_FILES = ("utils/device.py", "layers/fused_ops.py")
 NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pycache__")
 
-# What each part of the house may import from the others. `utils.errors` is open to all; types for
-# annotations may come from anywhere, under TYPE_CHECKING.
+# What each part of the house may import from the others, by the longest name that fits a file's
+# module. Types for annotations may come from anywhere, under TYPE_CHECKING.
+GROUND = {"utils"}
+NETWORK = {"yolact", "backbone", "layers", "data", "utils"}
 ALLOWED_IMPORTS = {
-    "utils": {"utils"},
-    # data.shapes, data.convert and data.check are commands, too.
-    "data": {"data", "utils.compat", "utils.cli", "utils.files", "utils.drawing",
-             "utils.loader_worker"},
-    "layers": {"layers"},
-    "backbone": {"layers"},
-    "yolact": {"backbone", "layers", "data.config"},
-    "eval": {"yolact", "backbone", "layers", "data", "utils"},
-    "training": {"training", "yolact", "backbone", "layers", "data", "utils"},
-    "train": {"training", "eval", "yolact", "backbone", "layers", "data", "utils"},
+    "utils": GROUND,
+    "data": {"data", "utils.errors", "utils.compat", "utils.cli", "utils.files", "utils.drawing"},
+    "layers": {"layers", "utils.errors"},
+    "backbone": {"layers", "utils.errors"},
+    "yolact": {"backbone", "layers", "data.config", "utils.errors"},
+    "utils.inference": NETWORK | {"utils.inference"},
+    "utils.engine": NETWORK | {"utils.engine", "utils.inference"},
+    "utils.export": NETWORK | {"utils.export", "utils.inference"},
+    "eval": NETWORK | {"utils.inference"},
+    "train": NETWORK | {"utils.engine", "utils.inference"},
 }
-OURS = tuple(ALLOWED_IMPORTS)
-
-# The public face for programs: its place is fixed by its name, and it stands above the network. No
-# other module of utils imports it.
-FACADE = "utils/predictor.py"
-FACADE_MODULE = "utils.predictor"
+ABOVE_THE_NETWORK = ("utils.engine", "utils.inference", "utils.export")
+"""Parts of `utils` that nothing below them imports."""
+OURS = ("utils", "data", "layers", "backbone", "yolact", "eval", "train")
 
 
 class Source:
@@ -54,7 +54,7 @@ class Source:
 
     def complaint(self, node, sentence):
         line = node if isinstance(node, int) else node.lineno
-        return "{}:{}: {}".format(self.path, line, sentence)
+        return f"{self.path}:{line}: {sentence}"
 
 
 def project_files():
@@ -85,9 +85,9 @@ def device_words_stay_in_their_files(source):
 
 PRINTING = (
     "utils/cli.py",       # reports the commands' errors
-    "training/run.py",    # says what it loaded
-    "training/saving.py",  # says what it saved and where it goes on
-    "utils/distributed/watchdog.py",  # says why it ends a process that hangs
+    "utils/engine/setup.py",    # says what it loaded
+    "utils/engine/saving.py",  # says what it saved and where it goes on
+    "utils/distributed/failures.py",  # says why it ends a process that hangs
 )
 
 
@@ -127,13 +127,13 @@ def last_line(node):
 def files_and_functions_are_short(source):
     lines = len(source.text.splitlines())
     if lines > MAX_FILE_LINES:
-        yield source.complaint(1, "{} lines, at most {}".format(lines, MAX_FILE_LINES))
+        yield source.complaint(1, f"{lines} lines, at most {MAX_FILE_LINES}")
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef):
             length = last_line(node) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
-                yield source.complaint(node, "{} has {} lines, at most {}".format(
-                    node.name, length, MAX_FUNCTION_LINES))
+                yield source.complaint(node, f"{node.name} has {length} lines, at most "
+                                             f"{MAX_FUNCTION_LINES}")
 
 
 def annotations_are_not_evaluated(source):
@@ -162,25 +162,28 @@ def imported_modules(tree):
                 yield node, name.name
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             for name in node.names:
-                yield node, "{}.{}".format(node.module, name.name)
+                yield node, f"{node.module}.{name.name}"
         else:
             yield from imported_modules(node)
 
 
+def part_of(module, parts):
+    """The longest of `parts` that `module` is or lies in; None where there is none."""
+    fitting = [part for part in parts if (module + ".").startswith(part + ".")]
+    return max(fitting, key=len, default=None)
+
+
 def imports_point_one_way(source):
-    part = source.path[:-len(".py")].split("/")[0]
-    if part not in ALLOWED_IMPORTS:
+    part = part_of(source.path[:-len(".py")].replace("/", "."), ALLOWED_IMPORTS)
+    if part is None:
         return
-    allowed = ALLOWED_IMPORTS[part] | {"utils.errors"}
-    if source.path == FACADE:
-        allowed = ALLOWED_IMPORTS["eval"]
+    allowed = ALLOWED_IMPORTS[part]
     for node, module in imported_modules(source.tree):
-        if part not in ("eval", "train") and (module + ".").startswith(FACADE_MODULE + "."):
-            yield source.complaint(node, "{} is for programs, not for {}".format(
-                FACADE_MODULE, part))
-        elif module.split(".")[0] in OURS and not any(
-                module == name or module.startswith(name + ".") for name in allowed):
-            yield source.complaint(node, "{} must not import {}".format(part, module))
+        if part_of(module, OURS) is None:
+            continue
+        above = part_of(module, ABOVE_THE_NETWORK)
+        if part_of(module, allowed) is None or (above is not None and above not in allowed):
+            yield source.complaint(node, f"{part} must not import {module}")
 
 
 RULES = [device_words_stay_in_their_files, only_commands_print, no_mutable_globals_and_hidden_names,
@@ -209,8 +212,10 @@ def test_the_project_keeps(rule, sources):
     (imports_point_one_way, "utils/x.py", "import yolact"),
     (imports_point_one_way, "data/x.py", "from utils.device import select_device"),
     (imports_point_one_way, "yolact.py", "def f():\n    import train"),
-    (imports_point_one_way, "utils/x.py", "from utils.predictor import Predictor"),
-    (imports_point_one_way, FACADE, "import train"),
+    (imports_point_one_way, "utils/x.py", "from utils.inference import Predictor"),
+    (imports_point_one_way, "utils/inference/x.py", "from utils.engine.setup import build"),
+    (imports_point_one_way, "utils/engine/x.py", "import train"),
+    (imports_point_one_way, "eval.py", "from utils.engine.setup import build"),
 ])
 def test_a_rule_can_be_broken(rule, path, text):
     assert len(list(rule(Source(path, text)))) == 1

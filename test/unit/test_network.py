@@ -7,8 +7,7 @@ import torch
 
 from backbone import BatchNorm2d, build_backbone
 from data.config import get_config, list_configs
-from layers.fpn import FPN
-from layers.heads import PredictionHead, ProtoNet
+from layers.heads import FPN, PredictionHead, ProtoNet
 from yolact import build_yolact
 
 # A forward pass of ResNet-50 in training mode: 77 convolutions, 53 batch normalisations, 62 ReLUs,

@@ -32,14 +32,14 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def flags(shapes, tmp_path, request):
-    return ["--data={}".format(shapes), "--config=yolact_shapes", "--batch_size=2",
-            "--no_autoscale", "--num_workers=0", "--max_iter={}".format(STEPS),
+    return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
+            "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}",
             "--save_folder={}".format(tmp_path / "weights"), "--no_log",
             "--node_device={}".format(request.config.getoption("--device"))]
 
 
 def weights_of(folder, iteration, suffix=""):
-    name = "yolact_shapes_{}_{}{}.pth".format(iteration // 6, iteration, suffix)
+    name = f"yolact_shapes_{iteration // 6}_{iteration}{suffix}.pth"
     return torch.load(os.path.join(str(folder), "weights", name))
 
 
@@ -78,7 +78,7 @@ def test_only_the_newest_file_stays_and_those_of_other_trainings(flags, tmp_path
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_equals_the_undisturbed_one(flags, tmp_path, workers):
-    flags = flags + ["--num_workers={}".format(workers)]
+    flags = flags + [f"--num_workers={workers}"]
     assert train.main(flags + ["--save_interval=4"]) == 0
     whole = weights_of(tmp_path, STEPS)
     os.unlink(str(tmp_path / "weights" / "yolact_shapes_1_6.pth"))
@@ -167,7 +167,7 @@ def test_an_unreadable_image_loses_no_work(flags, tmp_path, capfd, monkeypatch):
                      r"([123])\n$", capfd.readouterr().err)
     assert found
     assert train.main(flags + ["--resume=interrupt"]) == 0
-    assert "at iteration {}".format(found.group(1)) in capfd.readouterr().out
+    assert f"at iteration {found.group(1)}" in capfd.readouterr().out
     assert same(weights_of(tmp_path, STEPS), whole)
 
 

@@ -8,17 +8,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from loss_reference import target_batch
-from parity.deterministic import small_plus_config
 
 import eval as evaluation
 import train
 from data.shapes import write_dataset
+from helpers.deterministic import small_plus_config
+from helpers.loss_reference import target_batch
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
-from training import run as training_run
-from utils.distributed.parallel import Sharing, shared_step
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing, shared_step
+from utils.engine import setup as training_run
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
@@ -47,7 +47,7 @@ def test_the_losses_of_a_batch_fall(device):
     assert all(torch.isfinite(losses["I"]) for losses in history)
     assert bool(optimizer.step_finite)
     after = network.state_dict()
-    offsets = ["{}.conv_offset_mask.weight".format(name) for name, module
+    offsets = [f"{name}.conv_offset_mask.weight" for name, module
                in network.named_modules() if isinstance(module, DeformConv2d)]
     assert len(offsets) == 13
     for name in offsets + ["maskiou_net.maskiou_net.0.weight"]:
@@ -75,7 +75,7 @@ def test_train_and_evaluate_from_the_command_line(smaller, tmp_path, capsys, req
     assert re.search(r"B: [\d.]+ \| C: [\d.]+ \| M: [\d.]+ \| S: [\d.]+ \| I: [\d.]+ \| T: ", out)
 
     boxes, masks = str(tmp_path / "box.json"), str(tmp_path / "mask.json")
-    assert evaluation.main(["--trained_model={}/{}_1_2.pth".format(weights, NAME),
+    assert evaluation.main([f"--trained_model={weights}/{NAME}_1_2.pth",
                             "--val_data=" + data, "--eval_device=" + device, "--num_workers=0",
                             "--no_bar", "--output_coco_json", "--bbox_det_file=" + boxes,
                             "--mask_det_file=" + masks]) == 0

@@ -1,16 +1,30 @@
-"""Why a process of a run ended, written where its supervisor finds it.
-
-The first failure of a run drags the other processes down, milliseconds later and with errors of
-their own. So a record holds the time, and whether its cause is only that another process has gone.
-"""
+"""How a process of a run ends: asked to stop, hanging, or failing; and what it leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional
+from types import FrameType, TracebackType
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Type,
+    TypeVar,
+)
 
 FILE_VARIABLE = "FAILURE_FILE"
 """Environment variable that names the file a process writes its record to."""
@@ -33,7 +47,7 @@ def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 
         return
     record = {"rank": rank, "time": when or time.time(), "cause": cause, "status": status,
               "log": log, "lost_peer": lost_peer}
-    temporary = "{}.{}".format(path, os.getpid())
+    temporary = f"{path}.{os.getpid()}"
     with contextlib.suppress(OSError):  # a full disk must not hide the failure itself
         with open(temporary, "w", encoding="utf-8") as stream:
             json.dump(record, stream)
@@ -46,7 +60,7 @@ def recorded(rank: int, environ: Optional[Mapping[str, str]] = None) -> Iterator
     try:
         yield
     except Exception as error:
-        note(rank, "{}: {}".format(type(error).__name__, error), environ)
+        note(rank, f"{type(error).__name__}: {error}", environ)
         raise
 
 
@@ -76,3 +90,150 @@ def read_records(paths: Iterable[str]) -> List[Dict[str, Any]]:
             with open(path, encoding="utf-8") as stream:
                 records.append(json.load(stream))
     return sorted(records, key=lambda record: (record["lost_peer"], record["time"]))
+
+
+T = TypeVar("T")
+
+FIRST_FACTOR = 10
+"""The first item may take this many limits: workers start, caches are cold."""
+EXIT_HUNG = 1
+
+
+def leave(rank: int, cause: str) -> None:
+    """End this process from a thread, because its main thread hangs, perhaps in foreign code.
+
+    An exception could not get through. So say what happened, show where everything stands, end the
+    loader processes and leave.
+    """
+    note(rank, cause)
+    faulthandler.dump_traceback(sys.stderr)
+    for child in multiprocessing.active_children():
+        child.kill()
+    print(f"training stopped: rank {rank}: {cause}", file=sys.stderr, flush=True)
+    os._exit(EXIT_HUNG)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
+    """End the process if the block takes longer than `seconds`."""
+    timer = threading.Timer(seconds, leave, (rank, cause))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class WatchedLoader(Generic[T]):
+    """Iterate `source`; end the process if one item takes longer than `limit` seconds.
+
+    Args:
+        source: any iterable, usually a data loader.
+        limit: seconds for an item; 0 waits for ever.
+        rank: of this process, for the message.
+
+    Attributes:
+        seconds: spent waiting for items so far.
+        items: received so far.
+    """
+
+    def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
+                 end: Optional[Callable[[int, str], None]] = None) -> None:
+        self._source = source
+        self._limit = limit
+        self._rank = rank
+        self._end = end or leave
+        self._deadline: Optional[float] = None
+        self._ended = False
+        self.seconds = 0.0
+        self.items = 0
+        self._start = time.perf_counter()
+        self._told = (0.0, 0)
+
+    def mean_since_last(self) -> float:
+        """Mean wait for an item since the last call, in seconds."""
+        seconds, items = self.seconds - self._told[0], self.items - self._told[1]
+        self._told = (self.seconds, self.items)
+        return seconds / max(items, 1)
+
+    def sentence(self) -> str:
+        """How much of the time since the start was spent waiting."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        return (f"Waited for data {100 * self.seconds / elapsed:.1f} % of the time "
+                f"({self.seconds:.1f} of {elapsed:.1f} s)")
+
+    def __iter__(self) -> Iterator[T]:
+        if self._limit > 0:
+            threading.Thread(target=self._watch, name="loader watchdog", daemon=True).start()
+        try:
+            yield from self._timed()
+        finally:
+            self._ended = True
+
+    def _timed(self) -> Iterator[T]:
+        limit = self._limit * FIRST_FACTOR
+        items = iter(self._source)
+        while True:
+            start = time.perf_counter()
+            self._deadline = time.monotonic() + limit
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._deadline = None
+            self.seconds += time.perf_counter() - start
+            self.items += 1
+            limit = self._limit
+            yield item
+
+    def _watch(self) -> None:
+        while not self._ended:
+            time.sleep(min(1.0, self._limit / 10))
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self._end(self._rank, f"the data loader delivered no batch for {self._limit:g} s "
+                          "(--loader_timeout); the storage or a loader process hangs")
+                return
+
+
+SAME_WISH_SECONDS = 2.0
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM only sets `requested`.
+
+    A step is then never torn apart and the checkpoint written afterwards is whole. A second signal
+    does what the signal did before, for a run that hangs; but not at once: a batch system sends one
+    to every process and the launcher passes on its own.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signal_name = ""
+        self._since = 0.0
+        self._previous: Dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if not self.requested:
+            self.requested = True
+            self.signal_name = signal.Signals(number).name
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > SAME_WISH_SECONDS:
+            self._restore()
+            os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -9,14 +9,44 @@ from __future__ import annotations
 import datetime
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Set
 
 import torch
 import torch.distributed as dist
 
 from utils.device import distributed_backend
-from utils.distributed.watchdog import time_limit
+from utils.distributed.failures import time_limit
 from utils.errors import UserError
+
+FEWEST_CORES = 4
+"""Per rank: the training's thread, the plugin's queue, and two of the loader."""
+
+
+def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
+    """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
+    each = len(cores) // parts
+    if each < FEWEST_CORES or part >= parts:
+        return cores
+    return set(sorted(cores)[part * each:(part + 1) * each])
+
+
+def bound_elsewhere(environ: Mapping[str, str]) -> bool:
+    """Whether the plugin is asked to bind (mode 1 or 2), or nobody is to."""
+    mode = environ.get("CPU_AFFINITY_CONF", "").split(",")[0].strip()
+    return mode not in ("", "0") or environ.get("CPU_AFFINITY", "").lower() == "off"
+
+
+def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
+    """Bind this process, and what it will start, to its share of the host's cores.
+
+    Args:
+        part: number of this rank's card.
+        parts: cards that the host's cores are divided among.
+        environ: with the two variables above.
+    """
+    if parts > 1 and not bound_elsewhere(environ) and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share_of_cores(os.sched_getaffinity(0), part, parts))
+
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
@@ -53,8 +83,8 @@ class Processes:
             rank_name, size_name = "RANK_ID", "RANK_SIZE"
         world_size = _read(env, size_name, 1, minimum=1)
         if world_size > 1 and not env.get(rank_name, "").strip():
-            raise UserError("environment: {}={} but {} is not set; every process needs its own "
-                            "rank".format(size_name, world_size, rank_name))
+            raise UserError(f"environment: {size_name}={world_size} but {rank_name} is not set; "
+                            "every process needs its own rank")
         rank = _read(env, rank_name, 0)
         device = rank
         if world_size == 1:
@@ -62,8 +92,8 @@ class Processes:
             device = _read(env, "ASCEND_DEVICE_ID", rank)
             rank = 0
         elif rank >= world_size:
-            raise UserError("environment: {}={} but {}={}; ranks count from 0 to {}".format(
-                rank_name, rank, size_name, world_size, world_size - 1))
+            raise UserError(f"environment: {rank_name}={rank} but {size_name}={world_size}; ranks "
+                            f"count from 0 to {world_size - 1}")
         elif devices_per_host:
             if world_size > devices_per_host and _on_one_host(env):
                 raise UserError(
@@ -96,19 +126,19 @@ class Processes:
         address = os.environ.setdefault("MASTER_ADDR", DEFAULT_ADDRESS)
         port = os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
         if not port.isdigit() or not 0 < int(port) < 65536:
-            raise UserError("environment: MASTER_PORT is '{}', expected a number from 1 to "
-                            "65535".format(port))
+            raise UserError(f"environment: MASTER_PORT is '{port}', expected a number from 1 to "
+                            "65535")
         try:
-            with time_limit(JOIN_SECONDS, self.rank, "could not join the other processes at {}:{} "
-                            "within {} s".format(address, port, JOIN_SECONDS)):
+            with time_limit(JOIN_SECONDS, self.rank, "could not join the other processes at "
+                                                     f"{address}:{port} within {JOIN_SECONDS} s"):
                 dist.init_process_group(
                     backend=distributed_backend(device), rank=self.rank,
                     world_size=self.world_size, timeout=TIMEOUT,
                     **_meeting_point(os.environ, address, int(port)))
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError("process {} of {} could not join the others at {}:{} ({}); check that "
-                            "all were started and that the port is free (MASTER_PORT)".format(
-                                self.rank, self.world_size, address, port, error)) from error
+            raise UserError(f"process {self.rank} of {self.world_size} could not join the others "
+                            f"at {address}:{port} ({error}); check that all were started and that "
+                            "the port is free (MASTER_PORT)") from error
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
@@ -139,7 +169,7 @@ def _meeting_point(env: Mapping[str, str], address: str, port: int) -> Dict[str,
         return {"init_method": "env://"}
     store = dist.TCPStore(host_name=address, port=port, is_master=False, timeout=TIMEOUT,
                           wait_for_workers=False)
-    return {"store": dist.PrefixStore("restart {}".format(restarts), store)}
+    return {"store": dist.PrefixStore(f"restart {restarts}", store)}
 
 
 def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> int:
@@ -148,6 +178,6 @@ def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> 
     if not text:
         return default
     if not text.isdigit() or int(text) < minimum:
-        raise UserError("environment: {} is '{}', expected a whole number from {} upwards".format(
-            name, text, minimum))
+        raise UserError(f"environment: {name} is '{text}', expected a whole number from {minimum} "
+                        "upwards")
     return int(text)

@@ -10,7 +10,7 @@ takes the program's own children down with it; and records how it ended for the 
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
 host), FIRST_DEVICE (index of the host's first card); for the cores see
-`utils.distributed.affinity`.
+`utils.distributed.processes`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import time
 from types import FrameType
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from utils.distributed.affinity import bind
 from utils.distributed.failures import (
     FILE_VARIABLE,
     complete_record,
@@ -33,6 +32,7 @@ from utils.distributed.failures import (
     read_records,
     write_record,
 )
+from utils.distributed.processes import bind
 
 POLL_SECONDS = 0.2
 GRACE_AFTER_FAILURE = 5.0
@@ -64,7 +64,7 @@ class Supervisor:
         first_device = int(environ.get("FIRST_DEVICE") or 0)
         number = self.rank + first_device
         self.folder = os.path.join(output, str(number))
-        self.log = os.path.join(self.folder, "{}_{}.log".format(name, number))
+        self.log = os.path.join(self.folder, f"{name}_{number}.log")
         self.record = record_path(output, name, number, self.attempt)
         first = number - self.local_rank
         self.all_records = [record_path(output, name, n, self.attempt)
@@ -72,7 +72,7 @@ class Supervisor:
         self.pid_file = os.path.join(self.folder, "supervisor.pid")
         self.command = list(command)
         if first_device:
-            self.command.append("--device_id={}".format(first_device + self.local_rank))
+            self.command.append(f"--device_id={first_device + self.local_rank}")
         self.environ = self._program_environ(environ)
         bind(first_device + self.local_rank, first_device + int(environ.get("NPROC") or 1), environ)
         self._signal: Optional[int] = None
@@ -94,7 +94,7 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         with open(self.log, "ab" if self.attempt else "wb") as log:
             if self.attempt:
-                log.write("Restart {}\n".format(self.attempt).encode("ascii"))
+                log.write(f"Restart {self.attempt}\n".encode("ascii"))
                 log.flush()
             program = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log,
                                        stderr=subprocess.STDOUT, env=self.environ,
@@ -139,11 +139,11 @@ class Supervisor:
         if status < 0 and killed_for and status == -signal.SIGKILL:
             cause, follows = "ended because another rank had failed", True
         elif status < 0:
-            cause, follows = "killed by {}".format(signal.Signals(-status).name), False
+            cause, follows = f"killed by {signal.Signals(-status).name}", False
             if status == -signal.SIGKILL:
                 cause += " (out of memory, or from outside)"
         else:
-            cause = "exit code {}: {}".format(status, self._last_line())
+            cause = f"exit code {status}: {self._last_line()}"
             follows = is_lost_peer(cause)
         write_record(self.record, self.rank, cause, self.log, code, follows)
         complete_record(self.record, self.log, code)
@@ -175,7 +175,7 @@ def _kill_session(program: subprocess.Popen) -> None:
 
 def record_path(output: str, name: str, number: int, attempt: int) -> str:
     """Where the record of one rank's failure lies; every attempt of a restarted run has its own."""
-    return os.path.join(output, str(number), "{}_failure_{}.json".format(name, attempt))
+    return os.path.join(output, str(number), f"{name}_failure_{attempt}.json")
 
 
 def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
@@ -194,8 +194,8 @@ def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
             break
         attempt, records = attempt + 1, found
     if not records:
-        return "[Error] no rank could be started, or its supervisor was killed; see {}".format(
-            os.path.join(output, str(numbers[0]))), 1
+        return ("[Error] no rank could be started, or its supervisor was killed; see "
+                f"{os.path.join(output, str(numbers[0]))}"), 1
     lines = ["rank {}: {}; log: {}".format(record["rank"], record["cause"], record["log"])
              for record in records]
     shown = ["[Error] " + lines[0]] + ["        " + line for line in lines[1:]]

@@ -21,8 +21,8 @@ def main(argv: List[str]) -> int:
     for path in args.folders:
         folder = open_run_folder(path.rstrip(os.sep))
         if folder is None:
-            raise UserError("'{}' is no run folder (it has no config.json that train.py or "
-                            "eval.py wrote); give one such as runs/yolact_base".format(path))
+            raise UserError(f"'{path}' is no run folder (it has no config.json that train.py or "
+                            "eval.py wrote); give one such as runs/yolact_base")
         missing = build_report(folder)
         print("\n".join(([missing] if missing else []) + [folder.file(REPORT)]))
     return 0

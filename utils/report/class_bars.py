@@ -45,7 +45,7 @@ def draw_class_bars(classes: Sequence[ClassAp]) -> Optional[bytes]:
     title = "Average precision by class"
     if len(ordered) > MOST_CLASSES:
         half = MOST_CLASSES // 2
-        title += ": the best and the worst {} of {}".format(half, len(ordered))
+        title += f": the best and the worst {half} of {len(ordered)}"
         ordered = ordered[:half] + ordered[-half:]
     columns = 1 if len(ordered) <= _IN_ONE_COLUMN else 2
     in_column = -(-len(ordered) // columns)
@@ -78,7 +78,7 @@ def _draw_column(axes: Any, part: Sequence[ClassAp], letters: Letters, rows: int
         if not _absent(item.box):
             axes.plot([item.box, item.box], [place - 0.34, place + 0.34], color=BLUE, linewidth=2)
         end = max(value, 0.0 if _absent(item.box) else item.box or 0.0)
-        axes.text(end + top * 0.015, place, "{:.1f}".format(value), fontsize=7.5, color=MUTED,
+        axes.text(end + top * 0.015, place, f"{value:.1f}", fontsize=7.5, color=MUTED,
                   va="center")
     axes.set_yticks(places)
     axes.set_yticklabels([letters[item.name] for item in part])

@@ -23,7 +23,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 import numpy as np
 import pycocotools.mask
 
-from utils.coco_metrics import ScoredImage
+from utils.inference.evaluator import ScoredImage
 from utils.report.figure import INK, MUTED, Letters, new_figure, to_png
 
 SCORE_THRESHOLD = 0.3

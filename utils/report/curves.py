@@ -93,7 +93,7 @@ def _average_precision(rows: Sequence[Row]) -> Optional[bytes]:
     if best is not None:
         axes.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
         below = best[1] > 0.12 * top  # of the four curves it is the lowest
-        axes.annotate("best {:.2f}".format(best[1]), best, xytext=(0, -16 if below else 9),
+        axes.annotate(f"best {best[1]:.2f}", best, xytext=(0, -16 if below else 9),
                       fontsize=8.5, color=INK, textcoords="offset points", ha="center")
     axes.set_ylim(0, max(1.0, top * 1.15))
     style_axes(axes, "Average precision on validation images", "iteration", "percent")
@@ -139,12 +139,12 @@ def _plain_numbers(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "{:g}".format(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def short_number(value: float) -> str:
     """`1500` as it is, `20k`, `800k`, `1.2M`."""
     if abs(value) >= 1e6:
-        return "{:g}M".format(value / 1e6)
-    return "{:g}k".format(value / 1e3) if abs(value) >= 10000 else "{:g}".format(value)
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 10000 else f"{value:g}"

@@ -14,9 +14,9 @@ import contextlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from utils.coco_metrics import CocoEvaluator
-from utils.coco_results import THRESHOLDS, CocoResults
 from utils.files import write_whole
+from utils.inference.evaluator import CocoEvaluator
+from utils.inference.results import THRESHOLDS, CocoResults
 from utils.report import confusion
 from utils.report.pictures import SCORE_THRESHOLD, Picture, choose_pictures, draw_picture
 from utils.run_environment import timestamp
@@ -81,7 +81,7 @@ def _scores(results: CocoResults, kind: str) -> Dict[str, Any]:
 
 def picture_file(image_id: int) -> str:
     """Path of a picture below the run folder."""
-    return os.path.join(PICTURES, "{:012d}.jpg".format(image_id))
+    return os.path.join(PICTURES, f"{image_id:012d}.jpg")
 
 
 def _write_picture(folder: RunFolder, picture: Picture) -> Dict[str, Any]:

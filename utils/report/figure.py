@@ -87,7 +87,7 @@ class Letters:
         for number, name in enumerate(names):
             text = _shorten(_plain(name))
             if not text or any(ord(letter) not in glyphs for letter in text):
-                text, self.missing = "class {}".format(number + 1), True
+                text, self.missing = f"class {number + 1}", True
             self._shown[name] = text.replace("$", r"\$")  # else a pair of them is a formula
 
     def __getitem__(self, name: str) -> str:

@@ -15,12 +15,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def page(title: str, body: str) -> str:
     """A whole document that needs nothing beside itself."""
     return (
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"{}\">\n"
-        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-        "<link rel=\"icon\" href=\"data:,\">\n<title>{}</title>\n<style>{}</style>\n</head>\n"
-        "<body>\n<main>\n{}\n</main>\n</body>\n</html>\n").format(
-            escape(POLICY), escape(title), STYLE, body)
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta "
+        f"http-equiv=\"Content-Security-Policy\" content=\"{escape(POLICY)}\">\n<meta "
+        "name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" "
+        f"href=\"data:,\">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n")
 
 
 def escape(value: Any) -> str:
@@ -33,13 +31,12 @@ def section(name: str, title: str, *parts: str) -> str:
     content = "\n".join(part for part in parts if part)
     if not content:
         return ""
-    return '<section id="{}">\n<h2>{}</h2>\n{}\n</section>'.format(
-        escape(name), escape(title), content)
+    return f'<section id="{escape(name)}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
     """A sentence or several."""
-    return "<p{}>{}</p>".format(_class(kind), escape(text)) if text else ""
+    return f"<p{_class(kind)}>{escape(text)}</p>" if text else ""
 
 
 def card(content: str, heading: str = "", kind: str = "") -> str:
@@ -48,13 +45,13 @@ def card(content: str, heading: str = "", kind: str = "") -> str:
         return ""
     return '<div class="{}">{}{}</div>'.format(
         " ".join(["card"] + kind.split()),
-        "<h3>{}</h3>".format(escape(heading)) if heading else "", content)
+        f"<h3>{escape(heading)}</h3>" if heading else "", content)
 
 
 def grid(kind: str, items: Iterable[str]) -> str:
     """Things beside each other as far as there is room."""
     content = "\n".join(item for item in items if item)
-    return '<div class="{}">\n{}\n</div>'.format(kind, content) if content else ""
+    return f'<div class="{kind}">\n{content}\n</div>' if content else ""
 
 
 def image(data: Optional[bytes], description: str, kind: str = "", caption: str = "") -> str:
@@ -65,7 +62,7 @@ def image(data: Optional[bytes], description: str, kind: str = "", caption: str 
     tag = '<img{} src="data:{};base64,{}" alt="{}">'.format(
         _class(kind), mime, base64.b64encode(data).decode("ascii"), escape(description))
     return "<figure>{}{}</figure>".format(
-        tag, "<figcaption>{}</figcaption>".format(escape(caption)) if caption else "")
+        tag, f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
 
 
 def key_figure(value: str, name: str, kind: str = "") -> str:
@@ -115,23 +112,23 @@ def details(summary: str, content: str) -> str:
     """Something that opens on a click; '' for nothing."""
     if not content:
         return ""
-    return "<details><summary>{}</summary>{}</details>".format(escape(summary), content)
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def code(text: str) -> str:
     """Lines to copy."""
-    return "<pre>{}</pre>".format(escape(text)) if text else ""
+    return f"<pre>{escape(text)}</pre>" if text else ""
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join("{} {}".format(key, _plain(item)) for key, item in value.items())
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return "[{}]".format(", ".join(_plain(item) for item in value))
     if isinstance(value, float):
-        return "{:g}".format(value)
+        return f"{value:g}"
     return str(value)
 
 
 def _class(name: str) -> str:
-    return ' class="{}"'.format(name) if name else ""
+    return f' class="{name}"' if name else ""

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pycocotools.mask
 
-from utils.coco_metrics import ScoredImage
 from utils.drawing import draw_instances, side_by_side
+from utils.inference.evaluator import ScoredImage
 
 SCORE_THRESHOLD = 0.3
 MOST_PICTURES = 8
@@ -89,7 +89,7 @@ def _drawable(name: str, number: int) -> str:
     """The name, or the class's number where OpenCV before 5 would draw question marks."""
     if int(cv2.__version__.split(".")[0]) >= 5 or all(32 <= ord(letter) < 127 for letter in name):
         return name
-    return "class {}".format(number)
+    return f"class {number}"
 
 
 class _Masks(Sequence[np.ndarray]):

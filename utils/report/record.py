@@ -72,7 +72,7 @@ def record_evaluation(folder: RunFolder, scored: Scored, origin: Optional[Origin
     if origin is not None and origin.run_id == folder.run_id and images == len(scored.dataset):
         _fill_row(folder, scored, origin)
     missing = build_report(folder)
-    return ([missing] if missing else []) + ["Report : {}".format(folder.file(REPORT))]
+    return ([missing] if missing else []) + [f"Report : {folder.file(REPORT)}"]
 
 
 def _fill_row(folder: RunFolder, scored: Scored, origin: Origin) -> None:
@@ -99,5 +99,4 @@ def _fill_row(folder: RunFolder, scored: Scored, origin: Origin) -> None:
 
 def trouble(folder: RunFolder, error: UserError) -> str:
     """What to say where a folder that nobody asked for cannot be written."""
-    return "Run folder : {} is left as it was ({}); --run_folder=none says nothing".format(
-        folder.path, error)
+    return f"Run folder : {folder.path} is left as it was ({error}); --run_folder=none says nothing"

@@ -51,9 +51,9 @@ def body(contents: Contents) -> str:
              ("environment", "Environment", _environment(contents)),
              ("next", "What to type next", _commands(contents))]
     shown = [(name, title, content) for name, title, content in parts if content]
-    links = "".join('<a href="#{}">{}</a>'.format(name, html.escape(title))
+    links = "".join(f'<a href="#{name}">{html.escape(title)}</a>'
                     for name, title, _ in shown)
-    return "\n".join([_header(contents), "<nav>{}</nav>".format(links), _figures(contents)] + [
+    return "\n".join([_header(contents), f"<nav>{links}</nav>", _figures(contents)] + [
         html.paragraph(note, "note") for note in contents.notes] + [
         html.section(name, title, content) for name, title, content in shown])
 
@@ -75,9 +75,9 @@ def _progress(contents: Contents) -> str:
         return "" if contents.evaluation else "no steps yet"
     done, last = int(rows[-1]["iteration"]), contents.config.get("run", {}).get("max_iter")
     if last is None:
-        return "iteration {}".format(done)
+        return f"iteration {done}"
     state = "trained to the end: " if done >= last else ""
-    return "{}iteration {} of {}".format(state, done, last)
+    return f"{state}iteration {done} of {last}"
 
 
 def _figures(contents: Contents) -> str:
@@ -134,7 +134,7 @@ def _scores(contents: Contents) -> str:
          for kind in ("box", "mask")])
     thresholds = list(evaluation["mask"]["per_threshold"])
     by_iou = html.table(
-        ["IoU"] + ["0.{}".format(name) for name in thresholds],
+        ["IoU"] + [f"0.{name}" for name in thresholds],
         [[kind] + [_percent(evaluation[kind]["per_threshold"][name]) for name in thresholds]
          for kind in ("box", "mask")])
     notes = [html.paragraph(note, "note") for note in evaluation.get("notes", [])]
@@ -189,8 +189,7 @@ def _pictures(contents: Contents) -> str:
     if not contents.pictures:
         return ""
     threshold = contents.evaluation.get("pictures", {}).get("score_threshold")
-    text = "Ground truth beside prediction; detections with a score of at least {}.".format(
-        threshold)
+    text = f"Ground truth beside prediction; detections with a score of at least {threshold}."
     return html.paragraph(text, "muted") + html.grid("pictures", [
         html.card(html.image(
             data, "Ground truth and prediction of image {}".format(shown["image_id"]), "",
@@ -237,7 +236,7 @@ def _environment(contents: Contents) -> str:
         values = [(key.replace("_", " "), value) for key, value in session.items()
                   if value is not None and key != "command"]
         cards.append(html.card(html.pairs(values) + html.code(session.get("command", "")),
-                               "Session {} of {}".format(number, len(contents.sessions))))
+                               f"Session {number} of {len(contents.sessions)}"))
     return html.grid("plots", cards[-1:]) + html.details(
         "Earlier sessions", html.grid("plots", cards[:-1]))
 
@@ -245,27 +244,25 @@ def _environment(contents: Contents) -> str:
 def _commands(contents: Contents) -> str:
     if not contents.weights:
         return ""
-    weights = "{}/weights/{}.pth".format(contents.path, contents.weights[0])
+    weights = f"{contents.path}/weights/{contents.weights[0]}.pth"
     flags: Mapping[str, Any] = contents.config.get("flags", {})
     data = flags.get("data")
     lines = ["# find things in an image",
-             "python eval.py --trained_model={} --score_threshold=0.3 "
-             "--image=in.jpg:out.png".format(weights)]
+             f"python eval.py --trained_model={weights} --score_threshold=0.3 "
+             "--image=in.jpg:out.png"]
     if data:
-        lines += ["# score again", "python eval.py --trained_model={} --val_data={}".format(
-            weights, data)]
+        lines += ["# score again", f"python eval.py --trained_model={weights} --val_data={data}"]
     if flags:
-        lines += ["# train the same again", "python train.py --rerun={}/{}".format(
-            contents.path, CONFIG)]
+        lines += ["# train the same again", f"python train.py --rerun={contents.path}/{CONFIG}"]
     return html.code("\n".join(lines))
 
 
 def _percent(value: Optional[float]) -> str:
-    return "n/a" if value is None else "{:.2f}".format(100 * value)
+    return "n/a" if value is None else f"{100 * value:.2f}"
 
 
 def _decimals(value: Optional[float]) -> Optional[str]:
-    return None if value is None else "{:.2f}".format(value)
+    return None if value is None else f"{value:.2f}"
 
 
 def _cell(row: Mapping[str, str], column: str, digits: int) -> str:

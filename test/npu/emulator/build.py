@@ -43,9 +43,9 @@ def run(command: Sequence[object]) -> str:
     try:
         return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
     except FileNotFoundError:
-        raise BuildError("{} was not found; install g++ and binutils".format(words[0])) from None
+        raise BuildError(f"{words[0]} was not found; install g++ and binutils") from None
     except subprocess.CalledProcessError as error:
-        raise BuildError("{} failed with exit code {}".format(words[0], error.returncode)) from None
+        raise BuildError(f"{words[0]} failed with exit code {error.returncode}") from None
 
 
 def symbols(library: Path, which: str) -> Set[str]:
@@ -76,15 +76,15 @@ def operator_names() -> Set[str]:
 
 def stub(name: str, result: str) -> str:
     """A function `name` that does nothing but return `result`; the arguments are ignored."""
-    return 'extern "C" __attribute__((visibility("default"))) int {}() {{ return {}; }}\n'.format(
-        name, result)
+    visible = '__attribute__((visibility("default")))'
+    return f'extern "C" {visible} int {name}() {{ return {result}; }}\n'
 
 
 def stubs(names: Iterable[str]) -> str:
     """Stubs that report themselves as not emulated, save the silent ones."""
     text = 'extern "C" int npuemu_not_emulated(const char*);\n'
     for name in sorted(names):
-        result = "0" if SILENT.match(name) else 'npuemu_not_emulated("{}")'.format(name)
+        result = "0" if SILENT.match(name) else f'npuemu_not_emulated("{name}")'
         text += stub(name, result)
     return text
 
@@ -100,8 +100,8 @@ class Builder:
                   WHEEL / "include/third_party/hccl/inc", TORCH / "include"]
         self.compile = ["g++", "-std=c++20", OPTIMISATION, "-g0", "-fPIC", "-shared", "-Wall",
                         "-Wextra", "-Wno-attributes", "-fvisibility=hidden",
-                        *("-I{}".format(path) for path in own),
-                        *("-isystem{}".format(path) for path in others)]
+                        *(f"-I{path}" for path in own),
+                        *(f"-isystem{path}" for path in others)]
 
     def write(self, name: str, text: str) -> Path:
         """Write a generated source."""
@@ -112,8 +112,8 @@ class Builder:
     def library(self, name: str, sources: Sequence[Path], *flags: str) -> Path:
         """Compile and link `sources` into <name>.so."""
         target = self.output / (name + ".so")
-        run([*self.compile, *sources, "-Wl,-soname,{}.so".format(name), "-Wl,-rpath,$ORIGIN",
-             "-L{}".format(self.output), *flags, "-o", target])
+        run([*self.compile, *sources, f"-Wl,-soname,{name}.so", "-Wl,-rpath,$ORIGIN",
+             f"-L{self.output}", *flags, "-o", target])
         return target
 
     def runtime(self) -> None:
@@ -142,14 +142,14 @@ class Builder:
         # One translation unit: the headers of ATen cost more than everything written here.
         sources = sorted((HERE / "operators").glob("*.cpp"))
         unit = self.write("operators.cpp",
-                          "".join('#include "{}"\n'.format(source) for source in sources))
+                          "".join(f'#include "{source}"\n' for source in sources))
         names = operator_names()
         flags = ["-L{}".format(TORCH / "lib"), "-Wl,-rpath,{}".format(TORCH / "lib"),
                  "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-l:libascendcl.so"]
         have = symbols(self.library("libopapi_part", [unit], *flags), "--defined-only")
         text = stubs(set())
         for name in sorted(names - have - LEFT_OUT):
-            refusal = 'npuemu_not_emulated("{}")'.format(name)
+            refusal = f'npuemu_not_emulated("{name}")'
             text += stub(name, refusal) + stub(name + "GetWorkspaceSize", refusal)
         stub_file = self.write("operator_stubs.cpp", text)
         self.library("libopapi", [stub_file], "-O0", *flags, "-l:libopapi_part.so")
@@ -160,13 +160,14 @@ def check_wheel() -> None:
     """Refuse any other torch_npu than the pinned one."""
     version_file = WHEEL / "version.py"
     if not version_file.is_file():
-        raise BuildError("torch_npu is not installed for {}; test/npu/make_env.sh makes an "
-                         "environment that has it".format(sys.executable))
+        raise BuildError(f"torch_npu is not installed for {sys.executable}; test/npu/make_env.sh "
+                         "makes an environment that has it")
     found = re.search(r"__version__ = '([^']*)'", version_file.read_text())
     if found is None or found.group(1) != TORCH_NPU_VERSION:
         version = found.group(1) if found else "of unknown version"
-        raise BuildError("torch_npu {} is installed, the emulator knows the signatures of {}"
-                         .format(version, TORCH_NPU_VERSION))
+        raise BuildError(f"torch_npu {version} is installed, the emulator knows the signatures of "
+                         f"{TORCH_NPU_VERSION}"
+                         )
 
 
 def fingerprint() -> str:
@@ -203,9 +204,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if not current:
             emulated = build(options.output)
             stamp.write_text(wanted)
-            print("emulated operators: {}".format(emulated), file=sys.stderr)
+            print(f"emulated operators: {emulated}", file=sys.stderr)
     except BuildError as error:
-        print("error: {}".format(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(options.output)
     return 0

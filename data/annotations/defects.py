@@ -1,0 +1,132 @@
+"""What an annotation file holds and what of it was dropped or repaired, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Tuple
+
+import numpy as np
+
+from utils.errors import UserError
+
+DROPPED = {
+    "no_outline": "no segmentation",
+    "malformed_outline": "a malformed segmentation (expected polygons of at least 3 points as x, y "
+                         "pairs, or an RLE with size and counts)",
+    "rle_size": "an RLE whose size is not the image's",
+    "malformed_box": "a bbox that is not four finite numbers",
+    "degenerate_box": "a bbox of zero or negative size",
+    "outside_box": "a bbox outside the image",
+}
+"""Defects for which an object is left out, in the order in which they are looked for."""
+
+REPAIRED = {
+    "removed_part": "a malformed polygon beside good ones (the good ones are kept)",
+    "derived_box": "no bbox (it is taken from the segmentation)",
+    "clipped_box": "a bbox more than 1 px beyond the image (it is clipped)",
+}
+"""Defects that the object survives."""
+
+_EXAMPLES = 5
+
+
+@dataclass
+class Defect:
+    """How often one defect occurs, and where first (annotation ids)."""
+
+    count: int
+    examples: List[int]
+
+
+@dataclass
+class AnnotationReport:
+    """Counts of one annotation file.
+
+    Attributes:
+        file: path of the annotation file.
+        images, annotations: records in the file.
+        objects: usable objects, crowds not counted.
+        crowds: usable crowd regions.
+        empty_images: images without a usable object or crowd; they take part as background.
+        objects_per_category: usable objects by category name, in the order of the classes.
+        defects: by key of `DROPPED` and `REPAIRED`, only those that occur.
+        notes: sentences about what is legal but usually a mistake.
+        missing_iscrowd, missing_area: annotations without the field (read as 0 / not needed).
+    """
+
+    file: str
+    images: int = 0
+    annotations: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty_images: int = 0
+    objects_per_category: Dict[str, int] = field(default_factory=dict)
+    defects: Dict[str, Defect] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+    missing_iscrowd: int = 0
+    missing_area: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Annotations that are left out."""
+        return sum(defect.count for key, defect in self.defects.items() if key in DROPPED)
+
+    def sentences(self) -> List[str]:
+        """One summary, then one sentence for each defect that occurred."""
+        lost = ("nothing was dropped" if not self.dropped else
+                f"{self.dropped} of {self.annotations} annotations were dropped")
+        lines = [f"{self.file}: {self.images} images ({self.empty_images} without objects), "
+                 f"{self.objects} objects of {len(self.objects_per_category)} categories, "
+                 f"{self.crowds} crowd regions; {lost}"]
+        for key, text in list(DROPPED.items()) + list(REPAIRED.items()):
+            if key in self.defects:
+                defect = self.defects[key]
+                lines.append("{} {} annotation{} with {}: id {}{}".format(
+                    "dropped" if key in DROPPED else "repaired", defect.count,
+                    "" if defect.count == 1 else "s", text,
+                    ", ".join(str(number) for number in defect.examples),
+                    ", ..." if defect.count > len(defect.examples) else ""))
+        return lines + self.notes
+
+
+class DefectLog:
+    """Collects defects while columns are validated; in strict mode the first one is an error.
+
+    Args:
+        file: path of the annotation file, for the sentences.
+        annotation_ids, image_ids: int64 `[n]` of every annotation.
+        strict: raise instead of counting.
+    """
+
+    def __init__(self, file: str, annotation_ids: np.ndarray, image_ids: np.ndarray,
+                 strict: bool) -> None:
+        self.file = file
+        self.annotation_ids = annotation_ids
+        self.image_ids = image_ids
+        self.strict = strict
+        self.usable = np.ones(len(annotation_ids), bool)
+        self.defects: Dict[str, Defect] = {}
+
+    def drop(self, key: str, wrong: np.ndarray) -> None:
+        """Leave out the still usable annotations marked by bool `wrong [n]`."""
+        wrong = wrong & self.usable
+        self._count(key, DROPPED[key], wrong)
+        self.usable &= ~wrong
+
+    def repair(self, key: str, repaired: np.ndarray) -> None:
+        """Count the still usable annotations marked by bool `repaired [n]`."""
+        self._count(key, REPAIRED[key], repaired & self.usable)
+
+    def _count(self, key: str, text: str, marked: np.ndarray) -> None:
+        rows = np.flatnonzero(marked)
+        if len(rows) == 0:
+            return
+        if self.strict:
+            raise UserError("{}: annotation {} (image {}) has {}; correct the file, or load it "
+                            "without strict to have such annotations counted and dropped".format(
+                                self.file, *self._where(rows[0]), text))
+        examples = [self._where(row)[0] for row in rows[:_EXAMPLES]]
+        self.defects[key] = Defect(len(rows), examples)
+
+    def _where(self, row: int) -> Tuple[int, int]:
+        return int(self.annotation_ids[row]), int(self.image_ids[row])

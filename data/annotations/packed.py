@@ -1,0 +1,257 @@
+"""Validate an annotation file once and keep it as a few flat arrays.
+
+Flat arrays instead of Python lists: under fork, worker processes touch the reference count of every
+Python object they read and so copy the memory it lies in; an array is one object. Pickling for
+spawned workers is a copy of bytes.
+
+What is always an error: anything that makes the file contradict itself (unknown or duplicate ids).
+What is dropped, counted and reported: single annotations that cannot be trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+
+import numpy as np
+
+from data.annotations import reader as raw
+from data.annotations.defects import AnnotationReport, DefectLog
+from data.annotations.outlines import (
+    Outlines,
+    check_boxes,
+    geometry_notes,
+    offsets,
+    refuse_corner_boxes,
+)
+from data.sample import Segmentation
+from utils.errors import UserError
+
+
+class Category(NamedTuple):
+    """One entry of the file's `categories`."""
+
+    id: int
+    name: str
+
+
+@dataclass
+class Annotations:
+    """A validated annotation file; N images in file order, M usable objects grouped by image.
+
+    Attributes:
+        categories: sorted by id; label n + 1 is `categories[n]`.
+        image_ids: int64 `[N]`.
+        image_sizes: int32 `[N, 2]`, width and height in pixels.
+        name_offsets, name_bytes: int64 `[N + 1]` into the UTF-8 file names.
+        object_offsets: int64 `[N + 1]`, objects of image i are `object_offsets[i:i + 2]`.
+        boxes: float32 `[M, 4]`, x1 y1 x2 y2 relative to the image, in [0, 1].
+        labels: int16 or int32 `[M]`, 1..C-1.
+        crowd: bool `[M]`.
+        first_part: int32 `[M]`, first polygon of the object, or its RLE where `num_parts` is 0.
+        num_parts: int32 `[M]`.
+        part_offsets: int64, bounds of each polygon in `coordinates`.
+        coordinates: float32, x, y in pixels of all polygons.
+        rle_offsets, rle_bytes: bounds of each RLE in the compressed counts.
+        report: what was found and dropped.
+    """
+
+    categories: List[Category]
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    name_offsets: np.ndarray
+    name_bytes: np.ndarray
+    object_offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    first_part: np.ndarray
+    num_parts: np.ndarray
+    part_offsets: np.ndarray
+    coordinates: np.ndarray
+    rle_offsets: np.ndarray
+    rle_bytes: np.ndarray
+    report: AnnotationReport
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+
+    def file_name(self, index: int) -> str:
+        """File name of image `index`, as the annotation file gives it."""
+        first, last = self.name_offsets[index], self.name_offsets[index + 1]
+        return self.name_bytes[first:last].tobytes().decode("utf-8", "surrogatepass")
+
+    def segmentation(self, index: int, width: int, height: int) -> Segmentation:
+        """Outline of object `index` as a fresh copy; `width` and `height` are its image's."""
+        first, count = int(self.first_part[index]), int(self.num_parts[index])
+        if count == 0:
+            start, stop = self.rle_offsets[first:first + 2].tolist()
+            return {"size": [height, width], "counts": self.rle_bytes[start:stop].tobytes()}
+        bounds = self.part_offsets[first:first + count + 1].tolist()
+        start = bounds[0]
+        outline = self.coordinates[start:bounds[-1]].reshape(-1, 2).copy()
+        if count == 1:
+            return [outline]
+        return [outline[(a - start) // 2:(b - start) // 2] for a, b in zip(bounds, bounds[1:])]
+
+
+def load_annotations(path: Union[str, Path], strict: bool = False, require_annotations: bool = True,
+                     image_size: Optional[Callable[[str, int], Tuple[int, int]]] = None
+                     ) -> Annotations:
+    """Read, check and pack the COCO instances file `path`.
+
+    Args:
+        path: the annotation file.
+        strict: what would be dropped or repaired is an error.
+        require_annotations: False accepts a file without `annotations` (test-dev's image_info).
+        image_size: `(file_name, image_id) -> (width, height)` for image records without a size;
+            None makes such a record an error.
+
+    Raises:
+        UserError: the file is not a consistent COCO instances file.
+    """
+    path = Path(path)
+    columns = raw.read_columns(path, require_annotations)
+    categories = _categories(path, columns.categories)
+    image_ids = _image_ids(path, columns.images)
+    sizes = _image_sizes(path, columns.images, image_size)
+    names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
+    image_index, labels, crowd = _resolve_ids(path, columns, image_ids, categories)
+
+    log = DefectLog(str(path), columns.ids[:, 0], columns.ids[:, 1], strict)
+    outlines = Outlines(columns)
+    outlines.check(log, sizes[image_index])
+    extents = outlines.extents()
+    refuse_corner_boxes(columns, extents, log)
+    boxes = check_boxes(columns, outlines, extents, sizes[image_index], log)
+
+    rows = np.flatnonzero(log.usable)
+    rows = rows[np.argsort(image_index[rows], kind="stable")]
+    per_image = np.bincount(image_index[rows], minlength=len(image_ids))
+    report = _report(path, columns, log, categories, labels[rows], crowd[rows], per_image)
+    report.notes = geometry_notes(columns, extents, log)
+    return Annotations(
+        categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
+        name_offsets=offsets(np.array([len(name) for name in names])),
+        name_bytes=np.frombuffer(b"".join(names), np.uint8),
+        object_offsets=offsets(per_image), boxes=boxes[rows],
+        labels=labels[rows].astype(np.int16 if len(categories) < 2 ** 15 else np.int32),
+        crowd=crowd[rows], first_part=outlines.first[rows].astype(np.int32),
+        num_parts=np.where(outlines.is_rle, 0, outlines.num_parts)[rows].astype(np.int32),
+        part_offsets=outlines.part_offsets, coordinates=outlines.coordinates,
+        rle_offsets=outlines.rle_offsets, rle_bytes=columns.rle_bytes, report=report)
+
+
+def _categories(path: Path, records: List[Any]) -> List[Category]:
+    if not records:
+        raise UserError(f"{path}: 'categories' is empty, expected at least one object with id and "
+                        "name"
+                        )
+    by_id, by_name = {}, {}  # type: ignore[var-annotated]
+    for record in records:
+        number = record.get("id") if isinstance(record, dict) else None
+        name = record.get("name") if isinstance(record, dict) else None
+        if type(number) is not int or not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: category {record!r} needs an integer id and a name")
+        if number in by_id:
+            raise UserError(f"{path}: category id {number} is given to both '{by_id[number]}' and "
+                            f"'{name}'; ids have to be unique")
+        if name in by_name:
+            raise UserError(f"{path}: the category name '{name}' is given to both id "
+                            f"{by_name[name]} and id {number}; names have to be unique")
+        by_id[number], by_name[name] = name, number
+    return [Category(number, by_id[number]) for number in sorted(by_id)]
+
+
+def _image_ids(path: Path, images: List[raw.ImageRecord]) -> np.ndarray:
+    if not images:
+        raise UserError(f"{path}: 'images' is empty, expected at least one image")
+    for number, name, _, _ in images:
+        if type(number) is not int or abs(number) >= 2 ** 63:
+            raise UserError(f"{path}: image '{name}' has id {number!r}, expected an integer; write "
+                            "ids as numbers without quotes")
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{path}: image {number} has file_name {name!r}, expected the name of "
+                            "a file")
+    ids = np.array([image[0] for image in images], np.int64)
+    _refuse_duplicates(path, "image", ids)
+    return ids
+
+
+def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    repeated = values[counts > 1]
+    if len(repeated):
+        named = ", ".join(str(number) for number in repeated[:5])
+        raise UserError("{}: {} {} id{} more than once: {} id {}{}; ids have to be unique".format(
+            path, len(repeated), what, " occurs" if len(repeated) == 1 else "s occur", what, named,
+            ", ..." if len(repeated) > 5 else ""))
+
+
+def _image_sizes(path: Path, images: List[raw.ImageRecord], image_size: Any) -> np.ndarray:
+    """int64 `[N, 2]` width and height, from the file or from the image's own header."""
+    sizes = []
+    for number, name, width, height in images:
+        if width is None or height is None:
+            if image_size is None:
+                raise UserError(f"{path}: image {number} ('{name}') has no width and height")
+            width, height = image_size(name, number)
+        for side in (width, height):
+            # Tables that pass through pandas come out as 640.0.
+            if type(side) not in (int, float) or not 0 < side < 2 ** 31 or side != int(side):
+                raise UserError(f"{path}: image {number} ('{name}') has width {width!r} and height "
+                                f"{height!r}, expected whole numbers above 0")
+        sizes.append((int(width), int(height)))
+    return np.array(sizes, np.int64)
+
+
+def _resolve_ids(path: Path, columns: raw.Columns, image_ids: np.ndarray,
+                 categories: List[Category]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index of the image, label and crowd flag of each annotation; every id has to be known."""
+    ids = columns.ids
+    _refuse_duplicates(path, "annotation", ids[:, 0])
+    image_index, known = _look_up(ids[:, 1], image_ids)
+    if not known.all():
+        bad = np.flatnonzero(~known)
+        raise UserError(f"{path}: annotation {ids[bad[0], 0]} refers to image id {ids[bad[0], 1]}, "
+                        f"which is not in 'images' ({len(bad)} such annotations, {len(image_ids)} "
+                        f"images with ids {image_ids.min()} to {image_ids.max()})")
+    numbers = np.array([category.id for category in categories], np.int64)
+    category_index, known = _look_up(ids[:, 2], numbers)
+    if not known.all():
+        bad = np.flatnonzero(~known)
+        raise UserError("{}: annotation {} (image {}) has category_id {}, which is not in "
+                        "'categories' ({} such annotations, {} categories with ids {} to {})"
+                        .format(path, *ids[bad[0], :3], len(bad), len(numbers), numbers[0],
+                                numbers[-1]))
+    flag = ids[:, 3]
+    bad = np.flatnonzero((flag != 0) & (flag != 1))
+    if len(bad):
+        raise UserError(f"{path}: annotation {ids[bad[0], 0]} (image {ids[bad[0], 1]}) has iscrowd "
+                        f"{flag[bad[0]]}, expected 0 or 1")
+    return image_index, category_index + 1, flag == 1
+
+
+def _look_up(values: np.ndarray, known: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Position of each value in `known` (unique, any order), and whether it is there at all."""
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
+    index = order[place]
+    return index, known[index] == values
+
+
+def _report(path: Path, columns: raw.Columns, log: DefectLog, categories: List[Category],
+            labels: np.ndarray, crowd: np.ndarray, per_image: np.ndarray) -> AnnotationReport:
+    """Counts of the usable objects; `labels` and `crowd` are theirs."""
+    per_class = np.bincount(labels[~crowd], minlength=len(categories) + 1)[1:]
+    return AnnotationReport(
+        file=str(path), images=len(per_image), annotations=len(columns.ids),
+        objects=int((~crowd).sum()), crowds=int(crowd.sum()),
+        empty_images=int((per_image == 0).sum()),
+        objects_per_category={category.name: int(count)
+                              for category, count in zip(categories, per_class)},
+        defects=log.defects, missing_iscrowd=columns.missing_iscrowd,
+        missing_area=columns.missing_area)

@@ -1,0 +1,293 @@
+"""Parse an annotation file into flat columns without ever holding it as Python objects.
+
+`json` builds a dict per annotation and a float object per coordinate: several gigabytes for
+COCO's training set. The hook here moves every annotation into typed arrays as soon as the parser
+has read it, so that the peak is the file's text plus the columns. Nothing is judged here except
+what makes a file unreadable as COCO instances; `data.annotations` judges the columns.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from utils.errors import UserError
+
+BOX_GIVEN, BOX_MISSING, BOX_MALFORMED = 0, 1, 2
+"""Values of `Columns.box_state`."""
+OUTLINE_NONE, OUTLINE_POLYGONS, OUTLINE_RLE, OUTLINE_MALFORMED = 0, 1, 2, 3
+"""Values of `Columns.outline`."""
+
+ImageRecord = Tuple[Any, Any, Any, Any]
+"""id, file_name, width, height of one image record, unchecked."""
+
+_IMAGE_KEYS = ("id", "file_name", "width", "height")
+
+
+class Columns:
+    """What `read_columns` collects; row n of each column is annotation n of the file.
+
+    Attributes:
+        images: one `ImageRecord` per image, in file order.
+        categories: the file's `categories` as parsed.
+        ids: int64 `[n, 4]`: annotation id, image id, category id, iscrowd.
+        boxes: float64 `[n, 4]`, x y width height in pixels; NaN where `box_state` is not BOX_GIVEN.
+        box_state: uint8 `[n]`.
+        outline: uint8 `[n]`.
+        num_parts: int32 `[n]`, polygons kept of the annotation; 1 for an RLE, else 0.
+        bad_parts: int32 `[n]`, polygons left out because they are not x, y pairs of 3 points.
+        part_lengths: int64, numbers in each polygon, polygons in file order (even, at least 6).
+        coordinates: float32, all polygons one after the other.
+        rle_sizes: int64 `[r, 2]`, height and width of each RLE, RLEs in file order.
+        rle_lengths: int64 `[r]`, bytes of each RLE.
+        rle_bytes: uint8, compressed counts of all RLEs one after the other.
+        missing_iscrowd, missing_area: annotations without the field.
+    """
+
+    def __init__(self, images: List[ImageRecord], categories: Any, collector: _Collector) -> None:
+        self.images = images
+        self.categories = categories
+        self.ids = _frozen(collector.ids, np.int64).reshape(-1, 4)
+        self.boxes = _frozen(collector.boxes, np.float64).reshape(-1, 4)
+        self.box_state = _frozen(collector.box_state, np.uint8)
+        self.outline = _frozen(collector.outline, np.uint8)
+        self.num_parts = _frozen(collector.num_parts, np.int32)
+        self.bad_parts = _frozen(collector.bad_parts, np.int32)
+        self.part_lengths = _frozen(collector.part_lengths, np.int64)
+        self.coordinates = _frozen(collector.coordinates, np.float32)
+        self.rle_sizes = _frozen(collector.rle_sizes, np.int64).reshape(-1, 2)
+        self.rle_lengths = _frozen(collector.rle_lengths, np.int64)
+        self.rle_bytes = _frozen(collector.rle_bytes, np.uint8)
+        self.missing_iscrowd = collector.missing_iscrowd
+        self.missing_area = collector.missing_area
+
+
+def _frozen(values: Any, dtype: Any) -> np.ndarray:
+    """View a filled typed array as NumPy, without copying it."""
+    return np.frombuffer(values, dtype=dtype) if len(values) else np.zeros(0, dtype)
+
+
+class _Collector:
+    """`object_hook` of the JSON parser: swallows annotations, shrinks image records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self.ids = array("q")
+        self.boxes = array("d")
+        self.box_state = array("B")
+        self.outline = array("B")
+        self.num_parts = array("i")
+        self.bad_parts = array("i")
+        self.part_lengths = array("q")
+        self.coordinates = array("f")
+        self.rle_sizes = array("q")
+        self.rle_lengths = array("q")
+        self.rle_bytes = bytearray()
+        self.missing_iscrowd = 0
+        self.missing_area = 0
+
+    def __call__(self, record: Dict[str, Any]) -> Any:
+        if "image_id" in record:
+            return self._annotation(record)
+        if "file_name" in record:
+            return tuple(record.get(key) for key in _IMAGE_KEYS)
+        return record
+
+    def _annotation(self, record: Dict[str, Any]) -> int:
+        """Append one annotation to the columns; return its row, which replaces it in the list."""
+        try:
+            self.ids.extend((record["id"], record["image_id"], record["category_id"],
+                             record.get("iscrowd", 0)))
+        except (KeyError, TypeError, OverflowError):
+            raise _bad_ids(self.path, record) from None
+        self.missing_iscrowd += "iscrowd" not in record
+        self.missing_area += "area" not in record
+        self._box(record.get("bbox"))
+        self._outline(record.get("segmentation"))
+        row = self.rows
+        self.rows += 1
+        return row
+
+    def _box(self, box: Any) -> None:
+        length = len(self.boxes)
+        state = BOX_GIVEN
+        if isinstance(box, list) and len(box) == 4:
+            try:
+                self.boxes.extend(box)
+            except (TypeError, OverflowError):
+                state = BOX_MALFORMED
+        else:
+            state = BOX_MALFORMED if box else BOX_MISSING
+        if state != BOX_GIVEN:
+            del self.boxes[length:]
+            self.boxes.extend((np.nan,) * 4)
+        self.box_state.append(state)
+
+    def _outline(self, segmentation: Any) -> None:
+        kept = bad = 0
+        if isinstance(segmentation, list):
+            kept, bad = self._polygons(segmentation)
+            outline = OUTLINE_POLYGONS if kept else OUTLINE_MALFORMED if bad else OUTLINE_NONE
+        elif isinstance(segmentation, dict) and segmentation:
+            kept = int(self._rle(segmentation))
+            outline = OUTLINE_RLE if kept else OUTLINE_MALFORMED
+        else:
+            outline = OUTLINE_MALFORMED if segmentation else OUTLINE_NONE
+        self.outline.append(outline)
+        self.num_parts.append(kept)
+        self.bad_parts.append(bad)
+
+    def _polygons(self, parts: List[Any]) -> Tuple[int, int]:
+        """Append the readable polygons; return how many were kept and how many were not."""
+        kept = bad = 0
+        coordinates = self.coordinates
+        for part in parts:
+            if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+                bad += part != []
+                continue
+            start = len(coordinates)
+            try:
+                coordinates.extend(part)
+            except (TypeError, OverflowError):
+                del coordinates[start:]
+                bad += 1
+                continue
+            self.part_lengths.append(len(part))
+            kept += 1
+        return kept, bad
+
+    def _rle(self, rle: Dict[str, Any]) -> bool:
+        """Append an RLE, compressed; return False where it is not one."""
+        counts, size = rle.get("counts"), rle.get("size")
+        if not isinstance(size, list) or len(size) != 2:
+            return False
+        if not all(type(side) is int and 0 < side < 2 ** 31 for side in size):
+            return False
+        if isinstance(counts, list):
+            if not all(type(run) is int and 0 <= run < 2 ** 32 for run in counts):
+                return False
+            counts = mask_utils.frPyObjects({"counts": counts, "size": size}, *size)["counts"]
+        elif isinstance(counts, str) and counts.isascii():
+            counts = counts.encode("ascii")
+        else:
+            return False
+        self.rle_sizes.extend(size)
+        self.rle_lengths.append(len(counts))
+        self.rle_bytes.extend(counts)
+        return True
+
+
+def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
+    """Say which of the four integers of an annotation is missing or not an integer."""
+    where = "annotation {!r} (image_id {!r})".format(record.get("id"), record["image_id"])
+    if "category_id" not in record:
+        kind = ("looks like a captions file" if "caption" in record
+                else "looks like a panoptic file" if "segments_info" in record
+                else "is not a COCO instances file")
+        return UserError(f"{path}: {where} has no category_id; the file {kind}, expected COCO "
+                         "instances such as instances_train2017.json")
+    if "id" not in record:
+        return UserError("{}: an annotation of image_id {!r} has no id; every annotation needs a "
+                         "unique integer id".format(path, record["image_id"]))
+    for key in ("id", "image_id", "category_id", "iscrowd"):
+        value = record.get(key, 0)
+        if not isinstance(value, int) or abs(value) >= 2 ** 63:
+            expected = ("0 or 1" if key == "iscrowd" else
+                        "an integer (64 bit); write ids as numbers without quotes")
+            return UserError(f"{path}: {where} has {key} {value!r}, expected {expected}")
+    raise AssertionError("four good integers were refused")
+
+
+def read_columns(path: Path, require_annotations: bool = True) -> Columns:
+    """Read the COCO instances file `path`.
+
+    Args:
+        path: a JSON file with `images`, `categories` and `annotations`.
+        require_annotations: False accepts a file without `annotations` (test-dev's image_info).
+
+    Raises:
+        UserError: the file is missing, is not JSON, is not COCO, or has ids that are not integers.
+    """
+    collector = _Collector(path)
+    document = _parse(path, _read_text(path), collector)
+    if not isinstance(document, dict):
+        hint = " (a results file?)" if isinstance(document, list) and collector.rows else ""
+        raise UserError(f"{path}: the top level of the JSON is a {type(document).__name__}{hint}, "
+                        "expected a COCO object with images, annotations and categories")
+    for key in ("images", "categories", "annotations"):
+        if key not in document and (key != "annotations" or require_annotations):
+            found = ", ".join(repr(str(name)) for name in list(document)[:5]) or "nothing"
+            raise UserError(f"{path}: not a COCO annotation file: it has no '{key}'; found "
+                            f"{found}; expected images, annotations and categories")
+        if not isinstance(document.get(key, []), list):
+            raise UserError(f"{path}: '{key}' is a {type(document[key]).__name__}, expected a list")
+    _check_rows(path, document.get("annotations", []), collector.rows)
+    images = [_image_record(path, n, record) for n, record in enumerate(document["images"])]
+    return Columns(images, document["categories"], collector)
+
+
+def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
+    """Every entry of `annotations` has to be an annotation, and none may hide elsewhere."""
+    if annotations == list(range(rows)):
+        return
+    for number, entry in enumerate(annotations):
+        if isinstance(entry, dict):
+            raise UserError("{}: annotation {!r} (number {} in the list) has no image_id; every "
+                            "annotation needs one".format(path, entry.get("id"), number))
+        if entry != number:
+            break
+    raise UserError(f"{path}: 'annotations' does not hold exactly the file's annotations; expected "
+                    "a flat list of objects with id, image_id and category_id")
+
+
+def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
+    if isinstance(record, tuple):
+        return record  # type: ignore[return-value]
+    found = record.get("id") if isinstance(record, dict) else record
+    raise UserError(f"{path}: image {found!r} (number {number} in the list) has no file_name; "
+                    "every image needs an id and a file_name")
+
+
+def _read_text(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"annotation file not found: looked for {path.absolute()}")
+    if path.is_dir():
+        raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
+                        "JSON") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty, expected COCO annotations as JSON")
+    return text[1:] if text.startswith("\ufeff") else text
+
+
+def _parse(path: Path, text: str, collector: _Collector) -> Any:
+    try:
+        return json.loads(text, object_hook=collector)
+    except json.JSONDecodeError as error:
+        start = text.lstrip()[:40]
+        if start.startswith("<"):
+            found = "an HTML or XML page"
+        elif start.startswith("version https://git-lfs"):
+            found = "a Git LFS pointer (fetch the real file with `git lfs pull`)"
+        elif not start.startswith(("{", "[")):
+            found = "not JSON"
+        elif "Unterminated" in error.msg or (len(text.rstrip()) - error.pos <= 1
+                                             and not text.rstrip().endswith("}")):
+            found = f"truncated JSON ({error.msg} at its end)"
+        else:
+            found = f"broken JSON ({error.msg} at line {error.lineno}, column {error.colno})"
+        raise UserError(f"{path}: {found}, expected a complete COCO annotation file; download or "
+                        "export it again") from None
+    except RecursionError:
+        raise UserError(f"{path}: JSON nested too deeply to be a COCO annotation file") from None

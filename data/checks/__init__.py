@@ -1,1 +1,0 @@
-"""What `python -m data.check` looks for, one concern a file."""

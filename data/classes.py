@@ -1,0 +1,198 @@
+"""Classes of a network and of a dataset: their names, their ids, their weights in the loss."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from data.config import BALANCED
+from utils.errors import UserError, nearest
+
+
+class ClassList(NamedTuple):
+    """Foreground classes in the network's order."""
+
+    names: List[str]
+    category_ids: List[int]
+    """What files in COCO's format call them."""
+
+
+# COCO 2017 numbers its 80 categories 1..90 and leaves out these.
+_COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
+knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake,
+chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+hair drier, toothbrush"""
+_PASCAL = """
+aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse,
+motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"""
+
+
+def _split(text: str) -> List[str]:
+    return [name.strip() for name in text.replace("\n", " ").split(",")]
+
+
+def coco_classes() -> ClassList:
+    """The 80 categories of COCO 2017."""
+    return ClassList(_split(_COCO), [n for n in range(1, 91) if n not in _COCO_GAPS])
+
+
+def pascal_classes() -> ClassList:
+    """The 20 classes of Pascal VOC."""
+    return ClassList(_split(_PASCAL), list(range(1, 21)))
+
+
+def find_classes(count: int, names: Optional[Sequence[str]] = None,
+                 category_ids: Optional[Sequence[int]] = None,
+                 dataset: Optional[str] = None) -> ClassList:
+    """Put together what is known about the `count` foreground classes of a network.
+
+    Args:
+        count: foreground classes.
+        names: as stored with the weights, or None.
+        category_ids: as stored with the weights, or None.
+        dataset: `Config.dataset` of the weights; names the classes where nothing else does and
+            their number fits.
+
+    Raises:
+        ValueError: not `count` names or ids.
+    """
+    for values in (names, category_ids):
+        if values is not None and len(values) != count:
+            raise ValueError(f"{len(values)} names or ids for {count} classes")
+    for known, its_dataset in ((coco_classes(), "coco2017"), (pascal_classes(), "pascal_sbd")):
+        fits = list(names) == known.names if names is not None else (
+            dataset == its_dataset and count == len(known.names))
+        if fits:
+            return ClassList(known.names, known.category_ids if category_ids is None
+                             else list(category_ids))
+    return ClassList(
+        [f"class {n}" for n in range(1, count + 1)] if names is None else list(names),
+        list(range(1, count + 1)) if category_ids is None else list(category_ids))
+
+
+LARGEST_FACTOR = 10.0
+"""Balanced factors stay between this and its inverse: a class seen twice must not rule the loss."""
+
+_SHOWN = 10
+
+
+def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_names: Sequence[str],
+                  objects_per_class: Sequence[int]) -> Optional[List[float]]:
+    """C factors, of the background (1) and of each class in order; None where all are 1.
+
+    Args:
+        setting: `Config.class_weights`.
+        class_names: of the training data, without background.
+        objects_per_class: their numbers of objects; `balanced` divides by them.
+
+    Raises:
+        UserError: the setting names a class that the data does not have.
+    """
+    if not setting:
+        return None
+    if setting == BALANCED:
+        return [1.0] + balanced(objects_per_class)
+    given = dict(pair for pair in setting if not isinstance(pair, str))
+    for name in given:
+        if name not in class_names:
+            raise UserError("class_weights names '{}', which is no class of the training data{} "
+                            "Its classes: {}{}".format(
+                                name, nearest(name, class_names) or ".",
+                                ", ".join(class_names[:_SHOWN]),
+                                ", ..." if len(class_names) > _SHOWN else ""))
+    return [1.0] + [float(given.get(name, 1.0)) for name in class_names]
+
+
+def balanced(objects_per_class: Sequence[int]) -> List[float]:
+    """Inverse frequency, so that the mean over all objects is 1 (but for the limit).
+
+    A class without objects has 1.
+    """
+    counts = np.asarray(objects_per_class, np.float64)
+    present = counts > 0
+    factors = np.ones(len(counts))
+    factors[present] = counts.sum() / (present.sum() * counts[present])
+    return [float(value) for value in factors.clip(1 / LARGEST_FACTOR, LARGEST_FACTOR)]
+
+
+Matched = Tuple[List[Optional[int]], List[str]]
+
+
+def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
+                     categories: Sequence[Tuple[int, str]], weights: str,
+                     annotations: str, by_name: bool = False) -> Matched:
+    """Find the category id of each class: by name, or by order where nobody knows the names.
+
+    Args:
+        class_names: of the network, in order; None if nobody knows.
+        num_classes: foreground classes of the network.
+        categories: id and name, sorted by id.
+        weights: name of the weights, for sentences.
+        annotations: name of the annotation file, for sentences.
+        by_name: let the network and the dataset have different classes; those that share a name
+            (letter case aside) are brought together.
+
+    Returns:
+        The ids by 0-based class index, None for a class that the dataset does not have (only with
+        `by_name`), and sentences for the user.
+
+    Raises:
+        UserError: the classes are not the same and `by_name` is not set, or none are shared.
+    """
+    names = [name for _, name in categories]
+    if class_names is not None and len(class_names) != num_classes:
+        raise UserError(f"{weights} predicts {num_classes} classes, but {len(class_names)} class "
+                        "names are stored with it; the files do not belong together")
+    if by_name:
+        return _match_by_name(class_names, categories, weights, annotations)
+    if class_names is None and num_classes == len(categories):
+        return [number for number, _ in categories], []
+    if class_names is None or sorted(class_names) != sorted(names):
+        raise UserError(
+            "{} was trained for {} classes ({}), but {} has {} ({}); evaluate on a dataset with "
+            "the same classes, give weights trained for this one{}".format(
+                weights, num_classes, _list(class_names), annotations, len(names), _list(names),
+                "" if class_names is None else
+                ", or score the classes that share a name with --map_classes"))
+    by_their_name = {name: number for number, name in categories}
+    return [by_their_name[name] for name in class_names], []
+
+
+def _match_by_name(class_names: Optional[Sequence[str]], categories: Sequence[Tuple[int, str]],
+                   weights: str, annotations: str) -> Matched:
+    if class_names is None:
+        raise UserError(f"--map_classes needs the class names of {weights}, and they are not "
+                        "known: they are stored in the .state file beside a .pth, and in "
+                        ".safetensors")
+    known = {_key(name): number for number, name in categories}
+    ids = [known.get(_key(name)) for name in class_names]
+    names = [name for _, name in categories]
+    if all(number is None for number in ids):
+        raise UserError(f"no class of {weights} ({_list(class_names)}) has the name of a category "
+                        f"of {annotations} ({_list(names)}); evaluate on another dataset")
+    notes = []
+    dropped = [name for name, number in zip(class_names, ids) if number is None]
+    if dropped:
+        notes.append(f"{len(dropped)} of {len(class_names)} classes are not in {annotations} and "
+                     f"left out: {_list(dropped)}")
+    trained = {_key(name) for name in class_names}
+    missed = [name for name in names if _key(name) not in trained]
+    if missed:
+        notes.append(f"{len(missed)} of {len(names)} categories are unknown to {weights} and score "
+                     f"0: {_list(missed)}")
+    return ids, notes
+
+
+def _key(name: str) -> str:
+    return name.strip().lower()
+
+
+def _list(names: Optional[Sequence[str]]) -> str:
+    return "names unknown" if names is None else ", ".join(names)

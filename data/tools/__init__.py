@@ -1,0 +1,1 @@
+"""What stands behind people's commands: `data.check`, `data.convert`, `data.shapes`."""

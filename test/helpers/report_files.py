@@ -1,0 +1,81 @@
+"""A run folder with everything in it, made without training, for tests of the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import cv2
+import numpy as np
+
+from utils.report import confusion, evaluation
+from utils.run_folder import CONFIG, FORMAT, create_run_folder
+
+NASTY = ['<script>alert("1")</script>', "a & b", "\u732b", "price $5 and $6", "line\nend",
+         "a very long class name that goes on and on and on without an end", "'single'"]
+"""Class names that break pages and plots which do not expect them."""
+
+
+def write_run(project, names=NASTY, steps=30, validations=3, name="run"):
+    """Write a run folder; returns it."""
+    folder = create_run_folder(str(project), name, "test-id")
+    folder.write(CONFIG, {
+        "format": FORMAT, "id": "test-id", "program": "train.py",
+        "flags": {"data": "/data/<b>bold</b>", "lr": 0.001, "resume": None},
+        "config": {"name": "yolact_shapes", "max_size": 160, "pred_scales": [[20.0], [42.0]]},
+        "changed": ["max_size"],
+        "run": {"max_iter": steps * 10, "iterations_per_epoch": 100, "class_names": list(names)},
+        "data": {"train": {"annotation_file": "a.json", "images": 5, "sentences": ["one & two"],
+                           "objects_per_class": dict.fromkeys(names, 3)}}})
+    folder.add_session({"time": "2026-01-01T00:00:00Z", "device": "device cpu",
+                        "command": "python train.py --data='<i>'", "packages": {"torch": "2.13"}})
+    for step in range(10, steps * 10 + 1, 10):
+        folder.training.add({"iteration": step, "lr": 0.001, "loss_B": 30.0 / step,
+                             "loss_total": 90.0 / step, "images_per_second": 12.5})
+    for number in range(1, validations + 1):
+        folder.results.add({"iteration": number * 100, "epoch": number, "loss_total": 1.0 / number,
+                            "mask_mAP": 10.0 * number, "box_mAP": 11.0 * number,
+                            "mask_AP50": 20.0 * number, "box_AP50": 22.0 * number})
+    if validations:
+        write_evaluation(folder, names)
+    return folder
+
+
+def write_evaluation(folder, names, pictures=2):
+    """What an evaluation leaves; the last class has no objects."""
+    statistics = {key: 0.25 for key in ("AP", "AP50", "AP75", "APs", "APm", "AR100")}
+    scores = dict(statistics, APl=None,
+                  per_threshold={str(number): 0.5 for number in range(50, 100, 5)})
+    shown = []
+    for number in range(pictures):
+        noise = np.random.RandomState(number).randint(0, 256, (90, 180, 3)).astype(np.uint8)
+        path = evaluation.picture_file(number)
+        write(folder, path, cv2.imencode(".jpg", noise)[1].tobytes())
+        shown.append({"file": path.replace("\\", "/"), "image_id": number,
+                      "image": f"<u>{number}</u>.jpg", "objects": 1, "detections": 2})
+    folder.write(evaluation.SUMMARY, {
+        "weights": "best.pth", "iteration": 100, "time": "2026-01-01T00:00:00Z",
+        "annotations": "val.json", "images": 2, "images_in_file": 3, "notes": ["<note>"],
+        "box": scores, "mask": scores, "confusion_matrix": {
+            "score_threshold": 0.3, "iou_threshold": 0.5, "iou_of": "masks"},
+        "pictures": {"score_threshold": 0.3, "shown": shown}})
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["category_id", "name", "objects", "box_AP", "box_AP50", "mask_AP", "mask_AP50"])
+    for number, name in enumerate(names):
+        cells = ["", "", "", ""] if len(names) > 1 and number == len(names) - 1 else [
+            "30.00", "40.00", f"{90.0 * number / len(names):.2f}", "50.00"]
+        rows.writerow([number, name, number * 3] + cells)
+    write(folder, evaluation.PER_CLASS, text.getvalue().encode("utf-8"))
+    counts = np.eye(len(names) + 1, dtype=np.int64) * 5
+    counts[-1, -1] = 0
+    if len(names) > 1:
+        counts[0, 1] = 3
+    write(folder, evaluation.MATRIX, confusion.to_csv(counts, names))
+
+
+def write(folder, name, data):
+    """Write bytes below the folder."""
+    from utils.files import write_whole
+
+    write_whole(folder.file(name), lambda stream: stream.write(data))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from data.config import DATASETS
+from data.datasets import dataset_paths
+from utils.errors import UserError
+
+LAYOUTS = {
+    ("coco2017", "train"): ("train2017", "annotations/instances_train2017.json"),
+    ("coco2017", "val"): ("val2017", "annotations/instances_val2017.json"),
+    ("coco2017", "test"): ("test2017", "annotations/image_info_test-dev2017.json"),
+    ("pascal_sbd", "train"): ("img", "pascal_sbd_train.json"),
+    ("pascal_sbd", "val"): ("img", "pascal_sbd_val.json"),
+}
+
+
+def _make(root, images, annotations):
+    (root / images).mkdir(parents=True)
+    (root / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (root / annotations).write_text("{}")
+
+
+@pytest.mark.parametrize("dataset,split", LAYOUTS)
+def test_paths(tmp_path, dataset, split):
+    images, annotations = LAYOUTS[dataset, split]
+    _make(tmp_path, images, annotations)
+    assert dataset_paths(dataset, str(tmp_path), split) == (
+        tmp_path / images, tmp_path / annotations)
+
+
+def test_every_dataset_of_the_recipes_has_a_layout():
+    assert {dataset for dataset, _ in LAYOUTS} == set(DATASETS)
+
+
+def _error(*args):
+    with pytest.raises(UserError) as error:
+        dataset_paths(*args)
+    return str(error.value)
+
+
+def test_missing_root_names_path_and_layout(tmp_path):
+    message = _error("coco2017", tmp_path / "none", "train")
+    for word in (str(tmp_path / "none"), "train2017", "annotations/instances_train2017.json"):
+        assert word in message
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in _error("coco2017", tmp_path / "file", "train")
+
+
+def test_missing_parts_are_named(tmp_path):
+    message = _error("coco2017", tmp_path, "val")
+    assert message.startswith("image folder not found: looked for {}".format(tmp_path / "val2017"))
+    (tmp_path / "val2017").mkdir()
+    message = _error("coco2017", tmp_path, "val")
+    assert str(tmp_path / "annotations" / "instances_val2017.json") in message
+    assert message.startswith("annotation file not found")
+
+
+def test_layout_one_folder_up_or_down_is_suggested(tmp_path):
+    _make(tmp_path / "coco", "val2017", "annotations/instances_val2017.json")
+    for root in (tmp_path, tmp_path / "coco" / "annotations"):
+        assert "did you mean {}?".format(tmp_path / "coco") in _error("coco2017", root, "val")
+
+
+def test_unknown_names_suggest_the_nearest(tmp_path):
+    assert "did you mean 'coco2017'?" in _error("coco2018", tmp_path, "train")
+    assert "did you mean 'train'?" in _error("coco2017", tmp_path, "trian")
+    assert "Known: train, val." in _error("pascal_sbd", tmp_path, "test")

@@ -1,0 +1,199 @@
+"""Host-side targets: matching of odd cases, mask samples, padding, types."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.augment import AugmentedSample
+from data.config import get_config
+from data.matching import Matcher
+from data.targets import TargetMaker, match, smallest_int
+from helpers.loss_reference import match_slowly
+from layers.anchors import make_priors
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+SIZE = 138
+
+
+@pytest.fixture(scope="module")
+def priors():
+    config = get_config("yolact_base", max_size=SIZE,
+                        pred_scales=[[6], [12], [24], [48], [96]])
+    return make_priors(config).numpy()
+
+
+def random_boxes(rng, count):
+    corners = np.sort(rng.random((count, 2, 2)), axis=1)
+    return corners.reshape(count, 4).astype(np.float32)
+
+
+def make_sample(boxes, labels=None, crowd_boxes=NO_BOXES):
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    masks = np.zeros((len(boxes), SIZE, SIZE), np.uint8)
+    for mask, box in zip(masks, boxes):
+        x1, y1, x2, y2 = np.rint(box * SIZE).astype(int)
+        mask[y1:y2, x1:x2] = 1
+    labels = np.ones(len(boxes), np.int64) if labels is None else np.asarray(labels)
+    return AugmentedSample(image=np.zeros((SIZE, SIZE, 3), np.uint8), boxes=boxes, labels=labels,
+                           masks=masks, crowd_boxes=crowd_boxes, image_id=5)
+
+
+def make_maker(priors, **changes):
+    options = dict(num_classes=81, max_objects=6, masks_to_train=20, size=SIZE, proto_size=36,
+                   semantic_size=18)
+    options.update(changes)
+    return TargetMaker(priors, **options)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# Matching
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("grid", [True, False])
+def test_match_equals_the_plain_algorithm(priors, seed, grid):
+    generator = rng(seed)
+    if not grid:
+        priors = priors[generator.permutation(len(priors))]
+    boxes, crowds = random_boxes(generator, 9), random_boxes(generator, seed % 3)
+    boxes[1] = boxes[0]
+    labels = generator.integers(1, 81, 9)
+    expected = match_slowly(boxes, labels, crowds, priors)
+    found = match(boxes, labels, crowds, priors, 0.5, 0.4)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    positive = found[0] > 0
+    np.testing.assert_allclose(found[2][positive], expected[2][positive], rtol=1e-4, atol=1e-5)
+
+
+def test_grids_are_found(priors):
+    levels = Matcher(priors, 0.5, 0.4, 0.7).levels
+    assert [level.y1.shape[1] for level in levels] == [18, 9, 5, 3, 2]
+    assert [level.x1.shape for level in levels] == [(3, 1, n) for n in (18, 9, 5, 3, 2)]
+
+
+def test_no_ground_truth_is_background(priors):
+    class_targets, gt_index, box_targets = match(NO_BOXES, np.zeros(0), NO_BOXES, priors, 0.5, 0.4)
+    assert not class_targets.any() and not gt_index.any() and not box_targets.any()
+
+
+def test_only_a_crowd(priors):
+    class_targets, _, _ = match(NO_BOXES, np.zeros(0), np.array([[0, 0, 0.5, 1]]), priors, 0.5, 0.4)
+    assert set(class_targets.tolist()) == {0, -1}
+    covered = priors[class_targets == -1]
+    assert (covered[:, 0] < 0.6).all()
+
+
+def test_crowds_leave_objects_alone(priors):
+    box = np.array([[0.2, 0.2, 0.6, 0.6]], np.float32)
+    alone = match(box, np.array([4]), NO_BOXES, priors, 0.5, 0.4)[0]
+    crowded = match(box, np.array([4]), np.array([[0, 0, 1, 1]]), priors, 0.5, 0.4)[0]
+    np.testing.assert_array_equal(alone == 4, crowded == 4)
+    assert (crowded[alone == 0] == -1).sum() > 100
+
+
+def test_boxes_without_size_give_finite_targets(priors):
+    boxes = np.array([[0.3, 0.3, 0.3, 0.3], [0.5, 0.5, 0.5, 0.9]])
+    class_targets, _, box_targets = match(boxes, np.array([1, 2]), NO_BOXES, priors, 0.5, 0.4)
+    assert np.isfinite(box_targets).all() and set(class_targets.tolist()) == {0, 1, 2}
+
+
+def test_scratch_memory_does_not_leak_between_images(priors):
+    matcher = Matcher(priors, 0.5, 0.4, 0.7)
+    boxes, labels = random_boxes(rng(1), 12), np.arange(1, 13)
+    first = matcher(boxes, labels, NO_BOXES)
+    matcher(random_boxes(rng(2), 20), np.ones(20, int), random_boxes(rng(3), 3))
+    for one, other in zip(first, matcher(boxes, labels, NO_BOXES)):
+        np.testing.assert_array_equal(one, other)
+
+
+# Mask samples
+
+def test_all_positives_in_prior_order(priors):
+    sample = make_sample([[0.1, 0.1, 0.5, 0.5], [0.4, 0.4, 0.9, 0.8]], [3, 7])
+    targets = make_maker(priors, masks_to_train=100)(sample, rng())
+    positives = np.flatnonzero(targets["class_targets"] > 0)
+    count = len(positives)
+    assert 0 < count < 100 and targets["num_positives"] == count
+    assert targets["mask_index"][:count].tolist() == positives.tolist()
+    assert targets["mask_valid"].tolist() == [True] * count + [False] * (100 - count)
+    assert targets["mask_scale"] == 1.0
+    owners = np.array([3, 7])[targets["mask_gt"][:count]]
+    np.testing.assert_array_equal(owners, targets["class_targets"][positives])
+    assert not targets["mask_index"][count:].any() and not targets["mask_gt"][count:].any()
+
+
+def test_a_random_part_of_many_positives(priors):
+    boxes = [[0.1, 0.1, 0.27, 0.27], [0.5, 0.4, 0.86, 0.74], [0.3, 0.7, 0.39, 0.78]]
+    sample, maker = make_sample(boxes), make_maker(priors, masks_to_train=2)
+    first = maker(sample, rng(0))
+    positives = np.flatnonzero(first["class_targets"] > 0)
+    assert len(positives) > 2 and first["mask_valid"].all()
+    assert first["mask_scale"] == pytest.approx(len(positives) / 2)
+    drawn = {tuple(maker(sample, rng(seed))["mask_index"].tolist()) for seed in range(200)}
+    assert len(drawn) > 1
+    assert {index for row in drawn for index in row} == set(positives.tolist())
+    assert all(len(set(row)) == 2 for row in drawn)
+
+
+def test_background_image_is_legal(priors):
+    targets = make_maker(priors)(make_sample([]), rng())
+    assert targets["num_positives"] == 0 and targets["mask_scale"] == 1.0
+    assert not targets["mask_valid"].any() and not targets["class_targets"].any()
+    assert not targets["gt_masks"].any() and not targets["semantic"].any()
+
+
+# Ground-truth slots
+
+def test_empty_slots_are_harmless(priors):
+    sample = make_sample([[0.1, 0.1, 0.5, 0.5]], [80])
+    targets = make_maker(priors)(sample, rng())
+    np.testing.assert_array_equal(targets["gt_boxes"][0], sample.boxes[0])
+    assert targets["gt_boxes"][1:].tolist() == [[0, 0, 1, 1]] * 5
+    assert targets["gt_labels"].tolist() == [80, 0, 0, 0, 0, 0]
+    assert targets["gt_masks"][0].any() and not targets["gt_masks"][1:].any()
+
+
+def test_semantic_is_the_union_of_each_class(priors):
+    boxes = [[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0]]
+    semantic = make_maker(priors)(make_sample(boxes, [2, 2, 80]), rng())["semantic"]
+    assert semantic.shape == (80, 18, 18)
+    assert semantic[1].sum() == 2 * 81 and semantic[79].sum() == 81
+    assert semantic.sum() == 3 * 81
+
+
+@pytest.mark.parametrize("extents", [False, True])
+def test_extents_only_save_work(priors, extents):
+    sample = make_sample([[0.1, 0.1, 0.52, 0.5], [0.3, 0.0, 0.33, 1.0]], [2, 2])
+    plain = make_maker(priors)(sample, rng())
+    if extents:
+        sample.mask_extents = np.rint(sample.boxes * SIZE).astype(np.int64)
+    again = make_maker(priors)(sample, rng())
+    np.testing.assert_array_equal(plain["gt_masks"], again["gt_masks"])
+    np.testing.assert_array_equal(plain["semantic"], again["semantic"])
+
+
+def test_more_objects_than_priors(priors):
+    few = priors[:5]
+    boxes = random_boxes(np.random.default_rng(0), 9)
+    classes, index, _ = match(boxes, np.ones(9, np.int64), NO_BOXES, few, 0.5, 0.4)
+    assert (classes == 1).all()  # every prior is some object's best
+    assert len(set(index.tolist())) == 5
+
+
+def test_more_objects_than_slots(priors):
+    with pytest.raises(ValueError, match="image 5 has 7 objects, more than the 6 slots"):
+        make_maker(priors)(make_sample(random_boxes(rng(), 7)), rng())
+
+
+def test_integers_are_small(priors):
+    targets = make_maker(priors)(make_sample([[0.1, 0.1, 0.5, 0.5]]), rng())
+    assert targets["class_targets"].dtype == np.int8 and targets["mask_gt"].dtype == np.int8
+    assert targets["mask_index"].dtype == np.int16
+    many = make_maker(priors, num_classes=200, max_objects=300)
+    assert many.label_type == np.int16 and many.slot_type == np.int16
+    assert [smallest_int(n) for n in (127, 128, 32767, 32768)] == [
+        np.int8, np.int16, np.int16, np.int32]

@@ -1,0 +1,371 @@
+"""The check of a dataset: counts, findings, suggestions, what it remembers, and its picture."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from data import check
+from data.check import quick_check
+from data.coco import CocoDataset
+from data.config import get_config
+from data.tools.image_checks import Memory, overlap_findings
+from data.tools.statistics import (
+    anchor_shapes,
+    best_overlap,
+    duplicates,
+    fitted_scales,
+    format_scales,
+    measure,
+    rle_overlaps,
+    shape_recall,
+)
+from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
+from utils.cli import run_main
+from utils.engine.train_flags import AnchorSides, train_parser
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def make(folder, content=None, name="train"):
+    folder = folder / name
+    folder.mkdir()
+    write_images(folder)
+    return CocoDataset(folder / "images", write_json(folder, content or document()))
+
+
+def described(tmp_path, train=None, val=None):
+    """A description of two splits, `val` with pictures of its own."""
+    make(tmp_path, train)
+    make(tmp_path, val, "val")
+    for path in (tmp_path / "val" / "images").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)) // 2)
+    text = "".join(f"{split}: {{images: {split}/images, annotations: {split}/instances.json}}\n"
+                   for split in ("train", "val"))
+    (tmp_path / "my.yaml").write_text(text)
+    return str(tmp_path / "my.yaml")
+
+
+def run(capsys, *flags):
+    code = run_main(check.main, list(flags) + ["--config=yolact_shapes"])
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_a_sound_dataset(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    content = document()
+    content["annotations"].append(dict(content["annotations"][0], id=200, category_id=90))
+    code, out = run(capsys, described(tmp_path, content, content), "--strict")
+    assert code == 0 and "Nothing wrong was found." in out
+    for row in (r"images\s+3\s+3", r"  without objects\s+1\s+1", r"objects\s+4\s+4",
+                r"  small \(below 32 x 32 px\)\s+4\s+4", r"crowd regions\s+1\s+1",
+                r"class\s+train\s+images\s+val\s+images", "chat noir \u732b" + r"\s+2\s+2\s+2\s+2",
+                r"dog\s+1\s+1\s+1\s+1"):
+        assert re.search("(?m)^" + row, out), row
+    assert "ground-truth slots: 8 (image 10 has 3 objects)" in out
+    picture = cv2.imread("results/first_batch.png")
+    assert picture is not None and picture.shape[1] > 3 * 160
+
+
+def break_boxes(content):
+    content["annotations"][0]["bbox"] = [25, 20, 5, 5]
+
+
+def repeat_object(content):
+    content["annotations"].append(dict(content["annotations"][0], id=200))
+
+
+def forget_class(content):
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
+
+
+def shift_rle(content):
+    content["annotations"].append({
+        "id": 300, "image_id": 20, "category_id": 7, "bbox": [20, 20, 8, 8], "iscrowd": 0,
+        "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 12, WIDTH * HEIGHT - 12]}})
+
+
+def lose_outline(content):
+    content["annotations"][0]["segmentation"] = []
+
+
+TRAIN_DEFECTS = {
+    "box beside its polygons": (break_boxes, "train: 1 of 3 boxes overlap their polygons"),
+    "box beside its mask": (shift_rle, "train: 1 of 1 boxes overlap the extent of their mask by "
+                                       "less than 0.5 IoU: image id 20"),
+    "duplicate": (repeat_object, "train: 1 object repeats the box and class of another in the same "
+                                 "image: image id 10"),
+    "class without objects": (forget_class, "classes have no object: dog, cup"),
+    "dropped": (lose_outline, "train: dropped 1 annotation with no segmentation: id 101"),
+    "unseen class": (forget_class, "val: has objects of classes that train has none of: dog"),
+}
+
+
+@pytest.mark.parametrize("name", TRAIN_DEFECTS)
+def test_findings_in_annotations(tmp_path, capsys, name):
+    change, expected = TRAIN_DEFECTS[name]
+    content = document()
+    change(content)
+    path = described(tmp_path, content)
+    code, out = run(capsys, path, "--quick")
+    assert code == 0 and expected in out and "first batch" not in out.lower()
+    assert run(capsys, path, "--quick", "--strict")[0] == 2
+
+
+def other_classes(content):
+    content["categories"][0]["name"] = "wolf"
+
+
+def other_ids(content):
+    content["categories"][0]["id"], content["categories"][2]["id"] = 90, 7
+
+
+@pytest.mark.parametrize("change,expected", [
+    (other_classes, "different classes: only in train: dog; only in val: wolf"),
+    (other_ids, "the same classes under different ids"),
+])
+def test_findings_between_splits(tmp_path, capsys, change, expected):
+    content = document()
+    change(content)
+    assert expected in run(capsys, described(tmp_path, val=content), "--quick")[1]
+
+
+def delete(folder):
+    (folder / "a.png").unlink()
+
+
+def truncate(folder):
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:-30])
+
+
+def resize(folder):
+    cv2.imwrite(str(folder / "a.png"), np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8))
+
+
+def copy(folder):
+    shutil.copy(str(folder / "a.png"), str(folder / "c.png"))
+
+
+def leak(folder):
+    shutil.copy(str(folder / "b.jpg"), str(folder.parent.parent / "val" / "images" / "b.jpg"))
+
+
+FILE_DEFECTS = {
+    "missing": (delete, "train: 1 image file is missing: a.png"),
+    "truncated": (truncate, "a.png is truncated"),
+    "other size": (resize, "a.png is 42 x 30 pixels (width x height)"),
+    "copy": (copy, "train: 1 image is of the same content as another"),
+    "leak": (leak, "1 image of val has the content of one of train: b.jpg = b.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_DEFECTS)
+def test_findings_in_files(tmp_path, capsys, name):
+    change, expected = FILE_DEFECTS[name]
+    path = described(tmp_path)
+    assert run(capsys, path, "--pictures=")[1].count("  - train: ") == 1  # the class 'cup'
+    change(tmp_path / "train" / "images")
+    code, out = run(capsys, path, "--pictures=", "--strict")
+    assert code == 2 and expected in out
+    if name == "leak":
+        assert "1 of the 3 images of val are in train too: b.jpg" in run(capsys, path, "--quick")[1]
+
+
+def test_the_same_file_in_both_splits(tmp_path, capsys):
+    dataset = make(tmp_path)
+    pairs = [f"--{split}_{part}" + "=" + value for split in ("train", "valid")
+             for part, value in (("images", dataset.images_dir), ("info", dataset.annotation_file))]
+    assert "3 of the 3 images of val are in train too" in run(capsys, "--quick", *pairs)[1]
+
+
+class Files:
+    """As much of a dataset as `overlap_findings` looks at."""
+
+    def __init__(self, folder, names):
+        self.folder, self.names = folder, names
+
+    def __len__(self):
+        return len(self.names)
+
+    def image_info(self, index):
+        return self.names[index], 8, 8
+
+    def image_path(self, index):
+        return str(self.folder / self.names[index])
+
+
+def test_files_of_one_name_in_several_folders_are_all_compared(tmp_path):
+    for place, content in {"a/x.png": b"same", "b/x.png": b"another", "c/x.png": b"same"}.items():
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(content)
+    train, val = Files(tmp_path, ["a/x.png", "b/x.png"]), Files(tmp_path, ["c/x.png"])
+    assert "1 of the 1 images of val are in train too" in overlap_findings(train, val)[0]
+    assert overlap_findings(Files(tmp_path, ["b/x.png"]), val) == []
+
+
+def test_a_file_that_does_not_load_is_an_error(tmp_path, capsys):
+    path = described(tmp_path)
+    (tmp_path / "val" / "instances.json").write_text("{")
+    code, out = run(capsys, path)
+    assert code == 2 and out.startswith("error: ") and out.count("\n") == 1
+    assert run(capsys)[0] == 2
+    (tmp_path / "my.yaml").write_text("train: {images: train/images, annotations: "
+                                      "train/instances.json}")
+    code, out = run(capsys, path, "--pictures=")
+    assert code == 0 and "no validation split" in out
+
+
+def test_a_batch_that_cannot_be_drawn_is_said(tmp_path, capsys):
+    path = described(tmp_path)
+    delete(tmp_path / "train" / "images")
+    code, out = run(capsys, path, "--pictures={}".format(tmp_path / "x.png"))
+    assert code == 0 and "first batch cannot be drawn: image 10" in out
+
+
+def test_images_are_read_once(tmp_path, capsys, monkeypatch):
+    path = described(tmp_path)
+    reads = []
+    original = CocoDataset.__getitem__
+    monkeypatch.setattr(CocoDataset, "__getitem__",
+                        lambda self, index: (reads.append(index), original(self, index))[1])
+    counts = []
+    for _ in range(2):
+        run(capsys, path, "--pictures=")
+        counts.append(len(reads))
+    resize(tmp_path / "train" / "images")
+    run(capsys, path, "--pictures=")
+    assert counts == [6, 6] and len(reads) == 7
+
+
+def test_memory_survives_anything_in_its_place(tmp_path, monkeypatch):
+    memory = Memory("x")
+    memory.keep("a", "1")
+    memory.keep("b", "2")
+    assert memory.save() and Memory("x").recall("b") == "2" and Memory("y").recall("b") is None
+    later = Memory("x")
+    later.recall("a")
+    assert later.save(forget=True) and Memory("x").recall("b") is None
+    for text in ("{", "[]", '{"version": 0, "known": {"a": "1"}}', '{"version": 1}'):
+        memory.path.write_text(text)
+        assert Memory("x").recall("a") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    assert Memory("x").save() is False
+
+
+def test_quick_check_before_training(tmp_path, capsys, monkeypatch):
+    config = get_config("yolact_shapes", pred_scales=[[2, 3], [4, 5], [6, 7]])
+    path = described(tmp_path)
+    train = CocoDataset(tmp_path / "train" / "images", tmp_path / "train" / "instances.json")
+    lines = quick_check(train, None, config)
+    assert lines[0].startswith("Data check : 1 finding in the annotations; python -m data.check")
+    assert lines[1] == "  train: 1 of 3 classes has no object: cup"
+    assert lines[2].startswith("  suggestion: anchors that fit better: --pred_scales=")
+    monkeypatch.setattr("data.check.annotation_findings", None)  # kept from the first time
+    assert quick_check(train, None, config) == lines
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    delete(tmp_path / "train" / "images")
+    run(capsys, path, "--pictures=")
+    assert quick_check(train, None, config)[:3] == [
+        "Data check : 2 findings", lines[1], "  train: 1 image file is missing: a.png"]
+    with pytest.raises(UserError) as error:
+        quick_check(train, None, config, strict=True)
+    assert "a.png" in str(error.value)
+
+
+def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
+    content = document()
+    for number, original in ((200, 0), (201, 2), (202, 0)):
+        content["annotations"].append(dict(content["annotations"][original], id=number))
+    content["annotations"].append(dict(content["annotations"][0], id=203, image_id=20))
+    dataset = make(tmp_path, content)
+    assert len(duplicates(dataset)) == 2
+    statistics = measure("train", dataset)
+    assert statistics.objects == 6 and statistics.crowds == 2
+    assert statistics.objects_per_class.tolist() == [2, 4, 0]
+    assert statistics.images_per_class.tolist() == [2, 2, 0]
+
+
+def test_rle_extents(tmp_path):
+    content = document()
+    shift_rle(content)
+    content["annotations"].append(dict(content["annotations"][-1], id=301, bbox=[0, 0, 1, 12]))
+    overlaps = rle_overlaps(make(tmp_path, content))
+    assert np.isnan(overlaps).sum() == 4  # polygons, and the crowd
+    assert np.allclose(np.sort(overlaps[np.isfinite(overlaps)]), [0, 1])
+
+
+def test_anchor_shapes_are_the_priors_of_the_recipe():
+    from layers.anchors import make_priors
+
+    for name in ("yolact_base", "yolact_resnet50_pascal", "yolact_shapes", "yolact_plus_base"):
+        config = get_config(name)
+        shapes = anchor_shapes(config.pred_scales, config.pred_aspect_ratios,
+                               config.use_square_anchors)
+        priors = make_priors(config).numpy()[:, 2:] * config.max_size
+        assert np.allclose(np.unique(priors.round(2), axis=0), np.unique(shapes.round(2), axis=0),
+                           atol=0.02)
+
+
+def test_recall_and_fitted_anchors():
+    assert best_overlap(np.array([[10.0, 20.0]]), np.array([[10.0, 10.0], [20.0, 20.0]]))[0] == 0.5
+    sides = np.concatenate([np.full(50, side) for side in (7.0, 30.0, 100.0)])
+    boxes = np.column_stack([sides, sides]) * np.linspace(0.95, 1.05, 150)[:, None]
+    fitted = fitted_scales(boxes, ((1,), (2,), (3,)))
+    assert np.allclose([level[0] for level in fitted], [7, 30, 100], rtol=0.1)
+    assert shape_recall(boxes, anchor_shapes(fitted, (1,), True)) == 1
+    assert shape_recall(boxes, anchor_shapes(((30,),), (1,), True)) == pytest.approx(1 / 3)
+    assert AnchorSides()(format_scales(((20, 30.5), (42, 60)))) == ((20, 30.5), (42, 60))
+
+
+@pytest.mark.parametrize("text,expected", [
+    ("20,", "expected sides above 0"), ("a", "expected sides above 0"),
+    ("20,-3", "expected sides above 0"), ("nan", "expected sides above 0"),
+    ("20+30,4", "same number of sides in each level"),
+])
+def test_mistakes_in_anchor_sides(capsys, text, expected):
+    assert run_main(train_parser().parse_args, ["--pred_scales=" + text]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_no_objects_at_all(tmp_path, capsys):
+    content = document()
+    content["annotations"] = []
+    code, out = run(capsys, described(tmp_path, content), "--quick")
+    assert code == 0 and "3 of 3 classes have no object" in out
+
+
+def test_an_image_that_was_seen_to_is_no_finding_any_more(tmp_path, capsys):
+    path = described(tmp_path)
+    image = tmp_path / "train" / "images" / "a.png"
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
+    assert "is truncated" in run(capsys, path, "--pictures=")[1]
+    train, config = CocoDataset(image.parent, tmp_path / "train" / "instances.json"), get_config(
+        "yolact_shapes")
+    assert any("is truncated" in line for line in quick_check(train, None, config))
+    image.write_bytes(good)
+    assert not any("is truncated" in line for line in quick_check(train, None, config))
+    image.unlink()
+    run(capsys, path, "--pictures=")
+    assert any("is missing" in line for line in quick_check(train, None, config))
+    image.write_bytes(good)
+    assert not any("is missing" in line for line in quick_check(train, None, config))
+
+
+def test_json_is_what_is_kept(tmp_path, capsys):
+    path = described(tmp_path)
+    run(capsys, path, "--pictures=")
+    kept = json.loads(Memory(str(tmp_path / "train" / "instances.json")).path.read_text())
+    assert kept["version"] == 3 and len(kept["known"]) == 8

@@ -1,0 +1,153 @@
+"""Supervised ranks with small programs in place of the training: ends, records, reports, cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.distributed.failures import is_lost_peer, note, read_records, recorded, write_record
+from utils.distributed.supervise import record_path, report
+
+SLEEP = "import time; print('started', flush=True); time.sleep(1000)"
+OBEDIENT = ("import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *a: sys.exit(130))\n"
+            "print('started', flush=True)\ntime.sleep(1000)")
+
+
+def start(folder, rank, program, world=2, **env):
+    environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+                   NPROC=str(world), PYTHONPATH=str(ROOT))
+    environ.update(env)
+    command = [sys.executable, "-S", "-m", "utils.distributed.supervise", str(folder), "train",
+               sys.executable, "-S", "-c", program]
+    return subprocess.Popen(command, cwd=str(ROOT), env=environ)
+
+
+def wait_for(path, text="started"):
+    deadline = time.time() + 30
+    while not (path.exists() and text in path.read_text()):
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def log_of(folder, number):
+    return folder / str(number) / f"train_{number}.log"
+
+
+def test_success_leaves_a_log_and_no_record(tmp_path):
+    program = "import os; print(os.environ['RANK_ID'], os.environ['RANK_SIZE'], " \
+              "os.environ['ASCEND_DEVICE_ID'])"
+    assert start(tmp_path, 1, program).wait(30) == 0
+    assert log_of(tmp_path, 1).read_text() == "1 2 1\n"
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["train_1.log"]
+
+
+def test_a_killed_rank_takes_the_other_with_it_and_is_named_first(tmp_path):
+    healthy = start(tmp_path, 0, SLEEP)
+    wait_for(log_of(tmp_path, 0))
+    struck = start(tmp_path, 1, "import os; os.kill(os.getpid(), 9)")
+    begin = time.time()
+    assert struck.wait(30) == 137
+    assert healthy.wait(30) == 137
+    assert time.time() - begin < 20
+    text, code = report(str(tmp_path), "train", [0, 1])
+    lines = text.splitlines()
+    assert code == 137
+    assert lines[0] == ("[Error] rank 1: killed by SIGKILL (out of memory, or from outside); log: "
+                        + str(log_of(tmp_path, 1)))
+    assert lines[1].startswith("        rank 0: ended because another rank had failed")
+
+
+def test_children_of_a_program_end_with_it(tmp_path):
+    program = ("import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', "
+               "'import time; time.sleep(1000)']); print('child', p.pid, flush=True); sys.exit(3)")
+    assert start(tmp_path, 0, program, world=1).wait(30) == 3
+    child = int(log_of(tmp_path, 0).read_text().split()[1])
+    time.sleep(0.2)
+    state = f"/proc/{child}/stat"
+    assert not os.path.exists(state) or " Z " in Path(state).read_text()
+
+
+def test_the_program_dies_with_its_supervisor(tmp_path):
+    supervisor = start(tmp_path, 0, "import os; print('started', os.getpid(), flush=True)\n"
+                       "import time; time.sleep(1000)", world=1)
+    wait_for(log_of(tmp_path, 0))
+    program = int(log_of(tmp_path, 0).read_text().split()[1])
+    supervisor.kill()
+    supervisor.wait(10)
+    time.sleep(0.5)
+    state = f"/proc/{program}/stat"
+    assert not os.path.exists(state) or " Z " in Path(state).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_stop_that_is_granted_counts_as_success(tmp_path, number):
+    supervisor = start(tmp_path, 0, OBEDIENT, world=1)
+    wait_for(log_of(tmp_path, 0))
+    supervisor.send_signal(number)
+    supervisor.send_signal(number)
+    assert supervisor.wait(30) == 0
+
+
+def test_the_program_s_own_record_is_completed(tmp_path):
+    program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+               "from utils.distributed.failures import recorded\n"
+               "with recorded(0):\n    raise ValueError('no such thing')")
+    assert start(tmp_path, 0, program, world=1).wait(30) == 1
+    record = json.loads(Path(record_path(str(tmp_path), "train", 0, 0)).read_text())
+    assert record["cause"] == "ValueError: no such thing" and record["status"] == 1
+    assert record["log"] == str(log_of(tmp_path, 0)) and not record["lost_peer"]
+
+
+def test_errors_of_those_left_behind_come_last(tmp_path):
+    for number, (cause, when) in enumerate([("RuntimeError: Connection closed by peer", 1.0),
+                                            ("ZeroDivisionError: division by zero", 2.0)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_record(record_path(str(tmp_path), "train", number, 0), number, cause, "x.log", 1,
+                     is_lost_peer(cause), when)
+    text, _ = report(str(tmp_path), "train", [0, 1])
+    assert text.startswith("[Error] rank 1: ZeroDivisionError")
+
+
+def test_the_report_is_about_the_last_attempt(tmp_path):
+    (tmp_path / "0").mkdir()
+    for attempt in (0, 1):
+        write_record(record_path(str(tmp_path), "train", 0, attempt), 0,
+                     f"attempt {attempt}", "x.log", 5)
+    text, code = report(str(tmp_path), "train", [0])
+    assert "attempt 1" in text and code == 5
+
+
+def test_report_without_records(tmp_path):
+    text, code = report(str(tmp_path), "train", [0, 1])
+    assert code == 1 and text.startswith("[Error] no rank could be started")
+
+
+def test_a_restart_goes_on_in_the_log(tmp_path):
+    start(tmp_path, 0, "print('first')", world=1).wait(30)
+    start(tmp_path, 0, "print('second')", world=1, TORCHELASTIC_RESTART_COUNT="1").wait(30)
+    assert log_of(tmp_path, 0).read_text() == "first\nRestart 1\nsecond\n"
+
+
+def test_first_device_moves_folders_and_cards(tmp_path):
+    program = "import sys, os; print(sys.argv[1:], os.environ['ASCEND_DEVICE_ID'])"
+    assert start(tmp_path, 1, program, FIRST_DEVICE="4").wait(30) == 0
+    assert log_of(tmp_path, 5).read_text() == "['--device_id=5'] 5\n"
+
+
+def test_records_outside_of_a_launcher_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("FAILURE_FILE", raising=False)
+    note(0, "nothing")
+    with pytest.raises(KeyError):
+        with recorded(0):
+            raise KeyError("x")
+    assert read_records([str(tmp_path / "absent.json")]) == []

@@ -1,0 +1,43 @@
+"""The best validation: what counts as better, and that it survives a resume."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.engine.records import BestScore
+
+
+def test_counts_validations_since_the_best():
+    best = BestScore()
+    assert [best.update(step, mask, mask / 2) for step, mask in (
+        (10, 0.2), (20, 0.3), (30, 0.3), (40, 0.1), (50, 0.31))] == [
+            True, True, False, False, True]
+    assert best == BestScore(0.31, 0.155, 50, 0)
+    best.update(60, 0.0, 0.9)
+    assert (best.since, best.iteration) == (1, 50)
+
+
+@pytest.mark.parametrize("first", [None, float("nan"), 0.0])
+def test_the_first_validation_is_the_best_whatever_it_scored(first):
+    best = BestScore()
+    assert best.update(10, first, first)
+    assert not best.update(20, first, first)
+    assert best.since == 1 and best.iteration == 10
+    assert best.update(30, 0.01, None)
+
+
+def test_no_score_is_never_better():
+    best = BestScore(0.0, 0.0, 5)
+    assert not best.update(10, None, None)
+    assert not best.update(20, float("nan"), 1.0)
+    assert best == BestScore(0.0, 0.0, 5, 2)
+
+
+def test_state_goes_round():
+    best = BestScore()
+    best.update(10, 0.5, 0.6)
+    best.update(20, 0.4, 0.6)
+    other = BestScore()
+    other.load_state_dict(best.state_dict())
+    assert other == best
+    assert not other.update(30, 0.45, 1) and other.since == 2

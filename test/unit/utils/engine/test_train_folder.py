@@ -1,0 +1,255 @@
+"""Trainings and evaluations with their run folder, on the drawn shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import eval as evaluation
+import train
+from data.shapes import write_dataset
+from utils import checkpoint
+from utils.engine.records import BestScore
+from utils.run_folder import open_run_folder
+from utils.run_tables import read_rows
+
+STEPS = 12
+EPOCH = 6
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=13, val=4)
+    return folder
+
+
+@pytest.fixture
+def flags(shapes, tmp_path, request, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLACT_RUNS", "runs")
+    return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
+            "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}",
+            "--no_log", "--node_device={}".format(request.config.getoption("--device"))]
+
+
+def evaluate(shapes, request, *flags):
+    return evaluation.main([f"--val_data={shapes}", "--num_workers=0", "--no_bar",
+                            "--per_class_file=", "--eval_device={}".format(
+                                request.config.getoption("--device"))] + list(flags))
+
+
+def rows_of(name="yolact_shapes", table="results.csv"):
+    return read_rows(os.path.join("runs", name, table))
+
+
+def steps_of(name="yolact_shapes", table="results.csv"):
+    return [int(row["iteration"]) for row in rows_of(name, table)]
+
+
+def without_time(rows):
+    return [{key: value for key, value in row.items() if key not in (
+        "time", "images_per_second", "seconds_per_step", "data_seconds", "memory_MiB")}
+        for row in rows]
+
+
+def test_a_training_leaves_everything(flags, shapes, request, capsys):
+    assert train.main(flags + ["--validation_epoch=1"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "Run folder : runs/yolact_shapes" in out
+    assert "Report : runs/yolact_shapes/report.html" in out
+    found = {os.path.relpath(os.path.join(folder, name), "runs/yolact_shapes")
+             for folder, _, names in os.walk("runs/yolact_shapes") for name in names}
+    for name in ("config.json", "environment.json", "results.csv", "training.csv", "report.html",
+                 "weights/best.pth", "weights/best.state", "weights/last.pth",
+                 "weights/last.state", "evaluation/evaluation.json", "evaluation/per_class.csv",
+                 "evaluation/confusion_matrix.csv"):
+        assert name in found
+    assert sum(name.startswith("evaluation/pictures/") for name in found) == 4
+    assert not [name for name in found if ".tmp" in name or ".new" in name]
+
+    rows = rows_of()
+    assert [row["iteration"] for row in rows] == ["6", "12"]
+    for row in rows:
+        assert row["images_scored"] == "4" and row["mask_mAP"] and row["box_AP75"] is not None
+        assert float(row["loss_total"]) > 0 and float(row["lr"]) > 0
+    assert steps_of(table="training.csv") == [1, 10, 12]
+    with open("runs/yolact_shapes/environment.json") as stream:
+        (session,) = json.load(stream)["sessions"]
+    assert session["seed"] == 0 and session["packages"]["torch"] == torch.__version__
+    assert "--validation_epoch=1" in session["command"]
+    last = checkpoint.find_checkpoint("latest", "weights")
+    assert os.path.samefile(last, "runs/yolact_shapes/weights/last.pth")
+    assert evaluate(shapes, request, "--trained_model=runs/yolact_shapes/weights/best.pth") == 0
+
+
+def test_best_weights_are_those_of_the_best_row(flags, monkeypatch):
+    """The first validation is made the best one: its weights stay, later ones do not replace it."""
+    real, seen = train.add_validation, []
+
+    def watch(run, scored, is_best):
+        seen.append(is_best)
+        return real(run, scored, is_best)
+
+    def first_is_best(self, iteration, mask_ap, box_ap):
+        return update(self, iteration, 1.0 / iteration, box_ap)
+
+    update = BestScore.update
+    monkeypatch.setattr(train, "add_validation", watch)
+    monkeypatch.setattr(BestScore, "update", first_is_best)
+    assert train.main(flags + ["--validation_epoch=1", "--save_interval=6"]) == 0
+    assert seen == [True, False]
+    best = torch.load("runs/yolact_shapes/weights/best.pth")
+    saved = torch.load("weights/yolact_shapes_1_6.pth")
+    assert all(torch.equal(best[key], saved[key]) for key in saved)
+    state = checkpoint.load_state("runs/yolact_shapes/weights/best.pth")
+    assert state["iteration"] == 6 and state["best"]["since"] == 0
+    assert checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"]["since"] == 1
+    with open("runs/yolact_shapes/evaluation/evaluation.json") as stream:
+        assert json.load(stream)["iteration"] == 6
+
+
+def test_a_resumed_run_goes_on_in_its_folder_as_if_nothing_had_been(flags):
+    flags = flags + ["--validation_epoch=1"]
+    assert train.main(flags + ["--save_interval=8"]) == 0
+    whole = without_time(rows_of())
+    best = checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"]
+    folder = open_run_folder("runs/yolact_shapes")
+    for table in (folder.results, folder.training):
+        table.add({"iteration": 11})  # after the checkpoint, and not made again
+    assert train.main(flags + ["--resume=weights/yolact_shapes_1_8.pth"]) == 0
+    assert os.listdir("runs") == ["yolact_shapes"]
+    again = without_time(rows_of())
+    assert [row["iteration"] for row in again] == ["6", "12"]
+    assert again == whole
+    assert checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"] == best
+    assert steps_of(table="training.csv") == [1, 9, 10, 12]
+    with open("runs/yolact_shapes/environment.json") as stream:
+        assert [session["start_iteration"] for session in json.load(stream)["sessions"]] == [0, 8]
+
+
+@pytest.mark.launch
+def test_killed_and_resumed(flags):
+    """SIGKILL, whenever it comes: tables stay readable, and no row is there twice."""
+    flags = flags + ["--validation_epoch=1", "--max_iter=36", "--save_interval=6"]
+    process = subprocess.Popen([sys.executable, "-u", str(ROOT / "train.py")] + flags,
+                               stdout=subprocess.PIPE, universal_newlines=True)
+    for line in process.stdout:
+        if line.startswith("Saved weights") and "_12." in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert steps_of()[:2] == [6, 12]
+    assert train.main(flags + ["--resume=latest"]) == 0
+    assert steps_of() == [6, 12, 18, 24, 30, 36]
+    steps = steps_of(table="training.csv")
+    assert steps == sorted(set(steps)) and steps[-1] == 36
+    assert os.listdir("runs") == ["yolact_shapes"]
+
+
+def test_names(flags):
+    for _ in range(2):
+        assert train.main(flags + ["--max_iter=1", "--project=a/b", "--name=mine"]) == 0
+    assert sorted(os.listdir("a/b")) == ["mine", "mine-2"]
+    assert not os.path.exists("runs")
+
+
+@pytest.mark.parametrize("flag", ["--no_run_folder", "--train_performance"])
+def test_none_where_none_is_wanted(flags, flag, capsys):
+    assert train.main(flags + ["--max_iter=1", flag]) == 0
+    assert not os.path.exists("runs")
+    assert "Run folder" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra, sentence", [
+    (["--name=a/b"], "--name is 'a/b', expected the name of a folder"),
+    (["--project={}".format(os.path.join(str(ROOT), "README.md"))], "which is a file"),
+    (["--rerun=nowhere"], "--rerun is 'nowhere', which is no run folder"),
+])
+def test_mistakes(flags, capsys, extra, sentence):
+    assert train.main(flags + extra) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and sentence in error
+
+
+def test_the_same_run_again_from_its_folder(flags):
+    """All flags and the configuration come from the folder; what is given beside them wins."""
+    assert train.main(flags + ["--lr=0.0005", "--seed=3", "--name=first",
+                               "--save_folder=one"]) == 0
+    assert train.main(["--rerun=runs/first", "--save_folder=two"]) == 0
+    assert sorted(os.listdir("runs")) == ["first", "first-2"]
+    one, two = (torch.load(f"{name}/yolact_shapes_2_12.pth") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    with open("runs/first/config.json") as first, open("runs/first-2/config.json") as second:
+        first, second = json.load(first), json.load(second)
+    assert first["config"] == second["config"] and "lr" in first["changed"]
+    assert train.main(["--rerun=runs/first/config.json", "--seed=4", "--max_iter=2",
+                       "--name=other"]) == 0
+    with open("runs/other/config.json") as stream:
+        other = json.load(stream)
+    assert other["flags"]["seed"] == 4 and other["config"]["lr"] == 0.0005
+
+
+def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shapes, request,
+                                                                    capsys):
+    assert train.main(flags) == 0
+    folder = "runs/yolact_shapes/"
+    assert not os.path.exists(folder + "weights/best.pth")
+    assert [row["mask_mAP"] for row in rows_of()] == ["", ""]
+    capsys.readouterr()
+    assert evaluate(shapes, request, "--trained_model=weights/yolact_shapes_2_12.pth") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "Report : runs/yolact_shapes/report.html"
+    assert [bool(row["mask_mAP"]) for row in rows_of()] == [False, True]
+    assert os.path.samefile(folder + "weights/best.pth", "weights/yolact_shapes_2_12.pth")
+    with open(folder + "evaluation/evaluation.json") as stream:
+        assert json.load(stream)["images"] == 4
+
+    assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
+                    "--max_images=2") == 0
+    assert "keeps its evaluation of 4 images" in capsys.readouterr().out
+    assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
+                    "--max_images=2", "--run_folder=" + folder) == 0
+    with open(folder + "evaluation/evaluation.json") as stream:
+        assert json.load(stream)["images"] == 2
+
+
+def test_evaluation_of_weights_without_a_folder(flags, shapes, request, capsys):
+    assert train.main(flags + ["--no_run_folder", "--max_iter=1"]) == 0
+    weights = "--trained_model=weights/yolact_shapes_0_1.pth"
+    assert evaluate(shapes, request, weights) == 0
+    assert not os.path.exists("runs") and "Report" not in capsys.readouterr().out
+    assert evaluate(shapes, request, weights, "--run_folder=looked/at") == 0
+    assert os.path.exists("looked/at/report.html")
+    assert evaluate(shapes, request, weights, "--run_folder=looked/at") == 0
+
+
+def test_a_folder_that_cannot_be_written_does_not_hide_the_scores(flags, shapes, request, capsys):
+    assert train.main(flags + ["--max_iter=1"]) == 0
+    with open("runs/yolact_shapes/evaluation", "w"):  # a file where a folder should be
+        pass
+    assert evaluate(shapes, request, "--trained_model=latest") == 0
+    captured = capsys.readouterr().out
+    assert "  mask |" in captured and "is left as it was" in captured
+    assert evaluate(shapes, request, "--trained_model=latest",
+                    "--run_folder=runs/yolact_shapes") == 2
+
+
+def test_a_report_that_fails_does_not_lose_the_training(flags, monkeypatch, capsys):
+    def fail(folder):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("utils.engine.folder.build_report", fail)
+    assert train.main(flags + ["--validation_epoch=1"]) == 0
+    assert "The report is not complete (RuntimeError: no ink)" in capsys.readouterr().out
+    assert os.path.exists("weights/yolact_shapes_2_12.pth")

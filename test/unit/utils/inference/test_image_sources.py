@@ -1,0 +1,348 @@
+"""Pictures of every format, and folders of them through eval.py: outputs, failures, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval as evaluation
+from data.image import picture_from_array, picture_from_pil, read_picture
+from helpers.prediction_weights import IDS, full_disk, noise, save_weights
+from utils.errors import UserError
+from utils.inference.outputs import (
+    Failures,
+    JsonList,
+    find_pictures,
+    image_pair,
+    split_pair,
+    video_pair,
+    write_picture,
+)
+from utils.inference.video import Prefetch
+
+LEFT, RIGHT = (200, 100, 50), (10, 20, 220)  # RGB
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+def colors():
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[:, :15], image[:, 15:] = LEFT, RIGHT
+    return image
+
+
+def wide(values):
+    return cv2.imencode(".tiff", values)[1].tobytes()
+
+
+def saved(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x112] = orientation
+    return tags
+
+
+BASE = Image.fromarray(colors())
+BGR = colors()[:, :, ::-1]
+FILES = {
+    "a.jpg": saved(BASE, "JPEG", quality=95),
+    "cmyk.jpg": saved(BASE.convert("CMYK"), "JPEG", quality=95),
+    "cmyk.tiff": saved(BASE.convert("CMYK"), "TIFF"),
+    "a.gif": saved(BASE.quantize(4), "GIF"),
+    "a.webp": saved(BASE, "WEBP", lossless=True),
+    "a.tga": saved(BASE, "TGA"),
+    "a.bmp": saved(BASE, "BMP"),
+    "alpha.png": saved(BASE.convert("RGBA"), "PNG"),
+    "palette.png": saved(BASE.quantize(4), "PNG"),
+    "16.png": cv2.imencode(".png", BGR.astype(np.uint16) * 257)[1].tobytes(),
+    "16.tiff": wide(BGR.astype(np.uint16) * 257),
+    "float.tiff": wide(BGR.astype(np.float32) / 255),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_formats(tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name])
+    image = read_picture(tmp_path / name)
+    assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and image.flags["C_CONTIGUOUS"]
+    for column, color in ((3, LEFT), (26, RIGHT)):
+        np.testing.assert_allclose(image[10, column, ::-1], color, atol=6)
+
+
+@pytest.mark.parametrize("content, value", [
+    (saved(BASE.convert("L"), "PNG"), int(np.asarray(BASE.convert("L"))[10, 3])),
+    (saved(BASE.convert("LA"), "PNG"), int(np.asarray(BASE.convert("L"))[10, 3])),
+    (saved(Image.new("1", (30, 20), 1), "PNG"), 255),
+    (cv2.imencode(".png", np.full((20, 30), 40000, np.uint16))[1].tobytes(), 156),
+])
+def test_grey(tmp_path, content, value):
+    (tmp_path / "grey.png").write_bytes(content)
+    image = read_picture(tmp_path / "grey.png")
+    assert image.shape == (20, 30, 3)
+    assert np.abs(image[10, 3].astype(int) - value).max() <= 1
+
+
+@pytest.mark.parametrize("kind, options", [("JPEG", {"quality": 95}), ("TIFF", {}),
+                                           ("WEBP", {"lossless": True})])
+def test_orientations(tmp_path, kind, options):
+    for orientation, turn in ((3, cv2.ROTATE_180), (6, cv2.ROTATE_90_CLOCKWISE),
+                              (8, cv2.ROTATE_90_COUNTERCLOCKWISE)):
+        path = tmp_path / "a.bin"
+        path.write_bytes(saved(BASE, kind, exif=exif(orientation), **options))
+        image, expected = read_picture(path), cv2.rotate(BGR, turn)
+        assert image.shape == expected.shape
+        assert np.abs(image.astype(int) - expected).mean() < 6
+        other = picture_from_pil(Image.open(str(path)))
+        assert other.shape == image.shape and np.abs(image.astype(int) - other).mean() < 6
+
+
+def test_arrays():
+    grey = noise()[:, :, 0]
+    assert (picture_from_array(grey) == grey[:, :, None]).all()
+    assert picture_from_array(grey[:, :, None]).shape == (90, 120, 3)
+    assert (picture_from_array(colors(), rgb=True) == BGR).all()
+    assert (picture_from_array(grey > 99)[:, :, 0] == 255 * (grey > 99)).all()
+    assert (picture_from_array(noise().astype(np.float32) / 255) == noise()).all()
+    assert picture_from_array(np.full((2, 2), np.nan)).max() == 0
+    assert picture_from_array(np.full((2, 2), 1.5)).min() == 255  # overshoot of filters
+    with pytest.raises(ValueError, match="float64 up to 200, expected floats in 0..1"):
+        picture_from_array(np.full((2, 2), 200.0))
+    assert picture_from_pil(Image.fromarray(np.full((2, 2), 9, np.float32))).min() == 255
+    for wrong in (np.zeros((2, 2, 2)), np.zeros((0, 4, 3)), np.zeros(3), np.zeros((4, 4), int)):
+        with pytest.raises(ValueError, match="picture is"):
+            picture_from_array(wrong)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "empty"), (b"hello", "not a picture"), (FILES["a.jpg"][:-300], "truncated"),
+    (FILES["a.tga"][:30], "not a picture"), (None, "not found"),
+])
+def test_unreadable_files_are_named(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s)bad.jpg.*{words}|{words}.*bad.jpg"):
+        read_picture(tmp_path / "bad.jpg")
+
+
+def test_pairs(tmp_path):
+    assert split_pair("a:b") == ("a", "b") and split_pair("a") == ("a", None)
+    assert split_pair("C:\\a.jpg") == ("C:\\a.jpg", None) and split_pair("a:") == ("a", None)
+    assert split_pair("rtsp://a/b") == ("rtsp://a/b", None)
+    assert split_pair("rtsp://a:5/b:c.mp4") == ("rtsp://a:5/b", "c.mp4")
+    assert image_pair("x/b.jpg") == ("x/b.jpg", os.path.join("results", "b.png"))
+    assert image_pair("x/b.jpg:c.png") == ("x/b.jpg", "c.png")
+    assert video_pair("b.avi") == ("b.avi", os.path.join("results", "b.mp4"))
+    assert video_pair("0") == ("0", None) and video_pair("0:c.mp4") == ("0", "c.mp4")
+    with pytest.raises(UserError, match="both input and output"):
+        image_pair("a.png:./a.png")
+
+
+def test_folders(tmp_path):
+    for name in ("b.JPG", "a.png", "a.jpg", "notes.txt", "noending", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub.png").mkdir()
+    pictures, folder, others = find_pictures(f"{tmp_path}:out", (".jpg", ".png"))
+    assert folder == "out" and others == 1
+    assert [(os.path.basename(one.source), one.target, one.image_id) for one in pictures] == [
+        ("a.jpg", os.path.join("out", "a.jpg.png"), 1),
+        ("a.png", os.path.join("out", "a.png.png"), 2),
+        ("b.JPG", os.path.join("out", "b.png"), 3),
+        ("noending", os.path.join("out", "noending.png"), 4)]
+    pictures, folder, _ = find_pictures(str(tmp_path / "*.png"), (".png",))
+    assert len(pictures) == 1 and folder == os.path.join("results", tmp_path.name)
+    for value, words in (("nowhere", "no folder 'nowhere'|no folder '/.*nowhere'"),
+                         (f"{tmp_path}:{tmp_path}", "both"),
+                         ("{}:o".format(tmp_path / "sub.png"), "none of the 0 files")):
+        with pytest.raises(UserError, match=words):
+            find_pictures(value, (".jpg", ".png"))
+
+
+def run(capsys, *flags):
+    code = evaluation.main(["--eval_device=cpu", "--num_workers=0"] + list(flags))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def make_folder(tmp_path, count=5):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(count):
+        cv2.imwrite(str(folder / f"{20 + n:012d}.png"), noise(60 + 7 * n, 80, n))
+    return folder
+
+
+def test_a_folder(weights, tmp_path, capsys):
+    folder, out = make_folder(tmp_path), tmp_path / "out"
+    code, text, err = run(capsys, "--trained_model=" + weights, "--batch_size=2", "--output_json",
+                          f"--images={folder}:{out}", "--crops", "--top_k=3",
+                          "--benchmark")
+    assert code == 0 and err == ""
+    assert "5 of 5 pictures drawn" in text and "15 objects" in text and "drawing" in text
+    for n in range(5):
+        drawn = cv2.imread(str(out / f"{20 + n:012d}.png"))
+        assert drawn.shape == (60 + 7 * n, 80, 3) and (drawn != noise(60 + 7 * n, 80, n)).any()
+    records = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    assert [record["image_id"] for record in records] == sorted([20, 21, 22, 23, 24] * 3)
+    assert {record["category_id"] for record in records} <= set(IDS)
+    assert records[0]["file_name"] == "000000000020.png"
+    crops = sorted(os.listdir(str(out / "crops")))
+    assert 10 < len(crops) <= 15 and crops[0].startswith("000000000020_0")
+    assert not any("/" in name or " " in name for name in crops)
+    assert cv2.imread(str(out / "crops" / crops[0]), cv2.IMREAD_UNCHANGED).shape[2] == 4
+
+
+def test_one_picture_beside_its_json(weights, tmp_path, capsys):
+    folder = make_folder(tmp_path, 1)
+    code, text, _ = run(capsys, "--trained_model=" + weights, "--output_json", "--benchmark",
+                        "--json_masks=polygon", "--top_k=2", "--image={}:{}".format(
+                            folder / "000000000020.png", tmp_path / "o.jpg"))
+    assert code == 0 and "2 objects drawn" in text and "network" in text
+    records = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
+    assert len(records) == 2
+    assert all(isinstance(part, list) for record in records for part in record["segmentation"])
+
+
+def test_display_flags(weights, tmp_path, capsys):
+    folder = make_folder(tmp_path, 1)
+    drawn = {}
+    everything = [f"--display_{what}=False"
+                  for what in ("masks", "bboxes", "text", "scores")]
+    for flags in [[], everything] + [[flag] for flag in everything]:
+        target = tmp_path / "o.png"
+        assert run(capsys, "--trained_model=" + weights, "--image={}:{}".format(
+            folder / "000000000020.png", target), *flags)[0] == 0
+        drawn[tuple(flags)] = cv2.imread(str(target)).tobytes()
+    assert drawn[tuple(everything)] == noise(60, 80, 0).tobytes()
+    assert len(set(drawn.values())) == 6
+
+
+def test_unreadable_files_in_a_folder_are_counted(weights, tmp_path, capsys):
+    folder, out = make_folder(tmp_path), tmp_path / "out"
+    (folder / "000000000022.png").write_bytes(b"broken")
+    (folder / "a.jpg").write_bytes(b"")
+    code, text, err = run(capsys, "--trained_model=" + weights, "--batch_size=2",
+                          f"--images={folder}:{out}")
+    assert code == 1 and "4 of 6 pictures drawn" in text and "2 failed" in text
+    assert len(err.splitlines()) == 2 and "000000000022.png" in err and "a.jpg is an empty" in err
+    assert len(os.listdir(str(out))) == 4
+
+
+def test_a_full_disk_is_counted_and_the_rest_goes_on(weights, tmp_path, capsys):
+    folder, out = make_folder(tmp_path), tmp_path / "out"
+    cv2.imwrite(str(folder / "large.png"), noise(400, 400))
+    with full_disk(60000):
+        code, text, err = run(capsys, "--trained_model=" + weights, "--output_json",
+                              f"--images={folder}:{out}")
+    assert code == 1 and "1 failed" in text and len(err.splitlines()) == 1
+    assert "5 of 6 pictures drawn" in text
+    assert "large.png" in err and "File too large" in err
+    assert sorted(os.listdir(str(out))) == [f"{20 + n:012d}.png" for n in range(5)] + [
+        "predictions.json"]
+
+
+def test_json_that_cannot_be_written(tmp_path):
+    said = []
+    failures = Failures(said.append)
+    written = JsonList(str(tmp_path / "p.json"))
+    with full_disk(1000):
+        for _ in range(3):
+            try:
+                written.extend([{"x": "y" * 700}])
+            except UserError as error:
+                failures.report(error)
+    written.close()
+    assert failures.count == 1 and "p.json" in said[0] and os.listdir(str(tmp_path)) == []
+    empty = JsonList(str(tmp_path / "deep" / "empty.json"))
+    empty.close()
+    assert json.loads((tmp_path / "deep" / "empty.json").read_text()) == []
+
+
+def test_many_failures_are_counted_only():
+    said = []
+    failures = Failures(said.append)
+    for n in range(50):
+        failures.report(UserError(str(n)))
+    assert failures.count == 50 and len(said) == 21 and "only counted" in said[-1]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--image=a.png", "--video=0"], "--image and --video exclude each other"),
+    (["--images=/nonexistent"], "no folder '/nonexistent'"),
+    (["--image=/nonexistent.png"], "/nonexistent.png"),
+    (["--video=/nonexistent.mp4"], "video not found"),
+    (["--video=a.mp4", "--video_multiframe=0"], "--video_multiframe is 0"),
+    (["--image=a.png", "--json_masks=polygons"], "did you mean 'polygon'?"),
+])
+def test_mistakes_are_one_sentence(weights, tmp_path, capsys, flags, words):
+    code, _, err = run(capsys, "--trained_model=" + weights, *flags)
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
+    assert words in err
+
+
+def test_what_cannot_be_written_is_said(weights, tmp_path, capsys):
+    with pytest.raises(UserError, match="does not write .xyz files"):
+        write_picture(str(tmp_path / "a.xyz"), noise())
+    folder = make_folder(tmp_path, 1)
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "--trained_model=" + weights, "--image={}:{}".format(
+        folder / "000000000020.png", tmp_path / "file" / "o.png"))
+    assert code == 2 and "o.png" in err
+
+
+def test_prefetch_keeps_order_and_raises_in_place():
+    def items():
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    seen = []
+    with Prefetch(items()) as ahead:
+        with pytest.raises(OSError, match="gone"):
+            for item in ahead:
+                seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_prefetch_ends_its_thread_and_closes_the_source():
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.append(True)
+
+    before = threading.active_count()
+    with Prefetch(endless(), 2) as ahead:
+        assert next(iter(ahead)) == 0
+    assert closed == [True] and threading.active_count() == before
+
+
+def test_prefetch_drops_what_is_old():
+    ready = threading.Event()
+
+    def camera():
+        for n in range(20):
+            yield n
+        ready.set()
+
+    with Prefetch(camera(), 1, newest_only=True) as ahead:
+        assert ready.wait(10)
+        seen = list(ahead)
+    assert seen[-1] == 19 and len(seen) < 5

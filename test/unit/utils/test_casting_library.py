@@ -1,0 +1,236 @@
+"""PyTorch 1.5 and 1.8, where a library casts: what is cast and when, frozen weights, whole runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.casting_library import Real, library  # noqa: F401 - a fixture
+from layers.fused_ops import library_fused_sgd_problem, without_casts
+from unit.utils.engine.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
+from unit.utils.test_amp import Criterion, Part, Stub
+from utils import amp
+from utils import device as devices
+from utils.amp import LossScale, Precision
+from utils.distributed.processes import Processes
+from utils.distributed.sharing import Sharing, shared_step
+from utils.engine import setup as kernels
+from utils.errors import UserError
+from utils.fused_optimizer import FusedSGD
+from utils.optimizer import FlatSGD
+
+FINE = 1.0001
+"""Becomes 1 in half precision."""
+
+
+def casts(device):
+    """Whether functions cast now."""
+    with torch.no_grad():
+        found = F.linear(torch.full((1, 1), FINE, device=device), torch.ones(1, 1, device=device))
+    return float(found) == 1.0
+
+
+class Watching(Stub):
+    """Notes in its forward and backward pass whether functions cast."""
+
+    def __init__(self):
+        super().__init__()
+        # The real library fails on a CPU's weight that two functions see, as a bias is on 1.5.
+        self.layer = nn.Linear(4, 3, bias=False)
+        self.forward_casts, self.backward_casts = [], []
+
+    def forward(self, images):
+        found = super().forward(images)
+        self.forward_casts.append(casts(images.device))
+        found["out"].register_hook(
+            lambda gradient: self.backward_casts.append(casts(gradient.device)))
+        return found
+
+
+class WatchingCriterion(Criterion):
+    def __init__(self):
+        super().__init__()
+        self.casts = []
+
+    def forward(self, predictions, part, num_positives):
+        self.casts.append(casts(predictions["out"].device))
+        return super().forward(predictions, part, num_positives)
+
+
+def make(device, level, library, sgd=FlatSGD):  # noqa: F811
+    torch.manual_seed(0)
+    network = Watching().to(device)
+    behind = {id(p) for p in amp.batch_norm_parameters(network)}
+    optimizer = sgd(sorted(network.parameters(), key=lambda p: id(p) in behind), momentum=0.9,
+                    weight_decay=0.01)
+    precision = Precision(level, device, torch.float16, level != "O0" and LossScale(device, 1024)
+                          or None, library)
+    precision.prepare(network, optimizer)
+    return network, optimizer, precision
+
+
+def step(network, optimizer, precision, criterion=None, parts=1, seed=0):
+    device = optimizer.flat.device
+    batches = [Part(device, seed + number) for number in range(parts)]
+    losses = shared_step(network, criterion or Criterion(), optimizer, batches, 0.1,
+                         Sharing(Processes(), device, parts), precision=precision)
+    return float(losses["B"])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_casts_in_the_forward_pass_and_nowhere_else(device, library, parts):  # noqa: F811
+    made, criterion = make(device, "O1", library), WatchingCriterion()
+    assert not casts(device)
+    for _ in range(2):
+        step(*made, criterion=criterion, parts=parts)
+        assert not casts(device)
+    with made[2].float32_weights(made[0]):
+        assert not casts(device)
+    assert not casts(device)
+    assert made[0].forward_casts == [library.casts] * 2 * parts
+    assert made[0].backward_casts == criterion.casts == [False] * 2 * parts
+    assert library.calls == [("initialize", "O1", 1.0, None)] + ["drop copies"] * 2 * parts
+    assert library._amp_state.handle.cache == {}
+
+
+def test_an_error_in_the_forward_pass_ends_casts(device, library):  # noqa: F811
+    _, _, precision = make(device, "O1", library)
+    with pytest.raises(RuntimeError):
+        with precision.forward():
+            raise RuntimeError("out of memory")
+    assert not casts(device)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_forward_sees_the_new_weights(device, library, parts):  # noqa: F811
+    """Without `scale_loss` the second step would use the copies of the first."""
+    made, plain = make(device, "O1", library), make(device, "O0", None)
+    for network in (made[0], plain[0]):
+        network.norm = nn.Identity()  # behind which the scale of weights would not show
+    found = [step(*made, parts=parts) for _ in range(4)]
+    assert len({round(value, 3) for value in found}) == 4
+    assert found == pytest.approx([step(*plain, parts=parts) for _ in range(4)], rel=0.02)
+
+
+def test_trial_steps_before_the_training_leave_nothing_behind(device, library):  # noqa: F811
+    """As --batch_size=auto makes them; the library patches the patched functions then."""
+    step(*make(device, "O1", library))
+    made, criterion, plain = make(device, "O1", library), WatchingCriterion(), make(
+        device, "O0", None)
+    found = [step(*made, criterion=criterion) for _ in range(3)]
+    assert made[0].forward_casts == [library.casts] * 3 and criterion.casts == [False] * 3
+    assert found == pytest.approx([step(*plain) for _ in range(3)], rel=0.02)
+    assert not casts(device)
+
+
+def test_deformable_convolution_is_not_cast(device, library):  # noqa: F811
+    _, _, precision = make(device, "O1", library)
+    with precision.forward():
+        with without_casts(device):
+            assert not casts(device)
+        assert casts(device) == library.casts
+    with without_casts(device):
+        assert not casts(device)
+    assert not casts(device)
+
+
+def test_frozen_parameters_keep_their_float32_values(device, library):  # noqa: F811
+    torch.manual_seed(0)
+    network = Stub().to(device)
+    network.layer.weight.requires_grad_(False)
+    values = network.layer.weight.detach().clone()
+    optimizer = FlatSGD([p for p in network.parameters() if p.requires_grad])
+    precision = Precision("O2", device, torch.float16, library=library)
+    precision.prepare(network, optimizer)
+    assert network.layer.weight.dtype == network.layer.bias.dtype == torch.float16
+    assert network.norm.weight.dtype == torch.float32
+    with precision.float32_weights(network):
+        found = network.state_dict()
+        assert torch.equal(found["layer.weight"], values)
+        assert all(value.dtype in (torch.float32, torch.int64) for value in found.values())
+    assert torch.equal(network.layer.weight.detach().float(), values.half().float())
+
+
+# The fused optimiser.
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_the_librarys_fused_optimiser(device, library, level):  # noqa: F811
+    if not library.casts:
+        pytest.skip("its kernels want its own device")
+    if level == "O2" and device.type == "cpu":
+        pytest.skip("no half precision on every CPU")
+    fused = functools.partial(FusedSGD, kernel=library.fused_sgd)
+    made, plain = make(device, level, library, fused), make(device, level, library)
+    assert library.calls[0] == ("initialize", level, 1.0, True)
+    for number in range(5):
+        huge = Criterion()
+        huge.factor = 1e38 if number == 2 else 1.0
+        for each in (made, plain):
+            step(*each, criterion=huge, seed=number)
+            assert bool(each[1].step_finite) == (number != 2) and not casts(device)
+    assert torch.allclose(made[1].flat, plain[1].flat, rtol=1e-6, atol=1e-7)
+
+    again = make(device, level, library, fused)
+    with made[2].float32_weights(made[0]):
+        values = {name: value.clone() for name, value in made[0].state_dict().items()}
+    with again[2].float32_weights(again[0]):
+        again[0].load_state_dict(values)
+    again[1].load_state_dict(made[1].state_dict())
+    for number in range(5, 7):
+        assert step(*made, seed=number) == step(*again, seed=number)
+    assert torch.equal(made[1].flat, again[1].flat)
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_the_trial_of_the_fused_optimiser(device, library, level):  # noqa: F811
+    if device.type != "npu" or not isinstance(library, Real):
+        pytest.skip("its kernels want their own device")
+    assert library_fused_sgd_problem(device, level) == ""
+
+
+def test_a_fused_optimiser_wants_a_level_and_a_device(monkeypatch):
+    monkeypatch.setattr(kernels, "has_autocast", lambda: False)
+    npu = Namespace(type="npu", index=0)
+    with pytest.raises(UserError, match="works at --opt_level O1 and O2 only; leave it out"):
+        kernels.choose_sgd(True, "sgd", npu, "O0")
+    with pytest.raises(UserError, match="this device is cpu; leave it out"):
+        kernels.choose_sgd(True, "sgd", torch.device("cpu"), "O1")
+    monkeypatch.setattr(kernels, "library_fused_sgd_problem", lambda device, level: "")
+    assert kernels.choose_sgd(True, "sgd", npu, "O1").func is FusedSGD
+
+
+# Whole runs.
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_a_resumed_run_is_the_undisturbed_one(shapes, tmp_path, request, capsys,  # noqa: F811
+                                              monkeypatch, device, library, level):  # noqa: F811
+    if device.type == "cpu" and (level == "O2" or not library.casts):
+        pytest.skip("half precision is refused on the CPU of PyTorch 1.x")
+    if device.type == "cpu":
+        monkeypatch.setattr(amp, "half_type_problem", lambda device, dtype: "")
+    ends = {}
+    for way in ("library", "own") if devices.has_autocast() and library.casts else ("library",):
+        with monkeypatch.context() as patch:
+            if way == "library":
+                patch.setattr(amp, "has_autocast", lambda: False)
+                patch.setattr(amp, "casting_library", lambda device: library)
+            folder = tmp_path / way
+            flags = ["--opt_level=" + level, "--amp_dtype=auto", "--validation_epoch=1"]
+            assert run_train(shapes, folder, request, *flags) == 0
+            last = folder / "yolact_shapes_1_6"
+            ends[way] = torch.load(str(last) + ".pth")
+            for end in (".pth", ".state"):
+                os.unlink(str(last) + end)
+            assert run_train(shapes, folder, request, *flags, "--resume=latest") == 0
+            assert "Resumed" in capsys.readouterr().out
+            again = torch.load(str(last) + ".pth")
+        assert all(torch.equal(ends[way][name], again[name]) for name in again)
+    assert all(bool(torch.isfinite(value.float()).all()) for value in again.values())
+    if isinstance(library, Real) and len(ends) == 2:
+        assert all(torch.equal(ends["library"][name], ends["own"][name]) for name in again)

@@ -1,0 +1,129 @@
+"""Flags, their errors and exit codes."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.cli import ArgumentParser, add_switch, run_main, str2bool
+from utils.errors import UserError
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(prog="train.py")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lr", "--learning_rate", type=float, dest="lr")
+    parser.add_argument("--start_iter", type=int, default=-1)
+    parser.add_argument("--nms", choices=["fast", "cross_class", "traditional"], default="fast")
+    add_switch(parser, "--cuda", default=True)
+    add_switch(parser, "--no_log", default=False)
+    return parser
+
+
+def error_of(parser, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(argv)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+@pytest.mark.parametrize("text, value", [
+    ("True", True), ("true", True), ("1", True), ("yes", True), ("on", True), (" TRUE ", True),
+    ("False", False), ("false", False), ("0", False), ("no", False), ("off", False)])
+def test_str2bool_reads_the_usual_words(text, value):
+    assert str2bool(text) is value
+
+
+@pytest.mark.parametrize("text", ["", "maybe", "2", "None"])
+def test_str2bool_refuses_other_words(text):
+    with pytest.raises(ValueError, match="expected True or False"):
+        str2bool(text)
+
+
+@pytest.mark.parametrize("argv, cuda, no_log", [
+    ([], True, False),
+    (["--cuda=False", "--no_log=True"], False, True),
+    (["--cuda", "False", "--no_log"], False, True),
+    (["--no_log", "--cuda=0"], False, True)])
+def test_switches_accept_all_spellings(parser, argv, cuda, no_log):
+    args = parser.parse_args(argv)
+    assert (args.cuda, args.no_log) == (cuda, no_log)
+
+
+def test_equals_sign_and_space_are_the_same(parser):
+    assert parser.parse_args(["--batch_size=4", "--learning_rate=1e-3"]) == parser.parse_args(
+        ["--batch_size", "4", "--lr", "1e-3"])
+    assert parser.parse_args(["--start_iter", "-1"]).start_iter == -1
+
+
+def test_unknown_flag_names_the_nearest(parser, capsys):
+    message = "error: unknown flag --bach_size; did you mean --batch_size?\n"
+    assert error_of(parser, ["--bach_size=4"], capsys) == message
+    assert error_of(parser, ["--bach_size", "4"], capsys) == message
+
+
+def test_unknown_flag_unlike_any_points_to_help(parser, capsys):
+    assert error_of(parser, ["--xyzzy"], capsys) == (
+        "error: unknown flag --xyzzy; --help lists the known ones\n")
+
+
+def test_flags_cannot_be_abbreviated(parser, capsys):
+    assert "unknown flag --batch; did you mean --batch_size?" in error_of(
+        parser, ["--batch=4"], capsys)
+
+
+def test_stray_word_is_named(parser, capsys):
+    assert "unexpected argument 'coco'" in error_of(parser, ["coco"], capsys)
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--batch_size=many"], "--batch_size is 'many', expected a whole number"),
+    (["--batch_size", "1.5"], "--batch_size is '1.5', expected a whole number"),
+    (["--lr=fast"], "--learning_rate is 'fast', expected a number"),
+    (["--cuda=maybe"], "--cuda is 'maybe', expected True or False"),
+    (["--nms=fats"], "--nms is 'fats', expected one of fast, cross_class, traditional; "
+                     "did you mean 'fast'?")])
+def test_wrong_value_names_flag_value_and_what_was_expected(parser, argv, sentence, capsys):
+    assert error_of(parser, argv, capsys) == f"error: {sentence}\n"
+
+
+def test_missing_value_names_the_flag(parser, capsys):
+    assert "--batch_size" in error_of(parser, ["--batch_size"], capsys)
+
+
+@pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (1, 1)])
+def test_run_main_returns_the_code(result, code):
+    assert run_main(lambda argv: result, []) == code
+
+
+def test_run_main_passes_arguments_on():
+    seen = []
+    run_main(lambda argv: seen.extend(argv) or 0, ("--a", "b"))
+    assert seen == ["--a", "b"]
+
+
+def test_run_main_turns_a_user_error_into_one_sentence(capsys):
+    def main(argv):
+        raise UserError("no such folder '/data/coco'")
+
+    assert run_main(main, []) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: no such folder '/data/coco'\n"
+    assert captured.out == ""
+
+
+def test_run_main_reports_an_interrupt():
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert run_main(main, []) == 130
+
+
+def test_run_main_leaves_defects_their_traceback():
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_main(main, [])

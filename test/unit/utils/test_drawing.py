@@ -1,0 +1,117 @@
+"""Pictures: colours, plates inside the picture, masks blended, inputs checked and left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils import drawing
+from utils.drawing import class_color, draw_instances, side_by_side
+
+GREY = 90
+
+
+def picture(height=120, width=160):
+    return np.full((height, width, 3), GREY, np.uint8)
+
+
+def mask(top, bottom, left, right, height=120, width=160):
+    result = np.zeros((1, height, width), bool)
+    result[0, top:bottom, left:right] = True
+    return result
+
+
+def test_colors_differ_between_classes_and_follow_the_name():
+    names = [f"class{i}" for i in range(80)]
+    colors = np.array([class_color(name, names) for name in names], float)
+    apart = np.linalg.norm(colors[:, None] - colors[None], axis=2)
+    np.fill_diagonal(apart, 999)
+    assert apart.min() > 8
+    assert apart[:8, :8].min() > 90
+    assert class_color("dog") == class_color("dog")
+    assert class_color("dog") != class_color("cat")
+
+
+def test_mask_is_blended_and_the_rest_untouched():
+    image = picture()
+    region = mask(40, 80, 50, 100)
+    result = draw_instances(image, np.array([[50, 40, 100, 80]]), region, [""])
+    assert (image == GREY).all()
+    color = np.array(class_color(""))
+    expected = GREY * (1 - drawing.MASK_OPACITY) + color * drawing.MASK_OPACITY
+    assert np.abs(result[60, 75] - expected).max() <= 1
+    assert np.abs(result[60, 50].astype(int) - color).max() < 80
+    assert (result[:36] == GREY).all() and (result[:, 110:] == GREY).all()
+
+
+def test_labels_stay_inside_wherever_the_box_is():
+    style = drawing._style(picture())
+    for box in ([-20, -20, 5, 5], [150, 110, 200, 150], [0, 0, 160, 120], [158, 1, 160, 3]):
+        for text in ("circle 0.98", "a very long class name that cannot fit in this picture 0.55"):
+            plate = drawing._place(picture(), np.array(box, float), text, style, [])
+            assert 0 <= plate.left < plate.right <= 160
+            assert 0 <= plate.top < plate.bottom <= 120
+            result = draw_instances(picture(), np.array([box]), None, [text])
+            assert (result != GREY).any(axis=2).sum() > 100
+
+
+def test_labels_avoid_each_other():
+    style = drawing._style(picture())
+    placed = []
+    for _ in range(4):
+        plate = drawing._place(picture(), np.array([40, 40, 110, 80.0]), "star 0.90", style, placed)
+        assert all(plate.overlap(other) == 0 for other in placed)
+        placed.append(plate)
+
+
+def test_text_contrasts_with_its_plate():
+    for name in ("circle", "square", "triangle", "star", "person", "tie"):
+        result = draw_instances(picture(), np.array([[30, 50, 140, 110]]), None, [name])
+        plate = drawing._place(picture(), np.array([30, 50, 140, 110.0]), name,
+                               drawing._style(picture()), [])
+        luma = result[plate.top:plate.bottom, plate.left:plate.right] @ [0.114, 0.587, 0.299]
+        assert np.ptp(luma) > 90
+
+
+def test_box_edges_are_where_they_belong():
+    result = draw_instances(picture(), np.array([[30, 50, 140, 110]]), None, [""])
+    changed = (result != GREY).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert abs(rows.min() - 49.5) <= 2 and abs(rows.max() - 109.5) <= 2
+    assert abs(columns.min() - 29.5) <= 2 and abs(columns.max() - 139.5) <= 2
+    whole = draw_instances(picture(), np.array([[-50, -50, 999, 999]]), None, [""])
+    for edge in (whole[0], whole[-1], whole[:, 0], whole[:, -1]):
+        assert (edge != GREY).any(axis=1).all()
+
+
+def test_nothing_to_draw():
+    image = picture()
+    for masks in (None, np.zeros((0, 120, 160), bool)):
+        assert np.array_equal(draw_instances(image, np.zeros((0, 4)), masks, []), image)
+    empty = draw_instances(image, np.array([[5, 5, 5, 5]]), np.zeros((1, 120, 160), bool), ["x"],
+                           [0.5])
+    assert empty.shape == image.shape
+
+
+def test_what_does_not_fit_together_is_refused():
+    image, box = picture(), np.array([[1, 1, 9, 9]])
+    with pytest.raises(ValueError, match="2 labels"):
+        draw_instances(image, box, None, ["a", "b"])
+    with pytest.raises(ValueError, match="0 scores"):
+        draw_instances(image, box, None, ["a"], [])
+    with pytest.raises(ValueError, match="masks are"):
+        draw_instances(image, box, np.zeros((1, 9, 9), bool), ["a"])
+    with pytest.raises(ValueError, match="uint8"):
+        draw_instances(image.astype(float), box, None, ["a"])
+
+
+def test_side_by_side():
+    first, second = picture(100, 80), np.full((60, 200, 3), 200, np.uint8)
+    both = side_by_side([first, second], ["ground truth", "a title too long for such a picture"])
+    assert both.dtype == np.uint8 and both.shape[0] > 100 and both.shape[1] > 280
+    assert (both == GREY).all(axis=2).sum() >= 100 * 80
+    assert (both == 200).all(axis=2).sum() >= 60 * 200
+    with pytest.raises(ValueError, match="1 pictures and 2 titles"):
+        side_by_side([first], ["a", "b"])
+    with pytest.raises(ValueError):
+        side_by_side([], [])

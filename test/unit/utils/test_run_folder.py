@@ -1,0 +1,166 @@
+"""The run folder's own rules: names, ownership, weights."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from utils import run_folder
+from utils.checkpoint import Origin, load_for_inference, write_pair
+from utils.errors import UserError
+from utils.run_folder import (
+    CONFIG,
+    FORMAT,
+    RunFolder,
+    best_row,
+    check_name,
+    create_run_folder,
+    find_run_folder,
+    launch_id,
+    open_run_folder,
+    restarted_folder,
+    resumed_folder,
+)
+
+
+def make(project, name, run_id="a"):
+    folder = create_run_folder(str(project), name, run_id)
+    folder.write(CONFIG, {"format": FORMAT, "id": run_id})
+    return folder
+
+
+def test_names_that_are_taken_get_numbers(tmp_path):
+    paths = [make(tmp_path / "runs", "x").path for _ in range(3)]
+    assert [os.path.basename(path) for path in paths] == ["x", "x-2", "x-3"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", " x", "x\n", "\\x"])
+def test_a_name_is_that_of_a_folder(name):
+    with pytest.raises(UserError, match="--project"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["x", "yolact_base-2", "\u732b", "a b", ".hidden"])
+def test_usual_names_are_fine(name):
+    assert check_name(name) == name
+
+
+def test_a_project_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="--project is '.*', which is a file"):
+        create_run_folder(str(tmp_path / "runs"), "x", "a")
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder(tmp_path):
+    first, second = make(tmp_path, "x", "a"), make(tmp_path, "x", "b")
+    assert resumed_folder(str(tmp_path), second.origin).path == second.path
+    assert resumed_folder(str(tmp_path), first.origin).path == first.path
+    assert resumed_folder(str(tmp_path), None) is None
+    moved = dict(second.origin, path="/elsewhere/x-2")
+    assert resumed_folder(str(tmp_path), moved).path == second.path
+
+
+def test_a_folder_of_another_run_with_that_name_is_left_alone(tmp_path):
+    make(tmp_path, "x", "other")
+    assert resumed_folder(str(tmp_path), {"path": "runs/x", "id": "mine"}) is None
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path):
+    folder = resumed_folder(str(tmp_path / "runs"), {"path": "runs/x-2", "id": "mine"})
+    assert (os.path.basename(folder.path), folder.run_id) == ("x-2", "mine")
+    assert os.path.isdir(folder.path)
+
+
+def test_an_attempt_finds_the_folder_of_the_attempt_before(tmp_path):
+    environ = {"LAUNCH_TIME": "170", "MASTER_PORT": "29", "TORCHELASTIC_RESTART_COUNT": "1"}
+    make(tmp_path, "x", "other")
+    assert restarted_folder(str(tmp_path), "x", environ) is None
+    mine = make(tmp_path, "x", launch_id(environ))
+    assert restarted_folder(str(tmp_path), "x", environ).path == mine.path
+    environ["TORCHELASTIC_RESTART_COUNT"] = "0"
+    assert restarted_folder(str(tmp_path), "x", environ) is None
+    assert launch_id({}) != launch_id({"LAUNCH_TIME": "170"})
+
+
+def pair(path, value):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_pair(path, {"w": torch.full((2,), float(value))}, {
+        "iteration": value, "config": {"name": "x"}, "class_names": ["a"]})
+    return path
+
+
+def read(path):
+    stored = load_for_inference(path)
+    return float(stored.weights.tensors["w"][0]), stored.origin.iteration
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_kept_weights_survive_their_source(tmp_path, monkeypatch, links):
+    if not links:
+        def refuse(source, target):
+            raise OSError(1, "no links here")
+        monkeypatch.setattr(run_folder.os, "link", refuse)
+    folder = make(tmp_path, "x")
+    for value in (1, 2):
+        source = pair(str(tmp_path / "weights" / f"c_0_{value}.pth"), value)
+        folder.keep_weights(source, "last")
+        folder.keep_weights(source, "last")  # the same again
+        assert os.path.samefile(source, folder.weights("last")) == links
+        os.unlink(source)
+    assert read(folder.weights("last")) == (2.0, 2)
+    assert sorted(os.listdir(folder.file("weights"))) == ["last.pth", "last.state"]
+
+
+def test_weights_never_stand_beside_the_state_of_others(tmp_path, monkeypatch):
+    """Killed between any two operations on files, the pair is whole or has no state."""
+    folder = make(tmp_path, "x")
+    folder.keep_weights(pair(str(tmp_path / "a.pth"), 1), "best")
+    new = pair(str(tmp_path / "b.pth"), 2)
+    real = os.replace
+    seen = []
+
+    def observe(source, target):
+        real(source, target)
+        if target.endswith(".pth"):
+            seen.append(os.path.exists(folder.weights("best")[:-4] + ".state"))
+
+    monkeypatch.setattr(run_folder.os, "replace", observe)
+    folder.keep_weights(new, "best")
+    assert seen == [False]
+    assert read(folder.weights("best")) == (2.0, 2)
+
+
+def test_weights_belong_to_the_folder_they_lie_in_or_come_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make("runs", "x", "a")
+    inside, outside = pair(folder.weights("best"), 1), pair(str(tmp_path / "w" / "c_0_1.pth"), 1)
+    assert find_run_folder(inside, None).run_id == "a"
+    assert find_run_folder(outside, Origin(1, "runs/x", "a")).path == "runs/x"
+    assert find_run_folder(outside, Origin(1, "runs/x", "b")) is None
+    assert find_run_folder(outside, Origin(1, "gone", "a")) is None
+    assert find_run_folder(outside, Origin(1)) is None
+    assert find_run_folder(outside, None) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 99, "id": "a"}', '{"format": 1}'])
+def test_other_folders_are_no_run_folders(tmp_path, content):
+    assert open_run_folder(str(tmp_path)) is None
+    (tmp_path / CONFIG).write_text(content)
+    assert open_run_folder(str(tmp_path)) is None
+
+
+def test_best_row_is_the_first_of_equal_ones():
+    rows = [{"iteration": "1", "mask_mAP": ""}, {"iteration": "2", "mask_mAP": "3.5"},
+            {"iteration": "3", "mask_mAP": "3.50"}, {"iteration": "4", "mask_mAP": "1"}]
+    assert best_row(rows)["iteration"] == "2"
+    assert best_row(rows[:1]) is None and best_row([]) is None
+
+
+def test_sessions_add_up(tmp_path):
+    folder = RunFolder(str(tmp_path), "a")
+    folder.add_session({"command": "one \u732b"})
+    folder.add_session({"command": "two"})
+    assert [session["command"] for session in folder.read("environment.json")["sessions"]] == [
+        "one \u732b", "two"]

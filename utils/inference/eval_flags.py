@@ -1,0 +1,157 @@
+"""Command line of eval.py: the flags of the existing Ascend port under the same names."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Sequence
+
+from utils.cli import ArgumentParser, add_switch
+from utils.errors import UserError
+
+RETIRED = {
+    "--display": "pictures go to files: --image=IN:OUT, --images=FOLDER:OUT, --video=IN:OUT",
+    "--ap_data_file": "scores come from COCO's own evaluation: --output_coco_json",
+    "--resume": "scores come from COCO's own evaluation, which has nothing to resume",
+    "--output_web_json": "results are written in COCO's format: --output_coco_json",
+    "--web_det_path": "results are written in COCO's format: --output_coco_json",
+    "--display_lincomb": "the viewer of prototypes was not carried over",
+    "--mask_proto_debug": "the viewer of prototypes was not carried over",
+    "--emulate_playback": "videos go to files at their own speed: --video=IN:OUT",
+}
+"""Flags of the original that have no meaning here, and what to use instead."""
+
+
+class _Retired(argparse.Action):
+    """Says what replaced a flag; silence would let a script believe that it worked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: Any = None) -> None:
+        parser.error(f"{option_string} does not exist here: {self.const}")
+
+
+def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; a number out of its range is a `UserError`."""
+    args = eval_parser().parse_args(argv)
+    for flag, smallest in (("batch_size", 1), ("num_workers", 0), ("top_k", 1),
+                           ("max_num_detections", 1), ("video_multiframe", 1), ("seed", 0)):
+        value = getattr(args, flag)
+        if value is not None and value < smallest:
+            raise UserError(f"--{flag} is {value}, expected at least {smallest}")
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError(f"--score_threshold is {args.score_threshold:g}, expected 0 to 1: scores "
+                        "are fractions, not per cent")
+    return args
+
+
+def eval_parser() -> ArgumentParser:
+    """Parser of eval.py."""
+    parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
+                            "dataset, or draw what they find in an image.")
+    _add_weights(parser)
+    _add_data(parser)
+    _add_pictures(parser)
+    _add_detection(parser)
+    _add_output(parser)
+    _add_device(parser)
+    for flag, instead in RETIRED.items():
+        parser.add_argument(flag, action=_Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_weights(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("weights")
+    group.add_argument("--trained_model", default="latest", metavar="FILE|latest|interrupt",
+                       help="weights; configuration and class names come from the .state beside it")
+    group.add_argument("--save_folder", default="weights/",
+                       help="where latest and interrupt are looked for")
+    group.add_argument("--config", default=None,
+                       help="recipe; default: that of the .state file, or of the file's name")
+
+
+def _add_data(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--val_data", "--data", "--data_path", default=None,
+                       metavar="FOLDER|YAML",
+                       help="root of the dataset, e.g. with val2017/ and annotations/; or a file "
+                            "that names images and annotations (docs/data.md)")
+    group.add_argument("--dataset", default=None,
+                       help="layout below --val_data; default: the configuration's")
+    group.add_argument("--valid_images", default=None, metavar="FOLDER",
+                       help="images, where they do not lie in a known layout")
+    group.add_argument("--valid_info", default=None, metavar="JSON",
+                       help="COCO annotations of --valid_images")
+    add_switch(group, "--map_classes", help="where network and dataset have different classes, "
+                      "score those that share a name")
+    group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
+    group.add_argument("--num_workers", type=int, default=2,
+                       help="processes that read images; 0 reads in the main process")
+    group.add_argument("--batch_size", type=int, default=4, help="images that pass together")
+    add_switch(group, "--shuffle", help="take the images in random order")
+    group.add_argument("--seed", type=int, default=None, help="of --shuffle")
+
+
+def _add_pictures(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures, instead of scoring a dataset")
+    group.add_argument("--image", default=None, metavar="IN[:OUT]",
+                       help="draw what is found in one picture; default output: results/IN.png")
+    group.add_argument("--images", default=None, metavar="FOLDER[:OUT]",
+                       help="the same for a folder, or for a pattern such as 'in/*.jpg'")
+    group.add_argument("--video", default=None, metavar="IN[:OUT]",
+                       help="the same for a video or the number of a camera, e.g. in.mp4:out.mp4, "
+                       "0:out.mp4; a camera without output is shown in a window")
+    group.add_argument("--video_multiframe", type=int, default=1,
+                       help="frames of a video that pass together")
+    group.add_argument("--top_k", type=int, default=5, help="objects shown per picture, best first")
+    for flag, what in (("masks", "masks"), ("bboxes", "boxes"), ("text", "class names"),
+                       ("scores", "scores behind the class names")):
+        add_switch(group, "--display_" + flag, default=True, help="draw " + what)
+    add_switch(group, "--display_fps", help="write the speed onto the frames of a video")
+    add_switch(group, "--output_json", help="write what is shown in COCO's result format, too")
+    group.add_argument("--json_masks", choices=("rle", "polygon"), default="rle",
+                       help="masks in it: exact run lengths, or outlines")
+    add_switch(group, "--crops", help="cut each object out, with a transparent background")
+
+
+def _add_detection(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("detection")
+    add_switch(group, "--fast_nms", default=True,
+                      help="False suppresses one by one, on the host")
+    add_switch(group, "--cross_class_nms", help="suppress over all classes together")
+    group.add_argument("--score_threshold", type=float, default=0.0,
+                       help="leave out detections up to this score")
+    group.add_argument("--max_num_detections", type=int, default=None,
+                       help="detections per image; default: the configuration's, 100")
+    add_switch(group, "--no_crop", help="do not cut objects off outside their rectangles")
+
+
+def _add_output(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    add_switch(group, "--output_coco_json", help="write result files for COCO's server")
+    add_switch(group, "--detect", help="do not score: with --output_coco_json, only write them")
+    add_switch(group, "--no_sort", help="images always keep the order of the annotation file; "
+                      "accepted for the original's scripts")
+    group.add_argument("--bbox_det_file", default="results/bbox_detections.json", metavar="JSON")
+    group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
+    group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
+                       help="average precision of each class; '' writes none")
+    group.add_argument("--run_folder", default="auto", metavar="auto|none|FOLDER",
+                       help="run folder that gets scores, confusion matrix, pictures and report; "
+                            "auto: that of the training that made the weights, if it is there")
+    add_switch(group, "--no_bar", help="show no progress, also on a terminal")
+    add_switch(group, "--benchmark", help="time each stage of the evaluation")
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--eval_device", "--node_device", default="auto",
+                       help="auto, npu, cuda or cpu")
+    group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
+    add_switch(group, "--cuda", default=True,
+                      help="False is the original's spelling of --eval_device=cpu")
+
+
+def nms_kind(args: argparse.Namespace) -> str:
+    """Which suppression the flags ask for, as `layers.detection.Detect` names it."""
+    if not args.fast_nms:
+        return "traditional"
+    return "cross_class" if args.cross_class_nms else "fast"

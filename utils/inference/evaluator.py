@@ -1,0 +1,318 @@
+"""Official COCO scores of detections and masks, and the result files that COCO's server takes.
+
+The matching and the numbers are pycocotools' own; here are the bookkeeping around it, the cases it
+cannot deal with (nothing detected, ground truth without areas) and the tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+from typing import (
+    Any,
+    BinaryIO,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+import numpy as np
+import pycocotools.mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from utils.errors import UserError
+from utils.files import write_whole
+from utils.inference.results import STATISTICS, ClassScore, CocoResults, Scores
+
+Rle = Dict[str, Any]
+"""`{"size": [h, w], "counts": str}`, compressed run lengths."""
+
+_BOX_DECIMALS = 3
+_SCORE_DIGITS = 6
+
+
+class ScoredImage(NamedTuple):
+    """An image's detections and its ground truth."""
+
+    image_id: int
+    detections: List[Dict[str, Any]]
+    """`category_id`, `score`, `mask_score`, `bbox` (x y w h, pixels), `segmentation` (run lengths).
+    """
+    objects: List[Dict[str, Any]]
+    """Annotations with at least `category_id`, `bbox`, `segmentation` (run lengths), `iscrowd`."""
+
+
+class CocoEvaluator:
+    """Collect the detections of images, then score them.
+
+    Only images that were added take part, with or without detections. What is scored are the
+    rounded values that `write_json` writes, so the official tools find the same numbers.
+
+    Args:
+        annotations: path of the COCO file, or pycocotools' COCO object (left unchanged).
+        category_ids: COCO category id of each class, by 0-based class index; None for a class that
+            the dataset does not have, whose detections are left out.
+        image_sizes: width and height by image id, for files that leave them out.
+    """
+
+    def __init__(self, annotations: Union[str, COCO], category_ids: Sequence[Optional[int]],
+                 image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
+        self._source = annotations
+        self._image_sizes = image_sizes or {}
+        self.category_ids = [None if number is None else int(number) for number in category_ids]
+        self._detections: Dict[int, List[Dict[str, Any]]] = {}
+        self._truth: Optional[COCO] = None
+
+    @classmethod
+    def for_dataset(cls, dataset: Any, category_ids: Sequence[Optional[int]]) -> CocoEvaluator:
+        """An evaluator on the annotation file of a `data.coco.CocoDataset`."""
+        sizes = {int(image_id): dataset.image_info(n)[1:]
+                 for n, image_id in enumerate(dataset.image_ids)}
+        return cls(dataset.annotation_file, category_ids, sizes)
+
+    def __len__(self) -> int:
+        """Number of images added."""
+        return len(self._detections)
+
+    def add(self, image_id: int, boxes_px: np.ndarray, masks_rle: Sequence[Rle],
+            classes: Sequence[int], scores: Sequence[float],
+            mask_scores: Optional[Sequence[float]] = None) -> None:
+        """Add the n detections of one image; n may be 0.
+
+        Args:
+            image_id: COCO image id; each image can be added once.
+            boxes_px: `[n, 4]` x1 y1 x2 y2 in pixels.
+            masks_rle: n run lengths at the image's size.
+            classes: `[n]`, 0-based.
+            scores: `[n]`, in [0, 1].
+            mask_scores: `[n]`, what the masks are ranked by, where it differs from the boxes'.
+        """
+        image_id = int(image_id)
+        if image_id in self._detections:
+            raise ValueError(f"image {image_id} was added before")
+        boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
+        if mask_scores is None:
+            mask_scores = scores
+        if not (len(boxes) == len(masks_rle) == len(classes) == len(scores) == len(mask_scores)):
+            raise ValueError(f"image {image_id}: {len(boxes)} boxes, {len(masks_rle)} masks, "
+                             f"{len(classes)} classes, {len(scores)} and {len(mask_scores)} scores")
+        corners = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+        self._detections[image_id] = [
+            {"category_id": self.category_ids[int(index)], "score": _round_score(score),
+             "mask_score": _round_score(mask_score),
+             "bbox": [round(side, _BOX_DECIMALS) for side in corner],
+             "segmentation": {"size": [int(side) for side in rle["size"]],
+                              "counts": rle["counts"]}}
+            for corner, rle, index, score, mask_score in zip(
+                corners.tolist(), masks_rle, classes, scores, mask_scores)
+            if self.category_ids[int(index)] is not None]
+
+    def state(self) -> List[Any]:
+        """What was added, as plain lists, for `merge` in another process."""
+        return [[image_id, found] for image_id, found in self._detections.items()]
+
+    def merge(self, state: Iterable[Any]) -> None:
+        """Add another evaluator's `state()`; images that are known already are skipped."""
+        for image_id, found in state:
+            self._detections.setdefault(int(image_id), found)
+
+    def images(self) -> List[ScoredImage]:
+        """What was added, image by image, beside the ground truth; not to be changed."""
+        truth = self._ground_truth()
+        return [ScoredImage(image_id, found, truth.imgToAnns.get(image_id, []))
+                for image_id, found in self._detections.items()]
+
+    @property
+    def category_names(self) -> Dict[int, str]:
+        """Names of the annotation file's categories by id, in the order of the ids."""
+        known = self._ground_truth().cats
+        return {number: known[number]["name"] for number in sorted(known)}
+
+    @property
+    def has_ground_truth(self) -> bool:
+        """Whether the file has annotations to score against (test-dev's has none)."""
+        return "annotations" in self._ground_truth().dataset
+
+    def evaluate(self) -> CocoResults:
+        """Score everything added so far.
+
+        Raises:
+            UserError: the file is not COCO's, has no ground truth, or does not know an image or a
+                category that was added.
+        """
+        truth = self._ground_truth()
+        if not self.has_ground_truth:
+            raise UserError(f"{self._name()} has no 'annotations', so nothing can be scored; write "
+                            "result files with --output_coco_json instead")
+        unknown = [number for number in self._detections if number not in truth.imgs]
+        if unknown:
+            raise UserError(f"image id {unknown[0]} is not in {self._name()}")
+        notes = []
+        if not any(self._detections.values()):
+            notes.append(f"Nothing was detected in {len(self)} images, so every score is 0; is the "
+                         "network trained, and --score_threshold not too high?")
+        return CocoResults(box=self._score(truth, "bbox"), mask=self._score(truth, "segm"),
+                           num_images=len(self), notes=notes)
+
+    def write_json(self, bbox_path: str, mask_path: str) -> None:
+        """Write two files in COCO's result format, each whole or not at all."""
+        for path, kind in ((bbox_path, "bbox"), (mask_path, "segmentation")):
+            write_whole(path, functools.partial(self._write_kind, kind))
+
+    def _write_kind(self, kind: str, stream: BinaryIO) -> None:
+        stream.write(b"[")
+        separator = b""
+        for record in self._records(kind):
+            stream.write(separator + json.dumps(record, separators=(",", ":")).encode("ascii"))
+            separator = b",\n"
+        stream.write(b"]\n")
+
+    def _records(self, kind: str) -> Iterable[Dict[str, Any]]:
+        score = "score" if kind == "bbox" else "mask_score"
+        for image_id, found in self._detections.items():
+            for detection in found:
+                yield {"image_id": image_id, "category_id": detection["category_id"],
+                       kind: detection[kind], "score": detection[score]}
+
+    def _name(self) -> str:
+        return self._source if isinstance(self._source, str) else "the annotation file"
+
+    def _ground_truth(self) -> COCO:
+        if self._truth is None:
+            source = self._source
+            self._truth = _complete(_load(source) if isinstance(source, str) else source,
+                                    self._image_sizes)
+            known = self._truth.cats
+            missing = [number for number in self.category_ids
+                       if number is not None and number not in known]
+            if missing:
+                raise UserError("{} has no category with id {}; it has {}".format(
+                    self._name(), missing[0], ", ".join(str(number) for number in sorted(known))))
+        return self._truth
+
+    def _score(self, truth: COCO, iou_type: str) -> Scores:
+        counts = self._count_objects(truth)
+        records = list(self._records("bbox" if iou_type == "bbox" else "segmentation"))
+        if not records:
+            return _all_zero(truth, counts)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, truth.loadRes(records), iou_type)
+            evaluation.params.imgIds = sorted(self._detections)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # [threshold, recall, class, area range, detections per image]; -1 where no ground truth is.
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        return Scores(
+            statistics=dict(zip(STATISTICS, (_present(value) for value in evaluation.stats))),
+            per_threshold=[_mean(values) for values in precision],
+            per_class=[ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
+                                  _mean(precision[:, :, k]), _mean(precision[0, :, k]))
+                       for k, number in enumerate(evaluation.params.catIds)])
+
+    def _count_objects(self, truth: COCO) -> Dict[int, int]:
+        """Objects of each category, crowds not counted, in the images that were added."""
+        counts: Dict[int, int] = {}
+        for annotation in truth.dataset["annotations"]:
+            if annotation["image_id"] in self._detections and not annotation["iscrowd"]:
+                number = annotation["category_id"]
+                counts[number] = counts.get(number, 0) + 1
+        return counts
+
+
+def _round_score(score: float) -> float:
+    """Significant digits, not decimals: small scores keep their order."""
+    return float("{:.{}g}".format(float(score), _SCORE_DIGITS))
+
+
+def _mean(precision: np.ndarray) -> Optional[float]:
+    """Mean without the entries that have no ground truth (-1); None if nothing is left."""
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _present(value: float) -> Optional[float]:
+    return None if value < 0 else float(value)
+
+
+def _all_zero(truth: COCO, counts: Dict[int, int]) -> Scores:
+    """Scores of no detections, which pycocotools refuses to load."""
+    classes = [ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
+                          *((0.0, 0.0) if number in counts else (None, None)))
+               for number in sorted(truth.cats)]
+    return Scores({name: 0.0 for name in STATISTICS}, [0.0] * 10, classes)
+
+
+def _load(path: str) -> COCO:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(path)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"cannot read {path} as a COCO annotation file: "
+                        f"{error or type(error).__name__}") from error
+
+
+def _complete(source: COCO, image_sizes: Mapping[int, Tuple[int, int]]) -> COCO:
+    """A copy of the ground truth with every key that COCOeval reads.
+
+    Area, crowd flag, box and id may be missing in annotations that people made themselves, and an
+    annotation with id 0 would never count as found (COCOeval takes 0 for "no match"). Outlines
+    become run lengths; an annotation without a usable outline is left out.
+    """
+    completed = COCO()
+    completed.dataset = dict(source.dataset)
+    sizes = {number: image_sizes.get(number) or (image.get("width"), image.get("height"))
+             for number, image in source.imgs.items()}
+    completed.dataset["images"] = [
+        dict(image, width=sizes[number][0], height=sizes[number][1])
+        for number, image in source.imgs.items()]
+    if "annotations" in source.dataset:
+        annotations = [_complete_annotation(annotation, sizes.get(annotation["image_id"]))
+                       for annotation in source.dataset["annotations"]]
+        kept = [annotation for annotation in annotations if annotation is not None]
+        if any(annotation.get("id", 0) == 0 for annotation in kept):
+            for number, annotation in enumerate(kept):
+                annotation["id"] = number + 1
+        completed.dataset["annotations"] = kept
+    with contextlib.redirect_stdout(io.StringIO()):
+        completed.createIndex()
+    return completed
+
+
+def _complete_annotation(annotation: Dict[str, Any],
+                         size: Optional[Tuple[int, int]]) -> Optional[Dict[str, Any]]:
+    if size is None:
+        raise UserError("annotation {} refers to image id {}, which is not in 'images'".format(
+            annotation.get("id"), annotation["image_id"]))
+    rle = _to_rle(annotation.get("segmentation"), *size)
+    if rle is None:
+        return None
+    completed = dict(annotation, segmentation=rle, iscrowd=int(annotation.get("iscrowd") or 0))
+    if completed.get("area") is None:
+        completed["area"] = float(pycocotools.mask.area(rle))
+    if not completed.get("bbox"):
+        completed["bbox"] = pycocotools.mask.toBbox(rle).tolist()
+    return completed
+
+
+def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:
+    """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
+    if isinstance(segmentation, list):
+        parts = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+        if not parts:
+            return None
+        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(parts, height, width))
+    if not isinstance(segmentation, dict) or not segmentation.get("counts"):
+        return None
+    if isinstance(segmentation["counts"], list):
+        return pycocotools.mask.frPyObjects(segmentation, height, width)
+    return dict(segmentation)

@@ -1,0 +1,196 @@
+"""What evaluation needs around the network: batches of images, stage times, a pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.loader import start_worker
+from utils.compat import iterate
+from utils.errors import UserError
+from utils.progress import ImageProgress
+
+Item = Tuple[np.ndarray, int, int, int]
+"""Planes `[3, S, S]`, image id, height and width of the stored image."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class ImageBatch:
+    """Images of the network's size, and what they were before; n <= B of them are real."""
+
+    images: Tensor
+    """uint8 `[B, 3, S, S]`, RGB; those from n on are black."""
+    image_ids: List[int]
+    """n COCO image ids."""
+    sizes: List[Tuple[int, int]]
+    """n heights and widths in pixels of the stored images."""
+
+
+def to_network_input(image_bgr: np.ndarray, side: int) -> np.ndarray:
+    """Resize `[h, w, 3]` BGR to planes `[3, side, side]` RGB, uint8; the aspect is not kept."""
+    resized = cv2.resize(image_bgr, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+class EvaluationImages(Dataset):
+    """Images `indices` of a dataset of `Sample`, resized for the network."""
+
+    def __init__(self, samples: Any, indices: Sequence[int], side: int) -> None:
+        self.samples = samples
+        self.indices = list(indices)
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Union[Item, UserError]:
+        """Return the item, or the error: raised in a worker it would lose its type."""
+        try:
+            sample = self.samples[self.indices[number]]
+        except UserError as error:
+            return error
+        height, width = sample.image.shape[:2]
+        return to_network_input(sample.image, self.side), sample.image_id, height, width
+
+
+class EvaluationLoader:
+    """Batches of `images`, all of `batch_size`: the last one is filled up with black images.
+
+    Raises, while iterating, the `UserError` of an image that cannot be read.
+    """
+
+    def __init__(self, images: EvaluationImages, batch_size: int, num_workers: int = 0,
+                 pin_memory: bool = False) -> None:
+        self.batch_size = batch_size
+        self._loader = DataLoader(
+            images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+            collate_fn=self._collate, worker_init_fn=start_worker)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for planes, image_ids, sizes in iterate(self._loader):
+            if isinstance(planes, UserError):
+                raise planes
+            yield ImageBatch(planes, image_ids, sizes)
+
+    def _collate(self, items: List[Union[Item, UserError]]) -> Tuple[Any, Any, Any]:
+        for item in items:
+            if isinstance(item, UserError):
+                return item, None, None
+        good = [item for item in items if not isinstance(item, UserError)]
+        planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
+        for n, item in enumerate(good):
+            planes[n] = item[0]
+        return (torch.from_numpy(planes), [item[1] for item in good],
+                [(item[2], item[3]) for item in good])
+
+
+def choose_images(total: int, max_images: int, shuffle: bool = False,
+                  seed: Optional[int] = None) -> List[int]:
+    """Indices of the images to evaluate: the first `max_images`, or random ones; <= 0 is all."""
+    indices = (np.random.default_rng(seed).permutation(total).tolist() if shuffle
+               else list(range(total)))
+    return indices[:max_images] if max_images > 0 else indices
+
+
+class StageTimes:
+    """Wall time of the stages of a loop, from construction on.
+
+    Args:
+        synchronize: called at the end of each stage, so that work queued on the device is counted
+            where it was queued; None leaves the device alone and the stages overlap.
+
+    Attributes:
+        seconds: by stage, in the order in which they first ended.
+        images: finished; counted by the user of the object.
+    """
+
+    def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
+        self._synchronize = synchronize
+        self.seconds: Dict[str, float] = {}
+        self.images = 0
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to stage `name`."""
+        start = time.perf_counter()
+        yield
+        if self._synchronize is not None:
+            self._synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def watch(self, name: str, source: Iterable[T]) -> Iterator[T]:
+        """Iterate `source`, adding the time spent waiting for it to stage `name`."""
+        iterator = iter(source)
+        while True:
+            with self.stage(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def images_per_second(self) -> float:
+        """Images finished since the start over the time since then."""
+        return self.images / max(time.perf_counter() - self._start, 1e-9)
+
+    def sentence(self, stages: bool) -> str:
+        """Speed since the start, with `stages` also the time of each stage per image."""
+        text = (f"{self.images} images in {time.perf_counter() - self._start:.1f} s: "
+                f"{self.images_per_second():.2f} images/s")
+        if not stages:
+            return text
+        return text + "; ms per image: " + ", ".join(
+            f"{name} {1000 * seconds / max(self.images, 1):.1f}"
+            for name, seconds in self.seconds.items())
+
+
+def run_pipelined(batches: Iterable[ImageBatch], launch: Callable[[Tensor], T],
+                  finish: Callable[[ImageBatch, T], None], times: StageTimes,
+                  progress: ImageProgress) -> None:
+    """Finish each batch after the next one is launched: the device and the host work together.
+
+    Args:
+        batches: consumed once.
+        launch: queues work for images `[B, 3, S, S]` and returns without waiting for it.
+        finish: takes a batch and what `launch` returned for its images.
+        times: counts the images; waiting for `batches` is its stage "loading".
+        progress: shown after each batch.
+    """
+    before: Optional[Tuple[ImageBatch, T]] = None
+
+    def finish_before() -> None:
+        if before is not None:
+            finish(*before)
+            times.images += len(before[0].image_ids)
+            progress.show_images(times.images, times.images_per_second())
+
+    for batch in times.watch("loading", batches):
+        launched = launch(batch.images)
+        finish_before()
+        before = batch, launched
+    finish_before()

@@ -1,0 +1,306 @@
+"""Videos and cameras: reading what can be read, writing so that failures are noticed."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Generic, Iterable, Iterator, NamedTuple, Optional, Tuple, Type, TypeVar
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+
+T = TypeVar("T")
+_END = object()
+
+
+class _Failure:
+    """An exception on its way from the thread to the reader."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Prefetch(Generic[T]):
+    """Iterate `source` in one thread, at most `depth` items ahead.
+
+    An exception in the thread is raised where the items are read, at its place in their order.
+    Close it, or leave the `with` block, to end the thread early; the source is closed in any case.
+
+    Args:
+        source: read by the thread alone.
+        depth: items that may wait.
+        newest_only: items that nobody had time for are dropped, as of a camera.
+    """
+
+    def __init__(self, source: Iterable[T], depth: int = 2, newest_only: bool = False) -> None:
+        self._source = source
+        self._newest_only = newest_only
+        self._items: queue.Queue = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            item = self._items.get()
+            if item is _END:
+                return
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+
+    def close(self) -> None:
+        """End the thread; what it prepared is dropped."""
+        self._stopped.set()
+        self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        try:
+            for item in self._source:
+                if not self._put(item, self._newest_only):
+                    break
+            self._put(_END)
+        except BaseException as error:  # whatever it is, the reader has to know
+            self._put(_Failure(error))
+        finally:
+            close = getattr(self._source, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: Any, drop: bool = False) -> bool:
+        """Hand on an item; False if nobody wants it any more."""
+        while not self._stopped.is_set():
+            try:
+                self._items.put(item, timeout=0 if drop else 0.1)
+                return True
+            except queue.Full:
+                if drop:
+                    self._drop_oldest()
+        return False
+
+    def _drop_oldest(self) -> None:
+        try:
+            self._items.get_nowait()
+        except queue.Empty:
+            pass
+
+
+_EXACT_COUNTS = (".mp4", ".m4v", ".mov", ".avi")
+"""Containers that know how many frames they have; elsewhere OpenCV estimates."""
+_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+_DEFAULT_FPS = 25.0
+_ATTEMPTS = 30
+"""Reads in a row that may fail before the rest of a file is given up."""
+
+
+class Frame(NamedTuple):
+    """One frame; `image` is None where it could not be decoded."""
+
+    image: Optional[np.ndarray]
+    """uint8 `[h, w, 3]`, BGR."""
+    seconds: float
+    """When it was read, on a clock of its own."""
+
+
+class VideoReader:
+    """Iterate the frames of a file or camera; single-threaded.
+
+    A frame that cannot be decoded becomes a `Frame` without image, and the next ones are read.
+
+    Args:
+        source: path of a file, an address of a stream, or the number of a camera.
+
+    Attributes:
+        fps: frames per second of the video.
+        total: frames the container says it has; 0 if that is not known.
+        is_camera: no end is to be expected.
+        missing: after the end: frames at the end that the container has and nobody could read.
+
+    Raises:
+        UserError: there is no such file or camera, or it is not a video.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.is_camera = source.isdigit()
+        self._is_stream = self.is_camera or "://" in source
+        if not self._is_stream and not os.path.isfile(source):
+            raise UserError(f"video not found: {os.path.abspath(source)}")
+        self._capture = cv2.VideoCapture(int(source) if self.is_camera else source)
+        if not self._capture.isOpened():
+            if self.is_camera:
+                raise UserError(f"camera {source} cannot be opened; is it connected, free, and may "
+                                f"this user read /dev/video{source}?")
+            if self._is_stream:
+                raise UserError(f"{source} cannot be opened; is the address right, reachable, and "
+                                "a video that OpenCV can read?")
+            raise UserError(f"{source} is not a video that OpenCV can read; it may be incomplete, "
+                            "or in a format unknown to it")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+        total = 0 if self._is_stream else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.total = int(total) if 0 < total < 1e9 else 0
+        self._is_exact = os.path.splitext(source)[1].lower() in _EXACT_COUNTS
+        self.missing = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        done, failed = 0, 0
+        while True:
+            read, image = self._capture.read()
+            if read:
+                # Only what is followed by a good frame was broken; else it is the end.
+                for _ in range(failed):
+                    yield Frame(None, time.monotonic())
+                done, failed = done + failed + 1, 0
+                yield Frame(image, time.monotonic())
+                continue
+            failed += 1
+            if done + failed > self.total or failed > _ATTEMPTS:
+                break
+        missing = self.total - done
+        if missing > 0 and (self._is_exact or missing > 2 + self.total // 50):
+            self.missing = missing
+
+    def close(self) -> None:
+        """Let go of the file or camera."""
+        self._capture.release()
+
+
+class VideoWriter:
+    """Write a video file that holds all of its frames, or say that it does not.
+
+    The frames go to a temporary file beside the target, which takes its name at the end.
+
+    Args:
+        path: .mp4, .m4v, .mov, .mkv or .avi.
+        fps: frames per second.
+        size: width and height; frames of another size are resized.
+
+    Raises:
+        UserError: the ending is unknown or the file cannot be opened. Leaving the `with` block
+            raises it when frames are missing in the file, as on a full disk.
+    """
+
+    def __init__(self, path: str, fps: float, size: Tuple[int, int]) -> None:
+        ending = os.path.splitext(path)[1].lower()
+        if ending not in _CODECS:
+            raise UserError("cannot write a video to '{}'; its name must end in one of {}".format(
+                path, ", ".join(_CODECS)))
+        folder = os.path.dirname(os.path.abspath(path))
+        self.path, self.frames = path, 0
+        self._size = size
+        name = f".{os.path.basename(path)}.{os.getpid()}.tmp{ending}"
+        self._temporary = os.path.join(folder, name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            open(self._temporary, "wb").close()
+        except OSError as error:
+            raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
+        self._writer = cv2.VideoWriter(self._temporary, cv2.VideoWriter.fourcc(*_CODECS[ending]),
+                                       fps, size)
+        if not self._writer.isOpened():
+            self._remove()
+            raise UserError(f"OpenCV cannot write '{path}' ({size[0]}x{size[1]} at {fps:g} "
+                            "frames/s)")
+
+    def write(self, picture: np.ndarray, times: int = 1) -> None:
+        """Append a frame, uint8 `[h, w, 3]` BGR, `times` times."""
+        if picture.shape[1::-1] != self._size:
+            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
+        for _ in range(times):
+            self._writer.write(picture)
+        self.frames += times
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 traceback: Optional[TracebackType]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the file and check it; a file without frames is removed."""
+        self._writer.release()
+        if not self.frames:
+            self._remove()
+            return
+        found = self._count()
+        os.replace(self._temporary, self.path)
+        if found < self.frames:
+            # OpenCV does not report failing writes.
+            free = _free_bytes(os.path.dirname(os.path.abspath(self.path)))
+            raise UserError(f"{self.path} holds {found} of {self.frames} frames; {free / 1e6:.0f} "
+                            "MB are free on its disk")
+
+    def _count(self) -> int:
+        """Frames of the finished file, -1 where it cannot be read at all."""
+        capture = cv2.VideoCapture(self._temporary)
+        try:
+            if not capture.isOpened():
+                return 0
+            found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            # The index is written last and may count what never reached the disk.
+            capture.set(cv2.CAP_PROP_POS_FRAMES, max(found - 1, 0))
+            return found if capture.read()[0] else max(found - 1, 0)
+        finally:
+            capture.release()
+
+    def _remove(self) -> None:
+        if os.path.exists(self._temporary):
+            os.unlink(self._temporary)
+
+
+def _free_bytes(folder: str) -> int:
+    import shutil
+
+    return shutil.disk_usage(folder).free
+
+
+def window_problem() -> str:
+    """Why no window can be shown here; empty if one can."""
+    gui = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
+    if gui is not None and gui.group(1) == "NONE":
+        return "this OpenCV was built without windows (opencv-python-headless)"
+    if sys.platform.startswith("linux") and not (
+            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "there is no display (DISPLAY is not set)"
+    return ""
+
+
+class Window:
+    """A window that shows frames until Esc or q is pressed.
+
+    Raises:
+        UserError: there is no display; says what to do instead.
+    """
+
+    def __init__(self, title: str, source: str) -> None:
+        problem = window_problem()
+        if problem:
+            raise UserError(f"no window can be shown: {problem}; write to a file instead, e.g. "
+                            f"--video={source}:out.mp4 (Ctrl-C ends it)")
+        self._title = title
+
+    def show(self, picture: np.ndarray) -> bool:
+        """Show a frame; False when the user wants to leave."""
+        cv2.imshow(self._title, picture)
+        return cv2.waitKey(1) & 0xFF not in (27, ord("q"))
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        cv2.destroyAllWindows()

@@ -1,1 +1,0 @@
-"""What is found in pictures and videos, and what becomes of it; `utils.predictor` uses it."""

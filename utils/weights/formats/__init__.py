@@ -1,1 +1,0 @@
-"""Readers and writers of weights files; none of them runs anything that a file names."""
