@@ -1,7 +1,7 @@
 """Train YOLACT: `python train.py --data=/data/coco --config=yolact_base_config`.
 
-The loop asks the device for nothing between log lines: batches are static, losses and the verdict
-"was this step finite" stay on the device in `StepRecords`, and a log line fetches them at once.
+The step and the loop around it. The loop asks the device for nothing between log lines: batches are
+static, losses and the verdict "was this step finite" stay on the device until a log line is due.
 """
 
 from __future__ import annotations
@@ -13,48 +13,78 @@ import os
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
-import contextlib
+import functools
+import operator
 import sys
 import time
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
+from torch import Tensor, nn
 
-from data.coco import CocoDataset
+from data.batch import Batch
 from data.loader import DevicePrefetcher
-from eval import detect_dataset
 from utils import checkpoint
+from utils.amp import Precision
 from utils.cli import run_main
-from utils.device import (
-    cards_of_host,
-    describe,
-    memory_reserved,
-    seed_everything,
-    select_device,
-    synchronize,
-)
-from utils.distributed.failures import StopRequest, WatchedLoader, recorded
+from utils.device import cards_of_host, seed_everything, select_device
+from utils.distributed.failures import StopRequest, recorded
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import share_buffers, shared_step, told_by_main
-from utils.engine.folder import add_validation, finish_folder, open_folder
-from utils.engine.log import RunLog, StepTimer, Throughput, format_line, open_log
-from utils.engine.saving import find_restart, resume, save, scored_weights
-from utils.engine.setup import Run, build_run, demand_of, resolve_config
-from utils.engine.summary import end_lines, start_lines
+from utils.distributed.sharing import Sharing, share_buffers, told_by_main
+from utils.engine.observer import Observer
+from utils.engine.record import RunRecord, open_record
+from utils.engine.saving import find_restart
+from utils.engine.setup import Training, build_training
+from utils.engine.summary import build_commands, end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
-from utils.files import refuse_unwritable
-from utils.memory import explained
-from utils.progress import ProgressBar, StepPace
-from utils.report.evaluation import Scored
-from utils.run_folder import REPORT
+from utils.memory import Demand, explained
+from utils.optimizer import FlatOptimizer, poison
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
 
 
-class TrainingError(Exception):
-    """The run cannot go on; the message says why. Not the user's input: exit code 1."""
+def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
+               micro_batches: Sequence[Batch], lr: float, sharing: Sharing, precision: Precision,
+               stop_requested: bool = False) -> Dict[str, Tensor]:
+    """One update: forward, loss, backward, optimiser.
+
+    The batch of a step is divided among the cards, and on each card into micro-batches that run one
+    after the other; the update is that of the undivided batch. It is skipped on all cards where a
+    loss or gradient is not finite on any. Nothing here waits for the device.
+
+    Args:
+        network: the model, wrapped for several processes.
+        criterion: called with predictions, batch and the number of positives to divide by.
+        optimizer: of the network's parameters.
+        micro_batches: this card's part of the step's batch.
+        lr: learning rate.
+        sharing: how the batch is divided.
+        precision: of the network's forward and backward pass.
+        stop_requested: whether this process wants to stop; told to the others.
+
+    Returns:
+        this card's losses by name, 0-d, on the device.
+    """
+    sharing.begin(micro_batches, stop_requested)
+    optimizer.zero_grad()
+    shown: Dict[str, Tensor] = {}
+    for batch in micro_batches:
+        with sharing.local_gradients(network, last=batch is micro_batches[-1]):
+            with precision.forward():
+                predictions = network(batch.images)
+            losses = criterion(precision.widen(predictions), batch, sharing.positives_per_share())
+            if len(micro_batches) > 1:
+                losses = {name: loss / len(micro_batches) for name, loss in losses.items()}
+            precision.backward(poison(functools.reduce(operator.add, losses.values())))
+        for name, loss in losses.items():
+            shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
+    overflow = precision.take_overflow()
+    if overflow is not None:
+        overflow = sharing.on_any_card(overflow)
+    precision.step(optimizer, lr, overflow)
+    return shown
 
 
 class Outcome(NamedTuple):
@@ -64,250 +94,191 @@ class Outcome(NamedTuple):
     """Iterations, counted from the start of the whole training."""
     stopped_early: bool
     """Validations no longer found anything better (--early_stopping)."""
-    images_per_second: float
-    """Mean; 0 where too few iterations were run to measure it."""
     problem: Optional[UserError]
     """What ended it: an image that cannot be read."""
 
 
-class Clocks:
-    """What measures the loop: mean and recent speed, waits for data, the progress bar."""
-
-    def __init__(self, run: Run, start: int) -> None:
-        self._run = run
-        self._max_iter = run.learning_rate.max_iter
-        self.throughput = Throughput(run.loader.batch_size * run.sharing.shares,
-                                     _fps_start(run.args, self._max_iter - start))
-        self.timer = StepTimer()
-        self.watched = WatchedLoader(run.loader, run.args.loader_timeout, run.processes.rank)
-        self.bar = ProgressBar(self._max_iter, sys.stderr, beside=sys.stdout,
-                               enabled=run.processes.is_main)
-        self._pace = StepPace(start)
-        if self.throughput.start_iter == 0:
-            self.throughput.start()
-
-    def step(self, done: int) -> None:
-        """Count a finished step; the bar is drawn from what the host knows."""
-        self.throughput.step()
-        self.timer.step()
-        if self.bar.is_due:
-            self.bar.show(done, self._pace.parts(done, self._max_iter, self.watched.seconds,
-                                                 memory_reserved(self._run.device)))
-        if self.throughput.at_edge:
-            synchronize(self._run.device)
-            self.throughput.start()
-
-    def first_step_ended(self, done: int) -> None:
-        """Forget it: it compiles and allocates, and says nothing of the others."""
-        self.timer.restart()
-        self._pace = StepPace(done, self.watched.seconds)
-
-    @contextlib.contextmanager
-    def stopped(self, done: int) -> Iterator[None]:
-        """Leave out the time spent inside."""
-        self.bar.clear()
-        synchronize(self._run.device)
-        self.throughput.pause()
-        yield
-        self.throughput.resume()
-        self.timer.skip()
-        self._pace.restart(done, self.watched.seconds)
-
-
-def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
-    """Train from iteration `start` until the schedule ends or something ends it; see `Outcome`."""
-    sharing, max_iter, clocks = run.sharing, run.learning_rate.max_iter, Clocks(run, start)
-    batches = iter(DevicePrefetcher(clocks.watched, run.device))
-    run.network.train()
-
-    done, stopping, early, problem = start, False, run.nothing_improves(), None
-    while done < max_iter and not early:
+def training_loop(training: Training, start: int, stop: StopRequest, observer: Observer,
+                  record: RunRecord) -> Outcome:
+    """Train from iteration `start` until the schedule ends or something ends it."""
+    learner, sharing, schedule = training.learner, training.sharing, training.schedule
+    batches = iter(DevicePrefetcher(observer.watched, learner.device))
+    learner.network.train()
+    done, stopping, early, problem = start, False, training.nothing_improves(), None
+    while done < schedule.max_iter and not early:
         try:
-            parts = [next(batches) for _ in range(sharing.parts)]
+            micro_batches = [next(batches) for _ in range(sharing.parts)]
         except UserError as error:
             problem = error
             break
-        losses = shared_step(run.network, run.criterion, run.optimizer, parts,
-                             run.learning_rate(done), sharing, stop.requested, run.precision)
-        if run.average is not None:
-            run.average.update()
-        run.records.add(done, losses, run.optimizer.step_finite,
-                        torch.cat([part.image_ids for part in parts]), run.precision.used_scale)
+        losses = train_step(learner.network, learner.criterion, learner.optimizer, micro_batches,
+                            schedule(done), sharing, learner.precision, stop.requested)
+        if learner.average is not None:
+            learner.average.update()
         done += 1
-        clocks.step(done)
-        if done % LOG_INTERVAL == 0 or done in (start + 1, max_iter):
-            log_progress(run, done, clocks, log)
-            if done == start + 1:
-                clocks.first_step_ended(done)
+        observer.step(done, losses, micro_batches, learner)
+        if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
+            log_progress(observer, done, schedule(done - 1), record)
             stopping = sharing.stop_agreed()
-        early = between_steps(run, done, clocks, log)
+        early = between_steps(training, done, observer, record)
         # Processes may stop only together: they agree with each step and look at each log line.
-        if stopping or (stop.requested and run.processes.world_size == 1):
+        if stopping or (stop.requested and training.processes.world_size == 1):
             break
-    clocks.bar.clear()
-    print(clocks.watched.sentence())
+    print(observer.finish())
     batches.close()  # now, and not when the garbage collector comes by: workers end here
-    return Outcome(done, early, clocks.throughput.average(), problem)
+    return Outcome(done, early, problem)
 
 
-def between_steps(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> bool:
+def between_steps(training: Training, done: int, observer: Observer, record: RunRecord) -> bool:
     """Validate and save where it is time to; returns whether to stop early, agreed by all."""
-    args, epoch_size, early = run.args, run.loader.epoch_size, False
-    if log is not None and done % epoch_size == 0:
-        log.write("epoch", iteration=done, epoch=done // epoch_size)
-    if run.validation_set is not None and done % (epoch_size * args.validation_epoch) == 0:
-        with clocks.stopped(done):
-            validate(run, run.validation_set, done, log)
-        if run.config.early_stopping:
-            early = told_by_main(run.nothing_improves(), run.processes, run.device)
-    if done % args.save_interval == 0 and done != run.learning_rate.max_iter:
-        save(run, done)  # after a validation, so that its scores are in the state
+    early, epoch_size = False, training.loader.epoch_size
+    if done % epoch_size == 0:
+        record.write("epoch", iteration=done, epoch=done // epoch_size)
+    if training.validation is not None and done % training.validation.interval == 0:
+        with observer.stopped(done):
+            validate(training, done, record)
+        if training.config.early_stopping:
+            early = told_by_main(training.nothing_improves(), training.processes,
+                                 training.learner.device)
+    if done % training.saver.plan.interval == 0 and done != training.schedule.max_iter:
+        save(training, done, record)  # after a validation, so that its scores are in the state
     return early
 
 
-def log_progress(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> None:
+def log_progress(observer: Observer, done: int, lr: float, record: RunRecord) -> None:
     """Print the log line and the steps skipped since the last one; stop a run that only skips.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
     """
-    clocks.bar.clear()
-    report, throughput, timer = run.records.report(), clocks.throughput, clocks.timer
-    timer.update()
-    epoch = (done - 1) // run.loader.epoch_size
-    fps = throughput.images_per_step / timer.recent if timer.recent else 0.0
-    average = throughput.average()
-    print(format_line(epoch, done, report.losses, report.total,
-                      timer.eta(run.learning_rate.max_iter - done), timer.recent, fps, average,
-                      run.processes.rank), flush=True)
-    for step in report.skipped:
-        print(step.sentence(), flush=True)
-    if log is not None:
-        log.write("train", epoch=epoch, iteration=done, lr=run.learning_rate(done - 1),
-                  losses=report.losses, total=report.total, skipped=run.records.total_skipped,
-                  seconds=timer.recent, data_seconds=clocks.watched.mean_since_last(), fps=fps,
-                  avg_fps=average, memory=memory_reserved(run.device), loss_scale=report.scale)
-    if report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+    progress = observer.progress(done, lr)
+    print("\n".join(progress.lines), flush=True)
+    record.write("train", **progress.values)
+    if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
-            f"{report.in_a_row} steps in a row up to iteration {done} had a loss or gradient that "
-            "is not finite; the parameters are those of the last finite step. Lower --lr, or look "
-            "at the images named above.")
+            f"{progress.report.in_a_row} steps in a row up to iteration {done} had a loss or "
+            "gradient that is not finite; the parameters are those of the last finite step. Lower "
+            "--lr, or look at the images named above.")
 
 
-def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
+def validate(training: Training, done: int, record: RunRecord) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
-    share_buffers(run.model, run.processes)
-    with scored_weights(run):  # those that are saved
-        found = detect_dataset(run.model, run.config, dataset, run.device,
-                               max_images=run.args.validation_size,
-                               num_workers=run.args.num_workers,
-                               class_names=run.dataset.class_names, processes=run.processes,
-                               show_progress=run.processes.is_main and sys.stdout.isatty())
-    if not run.processes.is_main:
+    validation, learner, processes = training.validation, training.learner, training.processes
+    assert validation is not None
+    share_buffers(learner.model, processes)
+    with learner.scored_weights(processes):  # those that are saved
+        evaluator = validation.evaluation.run(validation.detector)
+    if not processes.is_main:
         return
-    results = found.evaluate()
-    is_best = run.best.update(done, results.mask.ap, results.box.ap)
+    results = evaluator.evaluate()
+    is_best = training.best.update(done, results.mask.ap, results.box.ap)
     print("\n".join(results.notes + [results.table()]), flush=True)
-    if log is not None:
-        log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
-                  **results.summary())
-    trouble = add_validation(run, Scored(found, results, dataset, "best.pth", done), is_best)
-    if trouble is not None:
+    record.write("val", iteration=done, epoch=done // training.loader.epoch_size,
+                 **results.summary())
+    trouble = record.add_validation(evaluator, results, validation.evaluation.dataset, done,
+                                    is_best, learner, training.saver)
+    if trouble:
         print(trouble, flush=True)
 
 
-def print_folder(run: Run, log: RunLog) -> None:
-    """Say where everything about this run is going to be, and what of it is not."""
-    if run.folder is not None:
-        print("\n".join([f"Run folder : {run.folder.path}"] + log.notes), flush=True)
-
-
-def print_report(run: Run) -> None:
-    """Draw the report and say where it is."""
-    missing = finish_folder(run)
-    if run.folder is not None:
-        print("\n".join(([missing] if missing else []) + [
-            f"Report : {run.folder.file(REPORT)}"]), flush=True)
-
-
-def announce(run: Run, start: int) -> Optional[RunLog]:
-    """Say what is about to happen and open what is written; the main process's log."""
-    args = run.args
-    if run.processes.is_main:
-        print("\n".join(start_lines(run, start)), flush=True)
-        if not args.train_performance:
-            refuse_unwritable(args.save_folder)
-    run.folder = open_folder(run, start, os.environ)
-    if not run.processes.is_main:
-        return None
-    log = open_log(args, run.config.name, run.folder, start)
-    print_folder(run, log)
-    log.write("session", config=run.config.to_dict(), args=vars(args),
-              device=describe(run.device))
-    return log
-
-
-def keep(run: Run, outcome: Outcome, finished: bool, log: Optional[RunLog]) -> Optional[str]:
-    """Save what was trained and draw the report; returns the path of the weights."""
-    path = None
-    if finished or not run.args.no_interrupt:
-        path = save(run, outcome.done, interrupt=not finished)
-    if finished and log is not None:
-        log.write("epoch", iteration=outcome.done, epoch=outcome.done // run.loader.epoch_size)
-    print_report(run)
+def save(training: Training, done: int, record: RunRecord,
+         interrupt: bool = False) -> Optional[str]:
+    """Write the checkpoint of iteration `done` and say so; returns the path of the weights."""
+    path = training.saver.save(done, interrupt)
+    if path is not None:
+        print(f"Saved weights : {path}", flush=True)
+        record.keep_weights(path)
     return path
 
 
-def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
-    """Run a whole training; returns the exit code."""
-    seed_everything(args.seed)
-    resumed = _find_resumed(args)
-    run = build_run(args, processes, device, resumed)
-    start = 0
-    if resumed is not None:
-        start = resume(run, resumed)
-    run.loader.start_at(start)
-    log = announce(run, start)
+class TrainingError(Exception):
+    """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
-    began = time.monotonic()
-    with StopRequest() as stop, explained(device, demand_of(run)):
+
+def announce(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
+    """Say what is about to happen and open what is written."""
+    problem: Optional[UserError] = None
+    if training.processes.is_main:
         try:
-            outcome = training_loop(run, start, stop, log)
-        except TrainingError:
-            print_report(run)
-            raise
-        finished = outcome.done >= run.learning_rate.max_iter or outcome.stopped_early
-        if outcome.problem is not None and outcome.done == start:
-            raise outcome.problem
-        path = keep(run, outcome, finished, log)
+            print("\n".join(start_lines(args, training, start)), flush=True)
+        except UserError as error:
+            problem = error
+    # What the main process finds (--strict) ends all of them, or the others would wait for it.
+    if told_by_main(problem is not None, training.processes, training.learner.device):
+        raise problem or UserError("the main process has refused the data; its log says why")
+    record = open_record(args, training, start)
+    if record.lines:
+        print("\n".join(record.lines), flush=True)
+    return record
+
+
+def finish(args: argparse.Namespace, training: Training, outcome: Outcome, observer: Observer,
+           record: RunRecord, stop: StopRequest, seconds: float) -> int:
+    """Save what was trained, say what came out of it; returns the exit code."""
+    finished = outcome.done >= training.schedule.max_iter or outcome.stopped_early
+    path = None
+    if finished or not args.no_interrupt:
+        path = save(training, outcome.done, record, interrupt=not finished)
+    if finished:
+        record.write("epoch", iteration=outcome.done,
+                     epoch=outcome.done // training.loader.epoch_size)
+    print_lines(record.finish())
     if outcome.problem is not None:
-        raise UserError("{}{}".format(outcome.problem, "" if path is None else (
+        raise UserError(str(outcome.problem) + ("" if path is None else (
             f"; then --resume=interrupt goes on from iteration {outcome.done}")))
-    if processes.is_main:
-        print("\n".join(end_lines(run, outcome, time.monotonic() - began, path, finished)),
-              flush=True)
+    if training.processes.is_main:
+        print_lines(end_lines(training, outcome.done, outcome.stopped_early, finished, seconds,
+                              observer.images_per_second, path,
+                              build_commands(args, training, record.path), record.path))
     if not finished:
-        saved = not (args.no_interrupt or args.train_performance)
-        print("Stopped by {} at iteration {}{}".format(
-            stop.signal_name or "another process", outcome.done,
-            "; --resume=interrupt goes on from there" if saved else ""), flush=True)
+        saved = not args.no_interrupt and not args.train_performance
+        print(f"Stopped by {stop.signal_name or 'another process'} at iteration {outcome.done}"
+              + ("; --resume=interrupt goes on from there" if saved else ""), flush=True)
         return 130
     if path is not None:
         print(f"Final weights : {path}", flush=True)
     return 0
 
 
-def _find_resumed(args: argparse.Namespace) -> Optional[str]:
-    """Checkpoint to go on from: that of a restart after a failure, else that of --resume."""
-    name = resolve_config(args).name
-    restart = find_restart(os.environ, args.save_folder, name)
-    if restart is None and args.resume is not None:
-        return checkpoint.find_checkpoint(args.resume, args.save_folder, name)
-    return restart
+def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Run a whole training; returns the exit code."""
+    seed_everything(args.seed)
+    resumed = find_restart(os.environ, args.save_folder, args.recipe.name)
+    if resumed is None and args.resume is not None:
+        resumed = checkpoint.find_checkpoint(args.resume, args.save_folder, args.recipe.name)
+    training = build_training(args, processes, device, train_step, resumed)
+    start = 0 if resumed is None else training.saver.resume(resumed, args.start_iter)
+    training.loader.start_at(start)
+    record = announce(args, training, start)
+    observer = build_observer(args, training, start)
+    began = time.monotonic()
+    demand = Demand(training.loader.batch_size, training.sharing.parts)
+    with StopRequest() as stop, explained(device, demand):
+        try:
+            outcome = training_loop(training, start, stop, observer, record)
+        except TrainingError:
+            print_lines(record.finish())
+            raise
+        if outcome.problem is not None and outcome.done == start:
+            raise outcome.problem
+        return finish(args, training, outcome, observer, record, stop, time.monotonic() - began)
 
 
-def _fps_start(args: argparse.Namespace, steps: int) -> int:
-    return args.fps_start_iter if args.fps_start_iter is not None else min(100, steps // 10)
+def build_observer(args: argparse.Namespace, training: Training, start: int) -> Observer:
+    """What measures and shows the loop."""
+    max_iter = training.schedule.max_iter
+    fps_start = args.fps_start_iter
+    if fps_start is None:
+        fps_start = min(100, (max_iter - start) // 10)
+    return Observer(training.loader, training.records, training.learner.device,
+                    training.processes.rank, start, max_iter, training.loader.epoch_size,
+                    training.images_per_step, fps_start, args.loader_timeout)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print at once, if there is anything."""
+    if lines:
+        print("\n".join(lines), flush=True)
 
 
 def _run(argv: List[str]) -> int:

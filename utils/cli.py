@@ -59,6 +59,15 @@ def add_switch(target: Any, *names: str, default: bool = False, **more: Any) -> 
                                metavar="True|False", **more)
 
 
+class Retired(argparse.Action):
+    """Says what replaced a flag (its `const`); silence would let a script believe it worked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: Optional[str] = None) -> None:
+        """Leave with the sentence."""
+        parser.error(f"{option_string} does not exist here: {self.const}")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and name the nearest flag or choice.
 

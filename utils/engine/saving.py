@@ -1,66 +1,145 @@
-"""A run's checkpoints: what is in them, saving between two steps, going on from one."""
+"""A training's checkpoints: what is in them, saving between two steps, going on from one."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
-
-import torch
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from data.config import Config
 from utils import checkpoint
-from utils.amp import Precision
-from utils.checkpoint import CheckpointName, list_checkpoints, rng_state, set_rng_state, state_path
+from utils.checkpoint import CheckpointName, rng_state, set_rng_state
+from utils.engine.learner import Learner
 from utils.engine.records import BestScore, StepRecords
-from utils.engine.setup import Run
 from utils.errors import UserError
-from utils.optimizer import FlatOptimizer
 from utils.weights.files import read_weights
 from utils.weights.loading import load_network
 
-
-def find_restart(environ: Mapping[str, str], folder: str, config_name: str) -> Optional[str]:
-    """Newest weights file of this very launch in `folder`, if this is a restart.
-
-    None in the first attempt, and where nothing was saved since LAUNCH_TIME (seconds): files of an
-    earlier training must not be mistaken for this one's.
-    """
-    if int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) == 0:
-        return None
-    since = float(environ.get("LAUNCH_TIME") or "inf")
-    found = [path for path in list_checkpoints(folder, config_name)
-             if os.path.getmtime(path) >= since]
-    return found[-1] if found else None
-
-
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""
+_MAY_CHANGE = ("early_stopping", "backbone_weights")
+"""Fields of the configuration that a resumed run need not agree with."""
 
 
-def pack_state(identity: Dict[str, Any], iteration: int, epoch_size: int,
-               optimizer: FlatOptimizer, records: StepRecords,
-               best: BestScore, precision: Precision) -> Dict[str, Any]:
-    """Everything but the weights that the run needs to go on after `iteration` steps.
+class SavePlan(NamedTuple):
+    """Where weights files are written, and when."""
+
+    name: str
+    """Of the configuration; the first part of the files' names."""
+    folder: str
+    interval: int
+    """Iterations between two files."""
+    keep_latest_interval: Optional[int] = None
+    """Only the newest file stays, and those of every so many iterations; None: all stay."""
+    enabled: bool = True
+    """False in all processes but the main one, and where only speed is measured."""
+
+
+class Saver:
+    """Write and read the checkpoints of one training.
 
     Args:
+        learner: what is saved.
+        plan: where and when.
+        records: the losses of the last steps are saved.
+        best: the best validation so far is saved.
         identity: what makes this run the same training: configuration, class names, seed, batch,
-            schedule; plain types. Stored at the top level, so that evaluation finds the
-            configuration and the class names without knowing about training.
-        iteration: steps done.
+            schedule; plain types. Stored at the top level of the state, so that evaluation finds
+            the configuration and the class names without knowing about training.
         epoch_size: steps in an epoch.
-        optimizer: its buffers are stored.
-        records: the losses of the last steps are stored.
-        best: the best validation so far.
-        precision: its loss scale is stored.
+
+    Attributes:
+        run_folder: what the state remembers to find the run folder again; None without one.
     """
-    return dict(identity, iteration=iteration, epoch=iteration // epoch_size,
-                position=iteration % epoch_size, optimizer=optimizer.state_dict(),
-                records=records.state_dict(), best=best.state_dict(),
-                loss_scale=precision.state_dict(), rng=rng_state())
+
+    def __init__(self, learner: Learner, plan: SavePlan, records: StepRecords, best: BestScore,
+                 identity: Mapping[str, Any], epoch_size: int) -> None:
+        self.plan = plan
+        self.run_folder: Optional[Mapping[str, Any]] = None
+        self._learner, self._records, self._best = learner, records, best
+        self._identity = dict(identity)
+        self._epoch_size = epoch_size
+
+    def path(self, done: int) -> str:
+        """Weights file of iteration `done`."""
+        return CheckpointName(self.plan.name, done // self._epoch_size, done).path(self.plan.folder)
+
+    def state(self, done: int) -> Dict[str, Any]:
+        """Everything beside the weights that iteration `done` of this training is made of."""
+        learner = self._learner
+        state = dict(
+            self._identity, iteration=done, epoch=done // self._epoch_size,
+            position=done % self._epoch_size, optimizer=learner.optimizer.state_dict(),
+            records=self._records.state_dict(), best=self._best.state_dict(),
+            loss_scale=learner.precision.state_dict(), rng=rng_state())
+        if learner.average is not None:
+            state["raw_weights"] = checkpoint.on_cpu(learner.raw_weights())
+        if self.run_folder is not None:
+            state["run_folder"] = dict(self.run_folder)
+        return state
+
+    def save(self, done: int, interrupt: bool = False) -> Optional[str]:
+        """Write the checkpoint of iteration `done`; returns its path, None where none is kept."""
+        plan = self.plan
+        if not plan.enabled:
+            return None
+        older = checkpoint.list_checkpoints(plan.folder, plan.name)
+        name = CheckpointName(plan.name, done // self._epoch_size, done, interrupt)
+        path = checkpoint.save_checkpoint(name, plan.folder, self._learner.weights(),
+                                          self.state(done))
+        for old in older:
+            parsed = CheckpointName.parse(old)
+            assert parsed is not None
+            # What is further on belongs to another training in the same folder.
+            replaced = parsed.interrupt if interrupt else (
+                plan.keep_latest_interval is not None and parsed.iteration < done
+                and parsed.iteration % plan.keep_latest_interval != 0)
+            if replaced and old != path:
+                checkpoint.remove_checkpoint(old)
+        return path
+
+    def resume(self, weights_path: str, start_iter: int = -1) -> int:
+        """Go on from a checkpoint; returns the iteration to go on from.
+
+        With the full state beside the weights the run goes on exactly; where it keeps averages,
+        the weights file has them and the state the raw weights. Weights alone (the original's
+        files, for one) start a fresh optimiser at `start_iter`, or if that is negative at the
+        iteration in the name.
+
+        Raises:
+            UserError: the checkpoint is of another training.
+        """
+        learner = self._learner
+        with learner.precision.float32_weights(learner.model):
+            print(f"Weights : {load_network(learner.model, read_weights(weights_path))}")
+        state = checkpoint.load_state(weights_path)
+        if state is None:
+            if learner.average is not None:
+                learner.average.restart()
+            named = CheckpointName.parse(weights_path)
+            start = start_iter if start_iter >= 0 else (named.iteration if named else 0)
+            print(f"Resumed weights only : {weights_path} (no "
+                  f"{checkpoint.state_path(weights_path)}); the optimiser starts afresh at "
+                  f"iteration {start}")
+            return start
+        check_same_training(self._identity, state, weights_path)
+        if learner.average is not None:
+            with learner.precision.float32_weights(learner.model):
+                learner.average.load(learner.model.state_dict())
+                learner.model.load_state_dict(state["raw_weights"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        self._records.load_state_dict(state["records"], learner.device)
+        if "best" in state:  # a state written before there was one leaves it as it is
+            self._best.load_state_dict(state["best"])
+        learner.precision.load_state_dict(state.get("loss_scale", {}))
+        set_rng_state(state["rng"])
+        self.run_folder = state.get("run_folder")
+        start = int(state["iteration"])
+        print(f"Resumed : {weights_path} at iteration {start}")
+        return start
 
 
-def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path: str) -> None:
+def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
+                        weights_path: str) -> None:
     """Refuse to resume a training that would not be the same one.
 
     Raises:
@@ -68,27 +147,31 @@ def check_same_run(identity: Dict[str, Any], state: Dict[str, Any], weights_path
     """
     for key, value in identity.items():
         stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
+        if key == "config" and isinstance(stored, dict):
+            # As this version writes it.
+            stored = Config.from_dict(stored).replace(
+                **{name: value[name] for name in _MAY_CHANGE}).to_dict()
         if stored != value:
             found, expected = _difference(stored, value)
             raise UserError(
                 f"cannot resume '{weights_path}': its {key} is {found}, this run's is {expected}; "
-                f"use the flags and the data of that run, or remove '{state_path(weights_path)}' "
-                "to start a new training from its weights")
+                "use the flags and the data of that run, or start a new training from its weights "
+                f"with --weights={weights_path}")
 
 
-def unpack_state(state: Dict[str, Any], optimizer: FlatOptimizer, records: StepRecords,
-                 best: BestScore, precision: Precision, device: torch.device) -> int:
-    """Put back what `pack_state` packed; returns the number of steps done.
+def find_restart(environ: Mapping[str, str], folder: str, config_name: str) -> Optional[str]:
+    """Newest weights file of this very launch in `folder`, where torch's elastic launcher has
+    started the ranks again.
 
-    A state written before there was a best validation or a loss scale leaves them as they are.
+    None in the first attempt, and where nothing was saved since LAUNCH_TIME (seconds): files of an
+    earlier training must not be mistaken for this one's.
     """
-    optimizer.load_state_dict(state["optimizer"])
-    records.load_state_dict(state["records"], device)
-    if "best" in state:
-        best.load_state_dict(state["best"])
-    precision.load_state_dict(state.get("loss_scale", {}))
-    set_rng_state(state["rng"])
-    return int(state["iteration"])
+    if int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) == 0:
+        return None
+    since = float(environ.get("LAUNCH_TIME") or "inf")
+    found = [path for path in checkpoint.list_checkpoints(folder, config_name)
+             if os.path.getmtime(path) >= since]
+    return found[-1] if found else None
 
 
 def _difference(found: Any, expected: Any) -> Tuple[Any, Any]:
@@ -97,114 +180,3 @@ def _difference(found: Any, expected: Any) -> Tuple[Any, Any]:
         keys = [key for key in expected if found.get(key) != expected[key]]
         return {key: found.get(key) for key in keys}, {key: expected[key] for key in keys}
     return found, expected
-
-
-def identity_of(run: Run) -> Dict[str, Any]:
-    """What makes two runs the same training; a resumed run has to agree with all of it."""
-    return {
-        "config": run.config.to_dict(),
-        "class_names": run.dataset.class_names,
-        "category_ids": [category.id for category in run.dataset.categories],
-        "num_images": len(run.dataset),
-        "global_batch": run.loader.batch_size * run.sharing.shares,
-        "learning_rate": run.learning_rate.state_dict(),
-        "seed": run.args.seed,
-        "bn_frozen": run.model.bn_frozen,
-        "sync_bn": run.args.sync_bn,
-        "precision": run.precision.name,
-    }
-
-
-def weights_of(run: Run) -> Dict[str, torch.Tensor]:
-    """The weights that are saved, scored and handed on, under their names in the network.
-
-    They are the moving averages where the run keeps them.
-    """
-    raw = _raw_weights_of(run)
-    return raw if run.average is None else run.average.apply_to(raw)
-
-
-@contextlib.contextmanager
-def scored_weights(run: Run) -> Iterator[None]:
-    """Inside the block the network has the weights that `weights_of` returns."""
-    with run.precision.float32_weights(run.model):
-        if run.average is None:
-            yield
-            return
-        run.average.share(run.processes)
-        with run.average.in_place_of_weights():
-            yield
-
-
-def _raw_weights_of(run: Run) -> Dict[str, torch.Tensor]:
-    with run.precision.float32_weights(run.model):
-        return run.model.state_dict()
-
-
-def state_of(run: Run, done: int) -> Dict[str, Any]:
-    """Everything beside the weights that iteration `done` of this training is made of."""
-    state = pack_state(identity_of(run), done, run.loader.epoch_size, run.optimizer, run.records,
-                       run.best, run.precision)
-    if run.average is not None:
-        state["raw_weights"] = checkpoint.on_cpu(_raw_weights_of(run))
-    if run.folder is not None:
-        state["run_folder"] = run.folder.origin
-    return state
-
-
-def save(run: Run, done: int, interrupt: bool = False) -> Optional[str]:
-    """Write the checkpoint of iteration `done`; only the main process does. Returns its path."""
-    if not run.processes.is_main or run.args.train_performance:
-        return None
-    folder = run.args.save_folder
-    older = checkpoint.list_checkpoints(folder, run.config.name)
-    name = CheckpointName(run.config.name, done // run.loader.epoch_size, done, interrupt)
-    path = checkpoint.save_checkpoint(name, folder, weights_of(run), state_of(run, done))
-    print(f"Saved weights : {path}", flush=True)
-    if run.folder is not None:
-        run.folder.keep_weights(path, "last")
-    for old in older:
-        parsed = CheckpointName.parse(old)
-        assert parsed is not None
-        # What is further on belongs to another training in the same folder.
-        replaced = parsed.interrupt if interrupt else (
-            run.args.keep_latest and parsed.iteration < done
-            and parsed.iteration % run.args.keep_latest_interval != 0)
-        if replaced and old != path:
-            checkpoint.remove_checkpoint(old)
-    return path
-
-
-def resume(run: Run, weights_path: str) -> int:
-    """Load a checkpoint into `run`; returns the iteration to go on from.
-
-    With the full state beside the weights the run goes on exactly; where it keeps averages, the
-    weights file has them and the state the raw weights. Weights alone (the original's
-    files, for one) start a fresh optimiser at --start_iter or at the iteration in the name.
-    """
-    with run.precision.float32_weights(run.model):
-        print(f"Weights : {load_network(run.model, read_weights(weights_path))}")
-    state = checkpoint.load_state(weights_path)
-    if state is None:
-        if run.average is not None:
-            run.average.restart()
-        named = CheckpointName.parse(weights_path)
-        start = run.args.start_iter if run.args.start_iter >= 0 else (
-            named.iteration if named else 0)
-        print(f"Resumed weights only : {weights_path} (no {checkpoint.state_path(weights_path)}); "
-              f"the optimiser starts afresh at iteration {start}"
-              )
-        return start
-    if isinstance(state.get("config"), dict):
-        # As this version writes it; a run may go on with another patience.
-        state["config"] = Config.from_dict(state["config"]).replace(
-            early_stopping=run.config.early_stopping).to_dict()
-    check_same_run(identity_of(run), state, weights_path)
-    if run.average is not None:
-        with run.precision.float32_weights(run.model):
-            run.average.load(run.model.state_dict())
-            run.model.load_state_dict(state["raw_weights"])
-    start = unpack_state(state, run.optimizer, run.records, run.best, run.precision, run.device)
-    run.folder_before = state.get("run_folder")
-    print(f"Resumed : {weights_path} at iteration {start}")
-    return start

@@ -1,18 +1,28 @@
-"""Command line of train.py: the flags of the existing Ascend port under the same names."""
+"""Command line of train.py: the flags of the existing Ascend port under the same names.
+
+Flags of the recipe are those that the fields of `data.config.Config` declare; the others are here.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
-from typing import Any, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from utils.cli import ArgumentParser, Bounded, add_switch
-from utils.errors import UserError
-from utils.run_folder import CONFIG, read_json
+from data.config import Config, field_kinds, get_config, list_configs, parse_setting
+from data.config_fields import expectation, parse, range_of, value_problem
+from data.datasets import parse_yaml
+from utils.cli import ArgumentParser, Bounded, Retired, add_switch
+from utils.errors import UserError, nearest
 
 AUTO = "auto"
-DEFAULT_EMA_DECAY = 0.9998
-"""Of --ema without a number; about the last 5000 steps count."""
+RETIRED = {"--fused_optimizer": "its kernels did not pay; the default update is a dozen operators "
+                                "for the whole network and waits for nothing"}
+_FILE_KEYS = ("config", "set", "flags")
+"""What a file for --config may have; a run folder's has facts of the run beside them."""
+_RUN_KEYS = ("format", "id", "program", "run", "data")
 
 
 class BatchSize(Bounded):
@@ -29,91 +39,119 @@ class BatchSize(Bounded):
         return super().__str__() + ", or auto"
 
 
-class ClassFactors:
-    """Type of --class_weights: `balanced`, or `cat=2,dog=0.5` as (name, factor) pairs."""
+class FieldValue(Bounded):
+    """Type of a flag that sets a field of the configuration."""
+
+    def __init__(self, kind: Any, declared: Mapping[str, Any]) -> None:
+        self._kind, self._declared = kind, declared
 
     def __call__(self, text: str) -> Any:
-        """Read the text; names are compared with the data's later."""
-        if "=" not in text:
-            return text
-        pairs = [part.rpartition("=") for part in text.split(",")]
-        try:
-            return tuple((name.strip(), float(factor)) for name, _, factor in pairs)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}', expected 'balanced' or factors such as "
-                                             "cat=2,dog=0.5") from None
+        """Read the text; choices are left to the configuration, which names the nearest."""
+        value = parse(text, self._kind)
+        if not self._declared["choices"] and value_problem(value, self._kind, self._declared):
+            raise ValueError(text)
+        return value
 
-
-class InputSides:
-    """Type of --multi_scale: `448,550,640`."""
-
-    def __call__(self, text: str) -> Tuple[int, ...]:
-        """Read the text; the configuration checks the sides."""
-        try:
-            return tuple(int(side) for side in text.split(",") if text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}', expected input sides in pixels such as "
-                                             "448,550,640") from None
-
-
-class AnchorSides:
-    """Type of --pred_scales: `20+30,42+60` becomes ((20.0, 30.0), (42.0, 60.0))."""
-
-    def __call__(self, text: str) -> Tuple[Tuple[float, ...], ...]:
-        """Read the text; the configuration checks the number of levels."""
-        try:
-            sides = tuple(tuple(float(side) for side in level.split("+"))
-                          for level in text.split(","))
-        except ValueError:
-            sides = ()
-        if not sides or not all(0 < side < float("inf") for level in sides for side in level):
-            raise argparse.ArgumentTypeError(f"'{text}', expected sides above 0 such as 24,48,96 "
-                                             "or 20+30,42+60")
-        if len({len(level) for level in sides}) > 1:
-            raise argparse.ArgumentTypeError(f"'{text}', expected the same number of sides in each "
-                                             "level")
-        return sides
+    def __str__(self) -> str:
+        return range_of(self._declared) or expectation(self._kind)
 
 
 def train_parser() -> ArgumentParser:
-    """Parser of train.py; a flag left out is None where the configuration knows better."""
+    """Parser of train.py; a flag of the recipe that is left out is None."""
     parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.")
     _add_data(parser)
+    _add_recipe(parser)
     _add_schedule(parser)
-    _add_training_options(parser)
     _add_checkpoints(parser)
     _add_device(parser)
     _add_logging(parser)
     _add_run_folder(parser)
-    parser.set_defaults(stored_config=None, command_line=None)
+    for flag, instead in RETIRED.items():
+        parser.add_argument(flag, action=Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
     return parser
 
 
 def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; with --rerun the flags of an earlier run are the defaults.
+    """Parse the command line.
+
+    A file given with --config, or a run folder with --rerun, sets defaults: flags and changes to a
+    recipe. Of what is given more than once, the command line's own flag wins, then --set, then the
+    file.
 
     Returns:
-        The flags, with `command_line`, and `stored_config`: the configuration of the earlier run,
-        None where there is none or --config asks for another one.
+        The flags, with `recipe`, the `Config` that they ask for, and `command_line`.
 
     Raises:
-        UserError: --rerun names no run folder of train.py.
+        UserError: a file that is none, a field that does not exist, a value out of its range.
     """
     parser = train_parser()
     args = parser.parse_args(argv)
-    if args.rerun is not None:
-        path = args.rerun if os.path.isfile(args.rerun) else os.path.join(args.rerun, CONFIG)
-        stored = read_json(path) or {}
-        if not isinstance(stored.get("flags"), dict) or not isinstance(stored.get("config"), dict):
-            raise UserError(f"--rerun is '{args.rerun}', which is no run folder of train.py "
-                            f"(looked for '{path}' with flags and config)")
-        flags = {key: value for key, value in stored["flags"].items() if key in vars(args)}
-        parser.set_defaults(**flags)
-        other_config = any(word.split("=", 1)[0] == "--config" for word in argv)
+    config, flags = read_recipe(_file_of_run(args.rerun) if args.rerun else args.config)
+    if flags:
+        known = vars(args)
+        parser.set_defaults(**{key: value for key, value in flags.items() if key in known})
         args = parser.parse_args(argv)
-        args.stored_config = None if other_config else stored["config"]
+    if args.rerun and any(word.split("=", 1)[0] == "--config" for word in argv):
+        config = read_recipe(args.config)[0]
+    changes = dict(map(parse_setting, args.settings))
+    changes.update((name, getattr(args, name)) for name in flagged_fields()
+                   if getattr(args, name) is not None)
+    args.recipe = config.replace(**changes)
+    if args.recipe.early_stopping and args.validation_epoch < 1:
+        raise UserError(f"--early_stopping={args.recipe.early_stopping} counts validations, and "
+                        "there are none; give --validation_epoch=1 to validate after every epoch")
     args.command_line = ["python", "train.py"] + list(argv)
     return args
+
+
+def flagged_fields() -> List[str]:
+    """Fields of a `Config` that have a flag."""
+    return [field.name for field in dataclasses.fields(Config) if field.metadata["flags"]]
+
+
+def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
+    """Configuration and flags that a recipe's name or a file for --config means.
+
+    Args:
+        name: of a recipe; or a YAML file with `config`, a recipe's name, `set`, values by field,
+            and `flags`, values by flag, each of which may be missing.
+
+    Raises:
+        UserError: the file is missing, is no such file, or has a value out of its range.
+    """
+    if not name.endswith((".yaml", ".yml", ".json")):
+        return get_config(name), {}
+    try:
+        with open(name, encoding="utf-8") as stream:
+            text = stream.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config: cannot read '{name}': {error}") from None
+    content = json.loads(text) if name.endswith(".json") else parse_yaml(text, name)
+    if not isinstance(content, dict) or not isinstance(content.get("flags", {}), dict):
+        raise UserError(f"--config: '{name}' is no mapping with config, set and flags")
+    for key in content:
+        if key not in _FILE_KEYS + _RUN_KEYS:
+            raise UserError(f"--config: '{name}' has a key {key!r}{nearest(str(key), _FILE_KEYS)}; "
+                            f"known: {', '.join(_FILE_KEYS)}")
+    config, changes = content.get("config", "yolact_base"), content.get("set", {})
+    if isinstance(config, dict):  # config.json of an earlier version has all fields
+        return Config.from_dict(config), content.get("flags", {})
+    if not isinstance(config, str) or not isinstance(changes, dict):
+        raise UserError(f"--config: '{name}' needs the name of a recipe under config, and values "
+                        "by field under set")
+    settings = dict(parse_setting(f"{key}={value}") if isinstance(value, str) else (key, value)
+                    for key, value in changes.items())
+    return get_config(config, **settings), content.get("flags", {})
+
+
+def _file_of_run(place: str) -> str:
+    """The configuration in a run folder, or the file itself."""
+    for path in [place] if os.path.isfile(place) else [
+            os.path.join(place, name) for name in ("config.yaml", "config.json")]:
+        if os.path.isfile(path):
+            return path
+    raise UserError(f"--rerun is '{place}', which is no run folder of train.py (looked for "
+                    f"'{os.path.join(place, 'config.yaml')}')")
 
 
 def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
@@ -122,9 +160,9 @@ def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
         return args.batch_size or default
     sizes = args.batch_alloc.split(",")
     if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
-        raise UserError("--batch_alloc is '{}', expected the same whole number for each of {} "
-                        "card{}, separated by commas: shapes are static and cards wait for each "
-                        "other".format(args.batch_alloc, cards, "" if cards == 1 else "s"))
+        raise UserError(f"--batch_alloc is '{args.batch_alloc}', expected the same whole number "
+                        f"for each of {cards} card{'' if cards == 1 else 's'}, separated by "
+                        "commas: shapes are static and cards wait for each other")
     return int(sizes[0])
 
 
@@ -133,14 +171,14 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--data", "--data_path", default=None, metavar="FOLDER|YAML",
                        help="root of the dataset, e.g. with train2017/, val2017/, annotations/; or "
                             "a file that names images and annotations (docs/data.md)")
-    group.add_argument("--dataset", default=None,
-                       help="layout below --data; default: the configuration's")
     group.add_argument("--train_images", default=None, metavar="FOLDER",
                        help="training images, where they do not lie in a known layout")
     group.add_argument("--train_info", default=None, metavar="JSON",
                        help="COCO annotations of --train_images")
-    group.add_argument("--valid_images", default=None, metavar="FOLDER")
-    group.add_argument("--valid_info", default=None, metavar="JSON")
+    group.add_argument("--valid_images", default=None, metavar="FOLDER",
+                       help="validation images, where they do not lie in a known layout")
+    group.add_argument("--valid_info", default=None, metavar="JSON",
+                       help="COCO annotations of --valid_images")
     add_switch(group, "--strict",
                help="stop at the first unusable annotation instead of dropping it, and at "
                     "whatever else the data check finds")
@@ -148,16 +186,26 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="loader processes per card; 0 loads in the training process")
 
 
+def _add_recipe(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe (docs/training.md lists all fields)")
+    group.add_argument("--config", default="yolact_base_config", metavar="NAME|FILE.yaml",
+                       help=f"one of {', '.join(list_configs())}; or a file with a recipe's name "
+                            "and changes, such as config.yaml of a run folder")
+    group.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE",
+                       help="change a field of the recipe, e.g. --set nms_thresh=0.6; repeatable")
+    kinds = field_kinds()
+    for field in dataclasses.fields(Config):
+        declared = field.metadata
+        if declared["flags"]:
+            alone: Dict[str, Any] = {} if declared["flag_alone"] is None else {
+                "nargs": "?", "const": declared["flag_alone"]}
+            group.add_argument(*declared["flags"], dest=field.name, default=None,
+                               type=FieldValue(kinds[field.name], declared),
+                               metavar=declared["metavar"], help=declared["help"], **alone)
+
+
 def _add_schedule(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("model and schedule")
-    group.add_argument("--config", default="yolact_base_config",
-                       help="recipe, e.g. yolact_resnet50")
-    group.add_argument("--pred_scales", type=AnchorSides(), default=None, metavar="A,B+C,..",
-                       help="anchor sides in pixels for each pyramid level, finest first, several "
-                            "of a level joined by +; python -m data.check suggests them")
-    group.add_argument("--backbone_weights", default=None, metavar="FILE",
-                       help="ImageNet backbone; 'none' trains from scratch; default: the "
-                            "configuration's file in --save_folder")
+    group = parser.add_argument_group("steps")
     group.add_argument("--batch_size", type=BatchSize(), default=None, metavar="N|auto",
                        help="images per card and step; auto takes as many as fit into its memory")
     group.add_argument("--batch_alloc", default=None, metavar="N,N,..",
@@ -165,49 +213,15 @@ def _add_schedule(parser: ArgumentParser) -> None:
     group.add_argument("--accumulate", type=Bounded(int, 1), default=1, metavar="N",
                        help="batches whose gradients make up one step")
     add_switch(group, "--sync_bn", help="batch norm over the images of all cards")
-    group.add_argument("--max_iter", type=Bounded(int, 1), default=None,
-                       help="iterations at the configuration's batch size (see --no_autoscale)")
-    group.add_argument("--lr", "--learning_rate", type=Bounded(float, 0, True),
-                       default=None, dest="lr")
-    group.add_argument("--momentum", type=Bounded(float, 0), default=None)
-    group.add_argument("--decay", "--weight_decay", type=Bounded(float, 0),
-                       default=None, dest="decay")
-    group.add_argument("--gamma", type=Bounded(float, 0), default=None)
     add_switch(group, "--no_autoscale",
                help="do not scale learning rate and iterations by batch size x cards")
     group.add_argument("--seed", type=Bounded(int, 0), default=0,
                        help="of weights, order and augmentation")
 
 
-def _add_training_options(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("training options, all off unless the configuration has "
-                                      "them (docs/training.md)")
-    group.add_argument("--ema", "--ema_decay", type=Bounded(float, 0), nargs="?", default=None,
-                       const=DEFAULT_EMA_DECAY, dest="ema_decay", metavar="DECAY",
-                       help="score and save a moving average of the weights; default decay: "
-                            f"{DEFAULT_EMA_DECAY}"
-                       )
-    group.add_argument("--schedule", default=None, metavar="step|cosine",
-                       help="shape of the learning rate after its warm-up")
-    group.add_argument("--clip_grad_norm", type=Bounded(float, 0), default=None, metavar="NORM",
-                       help="largest norm of the whole gradient; 0 does not limit it")
-    group.add_argument("--early_stopping", type=Bounded(int, 0), default=None, metavar="N",
-                       help="end after N validations in a row without a better mask mAP")
-    group.add_argument("--freeze", default=None, metavar="backbone|STAGES",
-                       help="do not train the backbone, or its stem and first STAGES stages")
-    group.add_argument("--class_weights", type=ClassFactors(), default=None,
-                       metavar="balanced|NAME=FACTOR,..",
-                       help="factor on the confidence loss of a class's positives, by its name or "
-                            "by inverse frequency")
-    group.add_argument("--multi_scale", type=InputSides(), default=None, metavar="S,S,..",
-                       help="input sides in pixels to train on, drawn in turn")
-    group.add_argument("--multi_scale_interval", type=Bounded(int, 1), default=None, metavar="N",
-                       help="iterations that keep a side; default: the configuration's, 10")
-
-
 def _add_checkpoints(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
-    group.add_argument("--save_folder", default="weights/")
+    group.add_argument("--save_folder", default="weights/", help="where weights files are written")
     group.add_argument("--save_interval", type=Bounded(int, 1), default=2000,
                        help="iterations between files")
     add_switch(group, "--keep_latest",
@@ -238,9 +252,6 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--loss_scale", default=None, metavar="dynamic|NUMBER",
                        help="factor on the loss that keeps small gradients; default: dynamic for "
                             "float16, none for bfloat16")
-    add_switch(group, "--fused_optimizer",
-               help="SGD by the Ascend plugin's fused kernels; waits for the device in each step, "
-                    "which the default does not (PyTorch 1.5 and 1.8: at O1 and O2 only)")
     add_switch(group, "--fused_loss",
                help="cross entropy of the classes by the Ascend plugin's fused kernel (A2 and A3; "
                     "up to 10 images of 550 pixels per card)")
@@ -257,7 +268,7 @@ def _add_device(parser: ArgumentParser) -> None:
 
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
-    group.add_argument("--log_folder", default="logs/")
+    group.add_argument("--log_folder", default="logs/", help="where the log files are written")
     add_switch(group, "--no_log", help="write nothing to --log_folder and --tensorboard")
     add_switch(group, "--log_gpu",
                help="accepted for the original's sake: the log always has the memory")

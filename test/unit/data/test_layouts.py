@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from data.config import DATASETS
 from data.datasets import dataset_paths
 from utils.errors import UserError
 
@@ -30,7 +29,7 @@ def test_paths(tmp_path, dataset, split):
 
 
 def test_every_dataset_of_the_recipes_has_a_layout():
-    assert {dataset for dataset, _ in LAYOUTS} == set(DATASETS)
+    assert {dataset for dataset, _ in LAYOUTS} == set(declared_choices("dataset"))
 
 
 def _error(*args):
