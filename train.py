@@ -20,9 +20,10 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 
+from data.classes import match_categories
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
-from eval import detect_dataset
+from layers.detection import Detect
 from utils import checkpoint
 from utils.cli import run_main
 from utils.device import (
@@ -44,6 +45,8 @@ from utils.engine.summary import end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.files import refuse_unwritable
+from utils.inference.detector import Detector
+from utils.inference.evaluation import Evaluation, choose_images
 from utils.memory import explained
 from utils.progress import ProgressBar, StepPace
 from utils.report.evaluation import Scored
@@ -196,13 +199,14 @@ def log_progress(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) -> 
 
 def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
+    ids, _ = match_categories(run.dataset.class_names, run.config.num_classes - 1,
+                              dataset.categories, "the network", dataset.annotation_file)
+    evaluation = Evaluation(dataset, ids, choose_images(len(dataset), run.args.validation_size),
+                            num_workers=run.args.num_workers, processes=run.processes,
+                            show_progress=sys.stdout.isatty())
     share_buffers(run.model, run.processes)
     with scored_weights(run):  # those that are saved
-        found = detect_dataset(run.model, run.config, dataset, run.device,
-                               max_images=run.args.validation_size,
-                               num_workers=run.args.num_workers,
-                               class_names=run.dataset.class_names, processes=run.processes,
-                               show_progress=run.processes.is_main and sys.stdout.isatty())
+        found = evaluation.run(Detector(run.model, Detect.from_config(run.config), run.device))
     if not run.processes.is_main:
         return
     results = found.evaluate()
