@@ -14,7 +14,7 @@ import torch
 from data.coco import CocoDataset
 from data.config import get_config
 from data.loader import DevicePrefetcher, build_train_loader
-from eval import evaluate_dataset
+from helpers.evaluation import evaluate
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from utils.distributed.processes import Processes
@@ -63,7 +63,7 @@ def test_eight_real_images_are_learned_by_heart(coco_mini, tmp_path, device):
         if step % 20 == 0 or step == STEPS - 1:
             print(step, {name: round(value.item(), 3) for name, value in losses.items()})
 
-    results = evaluate_dataset(model.eval(), config, dataset, device, num_workers=0)
+    results = evaluate(model.eval(), config, dataset, device, num_workers=0)
     print(results.statistics_table())
     print(results.table())
     assert results.box.statistics["AP50"] >= 0.9

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from data.datasets import open_dataset
 from data.loader import DevicePrefetcher
 from data.shapes import write_dataset
-from eval import evaluate_dataset
+from helpers.evaluation import evaluate
 from utils.device import has_autocast, seed_everything
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import shared_step
@@ -103,7 +103,7 @@ def go_on(data, device, path, level, kind, jitter=0.0):
         run, totals, skipped = train(data, device, flags, STEPS, jitter)
     validation = open_dataset(run.config.dataset, str(data), None, None, "val")
     with run.precision.float32_weights(run.model):
-        results = evaluate_dataset(run.model.eval(), run.config, validation, device, num_workers=0)
+        results = evaluate(run.model.eval(), run.config, validation, device, num_workers=0)
     windows = np.asarray(totals).reshape(-1, WINDOW).mean(axis=1)
     scores = np.array([results.box.ap, results.mask.ap])
     print(f"{level} {kind} {jitter}: mean loss {windows.mean():.4f}, windows "

@@ -18,16 +18,11 @@ import eval as evaluation
 from data.classes import match_categories
 from data.coco import CocoDataset
 from data.config import get_config
+from helpers.evaluation import evaluate
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
-from utils.inference.pipeline import (
-    EvaluationImages,
-    EvaluationLoader,
-    StageTimes,
-    choose_images,
-    run_pipelined,
-    to_network_input,
-)
+from utils.inference.evaluation import EvaluationImages, EvaluationLoader, choose_images
+from utils.inference.pipeline import StageTimes, run_pipelined, to_network_input
 from utils.progress import ImageProgress
 from yolact import build_yolact
 
@@ -128,14 +123,12 @@ class Oracle(torch.nn.Module):
 def test_a_network_that_knows_the_answers(data, config, batch_size, num_workers):
     dataset = dataset_of(data)
     model = Oracle(dataset, 64).train()
-    results = evaluation.evaluate_dataset(model, config, dataset, torch.device("cpu"),
-                                          batch_size=batch_size, num_workers=num_workers)
+    results = evaluate(model, config, dataset, batch_size=batch_size, num_workers=num_workers)
     assert model.training  # as it was
     assert results.num_images == 5 and results.notes == []
     assert results.box.ap == pytest.approx(1)
     assert results.mask.statistics["AP75"] == pytest.approx(1) and results.mask.ap > 0.85
-    fewer = evaluation.evaluate_dataset(model, config, dataset, torch.device("cpu"), max_images=3,
-                                        num_workers=0)
+    fewer = evaluate(model, config, dataset, max_images=3, num_workers=0)
     assert fewer.num_images == 3 and fewer.box.ap == pytest.approx(1)
 
 

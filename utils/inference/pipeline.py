@@ -1,37 +1,17 @@
-"""What evaluation needs around the network: batches of images, stage times, a pipeline."""
+"""Batches of images on their way through a network: stage times, host and device side by side."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-)
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, TypeVar
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from data.loader import start_worker
-from utils.compat import iterate
-from utils.errors import UserError
 from utils.progress import ImageProgress
-
-Item = Tuple[np.ndarray, int, int, int]
-"""Planes `[3, S, S]`, image id, height and width of the stored image."""
 
 T = TypeVar("T")
 
@@ -52,69 +32,6 @@ def to_network_input(image_bgr: np.ndarray, side: int) -> np.ndarray:
     """Resize `[h, w, 3]` BGR to planes `[3, side, side]` RGB, uint8; the aspect is not kept."""
     resized = cv2.resize(image_bgr, (side, side), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
-
-
-class EvaluationImages(Dataset):
-    """Images `indices` of a dataset of `Sample`, resized for the network."""
-
-    def __init__(self, samples: Any, indices: Sequence[int], side: int) -> None:
-        self.samples = samples
-        self.indices = list(indices)
-        self.side = side
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> Union[Item, UserError]:
-        """Return the item, or the error: raised in a worker it would lose its type."""
-        try:
-            sample = self.samples[self.indices[number]]
-        except UserError as error:
-            return error
-        height, width = sample.image.shape[:2]
-        return to_network_input(sample.image, self.side), sample.image_id, height, width
-
-
-class EvaluationLoader:
-    """Batches of `images`, all of `batch_size`: the last one is filled up with black images.
-
-    Raises, while iterating, the `UserError` of an image that cannot be read.
-    """
-
-    def __init__(self, images: EvaluationImages, batch_size: int, num_workers: int = 0,
-                 pin_memory: bool = False) -> None:
-        self.batch_size = batch_size
-        self._loader = DataLoader(
-            images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
-            collate_fn=self._collate, worker_init_fn=start_worker)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for planes, image_ids, sizes in iterate(self._loader):
-            if isinstance(planes, UserError):
-                raise planes
-            yield ImageBatch(planes, image_ids, sizes)
-
-    def _collate(self, items: List[Union[Item, UserError]]) -> Tuple[Any, Any, Any]:
-        for item in items:
-            if isinstance(item, UserError):
-                return item, None, None
-        good = [item for item in items if not isinstance(item, UserError)]
-        planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
-        for n, item in enumerate(good):
-            planes[n] = item[0]
-        return (torch.from_numpy(planes), [item[1] for item in good],
-                [(item[2], item[3]) for item in good])
-
-
-def choose_images(total: int, max_images: int, shuffle: bool = False,
-                  seed: Optional[int] = None) -> List[int]:
-    """Indices of the images to evaluate: the first `max_images`, or random ones; <= 0 is all."""
-    indices = (np.random.default_rng(seed).permutation(total).tolist() if shuffle
-               else list(range(total)))
-    return indices[:max_images] if max_images > 0 else indices
 
 
 class StageTimes:

@@ -12,7 +12,6 @@ that knows the network.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import (
     Any,
     Iterable,
@@ -33,51 +32,18 @@ from torch import Tensor
 from data import image as images
 from data.classes import ClassList, find_classes
 from data.config import Config, get_config
-from layers.detection import Detect, Detections
-from layers.mask_iou import mask_scores
-from layers.masks import boxes_to_pixels, encode_masks
+from layers.detection import Detect
 from utils import checkpoint
 from utils.device import select_device, synchronize
 from utils.errors import UserError
+from utils.inference.detector import Detector, PendingDetections
 from utils.inference.pipeline import StageTimes, to_network_input
 from utils.inference.prediction import Prediction
 from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
-CPU = torch.device("cpu")
-
 Source = Union[str, os.PathLike, np.ndarray, Any]
 """A file, a PIL image, or an array as `data.image.picture_from_array` takes it."""
-
-Launched = Tuple[Detections, Tensor, Tensor]
-"""Detections, prototypes, and scores of the masks in the order of the detections."""
-
-
-def fetch(launched: Launched) -> Launched:
-    """Copy to the CPU; waits for the device."""
-    return launched[0].to(CPU), launched[1].to(CPU), launched[2].to(CPU)
-
-
-@dataclass
-class Finder:
-    """A network with everything between its predictions and the objects of an image."""
-
-    model: Yolact
-    detect: Detect
-    device: torch.device
-    crop: bool = True
-    score_threshold: float = 0.0
-
-    def launch(self, images: Tensor, times: StageTimes) -> Launched:
-        """Queue uint8 images `[B,3,S,S]`; what comes back is still on the device."""
-        with times.stage("network"):
-            predictions = self.model(images.to(self.device, non_blocking=True))
-        with times.stage("detection"):
-            found, proto = self.detect(predictions), predictions["proto"]
-            if self.model.maskiou_net is None:
-                return found, proto, found.scores
-            return found, proto, mask_scores(self.model.maskiou_net, found, proto, self.crop)
-
 
 class LoadedModel(NamedTuple):
     """A network in evaluation mode, on the CPU, and what is known about it."""
@@ -163,23 +129,23 @@ class Predictor:
             raise ValueError(f"score_threshold is {score_threshold}, expected 0 to 1")
         target = select_device(device)
         loaded = load_model(os.fspath(weights), save_folder, config, max_num_detections)
-        self._set(Finder(loaded.model.to(target), Detect.from_config(loaded.config, nms), target,
+        self._set(Detector(loaded.model.to(target), Detect.from_config(loaded.config, nms), target,
                          crop, score_threshold), loaded, batch_size)
 
     @classmethod
-    def from_loaded(cls, finder: Finder, loaded: LoadedModel, batch_size: int = 1) -> Predictor:
+    def from_loaded(cls, detector: Detector, loaded: LoadedModel, batch_size: int = 1) -> Predictor:
         """A predictor around a network that is there already."""
         predictor = cls.__new__(cls)
-        predictor._set(finder, loaded, batch_size)
+        predictor._set(detector, loaded, batch_size)
         return predictor
 
-    def _set(self, finder: Finder, loaded: LoadedModel, batch_size: int) -> None:
+    def _set(self, detector: Detector, loaded: LoadedModel, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         self.batch_size = batch_size
         self.classes: ClassList = find_classes(loaded.config.num_classes - 1, loaded.class_names,
                                                loaded.category_ids, loaded.config.dataset)
-        self._finder = finder
+        self._detector = detector
 
     @overload
     def __call__(self, source: Union[List[Source], Tuple[Source, ...]],
@@ -224,34 +190,33 @@ class Predictor:
 
     def planes(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B pictures `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
-        side = self._finder.model.input_size
+        side = self._detector.model.input_size
         planes = np.zeros((self.batch_size, 3, side, side), np.uint8)
         for n, image in enumerate(pictures):
             planes[n] = to_network_input(image, side)
         return torch.from_numpy(planes)
 
-    def launch(self, planes: Tensor, times: StageTimes) -> Launched:
+    def launch(self, planes: Tensor, times: StageTimes) -> PendingDetections:
         """Queue the work for `planes`; returns without waiting for it."""
-        with torch.no_grad():
-            return self._finder.launch(planes, times)
+        return self._detector.launch(planes, times)
 
-    def collect(self, launched: Launched, pictures: Sequence[np.ndarray], times: StageTimes,
+    def collect(self, pending: PendingDetections, pictures: Sequence[np.ndarray],
+                times: StageTimes,
                 paths: Optional[Sequence[Optional[str]]] = None) -> List[Prediction]:
         """Fetch what was launched for `pictures`, which came from `paths`."""
         with times.stage("transfer"):
-            found, proto, rescored = fetch(launched)
+            fetched = pending.fetch()
         with times.stage("run lengths"):
-            return [self._prediction(found, proto, rescored, n, image,
-                                     None if paths is None else paths[n])
+            return [self._prediction(fetched, n, image, None if paths is None else paths[n])
                     for n, image in enumerate(pictures)]
 
     def warm_up(self) -> None:
         """Run the network once, so that what is built on first use is there."""
-        fetch(self.launch(self.planes([]), StageTimes()))
+        self.launch(self.planes([]), StageTimes()).fetch()
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
-        synchronize(self._finder.device)
+        synchronize(self._detector.device)
 
     def _open(self, source: Source, rgb: bool) -> np.ndarray:
         if isinstance(source, (str, os.PathLike)):
@@ -271,22 +236,17 @@ class Predictor:
         return self.collect(self.launch(self.planes(pictures), times), pictures, times,
                             [path for _, path in waiting])
 
-    def _prediction(self, found: Detections, proto: Tensor, rescored: Tensor, n: int,
-                    image: np.ndarray, path: Optional[str]) -> Prediction:
-        height, width = image.shape[:2]
-        objects = found.of_image(n, self._finder.score_threshold)
-        scores = rescored[n, :len(objects.scores)].numpy()
+    def _prediction(self, fetched: PendingDetections, n: int, image: np.ndarray,
+                    path: Optional[str]) -> Prediction:
+        objects = self._detector.objects(fetched, n, *image.shape[:2])
         # YOLACT++ ranks by the masks' scores; otherwise this changes nothing.
+        scores = objects.mask_scores
         order = np.argsort(-scores, kind="stable")
-        if self._finder.score_threshold > 0:
-            order = order[scores[order] > self._finder.score_threshold]
-        rows = torch.from_numpy(order)
-        boxes = objects.boxes[rows]
-        class_ids = objects.classes[rows].numpy()
-        rles = encode_masks(proto[n], objects.coefficients[rows], boxes, height, width,
-                            self._finder.crop)
+        if self._detector.score_threshold > 0:
+            order = order[scores[order] > self._detector.score_threshold]
+        class_ids = objects.classes[order]
         return Prediction(
-            image=image, boxes=boxes_to_pixels(boxes, height, width).numpy(),
-            scores=scores[order], class_ids=class_ids,
-            class_names=[self.classes.names[index] for index in class_ids.tolist()], rles=rles,
+            image=image, boxes=objects.boxes[order], scores=scores[order], class_ids=class_ids,
+            class_names=[self.classes.names[index] for index in class_ids],
+            rles=[objects.rles[index] for index in order],
             all_class_names=self.classes.names, category_ids=self.classes.category_ids, path=path)

@@ -12,10 +12,11 @@ import torch
 import train
 from data.config import get_config
 from data.shapes import write_dataset
-from eval import load_model
 from utils import ema
 from utils.checkpoint import load_state
 from utils.engine import setup as training_run
+from utils.inference.evaluation import Evaluation
+from utils.inference.predictor import load_model
 from yolact import build_yolact
 
 STEPS = 12
@@ -77,11 +78,12 @@ def test_a_resumed_run_with_averages_equals_the_undisturbed_one(flags, tmp_path)
 def test_the_weights_file_has_the_averages_and_evaluation_reads_them(flags, tmp_path, monkeypatch):
     seen = []
 
-    def detect(model, *args, **kwargs):
-        seen.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
+    def run(self, detector):
+        seen.append({name: value.cpu().clone()
+                     for name, value in detector.model.state_dict().items()})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "detect_dataset", detect)
+    monkeypatch.setattr(Evaluation, "run", run)
     assert train.main(flags + ["--ema=0.9", "--save_interval=4"]) == 0
     assert train.main(flags + ["--ema=0.9", "--validation_epoch=1", "--resume=" + file_of(
         tmp_path, 4)]) == 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -146,11 +147,12 @@ def test_exif_orientation_is_applied(predictor, tmp_path):
 def test_rescored_masks_set_the_order(predictor):
     """YOLACT++: what is shown is ranked by the masks' scores."""
     picture, times = noise(), StageTimes()
-    found, proto, scores = predictor.launch(predictor.planes([picture]), times)
-    ranked = scores.clone()
+    pending = predictor.launch(predictor.planes([picture]), times)
+    ranked = pending.mask_scores.clone()
     ranked[0, 0] = ranked[0, 0] * 0.01
-    plain = predictor.collect((found, proto, scores), [picture], times)[0]
-    rescored = predictor.collect((found, proto, ranked), [picture], times)[0]
+    plain = predictor.collect(pending, [picture], times)[0]
+    rescored = predictor.collect(dataclasses.replace(pending, mask_scores=ranked), [picture],
+                                 times)[0]
     last = int(np.flatnonzero((rescored.boxes == plain.boxes[0]).all(1))[0])
     assert last > 0 and (np.diff(rescored.scores) <= 0).all()
     assert sorted(rle["counts"] for rle in rescored.rles) == sorted(

@@ -1,0 +1,165 @@
+"""Scoring a network on a dataset, by one process or several: train.py and eval.py both do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.coco import CocoDataset
+from data.loader import start_worker
+from utils.compat import iterate
+from utils.device import pin_memory_supported
+from utils.distributed.processes import Processes
+from utils.distributed.sharing import gather_state, shard
+from utils.errors import UserError
+from utils.inference.detector import Detector, PendingDetections
+from utils.inference.evaluator import CocoEvaluator
+from utils.inference.pipeline import ImageBatch, StageTimes, run_pipelined, to_network_input
+from utils.progress import ImageProgress
+
+Item = Tuple[np.ndarray, int, int, int]
+"""Planes `[3, S, S]`, image id, height and width of the stored image."""
+
+
+class EvaluationImages(Dataset):
+    """Images `indices` of a dataset, resized for a network of input side `side`."""
+
+    def __init__(self, dataset: CocoDataset, indices: Sequence[int], side: int) -> None:
+        self.dataset = dataset
+        self.indices = list(indices)
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Union[Item, UserError]:
+        """Return the item, or the error: raised in a worker it would lose its type."""
+        try:
+            sample = self.dataset[self.indices[number]]
+        except UserError as error:
+            return error
+        height, width = sample.image.shape[:2]
+        return to_network_input(sample.image, self.side), sample.image_id, height, width
+
+
+class EvaluationLoader:
+    """Batches of `images`, all of `batch_size`: the last one is filled up with black images.
+
+    Raises, while iterating, the `UserError` of an image that cannot be read.
+    """
+
+    def __init__(self, images: EvaluationImages, batch_size: int, num_workers: int = 0,
+                 pin_memory: bool = False) -> None:
+        self.batch_size = batch_size
+        self._loader = DataLoader(
+            images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+            collate_fn=self._collate, worker_init_fn=start_worker)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for batch in iterate(self._loader):
+            if isinstance(batch, UserError):
+                raise batch
+            yield ImageBatch(*batch)
+
+    def _collate(self, items: List[Union[Item, UserError]]) -> Any:
+        """Fields of an `ImageBatch`, or the first error."""
+        good: List[Item] = []
+        for item in items:
+            if isinstance(item, UserError):
+                return item
+            good.append(item)
+        planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
+        for n, item in enumerate(good):
+            planes[n] = item[0]
+        return (torch.from_numpy(planes), [item[1] for item in good],
+                [(item[2], item[3]) for item in good])
+
+
+def choose_images(total: int, max_images: int, shuffle: bool = False,
+                  seed: Optional[int] = None) -> List[int]:
+    """Indices of the images to evaluate: the first `max_images`, or random ones; <= 0 is all."""
+    indices = (np.random.default_rng(seed).permutation(total).tolist() if shuffle
+               else list(range(total)))
+    return indices[:max_images] if max_images > 0 else indices
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which images of which dataset are scored, and how they are read.
+
+    Attributes:
+        dataset: images and ground truth.
+        category_ids: of each class of the network by 0-based class index; None for one that the
+            dataset does not have.
+        indices: of the images, as from `choose_images`.
+        batch_size: images that pass the network together.
+        num_workers: processes that read images; 0 reads in this one.
+        processes: that share the images.
+        show_progress: on the terminal of the main process.
+    """
+
+    dataset: CocoDataset
+    category_ids: Sequence[Optional[int]]
+    indices: Sequence[int]
+    batch_size: int = 4
+    num_workers: int = 2
+    processes: Processes = Processes()
+    show_progress: bool = False
+
+    def evaluator(self) -> CocoEvaluator:
+        """An evaluator on the dataset's annotations, without detections."""
+        return CocoEvaluator.for_dataset(self.dataset, self.category_ids)
+
+    def run(self, detector: Detector, times: Optional[StageTimes] = None,
+            evaluator: Optional[CocoEvaluator] = None) -> CocoEvaluator:
+        """Find the objects of all images, all processes together. The model keeps its mode.
+
+        Args:
+            detector: this process's.
+            times: is told how long the stages take, and counts this process's images.
+            evaluator: gets the detections; None for a new one.
+
+        Returns:
+            The evaluator; the main process's has the detections of all.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        found = self.evaluator()
+        self._detect(detector, found, times or StageTimes())
+        if evaluator is None:  # an evaluator without detections is falsy
+            evaluator = self.evaluator()
+        image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
+        evaluator.merge(gather_state(found.state(), image_ids, self.processes, detector.device))
+        return evaluator
+
+    def _detect(self, detector: Detector, found: CocoEvaluator, times: StageTimes) -> None:
+        """Add the detections of this process's share of the images to `found`."""
+        share = shard(self.indices, self.batch_size, self.processes)
+        loader = EvaluationLoader(
+            EvaluationImages(self.dataset, share, detector.model.input_size), self.batch_size,
+            self.num_workers, pin_memory_supported(detector.device))
+        progress = ImageProgress(len(share), sys.stderr,
+                                 enabled=self.show_progress and self.processes.is_main)
+
+        def finish(batch: ImageBatch, pending: PendingDetections) -> None:
+            with times.stage("transfer"):
+                fetched = pending.fetch()
+            with times.stage("run lengths"):
+                for n, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes)):
+                    objects = detector.objects(fetched, n, *size)
+                    found.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
+                              objects.scores.tolist(), objects.mask_scores.tolist())
+
+        was_training = detector.model.training
+        detector.model.eval()
+        try:
+            run_pipelined(loader, lambda images: detector.launch(images, times), finish, times,
+                          progress)
+        finally:
+            detector.model.train(was_training)
