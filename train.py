@@ -35,10 +35,10 @@ from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import find_restart
 from utils.engine.setup import Training, build_training
-from utils.engine.summary import build_commands, end_lines, start_lines
+from utils.engine.summary import Commands, build_commands, end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
-from utils.memory import Demand, explained
+from utils.memory import Demand, MemoryNeed, explained
 from utils.optimizer import FlatOptimizer, poison
 
 LOG_INTERVAL = 10
@@ -118,7 +118,7 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
         done += 1
         observer.step(done, losses, micro_batches, learner)
         if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
-            log_progress(observer, done, schedule(done - 1), record)
+            log_progress(training, observer, done, record)
             stopping = sharing.stop_agreed()
         early = between_steps(training, done, observer, record)
         # Processes may stop only together: they agree with each step and look at each log line.
@@ -145,13 +145,13 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     return early
 
 
-def log_progress(observer: Observer, done: int, lr: float, record: RunRecord) -> None:
+def log_progress(training: Training, observer: Observer, done: int, record: RunRecord) -> None:
     """Print the log line and the steps skipped since the last one; stop a run that only skips.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
     """
-    progress = observer.progress(done, lr)
+    progress = observer.progress(done, training.schedule(done - 1))
     print("\n".join(progress.lines), flush=True)
     record.write("train", **progress.values)
     if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -195,29 +195,29 @@ class TrainingError(Exception):
     """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
-def announce(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
-    """Say what is about to happen and open what is written."""
+def announce(training: Training, start: int, strict: bool) -> None:
+    """Say what is about to happen.
+
+    Raises:
+        UserError: with `strict`, in all processes where the data check finds something.
+    """
     problem: Optional[UserError] = None
     if training.processes.is_main:
         try:
-            print("\n".join(start_lines(args, training, start)), flush=True)
+            print("\n".join(start_lines(training, start, strict)), flush=True)
         except UserError as error:
             problem = error
-    # What the main process finds (--strict) ends all of them, or the others would wait for it.
+    # What the main process finds ends all of them, or the others would wait for it.
     if told_by_main(problem is not None, training.processes, training.learner.device):
         raise problem or UserError("the main process has refused the data; its log says why")
-    record = open_record(args, training, start)
-    if record.lines:
-        print("\n".join(record.lines), flush=True)
-    return record
 
 
-def finish(args: argparse.Namespace, training: Training, outcome: Outcome, observer: Observer,
-           record: RunRecord, stop: StopRequest, seconds: float) -> int:
+def finish(training: Training, outcome: Outcome, observer: Observer, record: RunRecord,
+           commands: Commands, stop: StopRequest, seconds: float) -> int:
     """Save what was trained, say what came out of it; returns the exit code."""
     finished = outcome.done >= training.schedule.max_iter or outcome.stopped_early
     path = None
-    if finished or not args.no_interrupt:
+    if finished or training.saver.plan.on_interrupt:
         path = save(training, outcome.done, record, interrupt=not finished)
     if finished:
         record.write("epoch", iteration=outcome.done,
@@ -228,10 +228,9 @@ def finish(args: argparse.Namespace, training: Training, outcome: Outcome, obser
             f"; then --resume=interrupt goes on from iteration {outcome.done}")))
     if training.processes.is_main:
         print_lines(end_lines(training, outcome.done, outcome.stopped_early, finished, seconds,
-                              observer.images_per_second, path,
-                              build_commands(args, training, record.path), record.path))
+                              observer.images_per_second, path, commands, record.path))
     if not finished:
-        saved = not args.no_interrupt and not args.train_performance
+        saved = training.saver.plan.enabled and training.saver.plan.on_interrupt
         print(f"Stopped by {stop.signal_name or 'another process'} at iteration {outcome.done}"
               + ("; --resume=interrupt goes on from there" if saved else ""), flush=True)
         return 130
@@ -249,10 +248,12 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     training = build_training(args, processes, device, train_step, resumed)
     start = 0 if resumed is None else training.saver.resume(resumed, args.start_iter)
     training.loader.start_at(start)
-    record = announce(args, training, start)
+    announce(training, start, args.strict)
+    record = open_record(args, training, start)
+    print_lines(record.lines)
     observer = build_observer(args, training, start)
     began = time.monotonic()
-    demand = Demand(training.loader.batch_size, training.sharing.parts)
+    demand = Demand(training.loader.batch_size, lambda: MemoryNeed(0, 0), training.sharing.parts)
     with StopRequest() as stop, explained(device, demand):
         try:
             outcome = training_loop(training, start, stop, observer, record)
@@ -261,7 +262,8 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
             raise
         if outcome.problem is not None and outcome.done == start:
             raise outcome.problem
-        return finish(args, training, outcome, observer, record, stop, time.monotonic() - began)
+        return finish(training, outcome, observer, record, build_commands(args, training), stop,
+                      time.monotonic() - began)
 
 
 def build_observer(args: argparse.Namespace, training: Training, start: int) -> Observer:

@@ -44,13 +44,16 @@ def fraction(default: float, help: str) -> Any:
     return option(default, help, at_least=0, at_most=1)
 
 
-def range_of(declared: Mapping[str, Any]) -> str:
-    """The limits of a declared number in words, `a number above 0`; empty without limits."""
+def expected_value(kind: Any, declared: Mapping[str, Any]) -> str:
+    """What a declared field of type `kind` takes, in words: `a whole number above 0`."""
+    number = "a whole number" if kind is int else "a number"
     if declared["above"] is not None:
-        return f"a number above {declared['above']:g}"
+        return f"{number} above {declared['above']:g}"
     if declared["at_most"] is not None:
-        return f"a number from {declared['at_least']:g} to {declared['at_most']:g}"
-    return "" if declared["at_least"] is None else f"{declared['at_least']:g} or more"
+        return f"{number} from {declared['at_least']:g} to {declared['at_most']:g}"
+    if declared["at_least"] is not None:
+        return f"{number}, {declared['at_least']:g} or more"
+    return expectation(kind)
 
 
 def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
@@ -66,7 +69,7 @@ def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
     above, least, most = declared["above"], declared["at_least"], declared["at_most"]
     if (above is not None and not value > above) or (least is not None and value < least) or (
             most is not None and value > most):
-        return f"expected {range_of(declared)}"
+        return f"expected {expected_value(kind, declared)}"
     choices = declared["choices"]
     if choices and value not in choices:
         return f"expected one of {', '.join(choices)}{nearest(str(value), choices)}"

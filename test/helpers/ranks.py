@@ -17,14 +17,15 @@ LAUNCH_VARIABLES = ("ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_S
 
 TRAIN = """
 import sys, train
-from training import run, saving
+from utils.engine import learner as run
+from utils.engine import train_flags
 from data.config import get_config
 {prepare}
 sys.exit(train.main(sys.argv[1:]))
 """
 
 PLAIN_SGD = """
-run.get_config = lambda name: get_config(name).replace(
+train_flags.get_config = lambda name: get_config(name).replace(
     optimizer="sgd", lr=0.002, lr_warmup_until=0)
 """
 """AdamW's first steps have the size of the learning rate however small a gradient is: rounding

@@ -75,11 +75,11 @@ def forward(self, predictions, batch, *args, **kwargs):
     return losses
 run.MultiBoxLoss.forward = forward
 save = train.save
-def save_everywhere(run, *args, **kwargs):
+def save_everywhere(training, *args, **kwargs):
     import torch
-    torch.save({key: value.clone() for key, value in run.model.state_dict().items()},
-               "parameters{}.pth".format(run.processes.rank))
-    return save(run, *args, **kwargs)
+    torch.save({key: value.clone() for key, value in training.learner.model.state_dict().items()},
+               "parameters{}.pth".format(training.processes.rank))
+    return save(training, *args, **kwargs)
 train.save = save_everywhere
 """
 

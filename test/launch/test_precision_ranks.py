@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from utils import amp
 amp.LOWEST_SCALE = 4096.0  # the floor comes after four overflows
-step, steps, factor = train.shared_step, [], {factor}
-def shared_step(network, criterion, *args, **kwargs):
+step, steps, factor = train.train_step, [], {factor}
+def train_step(network, criterion, *args, **kwargs):
     steps.append(1)
     def spoilt(*more):
         losses = criterion(*more)
@@ -29,15 +29,15 @@ def shared_step(network, criterion, *args, **kwargs):
             losses["B"] = losses["B"] * factor
         return losses
     return step(network, spoilt, *args, **kwargs)
-train.shared_step = shared_step
+train.train_step = train_step
 progress = train.log_progress
-def log_progress(run, *args, **kwargs):
-    mine = torch.cat([run.optimizer.flat, run.precision.scale.value.reshape(1)])
+def log_progress(training, *args, **kwargs):
+    mine = torch.cat([training.learner.optimizer.flat, training.learner.precision.scale.value.reshape(1)])
     everybodys = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(everybodys, mine)
     assert torch.equal(*everybodys), "the ranks have drifted apart"
-    print("scale", float(run.precision.scale.value), "applied", int(run.optimizer.steps))
-    return progress(run, *args, **kwargs)
+    print("scale", float(training.learner.precision.scale.value), "applied", int(training.learner.optimizer.steps))
+    return progress(training, *args, **kwargs)
 train.log_progress = log_progress
 """
 OVERFLOW, NOT_FINITE = "1e34", "float('nan')"

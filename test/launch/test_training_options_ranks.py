@@ -15,23 +15,23 @@ PREPARE = """
 import torch
 from utils import ema
 ema.RAMP = 2
-run.get_config = lambda name: get_config(name).replace(
+train_flags.get_config = lambda name: get_config(name).replace(
     max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10, lr=0.05)
 scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])
-def validate(run, dataset, done, log):
-    train.share_buffers(run.model, run.processes)
-    with train.scored_weights(run):
-        torch.save({key: value.clone() for key, value in run.model.state_dict().items()},
-                   "scored{}.pth".format(run.processes.rank))
+def validate(training, done, record):
+    train.share_buffers(training.learner.model, training.processes)
+    with training.learner.scored_weights(training.processes):
+        torch.save({key: value.clone() for key, value in training.learner.model.state_dict().items()},
+                   "scored{}.pth".format(training.processes.rank))
     score = next(scores)
-    if run.processes.is_main:
-        run.best.update(done, score, score)
+    if training.processes.is_main:
+        training.best.update(done, score, score)
 train.validate = validate
 save = train.save
-def save_everywhere(run, *args, **kwargs):
-    torch.save({key: value.clone() for key, value in saving.weights_of(run).items()},
-               "averages{}.pth".format(run.processes.rank))
-    return save(run, *args, **kwargs)
+def save_everywhere(training, *args, **kwargs):
+    torch.save({key: value.clone() for key, value in training.learner.weights().items()},
+               "averages{}.pth".format(training.processes.rank))
+    return save(training, *args, **kwargs)
 train.save = save_everywhere
 """
 

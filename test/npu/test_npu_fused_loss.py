@@ -16,9 +16,10 @@ from layers.fused_ops import npu_cross_entropy, npu_cross_entropy_problem, npu_f
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy, ohem_cross_entropy
 from npu import counters
+from train import train_step
 from utils.amp import batch_norm_parameters, build_precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatSGD, build_optimizer
 from yolact import build_yolact
@@ -106,7 +107,7 @@ def losses_of_steps(golden, device, row_losses, level, sgd):
     images = torch.from_numpy(data["in_x"])
     batch = target_batch(config, golden_images(data)).to(device)
     batch.images = images.to(device)
-    return [{name: loss.item() for name, loss in shared_step(
+    return [{name: loss.item() for name, loss in train_step(
         network, criterion, optimizer, [batch], 1e-3, Sharing(Processes(), device),
         precision=precision).items()} for _ in range(STEPS)]
 

@@ -157,13 +157,13 @@ import train
 
 save = train.save
 
-def compare_and_save(run, done, interrupt=False):
-    mine = torch.cat([p.detach().reshape(-1) for p in run.model.parameters()])
-    everybodys = [torch.empty_like(mine) for _ in range(run.processes.world_size)]
+def compare_and_save(training, done, *args, **kwargs):
+    mine = torch.cat([p.detach().reshape(-1) for p in training.learner.model.parameters()])
+    everybodys = [torch.empty_like(mine) for _ in range(training.processes.world_size)]
     dist.all_gather(everybodys, mine)
     assert all(torch.equal(mine, other) for other in everybodys), "the ranks have drifted apart"
     print("iteration", done, "equal over", dist.get_backend(), "on", mine.device, flush=True)
-    return save(run, done, interrupt)
+    return save(training, done, *args, **kwargs)
 
 train.save = compare_and_save
 sys.exit(train.main(sys.argv[1:]))

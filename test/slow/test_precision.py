@@ -25,11 +25,11 @@ from data.datasets import open_dataset
 from data.loader import DevicePrefetcher
 from data.shapes import write_dataset
 from helpers.evaluation import evaluate
+from train import train_step
 from utils.device import has_autocast, seed_everything
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import shared_step
-from utils.engine.setup import build_run
-from utils.engine.train_flags import train_parser
+from utils.engine.setup import build_training
+from utils.engine.train_flags import parse_train_flags
 
 FIRST_STEPS, STEPS, WINDOW = 600, 200, 20
 RATE = 5e-4
@@ -67,21 +67,22 @@ def quick_float16(device, kind):
 
 def train(data, device, flags, steps, jitter=0.0):
     """The run after `steps` steps, the total loss of each, and how many updates were skipped."""
-    args = train_parser().parse_args(
+    args = parse_train_flags(
         [f"--data={data}", "--config=yolact_shapes", "--no_autoscale", "--num_workers=0",
          "--node_device=" + device.type, f"--max_iter={steps}"] + flags)
     seed_everything(args.seed)
-    run = build_run(args, Processes(), device)
-    run.optimizer.flat.mul_(1 + jitter)
-    run.optimizer.renew_half()
-    run.network.train()
+    run = build_training(args, Processes(), device, train_step)
+    learner = run.learner
+    learner.optimizer.flat.mul_(1 + jitter)
+    learner.optimizer.renew_half()
+    learner.network.train()
     totals, applied = [], []
     batches = iter(DevicePrefetcher(run.loader, device))
     for step, batch in zip(range(steps), batches):
-        losses = shared_step(run.network, run.criterion, run.optimizer, [batch],
-                             run.learning_rate(step), run.sharing, precision=run.precision)
+        losses = train_step(learner.network, learner.criterion, learner.optimizer, [batch],
+                            run.schedule(step), run.sharing, learner.precision)
         totals.append(sum(losses.values()))
-        applied.append(run.optimizer.step_finite)
+        applied.append(learner.optimizer.step_finite)
     batches.close()
     return run, torch.stack(totals).tolist(), steps - int(torch.stack(applied).sum())
 
@@ -89,7 +90,7 @@ def train(data, device, flags, steps, jitter=0.0):
 def train_start(data, device, path):
     """Write the weights that all runs go on from."""
     run, totals, _ = train(data, device, ["--schedule=step"], FIRST_STEPS)
-    torch.save(run.model.state_dict(), str(path))
+    torch.save(run.learner.model.state_dict(), str(path))
     print(f"start: mean loss of the last {WINDOW} steps {np.mean(totals[-WINDOW:]):.3f}")
 
 
@@ -102,13 +103,13 @@ def go_on(data, device, path, level, kind, jitter=0.0):
     with quick_float16(device, kind):
         run, totals, skipped = train(data, device, flags, STEPS, jitter)
     validation = open_dataset(run.config.dataset, str(data), None, None, "val")
-    with run.precision.float32_weights(run.model):
-        results = evaluate(run.model.eval(), run.config, validation, device, num_workers=0)
+    with run.learner.precision.float32_weights(run.learner.model):
+        results = evaluate(run.learner.model.eval(), run.config, validation, device, num_workers=0)
     windows = np.asarray(totals).reshape(-1, WINDOW).mean(axis=1)
     scores = np.array([results.box.ap, results.mask.ap])
     print(f"{level} {kind} {jitter}: mean loss {windows.mean():.4f}, windows "
           f"{windows.round(4).tolist()}, box and mask AP {(100 * scores).round(2).tolist()}, "
-          f"{skipped} skipped, scale {run.precision.state_dict()}", flush=True)
+          f"{skipped} skipped, scale {run.learner.precision.state_dict()}", flush=True)
     return windows, scores, skipped
 
 

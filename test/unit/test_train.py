@@ -199,7 +199,7 @@ def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     (["--batch_size=two"], "--batch_size is 'two', expected a whole number"),
     (["--batch_size=99"], "lower --batch_size to 13"),
     (["--batch_size=0"], "--batch_size is '0', expected a whole number of at least 1"),
-    (["--max_iter=0"], "--max_iter is '0', expected a whole number of at least 1"),
+    (["--max_iter=0"], "--max_iter is '0', expected a whole number above 0"),
     (["--data=/nowhere"], "/nowhere"),
     (["--backbone_weights=missing.pth"], "--backbone_weights none"),
     (["--node_device=gpu9"], "unknown device 'gpu9'"),

@@ -31,7 +31,9 @@ class SavePlan(NamedTuple):
     keep_latest_interval: Optional[int] = None
     """Only the newest file stays, and those of every so many iterations; None: all stay."""
     enabled: bool = True
-    """False in all processes but the main one, and where only speed is measured."""
+    """False where only speed is measured."""
+    on_interrupt: bool = True
+    """A run that is stopped is saved."""
 
 
 class Saver:
@@ -46,14 +48,16 @@ class Saver:
             schedule; plain types. Stored at the top level of the state, so that evaluation finds
             the configuration and the class names without knowing about training.
         epoch_size: steps in an epoch.
+        is_main: only the main process writes.
 
     Attributes:
         run_folder: what the state remembers to find the run folder again; None without one.
     """
 
     def __init__(self, learner: Learner, plan: SavePlan, records: StepRecords, best: BestScore,
-                 identity: Mapping[str, Any], epoch_size: int) -> None:
+                 identity: Mapping[str, Any], epoch_size: int, is_main: bool = True) -> None:
         self.plan = plan
+        self._is_main = is_main
         self.run_folder: Optional[Mapping[str, Any]] = None
         self._learner, self._records, self._best = learner, records, best
         self._identity = dict(identity)
@@ -80,7 +84,7 @@ class Saver:
     def save(self, done: int, interrupt: bool = False) -> Optional[str]:
         """Write the checkpoint of iteration `done`; returns its path, None where none is kept."""
         plan = self.plan
-        if not plan.enabled:
+        if not (plan.enabled and self._is_main):
             return None
         older = checkpoint.list_checkpoints(plan.folder, plan.name)
         name = CheckpointName(plan.name, done // self._epoch_size, done, interrupt)

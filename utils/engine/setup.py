@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 
@@ -21,13 +21,13 @@ from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.batch_size import TrainStep, Trial, choose_batch_size, resumed_batch_size
+from utils.engine.batch_size import Trial, choose_batch_size, resumed_batch_size
 from utils.engine.learner import Learner, build_learner, fused_loss_limit
 from utils.engine.records import BestScore, StepRecords
-from utils.engine.saving import Saver, SavePlan
+from utils.engine.saving import SavePlan, Saver
 from utils.engine.train_flags import AUTO, images_per_card
-from utils.inference.evaluation import Detector, Evaluation
-from utils.inference.pipeline import choose_images
+from utils.inference.detector import Detector
+from utils.inference.evaluation import Evaluation, choose_images
 from utils.schedule import LearningRate
 
 
@@ -73,7 +73,7 @@ class Training:
 
 
 def build_training(args: argparse.Namespace, processes: Processes, device: torch.device,
-                   step: TrainStep, resumed: Optional[str] = None) -> Training:
+                   step: Any, resumed: Optional[str] = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
     Args:
@@ -114,9 +114,9 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
         detector = Detector(learner.model, Detect.from_config(config), device)
         validation = Validation(evaluation, detector, loader.epoch_size * args.validation_epoch)
     records, best = StepRecords(precision.scale_floor, sharing.on_any_card), BestScore()
-    saver = Saver(learner, build_save_plan(args, config, processes), records, best,
+    saver = Saver(learner, build_save_plan(args, config), records, best,
                   identity_of(args, config, dataset, learner, precision, schedule,
-                              per_card * sharing.shares), loader.epoch_size)
+                              per_card * sharing.shares), loader.epoch_size, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
                     saver)
 
@@ -138,7 +138,7 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
 
 
 def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
-                    processes: Processes, device: torch.device, step: TrainStep,
+                    processes: Processes, device: torch.device, step: Any,
                     resumed: Optional[str]) -> int:
     """Images per card for --batch_size=auto; a resumed training keeps what it had."""
     choice = None
@@ -151,18 +151,18 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
         limits = {"what the fused loss takes": fused_loss_limit(len(make_priors(largest)))} if (
             args.fused_loss) else {}
-        choice = choose_batch_size(trial, device, processes, step, args.accumulate, len(dataset),
+        choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
                                    args.num_workers, more_limits=limits)
     if processes.is_main:
         print(f"Batch size auto : {choice.sentence}", flush=True)
     return choice.batch_size
 
 
-def build_save_plan(args: argparse.Namespace, config: Config, processes: Processes) -> SavePlan:
-    """Where and when weights are written; only the main process writes."""
+def build_save_plan(args: argparse.Namespace, config: Config) -> SavePlan:
+    """Where and when weights are written."""
     return SavePlan(config.name, args.save_folder, args.save_interval,
                     args.keep_latest_interval if args.keep_latest else None,
-                    enabled=processes.is_main and not args.train_performance)
+                    not args.train_performance, not args.no_interrupt)
 
 
 def identity_of(args: argparse.Namespace, config: Config, dataset: CocoDataset, learner: Learner,

@@ -12,7 +12,7 @@ import os
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
-from data.config_fields import expectation, parse, range_of, value_problem
+from data.config_fields import expected_value, parse, value_problem
 from data.datasets import parse_yaml
 from utils.cli import ArgumentParser, Bounded, Retired, add_switch
 from utils.errors import UserError, nearest
@@ -53,7 +53,7 @@ class FieldValue(Bounded):
         return value
 
     def __str__(self) -> str:
-        return range_of(self._declared) or expectation(self._kind)
+        return expected_value(self._kind, self._declared)
 
 
 def train_parser() -> ArgumentParser:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from data.config import Config
 from data.datasets import dataset_paths
 from utils.errors import UserError
 
@@ -29,7 +30,8 @@ def test_paths(tmp_path, dataset, split):
 
 
 def test_every_dataset_of_the_recipes_has_a_layout():
-    assert {dataset for dataset, _ in LAYOUTS} == set(declared_choices("dataset"))
+    declared = Config.__dataclass_fields__["dataset"].metadata
+    assert {dataset for dataset, _ in LAYOUTS} == set(declared["choices"])
 
 
 def _error(*args):

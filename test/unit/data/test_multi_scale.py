@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
-from utils.engine import setup as training_run
-from utils.engine.batch_size import estimate
+from utils.distributed.sharing import Sharing
+from utils.engine import train_flags
 from utils.errors import UserError
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
@@ -79,7 +78,7 @@ def test_each_side_brings_its_shapes_once(device):
         image = dict(empty, masks=np.zeros((0, side, side), np.uint8))
         batch = target_batch(config.at_side(side), [image, image], slots=8, seed=step).to(device)
         with recorder.step():
-            shared_step(network, criterion, optimizer, [batch], 1e-3, sharing)
+            train_step(network, criterion, optimizer, [batch], 1e-3, sharing, Precision())
     assert [bool(step.new_signatures) for step in recorder.steps[2:]] == [
         True, False, False, False, False, False]
     assert [step.syncs for step in recorder.steps] == [[]] * 8
@@ -87,7 +86,7 @@ def test_each_side_brings_its_shapes_once(device):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, monkeypatch, request, workers):
-    monkeypatch.setattr(training_run, "get_config", lambda name: get_config(name).replace(**SMALL))
+    monkeypatch.setattr(train_flags, "get_config", lambda name: get_config(name).replace(**SMALL))
     sides, forward = [], MultiBoxLoss.forward
 
     def seen(self, predictions, batch, *args, **kwargs):
@@ -114,15 +113,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, monkeypatch, request
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_memory_is_that_of_the_largest_side():
+def test_the_largest_side_is_known():
     config = get_config("yolact_shapes", multi_scale=(128, 192))
     assert config.at_largest_side().max_size == 192
     assert get_config("yolact_shapes").at_largest_side().max_size == 160
-    model = build_yolact(config)
-    optimizer = build_optimizer(config, model)
-    run = SimpleNamespace(config=config, model=model, optimizer=optimizer,
-                          precision=SimpleNamespace(level="O0"), sharing=SimpleNamespace(parts=1),
-                          loader=SimpleNamespace(batch_size=2))
-    needs = [estimate(config.at_side(side), model, optimizer) for side in (128, 160, 192)]
-    assert needs[0].per_image < needs[1].per_image < needs[2].per_image
-    assert training_run.demand_of(run).need() == needs[2]

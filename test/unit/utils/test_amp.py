@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from helpers.recorder import SKIP_REASON, Recorder, available
+from train import train_step
 from utils import amp
 from utils import device as devices
 from utils.amp import FIRST_SCALE, GOOD_STEPS_TO_GROW, LossScale, Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.engine.records import StepRecords
 from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD
 
@@ -135,7 +136,7 @@ def make(device, level="O0", kind=torch.bfloat16, scale=None, optimizer=FlatSGD)
 
 def run_step(network, flat, precision, criterion=None, seed=0):
     device = flat.flat.device
-    return shared_step(network, criterion or Criterion(), flat, [Part(device, seed)], 0.1,
+    return train_step(network, criterion or Criterion(), flat, [Part(device, seed)], 0.1,
                        Sharing(Processes(), device), precision=precision)
 
 

@@ -13,13 +13,14 @@ from torch import nn
 
 from helpers.casting_library import Real, library  # noqa: F401 - a fixture
 from layers.fused_ops import library_fused_sgd_problem, without_casts
+from train import train_step
 from unit.utils.engine.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
 from unit.utils.test_amp import Criterion, Part, Stub
 from utils import amp
 from utils import device as devices
 from utils.amp import LossScale, Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.engine import setup as kernels
 from utils.errors import UserError
 from utils.fused_optimizer import FusedSGD
@@ -78,7 +79,7 @@ def make(device, level, library, sgd=FlatSGD):  # noqa: F811
 def step(network, optimizer, precision, criterion=None, parts=1, seed=0):
     device = optimizer.flat.device
     batches = [Part(device, seed + number) for number in range(parts)]
-    losses = shared_step(network, criterion or Criterion(), optimizer, batches, 0.1,
+    losses = train_step(network, criterion or Criterion(), optimizer, batches, 0.1,
                          Sharing(Processes(), device, parts), precision=precision)
     return float(losses["B"])
 

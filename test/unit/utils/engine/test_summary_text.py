@@ -7,35 +7,28 @@ import re
 import pytest
 
 from utils.engine.summary import (
-    Best,
     Plan,
-    SplitCounts,
+    best_words,
     data_table,
     end_card,
-    network_line,
-    options_line,
     schedule_lines,
-    step_line,
     without_flag,
 )
 
 PLAN = Plan(epoch_size=100, max_iter=2000, base_lr=0.001, schedule="step",
             lr_steps=(700, 1500, 2500), gamma=0.1, warmup_init=0.0001, warmup_until=50,
             final_lr=1e-5, save_interval=500, save_folder="weights/",
-            validation_epochs=2, validation_images=80)
+            validation_interval=200, validation_images=80)
 
 START = """\
 Data         : images  objects  classes  empty  crowds  dropped
   train      : 117266   849942       80   1021   10442        7
   val        :   5000    36335       80     48     446        0
-Parameters   : 30000000 trained, 20157071 frozen; batch norm frozen
-Iteration    : 8 images x 4 cards x 2 parts = 64 images
 Schedule     : 2000 iterations (20.0 epochs), 100 to an epoch
 Learning rate: 0.0001 rising to 0.001 by iteration 50 (0.5 epochs), x 0.1 at iterations \
 700 (7.0 epochs), 1500 (15.0 epochs)
 Validation   : 80 images every 200 iterations (2.0 epochs)
-Weights      : every 500 iterations (5.0 epochs) and at the end, in weights/
-Turned on    : moving average (decay 0.9998), frozen backbone"""
+Weights      : every 500 iterations (5.0 epochs) and at the end, in weights/"""
 
 
 def test_iterations_that_the_batch_size_changes_are_explained():
@@ -51,12 +44,10 @@ def test_images_that_fill_no_iteration_are_counted(left_out, words):
 
 
 def test_the_start_card():
-    lines = data_table([SplitCounts("train", 117266, 849942, 80, 1021, 10442, 7),
-                        SplitCounts("val", 5000, 36335, 80, 48, 446, 0)])
-    lines.append(network_line(30000000, 20157071, "frozen"))
-    lines.append(step_line(8, 4, 2))
+    heads = ("images", "objects", "classes", "empty", "crowds", "dropped")
+    lines = data_table([("train", dict(zip(heads, (117266, 849942, 80, 1021, 10442, 7)))),
+                        ("val", dict(zip(heads, (5000, 36335, 80, 48, 446, 0))))])
     lines += schedule_lines(PLAN)
-    lines += options_line({"moving average": "(decay 0.9998)", "frozen": "backbone"})
     assert "\n".join(lines) == START
 
 
@@ -66,16 +57,12 @@ def test_the_start_card():
     (dict(warmup_until=0, lr_steps=()), 1, "0.001"),
     (dict(warmup_until=0, lr_steps=(100,)), 1, "0.001, x 0.1 at iteration 100 (1.0 epoch)"),
     (dict(max_iter=40), 1, "0.0001 rising towards 0.001, which iteration 50 would reach"),
-    (dict(validation_epochs=0), 2, "none (--validation_epoch=1 for every epoch)"),
-    (dict(validation_epochs=30), 2, "none: the first would be at iteration 3000"),
+    (dict(validation_interval=0), 2, "none (--validation_epoch=1 for every epoch)"),
+    (dict(validation_interval=3000), 2, "none: the first would be at iteration 3000"),
     (dict(save_interval=1), 3, "every 1 iteration (0.0 epochs) and at the end, in weights/"),
 ])
 def test_other_schedules(changes, index, text):
     assert schedule_lines(PLAN._replace(**changes))[index].split(": ", 1)[1] == text
-
-
-def test_nothing_is_said_of_what_is_off():
-    assert options_line({}) == []
 
 
 END = """\
@@ -87,19 +74,19 @@ Next         : score, draw
 
 
 def test_the_end_card():
-    best = Best(29.621, 1800, "runs/my run/weights/best.pth")
+    best = best_words(0.29621, 1800, "runs/my run/weights/best.pth")
     lines = end_card(2000, 20.0, 3661.2, 25.4, best, commands=[
-        ["python", "eval.py", "--trained_model=runs/my run/weights/best.pth"],
-        ["python", "train.py", "--data=/data/it's"]], note="score, draw")
+        ("score", ["python", "eval.py", "--trained_model=runs/my run/weights/best.pth"]),
+        ("draw", ["python", "train.py", "--data=/data/it's"])])
     assert "\n".join(lines) == END
 
 
 def test_the_end_of_a_run_that_measured_nothing():
-    assert end_card(10, 0.1, 3, 0.0, None) == [
+    assert end_card(10, 0.1, 3, 0.0) == [
         "Done         : 10 iterations (0.1 epochs); this session took 0:00:03, speed not measured "
         "(too few iterations)",
         "Best mAP     : not known: no validation (--validation_epoch)"]
-    lines = end_card(10, 0.1, 3, 1.0, Best(None, 10, None), why="by a signal")
+    lines = end_card(10, 0.1, 3, 1.0, best_words(None, 10, None), why="by a signal")
     assert lines[1:] == [
         "Ended early  : by a signal",
         "Best mAP     : nothing to score (segmentation) at iteration 10, whose weights were not "
@@ -108,7 +95,7 @@ def test_the_end_of_a_run_that_measured_nothing():
 
 @pytest.mark.parametrize("skipped, words", [(1, "1 update of 10"), (4, "4 updates of 10")])
 def test_the_end_card_counts_the_updates_that_were_left_out(skipped, words):
-    lines = end_card(10, 0.1, 3, 1.0, None, skipped=skipped)
+    lines = end_card(10, 0.1, 3, 1.0, skipped=skipped)
     assert lines[1] == "Skipped      : " + words + ": the loss or a gradient was not finite"
 
 

@@ -14,7 +14,7 @@ from data.config import get_config
 from data.shapes import write_dataset
 from utils import ema
 from utils.checkpoint import load_state
-from utils.engine import setup as training_run
+from utils.engine import train_flags
 from utils.inference.evaluation import Evaluation
 from utils.inference.predictor import load_model
 from yolact import build_yolact
@@ -31,7 +31,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def flags(shapes, tmp_path, request, monkeypatch):
-    monkeypatch.setattr(training_run, "get_config", lambda name: get_config(name).replace(
+    monkeypatch.setattr(train_flags, "get_config", lambda name: get_config(name).replace(
         max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10))
     monkeypatch.setattr(ema, "RAMP", 2)  # else averages of so few steps forget where they began
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
@@ -52,10 +52,10 @@ def scores(monkeypatch, values):
     """Let validations score these, one after the other; nothing is detected for them."""
     given, seen = iter(values), []
 
-    def validate(run, dataset, done, log):
+    def validate(training, done, record):
         seen.append(done)
         value = next(given)
-        run.best.update(done, value, value)
+        training.best.update(done, value, value)
 
     monkeypatch.setattr(train, "validate", validate)
     return seen
@@ -162,8 +162,8 @@ def test_early_stopping_counts_on_after_a_resume(flags, tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_that_saves_nothing_names_no_way_to_go_on(flags, capsys, monkeypatch):
-    def validate(run, dataset, done, log):
-        run.best.update(done, 0.5, 0.5)
+    def validate(training, done, record):
+        training.best.update(done, 0.5, 0.5)
         if done == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -171,7 +171,7 @@ def test_a_stopped_run_that_saves_nothing_names_no_way_to_go_on(flags, capsys, m
     more = ["--validation_epoch=1", "--save_interval=4", "--no_interrupt"]
     assert train.main(flags + more) == 130
     printed = capsys.readouterr().out
-    assert re.search(r"^Next +: score, draw a picture\n  .* eval\.py .*\n  .* eval\.py .*\n(?!  )",
+    assert re.search(r"^Next +: score, draw an image\n  .* eval\.py .*\n  .* eval\.py .*\n(?!  )",
                      printed, re.M), printed
     assert printed.rstrip().endswith("Stopped by SIGINT at iteration 8")
 

@@ -13,7 +13,7 @@ import train
 from backbone import BatchNorm2d
 from data.config import get_config
 from data.shapes import write_dataset
-from utils.engine import setup as training_run
+from utils.engine import learner
 from helpers.weight_files import NAMES, network, save
 from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint
@@ -176,7 +176,7 @@ def test_batch_norm_is_frozen_as_for_a_pretrained_backbone(tmp_path):
                      save_folder=str(tmp_path))
     config = get_config("yolact_shapes", num_classes=5)
     for per_card, frozen in ((2, True), (6, False)):
-        model = training_run.build_model(args, config, per_card, NAMES)
+        model = learner.build_model(args, config, per_card, 1, NAMES)
         assert model.bn_frozen is frozen
         assert any(isinstance(module, BatchNorm2d) for module in model.modules())
 
