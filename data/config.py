@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple, Union, get_type_hints
 
-from data.config_fields import expectation, fraction, freeze, option, parse, value_problem
+from data.config_fields import expected_value, fraction, freeze, option, parse, value_problem
 from utils.errors import UserError, nearest
 
 IMAGENET_MEAN = (123.68, 116.78, 103.94)
@@ -66,14 +66,13 @@ class Config:
     # Network
     backbone: str = option("resnet101", "name of the backbone", choices=tuple(BACKBONES))
     backbone_weights: str = option(
-        BACKBONES["resnet101"].weights, "ImageNet backbone, a path or a file in --save_folder; "
-        "'none' trains from scratch", flags=("--backbone_weights",), metavar="FILE")
+        BACKBONES["resnet101"].weights, "ImageNet weights, a path or a file in --save_folder; none "
+        "trains from scratch", flags=("--backbone_weights",), metavar="FILE")
     selected_layers: Tuple[int, ...] = option(
         (1, 2, 3), "backbone stages (from 0) that feed the pyramid, finest first")
     dcn_layers: Tuple[int, ...] = option(
         (0, 0, 0, 0), "blocks at the end of each ResNet stage that may be deformable (YOLACT++)")
-    dcn_interval: int = option(
-        1, "of these, those whose index in the stage is a multiple of it", at_least=1)
+    dcn_interval: int = option(1, "of these, one block in so many is deformable", at_least=1)
     max_size: int = option(550, "side of the square network input in pixels",
                            above=0, flags=("--max_size",), metavar="PIXELS")
     pixel_mean: Tuple[float, float, float] = option(
@@ -90,11 +89,12 @@ class Config:
     pred_scales: Tuple[Tuple[float, ...], ...] = option(
         ((24,), (48,), (96,), (192,), (384,)),
         "anchor sides in pixels for each pyramid level, finest first, several of a level joined "
-        "by +; python -m data.check suggests them", flags=("--pred_scales",), metavar="A,B+C,..")
+        "by +; python -m data.check suggests them", flags=("--pred_scales",), metavar="A,B+C,..",
+        example="24,48,96 or 20+30,42+60")
     pred_aspect_ratios: Tuple[float, ...] = option(
         (1, 1 / 2, 2), "width over height of the anchors of every level")
     use_square_anchors: bool = option(
-        True, "height := width, the original's anchors for all recipes but pascal and YOLACT++")
+        True, "height := width, the original's for all recipes but pascal and YOLACT++")
     use_maskiou: bool = option(
         False, "predict each mask's IoU and multiply it into the mask's score (YOLACT++)")
 
@@ -125,8 +125,7 @@ class Config:
     # Optimisation
     optimizer: str = option("sgd", "update rule", choices=("sgd", "adamw"))
     batch_size: int = option(
-        8, "images of a step that lr, lr_steps and max_iter are given for (auto-scaling's 1)",
-        above=0)
+        8, "images of a step that lr, lr_steps and max_iter are given for", above=0)
     lr: float = option(1e-3, "learning rate after the warm-up", above=0,
                        flags=("--lr", "--learning_rate"))
     momentum: float = option(0.9, "of SGD", at_least=0, flags=("--momentum",))
@@ -139,8 +138,7 @@ class Config:
         (280000, 600000, 700000, 750000), "iterations at which the step schedule drops the rate")
     lr_warmup_init: float = option(1e-4, "learning rate that the warm-up starts at", at_least=0)
     lr_warmup_until: int = option(500, "iterations of the warm-up", at_least=0)
-    lr_final_factor: float = option(
-        0.01, "where the cosine schedule ends, as a fraction of lr", at_least=0)
+    lr_final_factor: float = option(0.01, "end of the cosine, as a fraction of lr", at_least=0)
     max_iter: int = option(
         800000, "iterations at the configuration's batch size (see --no_autoscale)", above=0,
         flags=("--max_iter",))
@@ -168,10 +166,11 @@ class Config:
         "number)", flags=("--freeze",), metavar="backbone|STAGES")
     class_weights: Union[str, Tuple[Tuple[str, float], ...]] = option(
         (), "factor on the confidence loss of a class's positives, by its name or by inverse "
-        "frequency", flags=("--class_weights",), metavar="balanced|NAME=FACTOR,..")
+        "frequency", flags=("--class_weights",), metavar="balanced|NAME=FACTOR,..",
+        example="balanced or cat=2,dog=0.5")
     multi_scale: Tuple[int, ...] = option(
         (), "input sides in pixels to train on, drawn in turn; evaluation uses max_size",
-        flags=("--multi_scale",), metavar="S,S,..")
+        flags=("--multi_scale",), metavar="S,S,..", example="448,550,640")
     multi_scale_interval: int = option(
         10, "iterations that keep an input side", above=0, flags=("--multi_scale_interval",),
         metavar="N")
@@ -337,7 +336,8 @@ def parse_setting(text: str) -> Tuple[str, Any]:
     try:
         return name, parse(value, kind)
     except ValueError:
-        raise UserError(f"--set {name} is '{value}', expected {expectation(kind)}") from None
+        expected = expected_value(kind, Config.__dataclass_fields__[name].metadata)
+        raise UserError(f"--set {name} is '{value}', expected {expected}") from None
 
 
 def _check_known(name: str, where: str) -> None:

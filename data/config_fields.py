@@ -19,7 +19,7 @@ _WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: 
 def option(default: Any, help: str, *, above: Optional[float] = None,
            at_least: Optional[float] = None, at_most: Optional[float] = None,
            choices: Sequence[str] = (), flags: Sequence[str] = (), metavar: Optional[str] = None,
-           flag_alone: Any = None) -> Any:
+           flag_alone: Any = None, example: str = "") -> Any:
     """Declare a field of a configuration.
 
     Args:
@@ -32,11 +32,12 @@ def option(default: Any, help: str, *, above: Optional[float] = None,
         flags: names of the field's flag, the common one first; without any, `--set` sets it.
         metavar: what stands for the value in --help.
         flag_alone: value of the flag given without one; None: it needs one.
+        example: how a list is written as text.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "above": above, "at_least": at_least, "at_most": at_most,
         "choices": tuple(choices), "flags": tuple(flags), "metavar": metavar,
-        "flag_alone": flag_alone})
+        "flag_alone": flag_alone, "example": example})
 
 
 def fraction(default: float, help: str) -> Any:
@@ -46,6 +47,8 @@ def fraction(default: float, help: str) -> Any:
 
 def expected_value(kind: Any, declared: Mapping[str, Any]) -> str:
     """What a declared field of type `kind` takes, in words: `a whole number above 0`."""
+    if declared["example"]:
+        return f"{expectation(kind)}; as text such as {declared['example']}"
     number = "a whole number" if kind is int else "a number"
     if declared["above"] is not None:
         return f"{number} above {declared['above']:g}"

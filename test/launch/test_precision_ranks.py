@@ -32,11 +32,12 @@ def train_step(network, criterion, *args, **kwargs):
 train.train_step = train_step
 progress = train.log_progress
 def log_progress(training, *args, **kwargs):
-    mine = torch.cat([training.learner.optimizer.flat, training.learner.precision.scale.value.reshape(1)])
+    learner = training.learner
+    mine = torch.cat([learner.optimizer.flat, learner.precision.scale.value.reshape(1)])
     everybodys = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(everybodys, mine)
     assert torch.equal(*everybodys), "the ranks have drifted apart"
-    print("scale", float(training.learner.precision.scale.value), "applied", int(training.learner.optimizer.steps))
+    print("scale", float(learner.precision.scale.value), "applied", int(learner.optimizer.steps))
     return progress(training, *args, **kwargs)
 train.log_progress = log_progress
 """

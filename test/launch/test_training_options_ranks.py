@@ -21,7 +21,8 @@ scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])
 def validate(training, done, record):
     train.share_buffers(training.learner.model, training.processes)
     with training.learner.scored_weights(training.processes):
-        torch.save({key: value.clone() for key, value in training.learner.model.state_dict().items()},
+        weights = training.learner.model.state_dict()
+        torch.save({key: value.clone() for key, value in weights.items()},
                    "scored{}.pth".format(training.processes.rank))
     score = next(scores)
     if training.processes.is_main:

@@ -181,7 +181,8 @@ def compare_and_save(training, done, *args, **kwargs):
     everybodys = [torch.empty_like(mine) for _ in range(training.processes.world_size)]
     dist.all_gather(everybodys, mine)
     assert all(torch.equal(mine, other) for other in everybodys), "the ranks have drifted apart"
-    assert float(scale) == 32768 and int(training.learner.optimizer.steps) == 3, (scale, training.learner.optimizer.steps)
+    steps = int(training.learner.optimizer.steps)
+    assert float(scale) == 32768 and steps == 3, (scale, steps)
     print("equal over", dist.get_backend(), flush=True)
     return save(training, done, *args, **kwargs)
 

@@ -18,6 +18,7 @@ from helpers.evaluation import evaluate
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.optimizer import build_optimizer

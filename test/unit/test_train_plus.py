@@ -17,6 +17,7 @@ from helpers.loss_reference import target_batch
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
 from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.engine import train_flags

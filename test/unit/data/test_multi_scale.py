@@ -17,6 +17,7 @@ from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
 from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.engine import train_flags

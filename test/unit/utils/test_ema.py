@@ -14,6 +14,7 @@ from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.multibox_loss import MultiBoxLoss
 from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.ema import RAMP, WeightAverage
