@@ -14,16 +14,21 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
 import contextlib
+import functools
+import operator
 import sys
 import time
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
+from torch import Tensor, nn
 
+from data.batch import Batch
 from data.coco import CocoDataset
 from data.loader import DevicePrefetcher
 from eval import detect_dataset
 from utils import checkpoint
+from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import (
     cards_of_host,
@@ -33,18 +38,19 @@ from utils.device import (
     select_device,
     synchronize,
 )
-from utils.distributed.failures import StopRequest, WatchedLoader, recorded
+from utils.distributed.failures import StopRequest, WatchedLoader, record_failure
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import share_buffers, shared_step, told_by_main
+from utils.distributed.sharing import Sharing, broadcast_from_main, share_buffers
 from utils.engine.folder import add_validation, finish_folder, open_folder
 from utils.engine.log import RunLog, StepTimer, Throughput, format_line, open_log
 from utils.engine.saving import find_restart, resume, save, scored_weights
-from utils.engine.setup import Run, build_run, demand_of, resolve_config
+from utils.engine.setup import Run, build_run, resolve_config
 from utils.engine.summary import end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.files import refuse_unwritable
-from utils.memory import explained
+from utils.memory import explain_out_of_memory
+from utils.optimizer import FlatOptimizer, propagate_nonfinite
 from utils.progress import ProgressBar, StepPace
 from utils.report.evaluation import Scored
 from utils.run_folder import REPORT
@@ -114,6 +120,51 @@ class Clocks:
         self._pace.restart(done, self.watched.seconds)
 
 
+def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
+               micro_batches: Sequence[Batch], lr: float, sharing: Sharing, precision: Precision,
+               stop_requested: bool = False) -> Dict[str, Tensor]:
+    """One update from a batch that is divided among cards and into micro-batches.
+
+    The update is that of the undivided batch; it is skipped on all cards where one is not finite.
+
+    Args:
+        network: from `wrap`.
+        criterion: called with predictions, batch and the number of positives to divide by.
+        optimizer: of the network's parameters.
+        micro_batches: this card's batches of the step, run one after the other.
+        lr: learning rate.
+        sharing: how the batch is divided.
+        precision: of the network's forward and backward pass.
+        stop_requested: see `Sharing.begin`.
+
+    Returns:
+        this card's losses, on the device.
+    """
+    sharing.begin(micro_batches, stop_requested)
+    optimizer.zero_grad()
+    shown: Dict[str, Tensor] = {}
+    for batch in micro_batches:
+        with sharing.local_gradients(network, last=batch is micro_batches[-1]):
+            with precision.forward():
+                predictions = network(batch.images)
+            losses = criterion(precision.widen(predictions), batch, sharing.positives_per_share())
+            if len(micro_batches) > 1:
+                losses = {name: loss / len(micro_batches) for name, loss in losses.items()}
+            precision.backward(propagate_nonfinite(total_of(losses)))
+        for name, loss in losses.items():
+            shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
+    overflow = precision.take_overflow()
+    if overflow is not None:
+        overflow = sharing.on_any_card(overflow)
+    precision.step(optimizer, lr, overflow)
+    return shown
+
+
+def total_of(losses: Dict[str, Tensor]) -> Tensor:
+    """Sum of the weighted losses, a 0-d tensor."""
+    return functools.reduce(operator.add, losses.values())
+
+
 def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it; see `Outcome`."""
     sharing, max_iter, clocks = run.sharing, run.learning_rate.max_iter, Clocks(run, start)
@@ -123,16 +174,17 @@ def training_loop(run: Run, start: int, stop: StopRequest, log: Optional[RunLog]
     done, stopping, early, problem = start, False, run.nothing_improves(), None
     while done < max_iter and not early:
         try:
-            parts = [next(batches) for _ in range(sharing.parts)]
+            micro_batches = [next(batches) for _ in range(sharing.micro_batches)]
         except UserError as error:
             problem = error
             break
-        losses = shared_step(run.network, run.criterion, run.optimizer, parts,
-                             run.learning_rate(done), sharing, stop.requested, run.precision)
+        losses = train_step(run.network, run.criterion, run.optimizer, micro_batches,
+                            run.learning_rate(done), sharing, run.precision, stop.requested)
         if run.average is not None:
             run.average.update()
         run.records.add(done, losses, run.optimizer.step_finite,
-                        torch.cat([part.image_ids for part in parts]), run.precision.used_scale)
+                        torch.cat([batch.image_ids for batch in micro_batches]),
+                        run.precision.used_scale)
         done += 1
         clocks.step(done)
         if done % LOG_INTERVAL == 0 or done in (start + 1, max_iter):
@@ -159,7 +211,7 @@ def between_steps(run: Run, done: int, clocks: Clocks, log: Optional[RunLog]) ->
         with clocks.stopped(done):
             validate(run, run.validation_set, done, log)
         if run.config.early_stopping:
-            early = told_by_main(run.nothing_improves(), run.processes, run.device)
+            early = broadcast_from_main(run.nothing_improves(), run.processes, run.device)
     if done % args.save_interval == 0 and done != run.learning_rate.max_iter:
         save(run, done)  # after a validation, so that its scores are in the state
     return early
@@ -262,7 +314,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
     resumed = _find_resumed(args)
-    run = build_run(args, processes, device, resumed)
+    run = build_run(args, processes, device, train_step, resumed)
     start = 0
     if resumed is not None:
         start = resume(run, resumed)
@@ -270,7 +322,8 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     log = announce(run, start)
 
     began = time.monotonic()
-    with StopRequest() as stop, explained(device, demand_of(run)):
+    with StopRequest() as stop, explain_out_of_memory(
+            device, run.loader.batch_size, run.sharing.micro_batches):
         try:
             outcome = training_loop(run, start, stop, log)
         except TrainingError:
@@ -323,7 +376,7 @@ def _run(argv: List[str]) -> int:
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
     try:
-        with recorded(processes.rank), explained(device):
+        with record_failure(processes.rank), explain_out_of_memory(device):
             processes.init(device)
             return train(args, processes, device)
     except TrainingError as failure:

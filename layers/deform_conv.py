@@ -125,15 +125,6 @@ class DeformConv2d(nn.Module):
         return modulated_deform_conv2d(x, offset, torch.sigmoid(logits), self.weight, self.bias,
                                        self.stride, self.padding, self.backend)
 
-    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
-        """Bytes for the backward pass beside input and output, see `utils.memory.Activation`.
-
-        Always in float32: what was sampled, a pixel of every input channel for each tap, and the
-        offsets and factors, packed. In half precision a float32 copy of the input comes to it.
-        """
-        single = output[:, 0].numel() * self.taps * (x.shape[1] + 3) * 4
-        return single, single + x.numel() * 4, output.shape[2]
-
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
                       bias: Optional[Tensor], stride: int, padding: int) -> Tensor:

@@ -29,8 +29,8 @@ def prototype_masks(proto: Tensor, coefficients: Tensor) -> Tensor:
 
 @torch.no_grad()
 def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                  crop_to_box: bool = True, at_once: int = 8) -> Iterator[Tensor]:
-    """Yield bool masks `[m, height, width]`, m <= `at_once`, in the order of the rows.
+                  crop_to_box: bool = True, chunk_size: int = 8) -> Iterator[Tensor]:
+    """Yield bool masks `[m, height, width]`, m <= `chunk_size`, in the order of the rows.
 
     Args:
         proto: `[h, w, k]` prototypes of one image.
@@ -39,10 +39,10 @@ def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: in
         height: of the masks in pixels, usually the image's own; so is `width`.
         width: see `height`.
         crop_to_box: zero each mask outside its box, widened by one prototype pixel.
-        at_once: masks assembled together; bounds the memory.
+        chunk_size: masks assembled together; bounds the memory.
     """
-    for start in range(0, len(coefficients), at_once):
-        rows = slice(start, start + at_once)
+    for start in range(0, len(coefficients), chunk_size):
+        rows = slice(start, start + chunk_size)
         masks = prototype_masks(proto, coefficients[rows])
         if crop_to_box:
             masks = crop(masks, boxes[rows], _CROP_PADDING)
@@ -69,7 +69,7 @@ def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                 crop_to_box: bool = True, at_once: int = 128) -> List[Dict[str, Any]]:
+                 crop_to_box: bool = True, chunk_size: int = 128) -> List[Dict[str, Any]]:
     """Masks of `assemble_masks` as COCO run lengths: `{"size": [h, w], "counts": str}` each.
 
     Runs on the host. Down a column of the image a soft mask is linear between two prototype rows,
@@ -84,8 +84,8 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
     flat = flat.contiguous()
     coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
     runs: List[Dict[str, Any]] = []
-    for start in range(0, len(coefficients), at_once):
-        chosen = slice(start, start + at_once)
+    for start in range(0, len(coefficients), chunk_size):
+        chosen = slice(start, start + chunk_size)
         soft = torch.matmul(coefficients[chosen], flat).sigmoid_()
         masks = soft.reshape(-1, proto_width, proto_height).numpy()
         cells = _crop_cells(boxes[chosen], proto_height, proto_width, crop_to_box)

@@ -36,7 +36,7 @@ sys.modules["real_train"] = train
 spec.loader.exec_module(train)
 kind, rank, at = (os.environ.get("FAULT") or "none:0:0").split(":")
 struck = os.environ["RANK"] == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-real, steps = train.shared_step, []
+real, steps = train.train_step, []
 
 def strike(*args, **kwargs):
     steps.append(1)
@@ -49,7 +49,7 @@ def strike(*args, **kwargs):
             raise ArithmeticError("the kernel is broken")
     return real(*args, **kwargs)
 
-train.shared_step = strike
+train.train_step = strike
 if struck and kind == "hang":
     from data.augment import Augmenter
     augment, images = Augmenter.__call__, []

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from utils import amp
 amp.LOWEST_SCALE = 4096.0  # the floor comes after four overflows
-step, steps, factor = train.shared_step, [], {factor}
-def shared_step(network, criterion, *args, **kwargs):
+step, steps, factor = train.train_step, [], {factor}
+def train_step(network, criterion, *args, **kwargs):
     steps.append(1)
     def spoilt(*more):
         losses = criterion(*more)
@@ -29,7 +29,7 @@ def shared_step(network, criterion, *args, **kwargs):
             losses["B"] = losses["B"] * factor
         return losses
     return step(network, spoilt, *args, **kwargs)
-train.shared_step = shared_step
+train.train_step = train_step
 progress = train.log_progress
 def log_progress(run, *args, **kwargs):
     mine = torch.cat([run.optimizer.flat, run.precision.scale.value.reshape(1)])

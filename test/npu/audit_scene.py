@@ -19,7 +19,7 @@ from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from npu import counters
-from train import shared_step
+from train import train_step
 from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
 from utils.distributed.processes import Processes
@@ -136,9 +136,8 @@ class Scene:
             packed = self._packed_batch(count, iteration)
             with self.meter.measure(f"step {iteration + 1}, {count} objects per image") as measured:
                 batch = self._to_device(packed)
-                losses = shared_step(network, criterion, self.optimizer, [batch],
-                                     self.rate(iteration), self.sharing,
-                                     precision=self.precision)
+                losses = train_step(network, criterion, self.optimizer, [batch],
+                                    self.rate(iteration), self.sharing, self.precision)
                 self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids,
                                  self.precision.used_scale)
             steps.append(measured)

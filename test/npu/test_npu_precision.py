@@ -17,9 +17,10 @@ from helpers.loss_reference import golden_images, target_batch
 from layers.multibox_loss import MultiBoxLoss
 from npu import counters
 from npu.test_npu_training import RANKS, free_port, relative
+from train import train_step
 from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
@@ -46,8 +47,8 @@ def losses_of_steps(golden, device, precision):
     batch.images = torch.from_numpy(data["in_x"]).to(device)
     found = []
     for _ in range(STEPS):
-        losses = shared_step(network, MultiBoxLoss.from_config(config), optimizer, [batch], RATE,
-                             Sharing(Processes(), device), precision=precision)
+        losses = train_step(network, MultiBoxLoss.from_config(config), optimizer, [batch], RATE,
+                            Sharing(Processes(), device), precision)
         found.append(torch.stack(list(losses.values())).to(CPU))
     assert bool(optimizer.step_finite)
     return torch.stack(found), optimizer.flat.to(CPU)
@@ -75,7 +76,8 @@ from npu import counters
 from utils.amp import build_precision
 from utils.device import half_type_problem, saturates, select_device, synchronize
 from utils.optimizer import FlatSGD
-from utils.distributed.sharing import Sharing, shared_step
+from train import train_step
+from utils.distributed.sharing import Sharing
 from utils.distributed.processes import Processes
 
 processes = Processes.from_env(os.environ)
@@ -115,7 +117,7 @@ for step in range(4):
     saturate = step == 2 and processes.rank == processes.world_size - 1  # on the last card only
     counters.set_overflow()  # by somebody else, before the backward pass
     before = flat.flat.clone()
-    shared_step(network, criterion, flat, [Part()], 0.01, sharing, precision=precision)
+    train_step(network, criterion, flat, [Part()], 0.01, sharing, precision)
     verdicts.append(bool(flat.step_finite))
     assert torch.equal(before, flat.flat) != verdicts[-1]
 assert verdicts == [True, True, False, True], verdicts
@@ -158,7 +160,7 @@ import torch
 import torch.distributed as dist
 import train
 
-step, steps = train.shared_step, []
+step, steps = train.train_step, []
 
 def overflowing(network, criterion, *args, **kwargs):
     steps.append(1)
@@ -170,7 +172,7 @@ def overflowing(network, criterion, *args, **kwargs):
         return losses
     return step(network, spoilt, *args, **kwargs)
 
-train.shared_step = overflowing
+train.train_step = overflowing
 save = train.save
 
 def compare_and_save(run, done, interrupt=False):

@@ -17,8 +17,10 @@ from data.loader import DevicePrefetcher, build_train_loader
 from eval import evaluate_dataset
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact
@@ -59,7 +61,8 @@ def test_eight_real_images_are_learned_by_heart(coco_mini, tmp_path, device):
     loader = build_train_loader(dataset, config, make_priors(config).numpy(), batch_size=IMAGES)
     sharing = Sharing(Processes(), device)
     for step, batch in zip(range(STEPS), DevicePrefetcher(loader, device)):
-        losses = shared_step(model, criterion, optimizer, [batch], learning_rate(step), sharing)
+        losses = train_step(model, criterion, optimizer, [batch], learning_rate(step), sharing,
+                            Precision())
         if step % 20 == 0 or step == STEPS - 1:
             print(step, {name: round(value.item(), 3) for name, value in losses.items()})
 

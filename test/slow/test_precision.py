@@ -25,9 +25,9 @@ from data.datasets import open_dataset
 from data.loader import DevicePrefetcher
 from data.shapes import write_dataset
 from eval import evaluate_dataset
+from train import train_step
 from utils.device import has_autocast, seed_everything
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import shared_step
 from utils.engine.setup import build_run
 from utils.engine.train_flags import train_parser
 
@@ -71,15 +71,15 @@ def train(data, device, flags, steps, jitter=0.0):
         [f"--data={data}", "--config=yolact_shapes", "--no_autoscale", "--num_workers=0",
          "--node_device=" + device.type, f"--max_iter={steps}"] + flags)
     seed_everything(args.seed)
-    run = build_run(args, Processes(), device)
+    run = build_run(args, Processes(), device, train_step)
     run.optimizer.flat.mul_(1 + jitter)
     run.optimizer.renew_half()
     run.network.train()
     totals, applied = [], []
     batches = iter(DevicePrefetcher(run.loader, device))
     for step, batch in zip(range(steps), batches):
-        losses = shared_step(run.network, run.criterion, run.optimizer, [batch],
-                             run.learning_rate(step), run.sharing, precision=run.precision)
+        losses = train_step(run.network, run.criterion, run.optimizer, [batch],
+                            run.learning_rate(step), run.sharing, run.precision)
         totals.append(sum(losses.values()))
         applied.append(run.optimizer.step_finite)
     batches.close()

@@ -16,8 +16,10 @@ from helpers.deterministic import small_plus_config
 from helpers.loss_reference import target_batch
 from layers.deform_conv import DeformConv2d
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.engine import setup as training_run
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
@@ -39,7 +41,7 @@ def test_the_losses_of_a_batch_fall(device):
     optimizer = build_optimizer(config, network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     sharing = Sharing(Processes(), device)
-    history = [shared_step(network, criterion, optimizer, [batch], 1e-3, sharing)
+    history = [train_step(network, criterion, optimizer, [batch], 1e-3, sharing, Precision())
                for _ in range(5)]
     totals = [sum(losses.values()).item() for losses in history]
     # I alone may rise: it starts near 0, since no mask is right and none is thought to be.

@@ -115,7 +115,7 @@ def _contents(run: Run, folder: RunFolder) -> Dict[str, Any]:
         "run": {
             "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
             "images_per_card": run.loader.batch_size, "cards": run.processes.world_size,
-            "batches_per_step": run.sharing.parts,
+            "batches_per_step": run.sharing.micro_batches,
             "images_per_step": run.loader.batch_size * run.sharing.shares,
             "iterations_per_epoch": epoch_size, "max_iter": max_iter,
             "epochs": round(max_iter / epoch_size, 2), "base_lr": run.learning_rate.base_lr,

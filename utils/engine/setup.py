@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
@@ -21,57 +20,27 @@ from data.tools.statistics import measure
 from layers.anchors import make_priors
 from layers.fused_ops import (
     CROSS_ENTROPY_ROWS,
-    library_fused_sgd,
-    library_fused_sgd_problem,
     npu_cross_entropy,
     npu_cross_entropy_problem,
-    npu_fused_sgd,
-    npu_fused_sgd_problem,
 )
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from layers.sync_batch_norm import convert
 from utils.amp import Precision, batch_norm_parameters, build_precision
 from utils.checkpoint import load_for_inference
-from utils.device import has_autocast, pin_memory_supported
+from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, wrap
 from utils.ema import WeightAverage
-from utils.engine.batch_size import Trial, choose_batch_size, estimate, resumed_batch_size
+from utils.engine.batch_size import TrainStep, Trial, choose_batch_size, resumed_batch_size
 from utils.engine.records import BestScore, StepRecords
 from utils.engine.train_flags import AUTO, images_per_card
 from utils.errors import UserError
-from utils.fused_optimizer import FusedSGD
-from utils.memory import Demand
-from utils.optimizer import FlatOptimizer, FlatSGD, build_optimizer
+from utils.optimizer import FlatOptimizer, build_optimizer
 from utils.run_folder import RunFolder
 from utils.schedule import LearningRate
 from utils.weights.loading import load_backbone, load_for_fine_tuning
 from yolact import Yolact, build_yolact
-
-
-def choose_sgd(fused: bool, optimizer: str, device: torch.device,
-               level: str = "O0") -> Callable[..., FlatSGD]:
-    """What makes the optimiser: ours, or with --fused_optimizer the Ascend plugin's.
-
-    The plugin for PyTorch 1.5 and 1.8 has none; there it is that of the library that casts.
-
-    Raises:
-        UserError: it does not work here, at this --opt_level or with the recipe's `optimizer`.
-    """
-    if not fused:
-        return FlatSGD
-    kernel = npu_fused_sgd if has_autocast() else library_fused_sgd
-    problem = "" if optimizer == "sgd" else f"the recipe's optimiser is {optimizer}"
-    if not problem and device.type != "npu":
-        problem = f"this device is {device.type}"
-    if not problem:
-        problem = (npu_fused_sgd_problem(device) if has_autocast()
-                   else library_fused_sgd_problem(device, level))
-    if problem:
-        raise UserError(f"--fused_optimizer is the Ascend plugin's SGD, but {problem}; leave it out"
-                        )
-    return functools.partial(FusedSGD, kernel=kernel)
 
 
 def choose_row_losses(fused: bool, device: torch.device, images: int,
@@ -214,31 +183,33 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int,
 
 
 def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
-                    processes: Processes, device: torch.device, resumed: Optional[str]) -> int:
+                    processes: Processes, device: torch.device, step: TrainStep,
+                    resumed: Optional[str]) -> int:
     """Images per card for --batch_size=auto; a resumed training keeps what it had."""
     choice = None
     if resumed is not None:
         choice = resumed_batch_size(resumed, processes.world_size * args.accumulate)
     if choice is None:
         copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
-        trial = Trial(config.at_largest_side().to_dict(), ground_truth_slots(dataset.max_objects),
+        trial = Trial(config.at_largest_side(), ground_truth_slots(dataset.max_objects),
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
         limits = {}
         if args.fused_loss:
             limits["what the fused loss takes"] = fused_loss_limit(
                 len(make_priors(config.at_largest_side())))
         choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
-                                   args.num_workers, more_limits=limits)
+                                   step, args.num_workers, more_limits=limits)
     if processes.is_main:
         print(f"Batch size auto : {choice.sentence}", flush=True)
     return choice.batch_size
 
 
 def build_run(args: argparse.Namespace, processes: Processes, device: torch.device,
-              resumed: Optional[str] = None) -> Run:
+              step: TrainStep, resumed: Optional[str] = None) -> Run:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
-    `resumed` is the checkpoint that `resume` will be called with, if any.
+    `step` is `train.train_step`, for the trial steps of --batch_size=auto; `resumed` is the
+    checkpoint that `resume` will be called with, if any.
     """
     config = resolve_config(args)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
@@ -255,7 +226,7 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     if config.class_weights:
         factors = class_factors(config.class_weights, dataset.class_names,
                                 measure("train", dataset).objects_per_class.tolist())
-    per_card = (automatic_batch(args, config, dataset, processes, device, resumed)
+    per_card = (automatic_batch(args, config, dataset, processes, device, step, resumed)
                 if args.batch_size == AUTO and args.batch_alloc is None
                 else images_per_card(args, config.batch_size, processes.world_size))
     row_losses = choose_row_losses(args.fused_loss, device, per_card,
@@ -267,13 +238,12 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
         dataset, config, make_priors(config).numpy(), batch_size=per_card,
         num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
         world_size=processes.world_size, pin_memory=pin_memory_supported(device),
-        pack_masks=device.type != "cpu", parts=sharing.parts,
+        pack_masks=device.type != "cpu", parts=sharing.micro_batches,
         priors_of_sides={side: make_priors(config.at_side(side)).numpy()
                          for side in config.multi_scale})
     model = build_model(args, config, per_card, dataset.class_names).to(device)
     optimizer = build_optimizer(
-        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else (),
-        sgd=choose_sgd(args.fused_optimizer, config.optimizer, device, precision.level))
+        config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
     precision.prepare(model, optimizer)
     records = StepRecords(precision.scale_floor, sharing.on_any_card)
     average = WeightAverage(model, optimizer, config.ema_decay) if config.ema_decay else None
@@ -283,11 +253,3 @@ def build_run(args: argparse.Namespace, processes: Processes, device: torch.devi
     return Run(args, config, processes, sharing, device, model, network, criterion, optimizer,
                learning_rate, loader, dataset, validation_set, records, BestScore(), precision,
                average)
-
-
-def demand_of(run: Run) -> Demand:
-    """What a step of this training asks of a card's memory, for when that runs out."""
-    return Demand(run.loader.batch_size,
-                  lambda: estimate(run.config.at_largest_side(), run.model, run.optimizer,
-                                   run.precision.level),
-                  run.sharing.parts)

@@ -12,9 +12,8 @@ from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import NOT_FROZEN
 from data.datasets import find_dataset
-from utils.checkpoint import CheckpointName, rng_state, set_rng_state
+from utils.checkpoint import CheckpointName
 from utils.device import describe
-from utils.engine.batch_size import estimate
 from utils.engine.setup import Run
 from utils.errors import UserError
 from utils.progress import duration
@@ -215,7 +214,7 @@ def start_lines(run: Run, start: int) -> List[str]:
     """What is about to happen. The lines up to `learning rate` are also read by programs."""
     config, args = run.config, run.args
     size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
-    cards, parts = run.processes.world_size, run.sharing.parts
+    cards, parts = run.processes.world_size, run.sharing.micro_batches
     parameters = sum(p.numel() for p in run.model.parameters())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     lines = [describe(run.device)] + run.dataset.report.sentences() + quick_check(
@@ -231,8 +230,7 @@ def start_lines(run: Run, start: int) -> List[str]:
                      max_iter / size, run.learning_rate.base_lr, run.precision.name))
     lines.append(network_line(trained, parameters - trained, _batch_norm(run)))
     lines.append(step_line(run.loader.batch_size, cards, parts))
-    lines += schedule_lines(_plan(run)) + options_line(_options(run))
-    return lines + [named_line("Memory", f"about {_memory(run)}")]
+    return lines + schedule_lines(_plan(run)) + options_line(_options(run))
 
 
 def end_lines(run: Run, outcome: Any, seconds: float, path: Optional[str],
@@ -314,20 +312,9 @@ def _options(run: Run) -> Dict[str, str]:
         found["class weights"] = config.class_weights
     elif config.class_weights:
         found["class weights"] = " ".join("{}={:g}".format(*pair) for pair in config.class_weights)
-    for name, chosen in (("fused optimiser", run.args.fused_optimizer),
-                         ("fused loss", run.args.fused_loss)):
-        if chosen:
-            found[name] = ""
+    if run.args.fused_loss:
+        found["fused loss"] = ""
     return found
-
-
-def _memory(run: Run) -> str:
-    state = rng_state()  # the estimate builds a network, whose weights are drawn
-    try:
-        need = estimate(run.config.at_largest_side(), run.model, run.optimizer, run.precision.level)
-    finally:
-        set_rng_state(state)
-    return need.sentence(run.loader.batch_size)
 
 
 def _best_weights(run: Run) -> Optional[str]:

@@ -17,8 +17,10 @@ from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.engine import setup as training_run
 from utils.engine.batch_size import estimate
 from utils.errors import UserError
@@ -79,7 +81,7 @@ def test_each_side_brings_its_shapes_once(device):
         image = dict(empty, masks=np.zeros((0, side, side), np.uint8))
         batch = target_batch(config.at_side(side), [image, image], slots=8, seed=step).to(device)
         with recorder.step():
-            shared_step(network, criterion, optimizer, [batch], 1e-3, sharing)
+            train_step(network, criterion, optimizer, [batch], 1e-3, sharing, Precision())
     assert [bool(step.new_signatures) for step in recorder.steps[2:]] == [
         True, False, False, False, False, False]
     assert [step.syncs for step in recorder.steps] == [[]] * 8

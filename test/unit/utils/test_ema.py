@@ -13,8 +13,10 @@ from data.config import get_config
 from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
+from utils.amp import Precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.ema import RAMP, WeightAverage
 from utils.engine.records import StepRecords
 from utils.errors import UserError
@@ -143,7 +145,8 @@ def test_steps_with_all_training_options_are_static_and_never_wait(device):
         batch = target_batch(config, [_image(config, count, rng) for count in (step, 5 - step)],
                              slots=8, seed=step).to(device)
         with recorder.step():
-            losses = shared_step(network, criterion, optimizer, [batch], 1e-3, sharing)
+            losses = train_step(network, criterion, optimizer, [batch], 1e-3, sharing,
+                                Precision())
             average.update()
             records.add(step, losses, optimizer.step_finite, batch.image_ids)
     assert [step.syncs for step in recorder.steps] == [[]] * 6

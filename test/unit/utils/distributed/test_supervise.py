@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.distributed.failures import is_lost_peer, note, read_records, recorded, write_record
+from utils.distributed.failures import (
+    is_lost_peer,
+    read_records,
+    record_cause,
+    record_failure,
+    write_record,
+)
 from utils.distributed.supervise import record_path, report
 
 SLEEP = "import time; print('started', flush=True); time.sleep(1000)"
@@ -99,8 +105,8 @@ def test_a_stop_that_is_granted_counts_as_success(tmp_path, number):
 
 def test_the_program_s_own_record_is_completed(tmp_path):
     program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-               "from utils.distributed.failures import recorded\n"
-               "with recorded(0):\n    raise ValueError('no such thing')")
+               "from utils.distributed.failures import record_failure\n"
+               "with record_failure(0):\n    raise ValueError('no such thing')")
     assert start(tmp_path, 0, program, world=1).wait(30) == 1
     record = json.loads(Path(record_path(str(tmp_path), "train", 0, 0)).read_text())
     assert record["cause"] == "ValueError: no such thing" and record["status"] == 1
@@ -146,8 +152,8 @@ def test_first_device_moves_folders_and_cards(tmp_path):
 
 def test_records_outside_of_a_launcher_are_not_written(tmp_path, monkeypatch):
     monkeypatch.delenv("FAILURE_FILE", raising=False)
-    note(0, "nothing")
+    record_cause(0, "nothing")
     with pytest.raises(KeyError):
-        with recorded(0):
+        with record_failure(0):
             raise KeyError("x")
     assert read_records([str(tmp_path / "absent.json")]) == []

@@ -141,14 +141,14 @@ def test_validation_scores_what_is_saved(shapes, tmp_path, request, capsys):
 @CASTS
 def test_a_run_whose_losses_are_not_finite_stops_at_any_scale(shapes, tmp_path, request, capsys,
                                                               monkeypatch):
-    real = train.shared_step
+    real = train.train_step
 
     def poisoned(network, criterion, *args, **kwargs):
         def spoilt(*more):
             return {name: loss * math.nan for name, loss in criterion(*more).items()}
         return real(network, spoilt, *args, **kwargs)
 
-    monkeypatch.setattr(train, "shared_step", poisoned)
+    monkeypatch.setattr(train, "train_step", poisoned)
     assert run_train(shapes, tmp_path, request, "--opt_level=O1", "--max_iter=30") == 1
     assert "10 steps in a row up to iteration 10" in capsys.readouterr().err
 

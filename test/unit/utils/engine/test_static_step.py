@@ -11,10 +11,11 @@ from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.multibox_loss import MultiBoxLoss
+from train import train_step
 from utils import amp
 from utils.amp import Precision, build_precision
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.engine.records import StepRecords
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
@@ -63,8 +64,8 @@ def _train_and_check(config, steps, size, device, precision=None):
     for iteration in range(steps):
         batch = _batch(config, size, iteration, counts).to(device)
         with recorder.step():
-            losses = shared_step(network, criterion, optimizer, [batch], rate(iteration), sharing,
-                                 precision=precision)
+            losses = train_step(network, criterion, optimizer, [batch], rate(iteration), sharing,
+                                precision)
             records.add(iteration, losses, optimizer.step_finite, batch.image_ids,
                         precision.used_scale)
         skipped.append(~optimizer.step_finite)
