@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem, without_casts
+from utils.errors import first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -214,6 +215,5 @@ def _torchvision_problem(device: torch.device) -> str:
     except ImportError:
         return "torchvision is not installed"
     except Exception as error:  # kernels of another PyTorch raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"torchvision's operator does not work here: {reason}"
+        return f"torchvision's operator does not work here: {first_line(error)}"
     return ""

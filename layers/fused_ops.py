@@ -20,6 +20,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import torch
 from torch import Tensor
 
+from utils.errors import first_line
+
 CROSS_ENTROPY_ROWS = 199999
 """Most rows that the plugin's documents agree on: up to 200000 in one, fewer in another."""
 
@@ -166,7 +168,7 @@ def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
         try:
             found = _results(npu_deform_conv2d, [x.to(device) for x in inputs], stride)
         except Exception as error:  # the plugin raises whatever its libraries raise
-            return f"the plugin's operator failed its trial ({_first_line(error)})"
+            return f"the plugin's operator failed its trial ({first_line(error)})"
         for left, right in zip(found, expected):
             if not bool((left.cpu() - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
                 return "the plugin's operator deviates from the reference in its trial"
@@ -187,7 +189,7 @@ def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
             found = [x.cpu() for x in _losses_and_gradients(
                 npu_cross_entropy, logits.to(device), labels.to(device))]
         except Exception as error:  # the plugin raises whatever its libraries raise
-            return f"the plugin's operator failed its trial ({_first_line(error)})"
+            return f"the plugin's operator failed its trial ({first_line(error)})"
         if not all(_agree(left, right) for left, right in zip(found, expected)):
             return "the plugin's operator deviates from the reference in its trial"
     return ""
@@ -224,10 +226,6 @@ def _losses_and_gradients(cross_entropy: CrossEntropy, logits: Tensor,
         weights[::3] = 0
         gradient, = torch.autograd.grad(losses, [leaf], weights.to(losses.device))
     return losses.detach(), gradient
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _wave(length: int, step: float) -> Tensor:
@@ -270,9 +268,11 @@ def main(argv: Sequence[str]) -> int:
         "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
     }
     operator("npu_deformable_conv2d")  # the plugin makes the device known
-    config = getattr(getattr(torch, "npu", None), "config", None)
-    if config is not None:
-        config.allow_internal_format = False  # as `utils.device` has it
+    runtime = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
+    if hasattr(runtime, "set_compile_mode"):
+        runtime.set_compile_mode(jit_compile=False)
+    if hasattr(runtime, "config"):
+        runtime.config.allow_internal_format = False
     print(VERDICT + trials[argv[0]](torch.device(argv[1])), flush=True)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 import torch
 
 from utils.device import device_runtime, memory_reserved
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 GIB = float(1 << 30)
 MARGIN = 0.1
@@ -156,10 +156,10 @@ def explain_out_of_memory(device: torch.device, batch_size: int = 0,
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
         release_memory(device)
         sentence = _sentence(device, peak, batch_size, micro_batches)
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)[:200]
     else:
         return
-    raise UserError(f"{sentence} ({first[:200]})")
+    raise UserError(f"{sentence} ({reason})")
 
 
 def _sentence(device: torch.device, peak: int, batch_size: int, micro_batches: int) -> str:

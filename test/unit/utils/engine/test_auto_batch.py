@@ -82,12 +82,12 @@ def test_trial_steps_see_what_images_take(device):
     state = torch.get_rng_state()
     need = measure(TRIAL, device, train.train_step)
     assert torch.equal(torch.get_rng_state(), state)
-    # The layers put out 6.8 MiB; on the CPU what is freed stays with the process for a while, and
-    # the process itself is part of what is fixed: more than 200 MiB, which must not be taken for an
-    # image's.
+    # The layers put out 6.8 MiB. On the CPU what is freed stays with the process for a while, and the
+    # process itself is a part of what is fixed: more than 200 MiB, which must not be an image's.
     assert 6 * MIB < need.per_image < (64 if device.type == "cpu" else 12) * MIB
     assert 20 * MIB < need.fixed < 1000 * MIB
-    assert 12 * MIB < need.update - need.fixed < 60 * MIB
+    # On the CPU what two images had before the update is part of its peak.
+    assert 12 * MIB < need.update - need.fixed < (100 if device.type == "cpu" else 60) * MIB
     # Two processes differ by some MiB: that many copies stand out.
     more = measure(TRIAL._replace(extra_copies=20), device, train.train_step)
     assert more.fixed - need.fixed == pytest.approx(20 * 12 * MIB, abs=50 * MIB)
