@@ -268,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
         "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
     }
     operator("npu_deformable_conv2d")  # the plugin makes the device known
-    runtime = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
+    runtime: Any = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
     if hasattr(runtime, "set_compile_mode"):
         runtime.set_compile_mode(jit_compile=False)
     if hasattr(runtime, "config"):

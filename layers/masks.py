@@ -163,27 +163,28 @@ def _run_ends(lines: np.ndarray, top: int, rows: _Axis) -> np.ndarray:
     """Where the lines, resized along y, change between in and out of the mask.
 
     Args:
-        lines: as from `_resize_columns`; piece i lies between its values i and i + 1.
+        lines: `[columns, pieces + 1]`, as from `_resize_columns`; piece i lies between its values i
+            and i + 1.
         top: prototype row of value 1.
         rows: the resizing along y.
 
     Returns:
-        Column-major pixel numbers from the first line on, ascending, each the first pixel with a
-        new value. Two equal ones enclose no pixel.
+        int64 `[n]`: column-major pixel numbers from the first line on, ascending, each the first
+        pixel with a new value. Two equal ones enclose no pixel.
     """
     height, pieces = len(rows.low), lines.shape[1] - 1
-    inside = lines > THRESHOLD
-    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
-    column, piece = np.divmod(change, pieces)
-    before = lines[column, piece]
-    after = lines[column, piece + 1]
-    opens = after > THRESHOLD
+    inside = lines > THRESHOLD  # [columns, pieces + 1]
+    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])  # [n], n changes in all columns
+    column, piece = np.divmod(change, pieces)  # [n] each
+    before = lines[column, piece]  # [n]
+    after = lines[column, piece + 1]  # [n]
+    opens = after > THRESHOLD  # [n]
     # Pixels of each piece; none before the first prototype row, none after the last.
     last = top + pieces - 1
-    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]
-    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]
+    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]  # [n]
+    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]  # [n]
     crossing = top + piece - 1 + (np.float32(THRESHOLD) - before) / (after - before)
-    pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)
+    pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)  # [n]
     pixel = np.minimum(np.maximum(pixel, low), high)
 
     def is_new(pixel: np.ndarray) -> np.ndarray:

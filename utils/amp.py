@@ -124,7 +124,7 @@ class Precision:
             return "O0"
         scale = "none" if self.scale is None else (
             "dynamic" if self.scale.fixed is None else f"{self.scale.fixed:g}")
-        return "{}, {}, loss scale {}".format(self.level, str(self.dtype).split(".")[-1], scale)
+        return f"{self.level}, {str(self.dtype).split('.')[-1]}, loss scale {scale}"
 
     @property
     def scale_floor(self) -> float:
@@ -254,17 +254,17 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
         UserError: an unknown value, or what this device or this PyTorch cannot do.
     """
     if opt_level not in LEVELS:
-        raise UserError("--opt_level is '{}'{} Known: {}.".format(
-            opt_level, nearest(opt_level.upper(), LEVELS) or ".", ", ".join(LEVELS)))
+        raise UserError(f"--opt_level is '{opt_level}'{nearest(opt_level.upper(), LEVELS) or '.'} "
+                        f"Known: {', '.join(LEVELS)}.")
     if amp_dtype not in TYPES:
-        raise UserError("--amp_dtype is '{}'{} Known: {}.".format(
-            amp_dtype, nearest(amp_dtype, TYPES) or ".", ", ".join(TYPES)))
+        raise UserError(f"--amp_dtype is '{amp_dtype}'{nearest(amp_dtype, TYPES) or '.'} "
+                        f"Known: {', '.join(TYPES)}.")
     fixed = _fixed_scale(loss_scale)
     if opt_level == "O0":
         if loss_scale is not None or amp_dtype != "auto":
-            raise UserError("--{} means nothing at --opt_level=O0, where everything is float32; "
-                            "leave it out or choose O1".format(
-                                "amp_dtype" if loss_scale is None else "loss_scale"))
+            flag = "amp_dtype" if loss_scale is None else "loss_scale"
+            raise UserError(f"--{flag} means nothing at --opt_level=O0, where everything is "
+                            "float32; leave it out or choose O1")
         return Precision(device=device)
     dtype = TYPES[amp_dtype]
     library = None

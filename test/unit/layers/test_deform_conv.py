@@ -183,9 +183,9 @@ def test_plain_is_static():
 @pytest.fixture
 def fresh_choice():
     """The choice is made anew in the test and again after it."""
-    deform_conv._find_backend.cache_clear()
+    deform_conv.deform_conv_backend.cache_clear()
     yield
-    deform_conv._find_backend.cache_clear()
+    deform_conv.deform_conv_backend.cache_clear()
 
 
 def _install(monkeypatch, name, **functions):

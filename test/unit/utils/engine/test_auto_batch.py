@@ -82,8 +82,8 @@ def test_trial_steps_see_what_images_take(device):
     state = torch.get_rng_state()
     need = measure(TRIAL, device, train.train_step)
     assert torch.equal(torch.get_rng_state(), state)
-    # The layers put out 6.8 MiB. On the CPU what is freed stays with the process for a while, and the
-    # process itself is a part of what is fixed: more than 200 MiB, which must not be an image's.
+    # The layers put out 6.8 MiB. On the CPU what is freed stays with the process for a while, and
+    # the process itself is a part of what is fixed: 200 MiB and more, which must not be an image's.
     assert 6 * MIB < need.per_image < (64 if device.type == "cpu" else 12) * MIB
     assert 20 * MIB < need.fixed < 1000 * MIB
     # On the CPU what two images had before the update is part of its peak.
