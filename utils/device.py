@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import random
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -93,8 +93,6 @@ class DeviceKind(NamedTuple):
     """Why no such device can be used here, as the end of a sentence; empty if one can."""
     runtime: Callable[[], Any]
     """Module with `set_device`, `synchronize`, ...; only called when there is no problem."""
-    noteworthy: Callable[[], bool]
-    """Whether `auto` should warn when it passes over this kind."""
 
 
 def _npu_module() -> Any:
@@ -148,9 +146,9 @@ def _cuda_problem() -> str:
 
 
 _KINDS: Tuple[DeviceKind, ...] = (
-    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module, _npu_installed),
-    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda, lambda: False),
-    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime, lambda: False),
+    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module),
+    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
+    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime),
 )
 _BY_NAME: Dict[str, DeviceKind] = {kind.name: kind for kind in _KINDS}
 _ALIASES = {"gpu": "cuda"}
@@ -164,7 +162,10 @@ def _find_kind(name: str, warn: bool = True) -> DeviceKind:
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key == "auto":
-        return _first_usable(warn)
+        problems = {kind.name: kind.find_problem() for kind in _KINDS}
+        if warn and problems["npu"] and _npu_installed():
+            _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
+        return next(kind for kind in _KINDS if not problems[kind.name])
     if key not in _BY_NAME:
         raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
                         f"{', '.join(DEVICE_NAMES)}.")
@@ -174,16 +175,6 @@ def _find_kind(name: str, warn: bool = True) -> DeviceKind:
         raise UserError(f"device '{name}' was asked for, but {problem}; other choices: auto, "
                         f"{others}")
     return _BY_NAME[key]
-
-
-def _first_usable(warn: bool) -> DeviceKind:
-    for kind in _KINDS:
-        problem = kind.find_problem()
-        if not problem:
-            return kind
-        if warn and kind.noteworthy():
-            _LOG.warning("no %s is used: %s", kind.title, problem)
-    raise AssertionError("the CPU is always usable")
 
 
 def device_runtime(device: torch.device) -> Any:
@@ -247,13 +238,11 @@ def prepare(device: torch.device) -> None:
 
 def use_exact_float32(device: torch.device) -> None:
     """Turn off the shortened float32 (TF32, HF32) of convolutions and matrix products."""
-    switches: List[Tuple[Any, str]] = {
-        "cuda": [(torch.backends.cudnn, "allow_tf32"),
-                 (getattr(torch.backends.cuda, "matmul", None), "allow_tf32")],
-        "npu": [(getattr(_npu_module(), "conv", None), "allow_hf32"),
-                (getattr(_npu_module(), "matmul", None), "allow_hf32")],
-    }.get(device.type, [])
-    for holder, switch in switches:
+    switch = "allow_hf32" if device.type == "npu" else "allow_tf32"
+    holders = {"cuda": (torch.backends.cudnn, getattr(torch.backends.cuda, "matmul", None)),
+               "npu": (getattr(_npu_module(), "conv", None),
+                       getattr(_npu_module(), "matmul", None))}
+    for holder in holders.get(device.type, ()):
         if hasattr(holder, switch):
             setattr(holder, switch, False)
 
@@ -284,16 +273,19 @@ def memory_reserved(device: torch.device) -> int:
     return int(read(device)) if read is not None else 0
 
 
+def _model(device: torch.device) -> str:
+    return str(device_runtime(device).get_device_name(device.index or 0))
+
+
 def describe(device: torch.device) -> str:
     """Device, its model and the versions below it, in one line."""
-    model = device_runtime(device).get_device_name(device.index or 0)
     versions = [f"torch {torch.__version__}"]
     if device.type == "npu":
         versions = [_npu_versions().sentence(PLUGIN)]
     if device.type == "cuda":
         versions.append(f"CUDA {torch.version.cuda}")
     versions.append(f"Python {platform.python_version()}")
-    return f"device {device} ({model}), {', '.join(versions)}"
+    return f"device {device} ({_model(device)}), {', '.join(versions)}"
 
 
 def pin_memory_supported(device: torch.device) -> bool:
@@ -329,7 +321,7 @@ def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
     if dtype == torch.bfloat16:
         known = getattr(device_runtime(device), "is_bf16_supported", None)
         if known is None or not known():
-            return f"{device_runtime(device).get_device_name(device.index or 0)} has no bfloat16"
+            return f"{_model(device)} has no bfloat16"
     return ""
 
 
@@ -368,7 +360,7 @@ def saturates(device: torch.device) -> bool:
     """
     if device.type != "npu":
         return False
-    if device_runtime(device).get_device_name(device.index or 0) in _SATURATING:
+    if _model(device) in _SATURATING:
         return True
     known = getattr(getattr(_npu_module(), "utils", None), "is_support_inf_nan", None)
     return known is None or not known()
