@@ -6,19 +6,7 @@ that published weights load as they are. Letters: B batch, S input side in pixel
 
 from __future__ import annotations
 
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Dict,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Type,
-    Union,
-    cast,
-)
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,27 +30,6 @@ class BatchNorm2d(nn.BatchNorm2d):
                             self.training, self.momentum or 0.0, self.eps)
 
 
-class MaxPool2d(nn.MaxPool2d):
-    """Maximum pooling that says what it keeps for the backward pass."""
-
-    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
-        """As `utils.memory.Activation`: two bytes for each place that a maximum may come from.
-
-        So it is on an NPU; elsewhere it is less, an index of eight bytes.
-        """
-        size = 2 * cast(int, self.kernel_size) ** 2 * output.numel()
-        return size, size, output.shape[2]
-
-
-def _forgotten_shortcut(output: Tensor, downsample: Optional[nn.Module]) -> Tuple[int, int, int]:
-    """As `utils.memory.Activation`: what a projected shortcut does not keep.
-
-    Its batch normalisation's output is added to the block's and needed by nobody afterwards.
-    """
-    size = 0 if downsample is None else -output.numel() * output.element_size()
-    return size, size // 2, output.shape[2]
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; `[B,in,H,W] -> [B,width,H/stride,W/stride]`."""
 
@@ -83,10 +50,6 @@ class BasicBlock(nn.Module):
         x = self.bn2(self.conv2(x))
         # In place: batch normalisation needs its input for the backward pass, not its output.
         return F.relu_(x.add_(shortcut))
-
-    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
-        """For the backward pass, beside what its modules keep."""
-        return _forgotten_shortcut(output, self.downsample)
 
 
 class Bottleneck(nn.Module):
@@ -119,10 +82,6 @@ class Bottleneck(nn.Module):
         x = self.bn3(self.conv3(x))
         return F.relu_(x.add_(shortcut))
 
-    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
-        """For the backward pass, beside what its modules keep."""
-        return _forgotten_shortcut(output, self.downsample)
-
 
 class ResNet(nn.Module):
     """ResNet without its classifier.
@@ -149,7 +108,7 @@ class ResNet(nn.Module):
         self.layers = nn.ModuleList()
         self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm2d(base_width)
-        self.maxpool = MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = base_width
         for i, num_blocks in enumerate(layers):
             deformable = [n + dcn_layers[i] >= num_blocks and n % dcn_interval == 0

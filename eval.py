@@ -22,7 +22,7 @@ from data.datasets import open_dataset
 from layers.detection import Detect
 from utils.cli import run_main
 from utils.device import cards_of_host, describe, select_device, synchronize
-from utils.distributed.failures import recorded
+from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable
@@ -32,7 +32,7 @@ from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.pipeline import StageTimes
 from utils.inference.predict import batch_size_of, input_of, predict
 from utils.inference.predictor import LoadedModel, Predictor, load_model
-from utils.memory import Demand, MemoryNeed, explained, parameter_bytes
+from utils.memory import explain_out_of_memory
 from utils.report.evaluation import Scored
 from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 
@@ -126,7 +126,7 @@ def _run(argv: List[str]) -> int:
     processes = Processes.from_env(devices_per_host=cards_of_host(name))
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
-    with recorded(processes.rank), explained(device):
+    with record_failure(processes.rank), explain_out_of_memory(device):
         processes.init(device)
         try:
             return evaluate(args, processes, device)
@@ -140,9 +140,8 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
     detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms_kind(args)),
                     device, not args.no_crop, args.score_threshold)
-    weights = MemoryNeed(parameter_bytes(loaded.model), 0)
     batch_size = args.batch_size if source is None else batch_size_of(args)
-    with explained(device, Demand(batch_size, lambda: weights, parts=0)):
+    with explain_out_of_memory(device, batch_size):
         if source is not None:
             return predict_on(args, detector, loaded, processes)
         return score(args, detector, loaded, processes)

@@ -28,9 +28,9 @@ from utils import checkpoint
 from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
-from utils.distributed.failures import StopRequest, recorded
+from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, share_buffers, told_by_main
+from utils.distributed.sharing import Sharing, broadcast_from_main, share_buffers
 from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import find_restart
@@ -38,8 +38,8 @@ from utils.engine.setup import Training, build_training
 from utils.engine.summary import Commands, build_commands, end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
-from utils.memory import Demand, MemoryNeed, explained
-from utils.optimizer import FlatOptimizer, poison
+from utils.memory import explain_out_of_memory
+from utils.optimizer import FlatOptimizer, propagate_nonfinite
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
@@ -77,7 +77,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
             losses = criterion(precision.widen(predictions), batch, sharing.positives_per_share())
             if len(micro_batches) > 1:
                 losses = {name: loss / len(micro_batches) for name, loss in losses.items()}
-            precision.backward(poison(functools.reduce(operator.add, losses.values())))
+            precision.backward(propagate_nonfinite(functools.reduce(operator.add, losses.values())))
         for name, loss in losses.items():
             shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
     overflow = precision.take_overflow()
@@ -107,7 +107,7 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
     done, stopping, early, problem = start, False, training.nothing_improves(), None
     while done < schedule.max_iter and not early:
         try:
-            micro_batches = [next(batches) for _ in range(sharing.parts)]
+            micro_batches = [next(batches) for _ in range(sharing.micro_batches)]
         except UserError as error:
             problem = error
             break
@@ -138,7 +138,7 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
         with observer.stopped(done):
             validate(training, done, record)
         if training.config.early_stopping:
-            early = told_by_main(training.nothing_improves(), training.processes,
+            early = broadcast_from_main(training.nothing_improves(), training.processes,
                                  training.learner.device)
     if done % training.saver.plan.interval == 0 and done != training.schedule.max_iter:
         save(training, done, record)  # after a validation, so that its scores are in the state
@@ -208,7 +208,7 @@ def announce(training: Training, start: int, strict: bool) -> None:
         except UserError as error:
             problem = error
     # What the main process finds ends all of them, or the others would wait for it.
-    if told_by_main(problem is not None, training.processes, training.learner.device):
+    if broadcast_from_main(problem is not None, training.processes, training.learner.device):
         raise problem or UserError("the main process has refused the data; its log says why")
 
 
@@ -253,8 +253,8 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     print_lines(record.lines)
     observer = build_observer(args, training, start)
     began = time.monotonic()
-    demand = Demand(training.loader.batch_size, lambda: MemoryNeed(0, 0), training.sharing.parts)
-    with StopRequest() as stop, explained(device, demand):
+    with StopRequest() as stop, explain_out_of_memory(
+            device, training.loader.batch_size, training.sharing.micro_batches):
         try:
             outcome = training_loop(training, start, stop, observer, record)
         except TrainingError:
@@ -296,7 +296,7 @@ def _run(argv: List[str]) -> int:
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
     try:
-        with recorded(processes.rank), explained(device):
+        with record_failure(processes.rank), explain_out_of_memory(device):
             processes.init(device)
             return train(args, processes, device)
     except TrainingError as failure:

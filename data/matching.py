@@ -6,7 +6,8 @@ from typing import List, NamedTuple, Tuple
 
 import numpy as np
 
-CENTER_VARIANCE, SIZE_VARIANCE = np.float32(0.1), np.float32(0.2)
+from utils.box_coding import encode_parts
+
 _SMALLEST_SIDE = np.float32(1e-6)
 _ZERO, _NEVER, _TAKEN = np.float32(0), np.float32(-1), np.float32(2)
 
@@ -164,7 +165,6 @@ def _grid_shape(priors: np.ndarray, corners: np.ndarray) -> Tuple[int, int]:
 
 def _encode(boxes: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """SSD's box encoding: `[n, 4]` corners against `[n, 4]` cxcywh priors."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2) - priors[:, :2]
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], _SMALLEST_SIDE) / priors[:, 2:]
-    return np.concatenate([centres / (CENTER_VARIANCE * priors[:, 2:]),
-                           np.log(sides) / SIZE_VARIANCE], axis=1)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    sides = np.maximum(high - low, _SMALLEST_SIDE)
+    return np.concatenate(encode_parts((low + high) / np.float32(2), sides, priors, np.log), axis=1)

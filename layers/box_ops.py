@@ -1,7 +1,7 @@
 """Operations on boxes, in torch.
 
 Boxes are `[..,4]`: corners x1 y1 x2 y2, or centre and size (cx cy w h) where a name or a docstring
-says so; both relative to the image. Encoding follows SSD (Liu et al., 2016).
+says so; both relative to the image.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-CENTER_VARIANCE = 0.1
-SIZE_VARIANCE = 0.2
+from utils.box_coding import decode_parts, encode_parts
 
 
 def point_form(boxes: Tensor) -> Tensor:
@@ -54,17 +53,12 @@ def encode(boxes: Tensor, priors_cxcywh: Tensor) -> Tensor:
     A box without width or height gives infinite targets: drop such boxes before.
     """
     boxes = center_size(boxes)
-    prior_center, prior_size = priors_cxcywh[..., :2], priors_cxcywh[..., 2:]
-    center = (boxes[..., :2] - prior_center) / (prior_size * CENTER_VARIANCE)
-    size = torch.log(boxes[..., 2:] / prior_size) / SIZE_VARIANCE
-    return torch.cat((center, size), -1)
+    return torch.cat(encode_parts(boxes[..., :2], boxes[..., 2:], priors_cxcywh, torch.log), -1)
 
 
 def decode(loc: Tensor, priors_cxcywh: Tensor) -> Tensor:
     """Corner boxes from regression outputs `[..,4]` and priors `[..,4]` cx cy w h."""
-    prior_center, prior_size = priors_cxcywh[..., :2], priors_cxcywh[..., 2:]
-    center = prior_center + loc[..., :2] * (prior_size * CENTER_VARIANCE)
-    size = prior_size * torch.exp(loc[..., 2:] * SIZE_VARIANCE)
+    center, size = decode_parts(loc, priors_cxcywh, torch.exp)
     low = center - size / 2
     # The original's order of rounding: an IoU at a threshold is decided by the last bit.
     return torch.cat((low, low + size), -1)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem, without_casts
+from utils.errors import first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,19 +36,15 @@ class Backend(NamedTuple):
     """Why not one of the faster ways; empty for "npu" and "torchvision"."""
 
     def __str__(self) -> str:
-        return "{}{}".format(self.name, self.reason and f" ({self.reason})")
+        return f"{self.name} ({self.reason})" if self.reason else self.name
 
 
+@functools.lru_cache(maxsize=None)
 def deform_conv_backend(device: torch.device) -> Backend:
     """Which backend runs on `device`. The answer is found out once: on an NPU by a trial run.
 
     The plain one on an accelerator is slower and is logged as a warning with its reason.
     """
-    return _find_backend(device)
-
-
-@functools.lru_cache(maxsize=None)
-def _find_backend(device: torch.device) -> Backend:
     if device.type == "npu":
         problem = npu_deform_conv_problem(device)
     else:
@@ -125,15 +122,6 @@ class DeformConv2d(nn.Module):
         return modulated_deform_conv2d(x, offset, torch.sigmoid(logits), self.weight, self.bias,
                                        self.stride, self.padding, self.backend)
 
-    def kept(self, x: Tensor, output: Tensor) -> Tuple[int, int, int]:
-        """Bytes for the backward pass beside input and output, see `utils.memory.Activation`.
-
-        Always in float32: what was sampled, a pixel of every input channel for each tap, and the
-        offsets and factors, packed. In half precision a float32 copy of the input comes to it.
-        """
-        single = output[:, 0].numel() * self.taps * (x.shape[1] + 3) * 4
-        return single, single + x.numel() * 4, output.shape[2]
-
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
                       bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
@@ -144,28 +132,30 @@ def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
     """
     batch, channels, height, width = x.shape
     out_height, out_width = offset.shape[2:]
-    y, x_ = _positions(offset, weight.shape[2], weight.shape[3], stride, padding)
+    y, x_ = _positions(offset, weight.shape[2], weight.shape[3], stride, padding)  # [B, h, w, T]
     y, x_ = y.clamp(-1, height), x_.clamp(-1, width)
     top, left = y.detach().floor(), x_.detach().floor()
     down, right = y - top, x_ - left
-    factor = mask.permute(0, 2, 3, 1)
+    factor = mask.permute(0, 2, 3, 1)  # [B, h, w, T]
     lower = down * factor
     upper = factor - lower
     upper_right, lower_right = upper * right, lower * right
-    weights = torch.stack((upper - upper_right, upper_right, lower - lower_right, lower_right), -1)
+    weights = torch.stack((upper - upper_right, upper_right, lower - lower_right, lower_right),
+                          -1)  # [B, h, w, T, 4]
 
     pitch = width + 3
-    table = F.pad(x, [1, 2, 1, 2]).permute(0, 2, 3, 1).reshape(-1, channels)
+    table = F.pad(x, [1, 2, 1, 2]).permute(0, 2, 3, 1).reshape(-1, channels)  # [B*(H+3)*(W+3), in]
     image = torch.arange(batch, device=x.device).reshape(-1, 1, 1, 1) * ((height + 3) * pitch)
-    corner = ((top + 1) * pitch + (left + 1)).long() + image
-    index = torch.stack((corner, corner + 1, corner + pitch, corner + (pitch + 1)), -1)
+    corner = ((top + 1) * pitch + (left + 1)).long() + image  # [B, h, w, T]
+    index = torch.stack((corner, corner + 1, corner + pitch, corner + (pitch + 1)),
+                        -1)  # [B, h, w, T, 4]
 
-    rows = _weighted_rows(table, index.reshape(-1, 4), weights.reshape(-1, 4))
-    columns = rows.reshape(batch * out_height * out_width, -1)
-    kernel = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
+    rows = _weighted_rows(table, index.reshape(-1, 4), weights.reshape(-1, 4))  # [B*h*w*T, in]
+    columns = rows.reshape(batch * out_height * out_width, -1)  # [B*h*w, T*in]
+    kernel = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])  # [T*in, out]
     result = columns.mm(kernel) if bias is None else torch.addmm(bias, columns, kernel)
     result = result.reshape(batch, out_height, out_width, -1)
-    return result.permute(0, 3, 1, 2).contiguous()
+    return result.permute(0, 3, 1, 2).contiguous()  # [B, out, h, w]
 
 
 def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: int,
@@ -178,7 +168,7 @@ def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: in
     grid_y = torch.arange(height, **steps).reshape(-1, 1, 1) * stride + (tap_y - padding)
     grid_x = torch.arange(width, **steps).reshape(-1, 1) * stride + (
         taps - tap_y * kernel_width - padding)
-    moved = offset.reshape(batch, -1, 2, height, width).permute(2, 0, 3, 4, 1)
+    moved = offset.reshape(batch, -1, 2, height, width).permute(2, 0, 3, 4, 1)  # [2, B, h, w, T]
     return moved[0] + grid_y, moved[1] + grid_x
 
 
@@ -200,17 +190,12 @@ def _weighted_rows_by_gather(table: Tensor, index: Tensor, weights: Tensor) -> T
     return result
 
 
-def _torchvision_deform_conv2d() -> Any:
+def _convolve_by_torchvision(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
+                             bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
     # Imported where it is needed: torchvision is optional, and slow to import.
     from torchvision.ops import deform_conv2d
 
-    return deform_conv2d
-
-
-def _convolve_by_torchvision(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                             bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
-    return _torchvision_deform_conv2d()(x, offset, weight, bias, stride=stride, padding=padding,
-                                        mask=mask)
+    return deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, mask=mask)
 
 
 def _torchvision_problem(device: torch.device) -> str:
@@ -223,6 +208,5 @@ def _torchvision_problem(device: torch.device) -> str:
     except ImportError:
         return "torchvision is not installed"
     except Exception as error:  # kernels of another PyTorch raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"torchvision's operator does not work here: {reason}"
+        return f"torchvision's operator does not work here: {first_line(error)}"
     return ""

@@ -1,7 +1,10 @@
-"""Operators of the Ascend plugin, and whether each may be used: `layers.kernel_trials` finds out.
+"""Operators of the Ascend plugin, and trials of each beside its reference in plain PyTorch.
 
-Beside `utils.device` the only file that names the plugin. Nothing is imported or asked for before
-a tensor on an NPU needs it.
+    python -m layers.fused_ops KERNEL npu:0
+
+An operator is used where its trial passes; the trial runs in a process of its own. Beside
+`utils.device` the only file that names the plugin. Nothing is imported or asked for before a tensor
+on an NPU needs it.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Iterator, List, Optional, Tuple, cast
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from utils.errors import first_line
 
 CROSS_ENTROPY_ROWS = 199999
 """Most rows that the plugin's documents agree on: up to 200000 in one, fewer in another."""
@@ -25,6 +30,16 @@ TRIAL_SECONDS = 600
 
 VERDICT = "trial of the plugin:"
 """Begins the line in which a trial says what is wrong, or nothing."""
+
+PROBE_TOLERANCE = 2e-2
+"""Largest deviation from the reference, relative to its largest value. Shortened float32 (HF32)
+stays below; a wrong order of channels does not."""
+
+CROSS_ENTROPY_TOLERANCE = 1e-4
+"""Relative for values above 1, absolute below. The plugin's own test allows a thousandth."""
+
+DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 
 def operator(name: str) -> Any:
@@ -93,29 +108,6 @@ def without_casts(device: torch.device) -> Iterator[None]:
         yield
 
 
-def npu_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
-                  weight_decay: float) -> Any:
-    """The plugin's `NpuFusedSGD`, see `utils.fused_optimizer`."""
-    optim = importlib.import_module("torch_npu.optim")
-    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-
-def library_fused_sgd(parameters: List[nn.Parameter], lr: float, momentum: float,
-                      weight_decay: float) -> Any:
-    """The `NpuFusedSGD` of apex, for PyTorch 1.5 and 1.8; `amp.initialize` has to take it over."""
-    optim = importlib.import_module("apex.optimizers")
-    return optim.NpuFusedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-
-def library_initialized(kernel: Any, level: str, device: torch.device) -> Any:
-    """`kernel`, an optimiser of apex, as `utils.amp.Precision` has apex take it over."""
-    amp = importlib.import_module("apex.amp")
-    amp.initialize(nn.Linear(1, 1).to(device), kernel, opt_level=level, loss_scale=1.0,
-                   combine_grad=True, verbosity=0)
-    kernel.zero_grad()
-    return kernel
-
-
 def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of each row by the plugin's operator: one kernel each way instead of three.
 
@@ -135,19 +127,6 @@ def npu_deform_conv_problem(device: torch.device) -> str:
     return _problem("deform_conv", device)
 
 
-def npu_fused_sgd_problem(device: torch.device) -> str:
-    """Why `npu_fused_sgd` must not be used on `device`; empty if it may."""
-    return _problem("fused_sgd", device)
-
-
-def library_fused_sgd_problem(device: torch.device, level: str) -> str:
-    """Why `library_fused_sgd` must not be used on `device` at this --opt_level; empty if it may."""
-    if level == "O0":
-        return (f"on PyTorch {torch.__version__} it is apex's, which works at --opt_level O1 and "
-                "O2 only")
-    return _problem("library_sgd_" + level, device)
-
-
 def npu_cross_entropy_problem(device: torch.device) -> str:
     """Why `npu_cross_entropy` must not be used on `device`; empty if it may."""
     return _problem("cross_entropy", device)
@@ -163,7 +142,7 @@ def _problem(kernel: str, device: torch.device) -> str:
     paths = [root, os.environ.get("PYTHONPATH", "")]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path))
     try:
-        done = subprocess.run([sys.executable, "-m", "layers.kernel_trials", kernel, str(device)],
+        done = subprocess.run([sys.executable, "-m", "layers.fused_ops", kernel, str(device)],
                               env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
@@ -173,3 +152,130 @@ def _problem(kernel: str, device: torch.device) -> str:
     if not verdicts:
         return f"the trial of the plugin's operator ended with code {done.returncode}"
     return verdicts[-1]
+
+
+def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
+    """Run `npu_deform_conv2d` here, forward and backward with stride 1 and 2.
+
+    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
+    """
+    for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
+        if operator(name) is None:
+            return f"the plugin has no operator {name}"
+    for stride in (1, 2):
+        inputs = _probe_inputs(stride)
+        expected = _results(reference, inputs, stride)
+        try:
+            found = _results(npu_deform_conv2d, [x.to(device) for x in inputs], stride)
+        except Exception as error:  # the plugin raises whatever its libraries raise
+            return f"the plugin's operator failed its trial ({first_line(error)})"
+        for left, right in zip(found, expected):
+            if not bool((left.cpu() - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
+                return "the plugin's operator deviates from the reference in its trial"
+    return ""
+
+
+def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
+    """Run `npu_cross_entropy` here, forward and backward, on a few sizes of rows and classes.
+
+    Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
+    """
+    if operator("npu_cross_entropy_loss") is None:
+        return "the plugin has no operator npu_cross_entropy_loss"
+    for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
+        logits, labels = _probe_rows(rows, classes)
+        expected = _losses_and_gradients(reference, logits, labels)
+        try:
+            found = [x.cpu() for x in _losses_and_gradients(
+                npu_cross_entropy, logits.to(device), labels.to(device))]
+        except Exception as error:  # the plugin raises whatever its libraries raise
+            return f"the plugin's operator failed its trial ({first_line(error)})"
+        if not all(_agree(left, right) for left, right in zip(found, expected)):
+            return "the plugin's operator deviates from the reference in its trial"
+    return ""
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether values are equal but for rounding, and NaN where NaN is expected."""
+    unknown = torch.isnan(expected)
+    near = (found - expected).abs() <= CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1)
+    return bool((torch.isnan(found) == unknown).all() & (near | unknown).all())
+
+
+def _probe_rows(rows: int, classes: int) -> Tuple[Tensor, Tensor]:
+    """Logits and labels: common values, far apart, beyond the range of exp, and a row with NaN.
+
+    A loss that is not finite has to stay so, or a training that has failed would go on.
+    """
+    logits = 8 * _wave(rows * classes, 1.7).reshape(rows, classes)
+    logits[3::10] *= 100
+    logits[4::10] += 100
+    logits[5::10] -= 120
+    logits[7::10] = 0
+    logits[6, 0] = float("nan")
+    return logits, torch.arange(rows) * 7 % classes
+
+
+def _losses_and_gradients(cross_entropy: CrossEntropy, logits: Tensor,
+                          labels: Tensor) -> Tuple[Tensor, Tensor]:
+    """The rows' losses and the gradient for weights of which every third is 0."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        losses = cross_entropy(leaf, labels)
+        weights = _wave(len(labels), 0.7)
+        weights[::3] = 0
+        gradient, = torch.autograd.grad(losses, [leaf], weights.to(losses.device))
+    return losses.detach(), gradient
+
+
+def _wave(length: int, step: float) -> Tensor:
+    """A fixed formula: no random state is touched."""
+    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
+
+
+def _probe_inputs(stride: int) -> List[Tensor]:
+    """x, offset, mask, weight, bias."""
+    side, channels = 8, 16
+    out = (side - 1) // stride + 1
+    shapes = ((1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
+              (channels, channels, 3, 3), (channels,))
+    waves = [_wave(torch.Size(shape).numel(), 1.7 + 0.31 * n).reshape(shape)
+             for n, shape in enumerate(shapes)]
+    # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
+    waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
+    waves[2] = 0.5 + 0.5 * waves[2]
+    return waves
+
+
+def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Tensor]:
+    """The output and the gradients of all inputs for a fixed output gradient."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        x, offset, mask, weight, bias = leaves
+        out = convolve(x, offset, mask, weight, bias, stride, 1)
+        pattern = torch.cos(torch.arange(out.numel(), dtype=torch.float32) * 0.7)
+        grads = torch.autograd.grad(out, leaves, pattern.reshape(out.shape).to(out.device))
+    return [out.detach()] + list(grads)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the trial of a kernel on a device; print what is wrong, or nothing."""
+    from layers.deform_conv import convolve_plainly  # it imports this file
+    from layers.ohem import cross_entropy
+
+    trials: Dict[str, Callable[[torch.device], str]] = {
+        "cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
+        "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
+    }
+    operator("npu_deformable_conv2d")  # the plugin makes the device known
+    runtime: Any = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
+    if hasattr(runtime, "set_compile_mode"):
+        runtime.set_compile_mode(jit_compile=False)
+    if hasattr(runtime, "config"):
+        runtime.config.allow_internal_format = False
+    print(VERDICT + trials[argv[0]](torch.device(argv[1])), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -29,8 +29,8 @@ def prototype_masks(proto: Tensor, coefficients: Tensor) -> Tensor:
 
 @torch.no_grad()
 def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                  crop_to_box: bool = True, at_once: int = 8) -> Iterator[Tensor]:
-    """Yield bool masks `[m, height, width]`, m <= `at_once`, in the order of the rows.
+                  crop_to_box: bool = True, chunk_size: int = 8) -> Iterator[Tensor]:
+    """Yield bool masks `[m, height, width]`, m <= `chunk_size`, in the order of the rows.
 
     Args:
         proto: `[h, w, k]` prototypes of one image.
@@ -39,10 +39,10 @@ def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: in
         height: of the masks in pixels, usually the image's own; so is `width`.
         width: see `height`.
         crop_to_box: zero each mask outside its box, widened by one prototype pixel.
-        at_once: masks assembled together; bounds the memory.
+        chunk_size: masks assembled together; bounds the memory.
     """
-    for start in range(0, len(coefficients), at_once):
-        rows = slice(start, start + at_once)
+    for start in range(0, len(coefficients), chunk_size):
+        rows = slice(start, start + chunk_size)
         masks = prototype_masks(proto, coefficients[rows])
         if crop_to_box:
             masks = crop(masks, boxes[rows], _CROP_PADDING)
@@ -69,7 +69,7 @@ def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                 crop_to_box: bool = True, at_once: int = 128) -> List[Dict[str, Any]]:
+                 crop_to_box: bool = True, chunk_size: int = 128) -> List[Dict[str, Any]]:
     """Masks of `assemble_masks` as COCO run lengths: `{"size": [h, w], "counts": str}` each.
 
     Runs on the host. Down a column of the image a soft mask is linear between two prototype rows,
@@ -84,8 +84,8 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
     flat = flat.contiguous()
     coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
     runs: List[Dict[str, Any]] = []
-    for start in range(0, len(coefficients), at_once):
-        chosen = slice(start, start + at_once)
+    for start in range(0, len(coefficients), chunk_size):
+        chosen = slice(start, start + chunk_size)
         soft = torch.matmul(coefficients[chosen], flat).sigmoid_()
         masks = soft.reshape(-1, proto_width, proto_height).numpy()
         cells = _crop_cells(boxes[chosen], proto_height, proto_width, crop_to_box)
@@ -163,27 +163,28 @@ def _run_ends(lines: np.ndarray, top: int, rows: _Axis) -> np.ndarray:
     """Where the lines, resized along y, change between in and out of the mask.
 
     Args:
-        lines: as from `_resize_columns`; piece i lies between its values i and i + 1.
+        lines: `[columns, pieces + 1]`, as from `_resize_columns`; piece i lies between its values i
+            and i + 1.
         top: prototype row of value 1.
         rows: the resizing along y.
 
     Returns:
-        Column-major pixel numbers from the first line on, ascending, each the first pixel with a
-        new value. Two equal ones enclose no pixel.
+        int64 `[n]`: column-major pixel numbers from the first line on, ascending, each the first
+        pixel with a new value. Two equal ones enclose no pixel.
     """
     height, pieces = len(rows.low), lines.shape[1] - 1
-    inside = lines > THRESHOLD
-    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
-    column, piece = np.divmod(change, pieces)
-    before = lines[column, piece]
-    after = lines[column, piece + 1]
-    opens = after > THRESHOLD
+    inside = lines > THRESHOLD  # [columns, pieces + 1]
+    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])  # [n], n changes in all columns
+    column, piece = np.divmod(change, pieces)  # [n] each
+    before = lines[column, piece]  # [n]
+    after = lines[column, piece + 1]  # [n]
+    opens = after > THRESHOLD  # [n]
     # Pixels of each piece; none before the first prototype row, none after the last.
     last = top + pieces - 1
-    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]
-    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]
+    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]  # [n]
+    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]  # [n]
     crossing = top + piece - 1 + (np.float32(THRESHOLD) - before) / (after - before)
-    pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)
+    pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)  # [n]
     pixel = np.minimum(np.maximum(pixel, low), high)
 
     def is_new(pixel: np.ndarray) -> np.ndarray:

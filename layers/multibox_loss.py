@@ -73,9 +73,9 @@ class MultiBoxLoss(nn.Module):
             ValueError: the recipe re-scores masks and there is no network for it, or the reverse.
         """
         if config.use_maskiou != (mask_iou_net is not None):
-            raise ValueError("configuration '{}' has use_maskiou={}, so the loss {} the network's "
-                             "maskiou_net".format(config.name, config.use_maskiou, "needs" if
-                                                  config.use_maskiou else "must not be given"))
+            need = "needs" if config.use_maskiou else "must not be given"
+            raise ValueError(f"configuration '{config.name}' has use_maskiou={config.use_maskiou}, "
+                             f"so the loss {need} the network's maskiou_net")
         return cls(config.num_classes, bbox_alpha=config.bbox_alpha, conf_alpha=config.conf_alpha,
                    mask_alpha=config.mask_alpha, semantic_alpha=config.semantic_alpha,
                    ohem_negpos_ratio=config.ohem_negpos_ratio, mask_iou_net=mask_iou_net,

@@ -52,16 +52,15 @@ def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
     """
     batch, num_classes, num_priors = scores.shape
     k = min(top_k, num_priors)
-    scores, index = scores.topk(k, dim=2)
-    candidates = _take(boxes, index.reshape(batch, num_classes * k))
-    candidates = candidates.reshape(batch * num_classes, k, 4)
-    keep = _largest_iou_with_better(candidates) <= iou_threshold
-    keep = keep.reshape(batch, num_classes, k) & (scores > min_score)
-    scores = scores.masked_fill(~keep, EXCLUDED).reshape(batch, num_classes * k)
+    scores, index = scores.topk(k, dim=2)  # [B, C-1, k] each
+    index = index.reshape(batch, num_classes * k)  # [B, (C-1)*k]
+    candidates = _take(boxes, index).reshape(batch * num_classes, k, 4)  # [B*(C-1), k, 4]
+    keep = _largest_iou_with_better(candidates) <= iou_threshold  # [B*(C-1), k]
+    keep = keep.reshape(batch, num_classes, k) & (scores > min_score)  # [B, C-1, k]
+    scores = scores.masked_fill(~keep, EXCLUDED).reshape(batch, num_classes * k)  # [B, (C-1)*k]
     classes = torch.arange(num_classes, device=boxes.device).reshape(1, num_classes, 1)
-    classes = classes.expand(batch, num_classes, k).reshape(batch, num_classes * k)
-    rows = min(max_detections, num_classes * k)
-    return _best(scores, index.reshape(batch, num_classes * k), classes, rows)
+    classes = classes.expand(batch, num_classes, k).reshape(batch, num_classes * k)  # [B, (C-1)*k]
+    return _best(scores, index, classes, rows=min(max_detections, num_classes * k))
 
 
 def cross_class_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> Kept:
@@ -70,9 +69,9 @@ def cross_class_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: 
     Arguments as for `fast_nms`; every survivor of the `top_k` candidates is kept:
     R = min(top_k, P).
     """
-    best, classes = scores.max(dim=1)
-    best, index = best.topk(min(top_k, best.shape[1]), dim=1)
-    keep = _largest_iou_with_better(_take(boxes, index)) <= iou_threshold
+    best, classes = scores.max(dim=1)  # [B, P] each
+    best, index = best.topk(min(top_k, best.shape[1]), dim=1)  # [B, R] each
+    keep = _largest_iou_with_better(_take(boxes, index)) <= iou_threshold  # [B, R]
     best = best.masked_fill(~keep, EXCLUDED)
     return _best(best, index, classes.gather(1, index), best.shape[1])
 
@@ -87,18 +86,18 @@ def _largest_iou_with_better(boxes: Tensor) -> Tensor:
 
     Boxes without area overlap nothing.
     """
-    # On a CPU, parts that stay in its cache take a third of the time.
-    parts = boxes.split(_GROUPS_IN_CACHE) if boxes.device.type == "cpu" else (boxes,)
-    return torch.cat([_largest_iou_in_group(part) for part in parts])
+    # On a CPU, chunks that stay in its cache take a third of the time.
+    chunks = boxes.split(_GROUPS_IN_CACHE) if boxes.device.type == "cpu" else (boxes,)
+    return torch.cat([_largest_iou_in_group(chunk) for chunk in chunks])
 
 
 def _largest_iou_in_group(boxes: Tensor) -> Tensor:
-    x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))
-    area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
-    intersection = _overlap(x1, x2).mul_(_overlap(y1, y2))
-    union = (area.unsqueeze(2) + area.unsqueeze(1)).sub_(intersection)
-    iou = intersection.div_(union.clamp_(min=1e-20))
-    return iou.triu_(diagonal=1).max(dim=1)[0]
+    x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))  # [m, k] each
+    area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)  # [m, k]
+    intersection = _overlap(x1, x2).mul_(_overlap(y1, y2))  # [m, k, k]
+    union = (area.unsqueeze(2) + area.unsqueeze(1)).sub_(intersection)  # [m, k, k]
+    iou = intersection.div_(union.clamp_(min=1e-20))  # [m, k, k]
+    return iou.triu_(diagonal=1).max(dim=1)[0]  # row: the better box
 
 
 def _overlap(low: Tensor, high: Tensor) -> Tensor:

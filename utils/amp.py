@@ -2,7 +2,7 @@
 
     O0    everything in float32
     O1    parameters and gradients in float32; convolutions and matrix products run in half
-    O2    the network's parameters in half too, except batch norm's; their masters in float32
+    O2    the network's parameters in half too, except batch norm's; master weights in float32
 
 Losses, box encoding and softmax are computed in float32 at every level. float16 has few exponents,
 so the loss is multiplied by a scale before the backward pass and the gradients are divided by it
@@ -87,12 +87,10 @@ class Precision:
     by its public interface. `initialize` patches PyTorch's functions (O1) or the network (O2).
     Patched functions cast wherever they are called, so `disable_casts` is entered at once and left
     for the forward pass of the network alone: neither the loss nor an optimiser's or validation's
-    tensors are cast, and the memory estimate's small network on the CPU does not end in an error
-    of the library. `scale_loss` with a scale of 1 and no optimiser does one thing, dropping the
+    tensors are cast. `scale_loss` with a scale of 1 and no optimiser does one thing, dropping the
     half copies of the weights after each backward pass, without which the next forward would see
     the weights of the first. Its scaler is not used: it asks the device for the verdict of each
-    step. Its merging of gradients is, with its fused optimiser, which gets the flat optimiser's one
-    parameter and one gradient (`utils.fused_optimizer`).
+    step.
 
     Args:
         level: one of `LEVELS`.
@@ -116,7 +114,7 @@ class Precision:
         """The library's context in which it casts nothing; entered but in the forward pass."""
         self._reads_register = scale is not None and saturates(self.device)
         self._overflow: Optional[Tensor] = None
-        self._masters: List[Tuple[nn.Parameter, Tensor]] = []
+        self._master_weights: List[Tuple[nn.Parameter, Tensor]] = []
         self._optimizer: Optional[FlatOptimizer] = None
 
     @property
@@ -126,7 +124,7 @@ class Precision:
             return "O0"
         scale = "none" if self.scale is None else (
             "dynamic" if self.scale.fixed is None else f"{self.scale.fixed:g}")
-        return "{}, {}, loss scale {}".format(self.level, str(self.dtype).split(".")[-1], scale)
+        return f"{self.level}, {str(self.dtype).split('.')[-1]}, loss scale {scale}"
 
     @property
     def scale_floor(self) -> float:
@@ -135,33 +133,28 @@ class Precision:
 
     def prepare(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
         """Convert the network; after its optimiser is made and before it is wrapped."""
-        chosen = half_parameters(model) if self.level == "O2" else []
+        kept = {id(p) for p in batch_norm_parameters(model)}
+        chosen = [p for p in model.parameters() if id(p) not in kept] if self.level == "O2" else []
         # Before the library: it rounds all of them.
-        self._masters = [(p, p.detach().clone()) for p in chosen if not p.requires_grad]
+        self._master_weights = [(p, p.detach().clone()) for p in chosen if not p.requires_grad]
         if self._library is not None:
-            self._initialize_library(model, optimizer)
+            self._library.initialize(model, opt_level=self.level, loss_scale=1.0, verbosity=0)
+            if self.level == "O1":
+                self._stop_casts()
         if self.level != "O2":
             return
-        for parameter, _ in self._masters:
+        for parameter, _ in self._master_weights:
             parameter.data = parameter.data.to(self.dtype)
         optimizer.halve(chosen, self.dtype)
         numbers = {id(p) for p in chosen}
-        self._masters += [(p, values) for p, values in optimizer.masters() if id(p) in numbers]
+        self._master_weights += [(p, values) for p, values in optimizer.master_weights()
+                                 if id(p) in numbers]
         self._optimizer = optimizer
-
-    def _initialize_library(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
-        fused = {} if optimizer.kernel is None else {"optimizers": optimizer.kernel,
-                                                     "combine_grad": True}
-        self._library.initialize(model, opt_level=self.level, loss_scale=1.0, verbosity=0, **fused)
-        if fused:
-            optimizer.restart_kernel()
-        if self.level == "O1":
-            self._stop_casts()
 
     def forward(self) -> ContextManager[Any]:
         """Context for the forward pass of the network, and of nothing else."""
         if self.level != "O1":
-            return _nothing()
+            return contextlib.ExitStack()  # nothing
         if self._library is not None:
             return self._casts()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -209,8 +202,6 @@ class Precision:
     def step(self, optimizer: FlatOptimizer, lr: float, overflow: Optional[Tensor] = None) -> None:
         """Update the parameters unless a gradient overflowed, then the scale."""
         optimizer.step(lr, self.used_scale, overflow)
-        if self._no_casts is not None:
-            self._stop_casts()  # the library's own optimiser ends with casts on
         if self.scale is not None:
             self.scale.update(optimizer.step_finite)
 
@@ -221,11 +212,12 @@ class Precision:
         The half parameters are taken out and put back as the objects they are: giving them other
         data would cut the hooks that DistributedDataParallel has in them.
         """
-        masters = {id(p): nn.Parameter(values, requires_grad=False) for p, values in self._masters}
+        wide = {id(p): nn.Parameter(values, requires_grad=False)
+                for p, values in self._master_weights}
         taken = [(module, name, parameter) for module in model.modules()
-                 for name, parameter in module._parameters.items() if id(parameter) in masters]
+                 for name, parameter in module._parameters.items() if id(parameter) in wide]
         for module, name, parameter in taken:
-            module._parameters[name] = masters[id(parameter)]
+            module._parameters[name] = wide[id(parameter)]
         try:
             yield
         finally:
@@ -233,7 +225,7 @@ class Precision:
                 module._parameters[name] = parameter
             if self._optimizer is not None:
                 self._optimizer.renew_half()
-                for parameter, values in self._masters:
+                for parameter, values in self._master_weights:
                     if not parameter.requires_grad:
                         parameter.data.copy_(values)
 
@@ -245,17 +237,6 @@ class Precision:
         """Put back what `state_dict` returned."""
         if self.scale is not None and state:
             self.scale.load_state_dict(state)
-
-
-@contextlib.contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def half_parameters(model: nn.Module) -> List[nn.Parameter]:
-    """The parameters that O2 halves: all but those of batch norm."""
-    kept = {id(p) for p in batch_norm_parameters(model)}
-    return [p for p in model.parameters() if id(p) not in kept]
 
 
 def batch_norm_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
@@ -273,17 +254,17 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
         UserError: an unknown value, or what this device or this PyTorch cannot do.
     """
     if opt_level not in LEVELS:
-        raise UserError("--opt_level is '{}'{} Known: {}.".format(
-            opt_level, nearest(opt_level.upper(), LEVELS) or ".", ", ".join(LEVELS)))
+        raise UserError(f"--opt_level is '{opt_level}'{nearest(opt_level.upper(), LEVELS) or '.'} "
+                        f"Known: {', '.join(LEVELS)}.")
     if amp_dtype not in TYPES:
-        raise UserError("--amp_dtype is '{}'{} Known: {}.".format(
-            amp_dtype, nearest(amp_dtype, TYPES) or ".", ", ".join(TYPES)))
+        raise UserError(f"--amp_dtype is '{amp_dtype}'{nearest(amp_dtype, TYPES) or '.'} "
+                        f"Known: {', '.join(TYPES)}.")
     fixed = _fixed_scale(loss_scale)
     if opt_level == "O0":
         if loss_scale is not None or amp_dtype != "auto":
-            raise UserError("--{} means nothing at --opt_level=O0, where everything is float32; "
-                            "leave it out or choose O1".format(
-                                "amp_dtype" if loss_scale is None else "loss_scale"))
+            flag = "amp_dtype" if loss_scale is None else "loss_scale"
+            raise UserError(f"--{flag} means nothing at --opt_level=O0, where everything is "
+                            "float32; leave it out or choose O1")
         return Precision(device=device)
     dtype = TYPES[amp_dtype]
     library = None
@@ -311,6 +292,5 @@ def _fixed_scale(text: Optional[str]) -> Optional[float]:
         value = math.nan
     if not 0 < value <= HIGHEST_SCALE:
         raise UserError(f"--loss_scale is '{text}', expected dynamic or a number above 0, such as "
-                        "128"
-                        )
+                        "128")
     return value

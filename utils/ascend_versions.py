@@ -59,9 +59,8 @@ class Versions(NamedTuple):
 
     def sentence(self, name: str) -> str:
         """All four; `name` is the plugin's."""
-        return "torch {}, {} {}, CANN {}, driver {}".format(
-            self.torch, name, self.plugin or "built in", self.cann or "not found",
-            self.driver or "not found")
+        return (f"torch {self.torch}, {name} {self.plugin or 'built in'}, "
+                f"CANN {self.cann or 'not found'}, driver {self.driver or 'not found'}")
 
 
 class Combination(NamedTuple):

@@ -46,8 +46,8 @@ class Bounded:
         return value
 
     def __str__(self) -> str:
-        return "{} {} {:g}".format(_EXPECTED[self.kind],
-                                   "above" if self.exclusive else "of at least", self.minimum)
+        bound = "above" if self.exclusive else "of at least"
+        return f"{_EXPECTED[self.kind]} {bound} {self.minimum:g}"
 
 
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
@@ -119,8 +119,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
-            raise argparse.ArgumentError(None, "{} is '{}', expected one of {}{}".format(
-                _flag_name(action), value, ", ".join(choices), nearest(str(value), choices)))
+            raise argparse.ArgumentError(
+                None, f"{_flag_name(action)} is '{value}', expected one of {', '.join(choices)}"
+                      f"{nearest(str(value), choices)}")
 
 
 def _flag_name(action: argparse.Action) -> str:

@@ -12,15 +12,21 @@ import logging
 import os
 import platform
 import random
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 
 from utils import ascend_versions
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
+
+_LOG = logging.getLogger(__name__)
+
+PLUGIN = "torch_npu"
+"""What makes an NPU known to PyTorch; the PyTorch 1.5 for Ascend has it built in."""
 
 _TOOLS = {"npu": "npu-smi info", "cuda": "nvidia-smi"}
+_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 # Signs in the error's text (lower case), the first that fits counts; what it means. The numbers are
 # CANN's (rt_error_codes.h), EL0005 is its driver's "Resource_Busy".
@@ -45,7 +51,6 @@ _START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
      "the driver failed (CANN's error 507899): another container may hold it, or this one may not "
      "use /dev/davinci*; {tool} has to work here first"),
 )
-_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
 def start_problem(text: str, kind: str) -> str:
@@ -59,34 +64,16 @@ def start_problem(text: str, kind: str) -> str:
     for signs, meaning in _START_PROBLEMS:
         if any(sign in lowered for sign in signs):
             return meaning.format(tool=_TOOLS[kind], visible=_VISIBLE[kind])
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "{} ({} shows its state)".format(lines[0] if lines else "no reason given", _TOOLS[kind])
-
-
-_LOG = logging.getLogger(__name__)
-
-PLUGIN = "torch_npu"
-"""What makes an NPU known to PyTorch; the PyTorch 1.5 for Ascend has it built in."""
+    lines = text.strip().splitlines() or ["no reason given"]
+    return f"{lines[0].strip()} ({_TOOLS[kind]} shows its state)"
 
 
 class _CpuRuntime:
-    """The part of the `torch.cuda` interface that is used here, for the CPU: mostly nothing."""
-
-    @staticmethod
-    def device_count() -> int:
-        return 1
-
-    @staticmethod
-    def set_device(device: torch.device) -> None:
-        pass
+    """The part of the `torch.cuda` interface that every device has, for the CPU."""
 
     @staticmethod
     def synchronize(device: torch.device) -> None:
         pass
-
-    @staticmethod
-    def memory_reserved(device: torch.device) -> int:
-        return 0
 
     @staticmethod
     def get_device_name(index: int) -> str:
@@ -106,8 +93,6 @@ class DeviceKind(NamedTuple):
     """Why no such device can be used here, as the end of a sentence; empty if one can."""
     runtime: Callable[[], Any]
     """Module with `set_device`, `synchronize`, ...; only called when there is no problem."""
-    noteworthy: Callable[[], bool]
-    """Whether `auto` should warn when it passes over this kind."""
 
 
 def _npu_module() -> Any:
@@ -145,9 +130,8 @@ def _npu_problem() -> str:
             importlib.import_module(PLUGIN)
         found = _npu_module().device_count()
     except Exception as error:  # the plugin raises whatever its libraries raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return (f"torch_npu is installed but unusable ({reason}); install CANN and source its "
-                "set_env.sh")
+        return (f"torch_npu is installed but unusable ({first_line(error)}); install CANN and "
+                "source its set_env.sh")
     if found < 1:
         return "torch_npu is installed but finds no device; npu-smi info shows what the driver sees"
     return ""
@@ -162,9 +146,9 @@ def _cuda_problem() -> str:
 
 
 _KINDS: Tuple[DeviceKind, ...] = (
-    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module, _npu_installed),
-    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda, lambda: False),
-    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime, lambda: False),
+    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module),
+    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
+    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime),
 )
 _BY_NAME: Dict[str, DeviceKind] = {kind.name: kind for kind in _KINDS}
 _ALIASES = {"gpu": "cuda"}
@@ -178,25 +162,19 @@ def _find_kind(name: str, warn: bool = True) -> DeviceKind:
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key == "auto":
-        return _first_usable(warn)
+        problems = {kind.name: kind.find_problem() for kind in _KINDS}
+        if warn and problems["npu"] and _npu_installed():
+            _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
+        return next(kind for kind in _KINDS if not problems[kind.name])
     if key not in _BY_NAME:
-        raise UserError("unknown device '{}'{} Known: {}.".format(
-            name, nearest(key, DEVICE_NAMES) or ".", ", ".join(DEVICE_NAMES)))
+        raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
+                        f"{', '.join(DEVICE_NAMES)}.")
     problem = _BY_NAME[key].find_problem()
     if problem:
-        raise UserError("device '{}' was asked for, but {}; other choices: auto, {}".format(
-            name, problem, ", ".join(other for other in _BY_NAME if other != key)))
+        others = ", ".join(other for other in _BY_NAME if other != key)
+        raise UserError(f"device '{name}' was asked for, but {problem}; other choices: auto, "
+                        f"{others}")
     return _BY_NAME[key]
-
-
-def _first_usable(warn: bool) -> DeviceKind:
-    for kind in _KINDS:
-        problem = kind.find_problem()
-        if not problem:
-            return kind
-        if warn and kind.noteworthy():
-            _LOG.warning("no %s is used: %s", kind.title, problem)
-    raise AssertionError("the CPU is always usable")
 
 
 def device_runtime(device: torch.device) -> Any:
@@ -223,8 +201,7 @@ def select_device(name: str, index: int = 0) -> torch.device:
     found = runtime.device_count()
     if not 0 <= index < found:
         raise UserError(f"{kind.title} device {index} was asked for, but this host has {found} "
-                        f"(numbered 0 to {found - 1})"
-                        )
+                        f"(numbered 0 to {found - 1})")
     device = torch.device(kind.name, index)
     try:
         runtime.set_device(device)
@@ -239,12 +216,15 @@ def select_device(name: str, index: int = 0) -> torch.device:
 def prepare(device: torch.device) -> None:
     """Set the process-wide switches this project relies on. Called by `select_device`.
 
-    The compile mode (`jit_compile`) stays at the platform's default: on for the 910A, where kernels
-    compiled for a shape are the faster ones and a training has one shape; off for the 910B and
-    later, whose ready-made kernels need no compiler. See `expect_changing_shapes` for the rest.
+    The compile mode (`jit_compile`) is off on every card: the 910A, where it is on by default,
+    would take other kernels than the 910B and compile one for each shape, and nothing here has been
+    tested with those.
     """
     if device.type != "npu":
         return
+    set_compile_mode = getattr(_npu_module(), "set_compile_mode", None)
+    if set_compile_mode is not None:
+        set_compile_mode(jit_compile=False)
     config = getattr(_npu_module(), "config", None)
     if config is not None:
         # Parameters are views of flat optimiser buffers: they have to keep the plain layout. Before
@@ -256,22 +236,13 @@ def prepare(device: torch.device) -> None:
         _LOG.warning("warning: %s", doubt)
 
 
-def expect_changing_shapes(device: torch.device) -> None:
-    """Prefer ready-made kernels to compiling one for each new shape (evaluation, other sizes)."""
-    set_compile_mode = getattr(device_runtime(device), "set_compile_mode", None)
-    if set_compile_mode is not None:
-        set_compile_mode(jit_compile=False)
-
-
 def use_exact_float32(device: torch.device) -> None:
     """Turn off the shortened float32 (TF32, HF32) of convolutions and matrix products."""
-    switches: List[Tuple[Any, str]] = {
-        "cuda": [(torch.backends.cudnn, "allow_tf32"),
-                 (getattr(torch.backends.cuda, "matmul", None), "allow_tf32")],
-        "npu": [(getattr(_npu_module(), "conv", None), "allow_hf32"),
-                (getattr(_npu_module(), "matmul", None), "allow_hf32")],
-    }.get(device.type, [])
-    for holder, switch in switches:
+    switch = "allow_hf32" if device.type == "npu" else "allow_tf32"
+    holders = {"cuda": (torch.backends.cudnn, getattr(torch.backends.cuda, "matmul", None)),
+               "npu": (getattr(_npu_module(), "conv", None),
+                       getattr(_npu_module(), "matmul", None))}
+    for holder in holders.get(device.type, ()):
         if hasattr(holder, switch):
             setattr(holder, switch, False)
 
@@ -302,16 +273,19 @@ def memory_reserved(device: torch.device) -> int:
     return int(read(device)) if read is not None else 0
 
 
+def _model(device: torch.device) -> str:
+    return str(device_runtime(device).get_device_name(device.index or 0))
+
+
 def describe(device: torch.device) -> str:
     """Device, its model and the versions below it, in one line."""
-    model = device_runtime(device).get_device_name(device.index or 0)
     versions = [f"torch {torch.__version__}"]
     if device.type == "npu":
         versions = [_npu_versions().sentence(PLUGIN)]
     if device.type == "cuda":
         versions.append(f"CUDA {torch.version.cuda}")
     versions.append(f"Python {platform.python_version()}")
-    return "device {} ({}), {}".format(device, model, ", ".join(versions))
+    return f"device {device} ({_model(device)}), {', '.join(versions)}"
 
 
 def pin_memory_supported(device: torch.device) -> bool:
@@ -347,7 +321,7 @@ def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
     if dtype == torch.bfloat16:
         known = getattr(device_runtime(device), "is_bf16_supported", None)
         if known is None or not known():
-            return f"{device_runtime(device).get_device_name(device.index or 0)} has no bfloat16"
+            return f"{_model(device)} has no bfloat16"
     return ""
 
 
@@ -368,16 +342,13 @@ def casting_library(device: torch.device) -> Any:
     except Exception as error:  # the other package of that name fails in its own imports
         if not found:
             raise UserError("--opt_level O1 and O2 need the package apex on PyTorch "
-                            f"{torch.__version__}; install {wanted}"
-                            ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the package apex that is installed has no usable amp ({reason}); that on "
-                        "PyPI is something else by the same name: remove it and install "
-                        f"{wanted}") from error
+                            f"{torch.__version__}; install {wanted}") from error
+        raise UserError("the package apex that is installed has no usable amp "
+                        f"({first_line(error)}); that on PyPI is something else by the same name: "
+                        f"remove it and install {wanted}") from error
     if not hasattr(amp, "initialize"):
-        raise UserError("the package apex that is installed has no amp.initialize; install "
-                        f"{wanted}"
-                        )
+        raise UserError(f"the package apex that is installed has no amp.initialize; install "
+                        f"{wanted}")
     return amp
 
 
@@ -389,7 +360,7 @@ def saturates(device: torch.device) -> bool:
     """
     if device.type != "npu":
         return False
-    if device_runtime(device).get_device_name(device.index or 0) in _SATURATING:
+    if _model(device) in _SATURATING:
         return True
     known = getattr(getattr(_npu_module(), "utils", None), "is_support_inf_nan", None)
     return known is None or not known()

@@ -102,7 +102,7 @@ class WeightAverage:
 
     def _name_parameters(self) -> None:
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        for parameter, master in self._optimizer.masters():
+        for parameter, master in self._optimizer.master_weights():
             start = master.storage_offset() - self._optimizer.flat.storage_offset()
             self._views[names[id(parameter)]] = (
                 self._flat[start:start + master.numel()].view(master.shape))

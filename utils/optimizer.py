@@ -7,12 +7,26 @@ back to the host: whether the update may be applied is decided on the device.
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from data.config import Config
 
 LARGEST_NORM = 1e18
 """Gradient norms from here on count as not finite. The sum of squares overflows float32 at 1.8e19;
@@ -25,7 +39,7 @@ weights make convolutions fall back to slow kernels."""
 Groups = Iterable[Union[nn.Parameter, Mapping[str, Any]]]
 
 
-def poison(loss: Tensor) -> Tensor:
+def propagate_nonfinite(loss: Tensor) -> Tensor:
     """Return `loss` unchanged, but with NaN gradients everywhere if it is not finite.
 
     An infinite or NaN loss may have finite gradients for some or all parameters. Multiplied by
@@ -58,8 +72,6 @@ class FlatOptimizer:
     """
 
     buffer_names: Tuple[str, ...] = ()
-    kernel: Any = None
-    """Optimiser of another library that makes the update, see `utils.fused_optimizer`."""
 
     def __init__(self, groups: Groups, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
         grouped = _as_groups(groups, weight_decay)
@@ -99,10 +111,7 @@ class FlatOptimizer:
                 parameter.data = view
         self._addresses = [p.data_ptr() for p in self.parameters]
 
-    def restart_kernel(self) -> None:
-        """Call after a library has replaced the methods and the state of `kernel`."""
-
-    def masters(self) -> List[Tuple[nn.Parameter, Tensor]]:
+    def master_weights(self) -> List[Tuple[nn.Parameter, Tensor]]:
         """Each parameter with its float32 values: itself, or what `halve` keeps for it."""
         return list(zip(self.parameters, self._views(self._flat)))
 
@@ -180,12 +189,11 @@ class FlatOptimizer:
 
     def _filler(self, length: int, dtype: torch.dtype) -> Tensor:
         """Zeros: views, made once for each length, of one tensor for each type."""
-        longest = max(p.numel() for p in self.parameters) + ALIGNMENT
-        for size in (longest, length):
-            if (size, dtype) not in self._fillers:
-                self._fillers[size, dtype] = (
-                    torch.zeros(size, dtype=dtype, device=self.parameters[0].device)
-                    if size == longest else self._fillers[longest, dtype][:size])
+        if (length, dtype) not in self._fillers:
+            longest = max(p.numel() for p in self.parameters) + ALIGNMENT
+            whole = self._fillers.setdefault((longest, dtype), torch.zeros(
+                longest, dtype=dtype, device=self.parameters[0].device))
+            self._fillers[length, dtype] = whole[:length]
         return self._fillers[length, dtype]
 
     def _views(self, flat: Tensor) -> List[Tensor]:
@@ -198,21 +206,18 @@ class FlatOptimizer:
     def _decayed_spans(self, grouped: List[Tuple[List[nn.Parameter], float]],
                        ) -> List[Tuple[slice, float]]:
         """Part of the flat buffer and weight decay of each group that has one."""
-        spans, start, index = [], 0, 0
+        spans, start, pads = [], 0, iter(self._pads)
         for parameters, decay in grouped:
-            count = len(parameters)
-            end = start + sum(p.numel() + pad for p, pad in
-                              zip(parameters, self._pads[index:index + count]))
+            end = start + sum(p.numel() + next(pads) for p in parameters)
             if decay:
                 spans.append((slice(start, end), decay))
-            start, index = end, index + count
+            start = end
         return spans
 
     def _check_views(self) -> None:
-        for parameter, address in zip(self.parameters, self._addresses):
-            if parameter.data_ptr() != address:
-                raise RuntimeError("a parameter no longer lives in the optimiser's flat buffer: "
-                                   "the model was moved or converted after it was built")
+        if [p.data_ptr() for p in self.parameters] != self._addresses:
+            raise RuntimeError("a parameter no longer lives in the optimiser's flat buffer: the "
+                               "model was moved or converted after it was built")
 
     def state_dict(self) -> Dict[str, Any]:
         """CPU tensors for each parameter in order and plain types; waits for the device."""
@@ -293,20 +298,19 @@ class FlatAdamW(FlatOptimizer):
         self._flat.addcmul_(update, applied / correction1, value=-lr)
 
 
-def build_optimizer(config: Any, model: nn.Module, last: Iterable[nn.Parameter] = (),
-                    sgd: Callable[..., FlatSGD] = FlatSGD) -> FlatOptimizer:
-    """Optimiser of a `data.config.Config` for the trainable parameters of `model`.
+def build_optimizer(config: Config, model: nn.Module,
+                    last: Iterable[nn.Parameter] = ()) -> FlatOptimizer:
+    """Optimiser of a recipe for the trainable parameters of `model`.
 
-    SGD (`sgd` makes it) decays everything, as the original; AdamW only tensors of more than one
-    dimension. Those in `last` come behind the others, so that parameters which share a type lie
-    together.
+    SGD decays everything, as the original; AdamW only tensors of more than one dimension. Those in
+    `last` come behind the others, so that parameters which share a type lie together.
     """
     behind = {id(p) for p in last}
     trainable = sorted((p for p in model.parameters() if p.requires_grad),
                        key=lambda p: id(p) in behind)
     if config.optimizer == "sgd":
-        return sgd(trainable, momentum=config.momentum, weight_decay=config.decay,
-                   clip_norm=config.clip_grad_norm)
+        return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
+                       clip_norm=config.clip_grad_norm)
     groups = [{"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.decay},
               {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
     return FlatAdamW(groups, clip_norm=config.clip_grad_norm)

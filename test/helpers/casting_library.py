@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib
 import os
@@ -14,9 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from layers.fused_ops import library_fused_sgd
-from utils.device import has_autocast
 
 
 def rounded(x):
@@ -55,26 +51,18 @@ class StandIn:
     """What is used of apex.amp, with those of its ways that have to be lived with.
 
     Functions that are patched stay so, twice if asked twice. `disable_casts` ends with casts on,
-    whatever they were. At O2 all parameters are rounded. A fused optimiser steps with casts off and
-    then on, and works after a `zero_grad`, which drops the gradient and copies the state.
+    whatever they were. At O2 all parameters are rounded.
     """
 
     casts = True
-
-    @staticmethod
-    def fused_sgd(parameters, **settings):
-        if has_autocast():  # PyTorch 2 would merge its kernels
-            settings["foreach"] = False
-        return torch.optim.SGD(parameters, **settings)
 
     def __init__(self, monkeypatch):
         self._monkeypatch = monkeypatch
         self._amp_state = types.SimpleNamespace()
         self.calls = []
 
-    def initialize(self, models, optimizers=None, opt_level="O1", loss_scale=None, verbosity=1,
-                   combine_grad=None):
-        self.calls.append(("initialize", opt_level, loss_scale, combine_grad))
+    def initialize(self, models, opt_level="O1", loss_scale=None, verbosity=1):
+        self.calls.append(("initialize", opt_level, loss_scale))
         assert all(p.dtype == torch.float32 for p in models.parameters())
         if opt_level == "O1":
             self._amp_state.handle = Handle()
@@ -86,25 +74,6 @@ class StandIn:
                 if not isinstance(module, nn.modules.batchnorm._BatchNorm):
                     for parameter in module.parameters(recurse=False):
                         parameter.data = parameter.data.half()
-        if optimizers is not None:
-            self._take_over(optimizers, opt_level)
-
-    def _take_over(self, fused, level):
-        step, ready = fused.step, []
-
-        def new_step():
-            assert ready, "zero_grad makes the library's state"
-            step()
-            if level == "O1":
-                self._amp_state.handle.active = True
-
-        def zero_grad():
-            for parameter in fused.param_groups[0]["params"]:
-                parameter.grad = None
-            fused.load_state_dict(copy.deepcopy(fused.state_dict()))
-            ready.append(True)
-
-        fused.step, fused.zero_grad = new_step, zero_grad
 
     @contextlib.contextmanager
     def disable_casts(self):
@@ -126,8 +95,6 @@ class StandIn:
 class Real:
     """The module apex.amp, with a note of each call; `undo` takes its patches off PyTorch."""
 
-    fused_sgd = staticmethod(library_fused_sgd)
-
     def __init__(self, amp, device):
         self._amp, self.casts = amp, device.type != "cpu"
         self.calls, self._handles = [], []
@@ -138,8 +105,7 @@ class Real:
         return getattr(self._amp, name)
 
     def initialize(self, *models, **settings):
-        self.calls.append(("initialize", settings["opt_level"], settings["loss_scale"],
-                           settings.get("combine_grad")))
+        self.calls.append(("initialize", settings["opt_level"], settings["loss_scale"]))
         found = self._amp.initialize(*models, **settings)
         if settings["opt_level"] == "O1":
             self._handles.append(self._amp_state.handle)

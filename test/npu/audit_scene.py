@@ -137,8 +137,7 @@ class Scene:
             with self.meter.measure(f"step {iteration + 1}, {count} objects per image") as measured:
                 batch = self._to_device(packed)
                 losses = train_step(network, criterion, self.optimizer, [batch],
-                                     self.rate(iteration), self.sharing,
-                                     precision=self.precision)
+                                    self.rate(iteration), self.sharing, self.precision)
                 self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids,
                                  self.precision.used_scale)
             steps.append(measured)

@@ -213,7 +213,6 @@ if [[ -z $shapes ]]; then
 fi
 part speed_1p speed_line speed train_performance_1p.sh
 part fused_loss speed_line speed_with --fused_loss
-part fused_optimizer speed_line speed_with --fused_optimizer
 found=$(sed -n 's/^cards: //p' "$work/versions.log")
 NPROC=$((${found:-1} < cards ? ${found:-1} : cards))
 export NPROC

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
@@ -11,8 +9,8 @@ import train
 from data.shapes import write_dataset
 from helpers.deterministic import load_deterministic_weights, small_config
 from helpers.loss_reference import golden_images, target_batch
-from layers import fused_ops, kernel_trials
-from layers.fused_ops import npu_cross_entropy, npu_cross_entropy_problem, npu_fused_sgd
+from layers import fused_ops
+from layers.fused_ops import npu_cross_entropy, npu_cross_entropy_problem
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy, ohem_cross_entropy
 from npu import counters
@@ -20,8 +18,7 @@ from train import train_step
 from utils.amp import batch_norm_parameters, build_precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.fused_optimizer import FusedSGD
-from utils.optimizer import FlatSGD, build_optimizer
+from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
 STEPS, CLASSES = 3, 7
@@ -41,9 +38,9 @@ def test_the_trial_passes(device):
 def test_the_trial_sees_a_wrong_result(device, monkeypatch):
     monkeypatch.setattr(fused_ops, "npu_cross_entropy",
                         lambda logits, labels: npu_cross_entropy(logits, labels * 0))
-    assert "deviates" in kernel_trials.try_cross_entropy(device, cross_entropy)
+    assert "deviates" in fused_ops.try_cross_entropy(device, cross_entropy)
     monkeypatch.setattr(fused_ops, "npu_cross_entropy", None)
-    assert "failed its trial" in kernel_trials.try_cross_entropy(device, cross_entropy)
+    assert "failed its trial" in fused_ops.try_cross_entropy(device, cross_entropy)
 
 
 def targets_with(kind):
@@ -93,7 +90,7 @@ def test_as_many_rows_as_are_allowed(device):
     torch.testing.assert_close(found, cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
 
 
-def losses_of_steps(golden, device, row_losses, level, sgd):
+def losses_of_steps(golden, device, row_losses, level):
     """Losses of steps of yolact_resnet50 at 138 px."""
     data = golden("train4steps_resnet50_138")
     config = small_config("yolact_resnet50")
@@ -101,7 +98,7 @@ def losses_of_steps(golden, device, row_losses, level, sgd):
     network.freeze_bn()
     precision = build_precision(level, "128", "bfloat16", device)
     optimizer = build_optimizer(
-        config, network, last=batch_norm_parameters(network) if level == "O2" else (), sgd=sgd)
+        config, network, last=batch_norm_parameters(network) if level == "O2" else ())
     precision.prepare(network, optimizer)
     criterion = MultiBoxLoss.from_config(config, row_losses=row_losses).to(device)
     images = torch.from_numpy(data["in_x"])
@@ -109,16 +106,13 @@ def losses_of_steps(golden, device, row_losses, level, sgd):
     batch.images = images.to(device)
     return [{name: loss.item() for name, loss in train_step(
         network, criterion, optimizer, [batch], 1e-3, Sharing(Processes(), device),
-        precision=precision).items()} for _ in range(STEPS)]
+        precision).items()} for _ in range(STEPS)]
 
 
-@pytest.mark.parametrize("level, sgd", [
-    ("O1", FlatSGD),
-    ("O2", functools.partial(FusedSGD, kernel=npu_fused_sgd))],
-    ids=["O1", "O2 with the fused optimiser"])
-def test_steps_equal_the_plain_ones(golden, device, level, sgd):
-    plain = losses_of_steps(golden, device, cross_entropy, level, sgd)
-    fused = losses_of_steps(golden, device, npu_cross_entropy, level, sgd)
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_steps_equal_the_plain_ones(golden, device, level):
+    plain = losses_of_steps(golden, device, cross_entropy, level)
+    fused = losses_of_steps(golden, device, npu_cross_entropy, level)
     for found, wanted in zip(fused, plain):
         assert found == pytest.approx(wanted, rel=1e-4)
     assert plain[0]["C"] != pytest.approx(plain[-1]["C"], rel=1e-3)  # it has trained

@@ -48,7 +48,7 @@ def losses_of_steps(golden, device, precision):
     found = []
     for _ in range(STEPS):
         losses = train_step(network, MultiBoxLoss.from_config(config), optimizer, [batch], RATE,
-                             Sharing(Processes(), device), precision=precision)
+                            Sharing(Processes(), device), precision)
         found.append(torch.stack(list(losses.values())).to(CPU))
     assert bool(optimizer.step_finite)
     return torch.stack(found), optimizer.flat.to(CPU)
@@ -117,7 +117,7 @@ for step in range(4):
     saturate = step == 2 and processes.rank == processes.world_size - 1  # on the last card only
     counters.set_overflow()  # by somebody else, before the backward pass
     before = flat.flat.clone()
-    train_step(network, criterion, flat, [Part()], 0.01, sharing, precision=precision)
+    train_step(network, criterion, flat, [Part()], 0.01, sharing, precision)
     verdicts.append(bool(flat.step_finite))
     assert torch.equal(before, flat.flat) != verdicts[-1]
 assert verdicts == [True, True, False, True], verdicts
@@ -175,16 +175,15 @@ def overflowing(network, criterion, *args, **kwargs):
 train.train_step = overflowing
 save = train.save
 
-def compare_and_save(training, done, *args, **kwargs):
-    scale = training.learner.precision.scale.value.reshape(1)
-    mine = torch.cat([training.learner.optimizer.flat, scale])
-    everybodys = [torch.empty_like(mine) for _ in range(training.processes.world_size)]
+def compare_and_save(run, done, interrupt=False):
+    scale = run.precision.scale.value.reshape(1)
+    mine = torch.cat([run.optimizer.flat, scale])
+    everybodys = [torch.empty_like(mine) for _ in range(run.processes.world_size)]
     dist.all_gather(everybodys, mine)
     assert all(torch.equal(mine, other) for other in everybodys), "the ranks have drifted apart"
-    steps = int(training.learner.optimizer.steps)
-    assert float(scale) == 32768 and steps == 3, (scale, steps)
+    assert float(scale) == 32768 and int(run.optimizer.steps) == 3, (scale, run.optimizer.steps)
     print("equal over", dist.get_backend(), flush=True)
-    return save(training, done, *args, **kwargs)
+    return save(run, done, interrupt)
 
 train.save = compare_and_save
 sys.exit(train.main(sys.argv[1:]))

@@ -1,4 +1,9 @@
-"""How a process of a run ends: asked to stop, hanging, or failing; and what it leaves behind."""
+"""How a process of a run ends early: it is asked to stop, its data hang, or it fails.
+
+A stop request lets the loop save first; a hang and a failure leave a record for the supervisor,
+which tells the launcher which rank failed first. Only the standard library: the supervisor, which
+imports this, has to start at once.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +33,20 @@ from typing import (
 
 FILE_VARIABLE = "FAILURE_FILE"
 """Environment variable that names the file a process writes its record to."""
+EXIT_HUNG = 1
+FIRST_FACTOR = 10
+"""The first item may take this many limits: workers start, caches are cold."""
+SAME_REQUEST_SECONDS = 2.0
+"""A signal that comes sooner after another one belongs to the same stop request."""
 
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe",
               "connection refused", "connection was likely closed", "socket timeout",
               "timed out waiting", "connectfullmesh", "application timeout caused pair closure",
-              "remote process exited", "nccl", "hccl")
+              "remote process exited", "ncclremoteerror", "ei0002", "ei0006")
+"""EI0002 and EI0006 are HCCL's: another rank did not come in time. The name of a library alone
+means nothing: a card that cannot start its collectives says NCCL or HCCL, too."""
+
+T = TypeVar("T")
 
 
 def is_lost_peer(text: str) -> bool:
@@ -54,22 +68,21 @@ def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 
         os.replace(temporary, path)
 
 
+def record_cause(rank: int, cause: str, environ: Optional[Mapping[str, str]] = None) -> None:
+    """Record `cause` where the supervisor asked for it; without a supervisor do nothing."""
+    path = (os.environ if environ is None else environ).get(FILE_VARIABLE)
+    if path:
+        write_record(path, rank, " ".join(cause.split())[:500], lost_peer=is_lost_peer(cause))
+
+
 @contextlib.contextmanager
-def recorded(rank: int, environ: Optional[Mapping[str, str]] = None) -> Iterator[None]:
+def record_failure(rank: int, environ: Optional[Mapping[str, str]] = None) -> Iterator[None]:
     """Record an exception that leaves the block, before anything is torn down for it."""
     try:
         yield
     except Exception as error:
-        note(rank, f"{type(error).__name__}: {error}", environ)
+        record_cause(rank, f"{type(error).__name__}: {error}", environ)
         raise
-
-
-def note(rank: int, cause: str, environ: Optional[Mapping[str, str]] = None) -> None:
-    """Record `cause` where the supervisor asked for it; without a supervisor do nothing."""
-    path = (os.environ if environ is None else environ).get(FILE_VARIABLE)
-    if path:
-        sentence = " ".join(cause.split())
-        write_record(path, rank, sentence[:500], lost_peer=is_lost_peer(cause))
 
 
 def complete_record(path: str, log: str, status: int) -> None:
@@ -92,20 +105,13 @@ def read_records(paths: Iterable[str]) -> List[Dict[str, Any]]:
     return sorted(records, key=lambda record: (record["lost_peer"], record["time"]))
 
 
-T = TypeVar("T")
-
-FIRST_FACTOR = 10
-"""The first item may take this many limits: workers start, caches are cold."""
-EXIT_HUNG = 1
-
-
-def leave(rank: int, cause: str) -> None:
+def leave_hung(rank: int, cause: str) -> None:
     """End this process from a thread, because its main thread hangs, perhaps in foreign code.
 
     An exception could not get through. So say what happened, show where everything stands, end the
     loader processes and leave.
     """
-    note(rank, cause)
+    record_cause(rank, cause)
     faulthandler.dump_traceback(sys.stderr)
     for child in multiprocessing.active_children():
         child.kill()
@@ -116,7 +122,7 @@ def leave(rank: int, cause: str) -> None:
 @contextlib.contextmanager
 def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
     """End the process if the block takes longer than `seconds`."""
-    timer = threading.Timer(seconds, leave, (rank, cause))
+    timer = threading.Timer(seconds, leave_hung, (rank, cause))
     timer.daemon = True
     timer.start()
     try:
@@ -143,7 +149,7 @@ class WatchedLoader(Generic[T]):
         self._source = source
         self._limit = limit
         self._rank = rank
-        self._end = end or leave
+        self._end = end or leave_hung
         self._deadline: Optional[float] = None
         self._ended = False
         self.seconds = 0.0
@@ -198,11 +204,8 @@ class WatchedLoader(Generic[T]):
                 return
 
 
-SAME_WISH_SECONDS = 2.0
-
-
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`.
+    """Context in which the first SIGINT or SIGTERM is a stop request: it only sets `requested`.
 
     A step is then never torn apart and the checkpoint written afterwards is whole. A second signal
     does what the signal did before, for a run that hangs; but not at once: a batch system sends one
@@ -229,7 +232,7 @@ class StopRequest:
             self.requested = True
             self.signal_name = signal.Signals(number).name
             self._since = time.monotonic()
-        elif time.monotonic() - self._since > SAME_WISH_SECONDS:
+        elif time.monotonic() - self._since > SAME_REQUEST_SECONDS:
             self._restore()
             os.kill(os.getpid(), number)
 

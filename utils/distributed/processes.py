@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Set
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 import torch.distributed as dist
@@ -17,36 +17,6 @@ import torch.distributed as dist
 from utils.device import distributed_backend
 from utils.distributed.failures import time_limit
 from utils.errors import UserError
-
-FEWEST_CORES = 4
-"""Per rank: the training's thread, the plugin's queue, and two of the loader."""
-
-
-def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
-    """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
-    each = len(cores) // parts
-    if each < FEWEST_CORES or part >= parts:
-        return cores
-    return set(sorted(cores)[part * each:(part + 1) * each])
-
-
-def bound_elsewhere(environ: Mapping[str, str]) -> bool:
-    """Whether the plugin is asked to bind (mode 1 or 2), or nobody is to."""
-    mode = environ.get("CPU_AFFINITY_CONF", "").split(",")[0].strip()
-    return mode not in ("", "0") or environ.get("CPU_AFFINITY", "").lower() == "off"
-
-
-def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
-    """Bind this process, and what it will start, to its share of the host's cores.
-
-    Args:
-        part: number of this rank's card.
-        parts: cards that the host's cores are divided among.
-        environ: with the two variables above.
-    """
-    if parts > 1 and not bound_elsewhere(environ) and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, share_of_cores(os.sched_getaffinity(0), part, parts))
-
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
@@ -97,18 +67,16 @@ class Processes:
         elif devices_per_host:
             if world_size > devices_per_host and _on_one_host(env):
                 raise UserError(
-                    "{} processes were started ({}={}), but this host has {} card{}; start at most "
-                    "that many, or with several hosts name the first by MASTER_ADDR".format(
-                        world_size, size_name, world_size, devices_per_host,
-                        "" if devices_per_host == 1 else "s"))
+                    f"{world_size} processes were started ({size_name}={world_size}), but this "
+                    f"host has {_cards(devices_per_host)}; start at most that many, or with "
+                    "several hosts name the first by MASTER_ADDR")
             device = rank % devices_per_host
         local_rank = _read(env, "LOCAL_RANK", device)
         if devices_per_host and world_size > 1 and local_rank >= devices_per_host:
             raise UserError(
-                "process {} of this host was started (LOCAL_RANK={}), but the host has {} card{}, "
-                "one for each process; start at most that many (NPROC of the launchers)".format(
-                    local_rank, local_rank, devices_per_host,
-                    "" if devices_per_host == 1 else "s"))
+                f"process {local_rank} of this host was started (LOCAL_RANK={local_rank}), but the "
+                f"host has {_cards(devices_per_host)}, one for each process; start at most that "
+                "many (NPROC of the launchers)")
         return Processes(rank, world_size, local_rank)
 
     @property
@@ -149,6 +117,10 @@ class Processes:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _cards(count: int) -> str:
+    return f"{count} card{'' if count == 1 else 's'}"
 
 
 def _on_one_host(env: Mapping[str, str]) -> bool:

@@ -1,36 +1,37 @@
-"""Evaluation shared among processes: who takes which images, how detections come together."""
+"""How the processes of a run share its work: the images of a step, and those of an evaluation."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any, ContextManager, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, ContextManager, List, Optional, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.amp import Precision
 from utils.compat import unsynchronised_buffers
 from utils.distributed.processes import Processes
-from utils.optimizer import FlatOptimizer, poison
+
+if TYPE_CHECKING:
+    from data.batch import Batch
 
 
 class Sharing:
     """How the batch of a step is divided, and what the processes agree on in every step.
 
-    A step of B x W x N images runs as N parts, one after the other, on each of W cards.
+    A step of B x W x N images runs as N micro-batches, one after the other, on each of W cards.
 
     Args:
         processes: all of the run.
-        device: that the parts lie on.
-        parts: N, parts of a step on each card.
+        device: that the batches lie on.
+        micro_batches: N, batches of a step on each card.
     """
 
-    def __init__(self, processes: Processes, device: torch.device, parts: int = 1) -> None:
+    def __init__(self, processes: Processes, device: torch.device, micro_batches: int = 1) -> None:
         self.processes = processes
-        self.parts = parts
+        self.micro_batches = micro_batches
         self._zero = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
         self._agreed: Optional[Tensor] = None
@@ -39,18 +40,19 @@ class Sharing:
     @property
     def shares(self) -> int:
         """W x N: into how many pieces a step's images are divided."""
-        return self.processes.world_size * self.parts
+        return self.processes.world_size * self.micro_batches
 
-    def begin(self, parts: Sequence[Any], stop_requested: bool) -> None:
+    def begin(self, micro_batches: Sequence[Batch], stop_requested: bool) -> None:
         """Queue one all-reduce of two numbers; it runs beside the forward pass.
 
         Args:
-            parts: this card's batches of the step, with `num_positives`.
-            stop_requested: whether this process wants to stop.
+            micro_batches: this card's batches of the step.
+            stop_requested: whether there is a stop request to this process.
         """
         if self.shares == 1:
             return
-        positives = torch.stack([part.num_positives.sum() for part in parts]).sum().float()
+        positives = torch.stack([batch.num_positives.sum() for batch in micro_batches])
+        positives = positives.sum().float()
         self._agreed = torch.stack([positives, self._one if stop_requested else self._zero])
         if self.processes.world_size > 1:
             self._handle = dist.all_reduce(self._agreed, async_op=True)
@@ -67,7 +69,7 @@ class Sharing:
         return self._agreed[0].clamp(min=1) / self.shares
 
     def stop_agreed(self) -> bool:
-        """Whether any process wanted to stop when the last step began. Waits for the device."""
+        """Whether any process had a stop request when the last step began. Waits for the device."""
         if self._agreed is None or self.processes.world_size == 1:
             return False
         self._wait()
@@ -83,20 +85,15 @@ class Sharing:
         return total
 
     def local_gradients(self, network: nn.Module, last: bool) -> ContextManager[Any]:
-        """Context of one part: gradients travel between the cards with the last one only."""
+        """Context of one micro-batch: gradients travel between the cards with the last only."""
         if last or not isinstance(network, nn.parallel.DistributedDataParallel):
-            return _nothing()
+            return contextlib.ExitStack()  # nothing
         return network.no_sync()
 
     def _wait(self) -> None:
         if self._handle is not None:
             self._handle.wait()
             self._handle = None
-
-
-@contextlib.contextmanager
-def _nothing() -> Any:
-    yield
 
 
 def wrap(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
@@ -111,48 +108,6 @@ def wrap(model: nn.Module, processes: Processes, device: torch.device) -> nn.Mod
         model, device_ids=None if device.type == "cpu" else [device], **unsynchronised_buffers())
 
 
-def shared_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
-                parts: Sequence[Any], lr: float, sharing: Sharing,
-                stop_requested: bool = False,
-                precision: Optional[Precision] = None) -> Dict[str, Tensor]:
-    """One update from a batch that is divided among cards and into parts, one after the other.
-
-    The update is that of the undivided batch; it is skipped on all cards where one is not finite.
-
-    Args:
-        network: from `wrap`.
-        criterion: called with predictions, part and the number of positives to divide by.
-        optimizer: of the network's parameters.
-        parts: this card's `Batch`es of the step.
-        lr: learning rate.
-        sharing: how the batch is divided.
-        stop_requested: see `Sharing.begin`.
-        precision: of the network's forward and backward pass; by default float32.
-
-    Returns:
-        this card's losses, on the device.
-    """
-    precision = precision or Precision()
-    sharing.begin(parts, stop_requested)
-    optimizer.zero_grad()
-    shown: Dict[str, Tensor] = {}
-    for part in parts:
-        with sharing.local_gradients(network, last=part is parts[-1]):
-            with precision.forward():
-                predictions = network(part.images)
-            losses = criterion(precision.widen(predictions), part, sharing.positives_per_share())
-            if len(parts) > 1:
-                losses = {name: loss / len(parts) for name, loss in losses.items()}
-            precision.backward(poison(total_of(losses)))
-        for name, loss in losses.items():
-            shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
-    overflow = precision.take_overflow()
-    if overflow is not None:
-        overflow = sharing.on_any_card(overflow)
-    precision.step(optimizer, lr, overflow)
-    return shown
-
-
 def share_buffers(model: nn.Module, processes: Processes) -> None:
     """Give every process the main one's running statistics, which are those that are saved."""
     if processes.world_size > 1:
@@ -161,7 +116,7 @@ def share_buffers(model: nn.Module, processes: Processes) -> None:
                 dist.broadcast(buffer, 0)
 
 
-def told_by_main(verdict: bool, processes: Processes, device: torch.device) -> bool:
+def broadcast_from_main(verdict: bool, processes: Processes, device: torch.device) -> bool:
     """The main process's `verdict`, in all of them; several processes wait for the device."""
     if processes.world_size == 1:
         return verdict
@@ -178,42 +133,27 @@ def gather_bytes(data: bytes, processes: Processes, device: torch.device,
     """
     if processes.world_size == 1:
         return [data]
-    length = torch.zeros(processes.world_size, dtype=torch.int32, device=device)
-    words = -(-len(data) // 4)
-    length[processes.rank] = words
-    spare = torch.zeros_like(length)
-    spare[processes.rank] = 4 * words - len(data)
-    dist.all_reduce(length)
-    dist.all_reduce(spare)
+    sizes = torch.zeros(processes.world_size, dtype=torch.int32, device=device)
+    sizes[processes.rank] = len(data)
+    dist.all_reduce(sizes)
     received: List[bytes] = []
-    for sender, (total, unused) in enumerate(zip(length.tolist(), spare.tolist())):
+    for sender, size in enumerate(sizes.tolist()):
         pieces = []
-        for start in range(0, total, chunk_bytes // 4):
-            count = min(chunk_bytes // 4, total - start)
-            piece = torch.zeros(count, dtype=torch.int32)
+        for start in range(0, size, chunk_bytes):
+            count = min(chunk_bytes, size - start)
+            piece = torch.zeros(-(-count // 4), dtype=torch.int32)
             if sender == processes.rank:
-                part = data[4 * start:4 * (start + count)]
-                padded = bytearray(part + bytes(4 * count - len(part)))
+                padded = data[start:start + count].ljust(4 * len(piece), b"\0")
                 # A copy of PyTorch's own: memory that Python owns is given back under Python's
                 # lock, and a thread of gloo that waits for it holds up the end of the process.
-                piece = torch.from_numpy(np.frombuffer(padded, np.int32)).clone()
+                piece = torch.from_numpy(np.frombuffer(bytearray(padded), np.int32)).clone()
             piece = piece.to(device)
             dist.broadcast(piece, sender)
             if processes.is_main:
-                pieces.append(piece.cpu().numpy().tobytes())
+                pieces.append(piece.cpu().numpy().tobytes()[:count])
         if processes.is_main:
-            whole = b"".join(pieces)
-            received.append(whole[:len(whole) - unused])
+            received.append(b"".join(pieces))
     return received
-
-
-def total_of(losses: Dict[str, Tensor]) -> Tensor:
-    """Sum of the weighted losses, a 0-d tensor."""
-    values: Sequence[Tensor] = list(losses.values())
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
 
 
 def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List[int]:

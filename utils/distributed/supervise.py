@@ -9,8 +9,7 @@ when another rank of the host has failed, since some backends would wait for it 
 takes the program's own children down with it; and records how it ended for the launcher's report.
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
-host), FIRST_DEVICE (index of the host's first card); for the cores see
-`utils.distributed.processes`.
+host), FIRST_DEVICE (index of the host's first card), CPU_AFFINITY and CPU_AFFINITY_CONF.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import subprocess
 import sys
 import time
 from types import FrameType
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from utils.distributed.failures import (
     FILE_VARIABLE,
@@ -32,7 +31,6 @@ from utils.distributed.failures import (
     read_records,
     write_record,
 )
-from utils.distributed.processes import bind
 
 POLL_SECONDS = 0.2
 GRACE_AFTER_FAILURE = 5.0
@@ -44,6 +42,34 @@ EXIT_STOPPED = 130
 SHOWN_LINES = 20
 """Of the log of the rank that failed first, in the report."""
 _TAIL_BYTES = 8192
+FEWEST_CORES = 4
+"""Per rank: the training's thread, the plugin's queue, and two of the loader."""
+
+
+def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
+    """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
+    each = len(cores) // parts
+    if each < FEWEST_CORES or part >= parts:
+        return cores
+    return set(sorted(cores)[part * each:(part + 1) * each])
+
+
+def bound_elsewhere(environ: Mapping[str, str]) -> bool:
+    """Whether the plugin is asked to bind (mode 1 or 2), or nobody is to."""
+    mode = environ.get("CPU_AFFINITY_CONF", "").split(",")[0].strip()
+    return mode not in ("", "0") or environ.get("CPU_AFFINITY", "").lower() == "off"
+
+
+def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
+    """Bind this process, and what it will start, to its share of the host's cores.
+
+    Args:
+        part: number of this rank's card.
+        parts: cards that the host's cores are divided among.
+        environ: with the two variables above.
+    """
+    if parts > 1 and not bound_elsewhere(environ) and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share_of_cores(os.sched_getaffinity(0), part, parts))
 
 
 class Supervisor:
@@ -196,11 +222,11 @@ def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
     if not records:
         return ("[Error] no rank could be started, or its supervisor was killed; see "
                 f"{os.path.join(output, str(numbers[0]))}"), 1
-    lines = ["rank {}: {}; log: {}".format(record["rank"], record["cause"], record["log"])
+    lines = [f"rank {record['rank']}: {record['cause']}; log: {record['log']}"
              for record in records]
     shown = ["[Error] " + lines[0]] + ["        " + line for line in lines[1:]]
     if os.path.exists(records[0]["log"]):
-        shown += ["The last lines of {}:".format(records[0]["log"])]
+        shown += [f"The last lines of {records[0]['log']}:"]
         shown += _last_lines(records[0]["log"])[-SHOWN_LINES:]
     return "\n".join(shown), int(records[0]["status"])
 

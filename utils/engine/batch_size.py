@@ -1,154 +1,108 @@
-"""--batch_size=auto: the largest batch that fits into a card's memory, agreed by all cards."""
+"""--batch_size=auto: the largest batch that fits into a card's memory, agreed by all cards.
+
+A step takes a fixed part (weights, gradients, optimiser) and a part for every image (activations,
+their gradients, the batch itself). Two trial steps of different batch sizes show both.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import subprocess
-import sys
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data.augment import AugmentedSample
-from data.batch import Batch, bit_values, collate, pack
+from data.batch import collate, pack
 from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config
+from data.loader import DevicePrefetcher
 from data.targets import TargetMaker
 from layers.anchors import make_priors
-from layers.mask_iou import MaskIouNet
 from layers.multibox_loss import MultiBoxLoss
 from utils.amp import batch_norm_parameters, build_precision
 from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.device import synchronize
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, shared_step
+from utils.distributed.sharing import Sharing
 from utils.errors import UserError
 from utils.memory import (
     MARGIN,
-    MemoryNeed,
-    activations,
     held_by_others,
     host_available,
     in_gib,
+    is_out_of_memory,
     memory_info,
     peak_memory,
     process_peak,
     release_memory,
     reset_peak_memory,
-    round_down,
 )
-from utils.optimizer import FlatOptimizer, build_optimizer
-from yolact import Yolact, build_yolact
+from utils.optimizer import build_optimizer
+from yolact import build_yolact
 
-SAMPLE_SIDE = 138
-"""Input side at which an estimate looks at what the network's modules keep."""
-UPDATE_COPIES = 2.3
-"""What the optimiser makes while it works (the flat gradient and a temporary), in sizes of all
-trained parameters; the gradients themselves are one more. Read off the NPU plugin's allocator."""
-TARGET_BYTES = 24
-"""Of each prior in a batch: class, box and what they are matched by."""
-SPARE_BYTES = 24 << 20
-"""What the NPU plugin's allocator gives out beyond what tensors need; it rounds up."""
-FLOAT = 4
+TRIAL_SIZES = (2, 4)
+"""Images of the two trial steps. With fewer the peak comes when activations are few and the
+gradients of the weights are there, so that one image more seems to take less than it does."""
+FEWEST_SIZES = (1, 2)
+"""Where those do not fit."""
+LARGEST_STEP = 64
+"""Images of a step that `auto` chooses at most. The learning rate grows with them, and eight cards
+of eight images are the most that this recipe is known to learn with."""
+WORKER_BYTES = 256 << 20
+"""What a loader process takes beside what it shares, on a host whose memory trains, too."""
 
+TrainStep = Callable[..., Dict[str, Tensor]]
+"""`train.train_step`; given by the caller, since it stands above this module."""
 
-def estimate(config: Config, model: Yolact, optimizer: FlatOptimizer,
-             level: str = "O0") -> MemoryNeed:
-    """Memory of one card for training `model` at a precision; nothing runs on the device."""
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    trained = optimizer.flat.numel() * optimizer.flat.element_size()
-    fixed = parameters + buffers + trained * len(optimizer.buffer_names) + SPARE_BYTES
-    if level != "O0":
-        fixed += trained // 2
-    return MemoryNeed(fixed, _per_image(config, model, level != "O0"),
-                      int(fixed + trained * UPDATE_COPIES))
+Peaks = Tuple[int, int]
+"""Most bytes of a step: until its gradients are there, and with the update."""
 
 
-def _per_image(config: Config, model: Yolact, half: bool) -> int:
-    """Bytes of an image at the worst moment: when the loss is known, or later, going backward."""
-    pixels, priors = config.proto_size ** 2, _num_priors(config)
-    sizes = _activation_sizes(config, model, half)
-    batch = 3 * config.max_size ** 2 + config.masks_to_train * pixels + TARGET_BYTES * priors
-    heads = FLOAT * priors * (4 + config.num_classes + config.num_prototypes)
-    if half:  # the loss takes them in float32
-        batch += heads + FLOAT * pixels * config.num_prototypes
-    at_loss = sum(sizes) + _loss_bytes(config, model)
-    # A gradient goes into a module and another one comes out, while those of the heads wait.
-    backward, held = 0.0, 0.0
-    for size in sizes:
-        held += size
-        backward = max(backward, held + 2 * size + heads)
-    return int(batch + max(at_loss, backward))
+class MemoryNeed(NamedTuple):
+    """Bytes that training takes on one card."""
 
+    fixed: int
+    """While gradients are computed, whatever the batch: weights and state of the optimiser."""
+    per_image: int
+    """The same for every image of the batch: the image, targets, activations and theirs."""
+    update: int = 0
+    """While the optimiser works; activations are gone by then, gradients are there."""
 
-def _activation_sizes(config: Config, model: Yolact, half: bool) -> List[float]:
-    """Bytes that the network's modules keep of an image, in the order in which they ran.
+    def of_batch(self, batch_size: int) -> int:
+        """Bytes for a batch."""
+        return max(self.fixed + batch_size * self.per_image, self.update)
 
-    A small image is run. Maps grow with the image, each as its own level of halvings does, which
-    rounds up: half of 275 pixels is 138.
-    """
-    small = _shrunk(config)
-    twin = build_yolact(small)
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    for name, parameter in twin.named_parameters():
-        parameter.requires_grad_(trained.get(name, True))
-    if model.bn_frozen:
-        twin.freeze_bn()
-    image = torch.zeros(1, 3, small.max_size, small.max_size, dtype=torch.uint8)
-    sizes = []
-    for found in activations(twin, lambda: twin(image)):
-        growth = _num_priors(config) / _num_priors(small)
-        if found.side:
-            growth = (_side_at(config.max_size, small.max_size, found.side) / found.side) ** 2
-        sizes.append((found.half if half else found.single) * growth)
-    return sizes
+    def largest_batch(self, available: int) -> int:
+        """Images that fit into `available` bytes; 0 where not even one does."""
+        if self.update > available:
+            return 0
+        return max(0, (available - self.fixed) // self.per_image)
 
+    def sentence(self, batch_size: int) -> str:
+        """For people."""
+        largest = self.of_batch(batch_size)
+        update = f"; the optimiser {in_gib(self.update)}" if largest == self.update else ""
+        return (f"{in_gib(largest)} for {batch_size} image{'' if batch_size == 1 else 's'} "
+                f"({in_gib(self.fixed)} + {in_gib(self.per_image)} per image{update})")
 
-def _side_at(size: int, small: int, side: int) -> float:
-    """Side of a map of an image of `size` pixels, where a `small` one's is `side`."""
-    for zoom in (1, 2):  # the prototypes are a map of twice its level
-        large_level, small_level = size, small
-        while small_level >= side // zoom and small_level > 1:
-            if zoom * small_level == side:
-                return zoom * large_level
-            large_level, small_level = (large_level + 1) // 2, (small_level + 1) // 2
-    return side * size / small
-
-
-def _num_priors(config: Config) -> int:
-    return config.num_anchors * sum(side * side for side in config.feature_sizes)
-
-
-def _shrunk(config: Config) -> Config:
-    side = min(SAMPLE_SIDE, config.max_size)
-    scales = tuple(tuple(s * side / config.max_size for s in level) for level in config.pred_scales)
-    return config.replace(max_size=side, pred_scales=scales, use_maskiou=False)
-
-
-def _loss_bytes(config: Config, model: Yolact) -> float:
-    """What the loss keeps of an image for its backward pass, and its first gradient."""
-    pixels = config.proto_size ** 2 * config.masks_to_train
-    size = FLOAT * _num_priors(config) * config.num_classes  # logarithms of the probabilities
-    size += FLOAT * config.semantic_size ** 2 * (config.num_classes - 1)
-    # Masks as they came, as numbers, their logits, weights of their pixels, and a gradient.
-    size += (4 * FLOAT + 1) * pixels
-    if model.maskiou_net is None:
-        return size
-    network = MaskIouNet(config.num_classes)
-    mask = torch.zeros(1, 1, config.proto_size, config.proto_size, requires_grad=True)
-    kept = sum(found.single for found in activations(network, lambda: network(mask)))
-    # Uncropped soft masks and where they are cropped, and while the true IoU is computed, numbers
-    # of what was found, of the true masks, and their product.
-    return size + kept * config.masks_to_train + (3 * FLOAT + 2) * pixels
+    @staticmethod
+    def from_peaks(sizes: Sequence[int], peaks: Sequence[Peaks]) -> MemoryNeed:
+        """The line through two trial steps."""
+        (fewer, update), (more, _) = peaks
+        per_image = max((more - fewer) // (sizes[1] - sizes[0]), 1)
+        return MemoryNeed(max(fewer - sizes[0] * per_image, 0), per_image, update)
 
 
 class Trial(NamedTuple):
-    """What trial steps need to know; plain types only, since it travels to another process."""
+    """What trial steps need to know; it travels to another process."""
 
-    config: Dict[str, Any]
+    config: Config
     slots: int
     """Ground-truth slots of the batches: the memory of the fullest image counts."""
     precision: Tuple[str, Optional[str], str]
@@ -157,46 +111,45 @@ class Trial(NamedTuple):
     """Of all trained parameters, beside what one card holds: averages, buckets of gradients."""
 
 
-class _NotingPeak:
-    """Stands in for the optimiser; notes the peak before it works, that of gradients, and after.
+def measure(trial: Trial, device: torch.device, step: TrainStep) -> MemoryNeed:
+    """What training takes on `device`; leaves no trace in the random generators."""
+    state = rng_state()
+    try:
+        with contextlib.suppress(MemoryError):
+            return MemoryNeed.from_peaks(TRIAL_SIZES, _peaks(trial, device, step, TRIAL_SIZES))
+        release_memory(device)
+        return MemoryNeed.from_peaks(FEWEST_SIZES, _peaks(trial, device, step, FEWEST_SIZES))
+    finally:
+        set_rng_state(state)
+        release_memory(device)
 
-    The peak of a process only grows, and what was freed may stay with it. So on the CPU nothing is
-    updated, or the second image would hide behind the first update, which is reckoned instead.
+
+def _peaks(trial: Trial, device: torch.device, step: TrainStep,
+           sizes: Sequence[int]) -> List[Peaks]:
+    """`try_steps`, on the CPU in processes: a process's peak only grows, so each step has its own.
+
+    Raises:
+        MemoryError: the device or the host had too little.
     """
-
-    def __init__(self, optimizer: FlatOptimizer, device: torch.device) -> None:
-        self.optimizer, self.device = optimizer, device
-        self.gradients, self.update = 0, 0
-
-    @property
-    def step_finite(self) -> torch.Tensor:
-        return self.optimizer.step_finite
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
-        reset_peak_memory(self.device)
-
-    def step(self, *args: Any) -> None:
-        self.gradients = _peak(self.device)
-        if self.device.type != "cpu":
-            reset_peak_memory(self.device)
-            self.optimizer.step(*args)
-            self.update = _peak(self.device)
+    try:
+        if device.type != "cpu":
+            return try_steps(trial, device, step, sizes)
+        peaks = []
+        for size in sizes:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+                peaks += executor.submit(try_steps, trial, device, step, (size,)).result()
+        return peaks
+    except RuntimeError as error:
+        if not is_out_of_memory(error) and not isinstance(error, BrokenProcessPool):
+            raise
+        reason = str(error)
+    raise MemoryError(f"steps of {' and '.join(map(str, sizes))} images were tried: {reason}")
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cpu":
-        return process_peak() or 0
-    synchronize(device)
-    return peak_memory(device)
-
-
-def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
-    """Train on one image and on two, on random weights, and tell what that took.
-
-    On the CPU that is the memory of the whole process.
-    """
-    config = Config.from_dict(trial.config)
+def try_steps(trial: Trial, device: torch.device, step: TrainStep,
+              sizes: Sequence[int]) -> List[Peaks]:
+    """Train on so many images at a time, on random weights, and tell what that took."""
+    config = trial.config
     model = build_yolact(config)
     if config.freeze != NOT_FROZEN:
         model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
@@ -206,25 +159,30 @@ def try_steps(trial: Trial, device: torch.device) -> MemoryNeed:
         config, model, last=batch_norm_parameters(model) if precision.level == "O2" else ())
     precision.prepare(model, optimizer)
     criterion = MultiBoxLoss.from_config(config, model.maskiou_net).to(device)
-    row = _full_image(config, trial.slots)
-    noting = _NotingPeak(optimizer, device)
-    peaks: List[int] = []
-    for count in (1, 2):
-        batch = _on_device(collate([row] * count), device)
-        shared_step(model, criterion, noting, [batch],  # type: ignore[arg-type]
-                    0.0, Sharing(Processes(), device), precision=precision)
-        peaks.append(noting.gradients)
-    need = MemoryNeed.from_peaks(peaks[0], peaks[1], noting.update)
-    trained = optimizer.flat.numel() * optimizer.flat.element_size()
-    # One image or two may have their peak later than many have theirs, when the gradients of the
-    # weights are there and activations few; then the second image seems small. And on the CPU what
-    # the first one left behind may have served it.
-    known = estimate(config, model, optimizer, precision.level).per_image
-    need = need._replace(per_image=max(need.per_image, known))
+    row, sharing = _full_image(config, trial.slots), Sharing(Processes(), device)
+    extra = trial.extra_copies * optimizer.flat.numel() * optimizer.flat.element_size()
+    update, gradients = optimizer.step, []
+
+    def note_then_update(*args: Any) -> None:
+        gradients.append(_peak(device) + extra)
+        update(*args)
+
+    optimizer.step = note_then_update  # type: ignore[method-assign, assignment]
+    peaks = []
+    for size in sizes:
+        batch, = DevicePrefetcher([pack(collate([row] * size))], device)
+        optimizer.zero_grad()
+        reset_peak_memory(device)
+        step(model, criterion, optimizer, [batch], 0.0, sharing, precision)
+        peaks.append((gradients[-1], _peak(device) + extra))
+    return peaks
+
+
+def _peak(device: torch.device) -> int:
     if device.type == "cpu":
-        need = need._replace(update=int(need.fixed + trained * UPDATE_COPIES))
-    extra = trial.extra_copies * trained
-    return MemoryNeed(need.fixed + extra, need.per_image, need.update + extra)
+        return process_peak() or 0
+    synchronize(device)
+    return peak_memory(device)
 
 
 def _full_image(config: Config, slots: int) -> Dict[str, Any]:
@@ -242,51 +200,6 @@ def _full_image(config: Config, slots: int) -> Dict[str, Any]:
     return targets(sample, np.random.default_rng(0))
 
 
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    """As the training gets it: packed on the way."""
-    if device.type == "cpu":
-        return batch
-    return pack(batch).to(device).unpack(bit_values(device))
-
-
-def measure(trial: Trial, device: torch.device) -> MemoryNeed:
-    """What training takes on `device`, by `try_steps`; leaves no trace in the random generators."""
-    if device.type == "cpu":
-        return _measure_in_child(trial)
-    state = rng_state()
-    need = try_steps(trial, device)
-    set_rng_state(state)
-    release_memory(device)
-    return need
-
-
-def _measure_in_child(trial: Trial) -> MemoryNeed:
-    project = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    done = subprocess.run([sys.executable, "-m", "utils.engine.batch_size"], cwd=project,
-                          input=json.dumps(trial), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"killed, exit code {done.returncode}"]
-        raise UserError("--batch_size=auto: the trial steps with one and two images failed "
-                        f"({lines[-1]}); give a number")
-    return MemoryNeed(*json.loads(done.stdout))
-
-
-def main() -> int:
-    """Make the trial steps that standard input describes; print what they took."""
-    config, slots, precision, extra_copies = json.load(sys.stdin)
-    need = try_steps(Trial(config, slots, tuple(precision), extra_copies), torch.device("cpu"))
-    print(json.dumps(need))
-    return 0
-
-
-LARGEST_STEP = 64
-"""Images of a step that `auto` chooses at most. The learning rate grows with them, and eight cards
-of eight images are the most that this recipe is known to learn with."""
-WORKER_BYTES = 256 << 20
-"""What a loader process takes beside what it shares, on a host whose memory trains, too."""
-
-
 def available_bytes(device: torch.device, num_workers: int,
                     environ: Mapping[str, str]) -> Tuple[int, str]:
     """Bytes that one process of the training may take, and where, in words.
@@ -294,19 +207,17 @@ def available_bytes(device: torch.device, num_workers: int,
     Raises:
         UserError: the system does not say.
     """
-    if device.type == "cpu":
-        found = host_available()
-        if found is not None and process_peak() is not None:
-            local = environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or "1"
-            ranks = int(local) if local.isdigit() and int(local) else 1
-            return (max(0, found // ranks - num_workers * WORKER_BYTES),
-                    "free memory of this host" + (" for each process" if ranks > 1 else ""))
-    else:
-        info = memory_info(device)
-        if info is not None:
-            others = held_by_others(*info)
-            shared = f" (others hold {in_gib(others)} of its {in_gib(info[1])})"
-            return info[0], "free memory of {}{}".format(device, shared if others else "")
+    found = host_available() if device.type == "cpu" else None
+    if found is not None and process_peak() is not None:
+        local = environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or "1"
+        ranks = int(local) if local.isdigit() and int(local) else 1
+        return (max(0, found // ranks - num_workers * WORKER_BYTES),
+                "free memory of this host" + (" for each process" if ranks > 1 else ""))
+    info = memory_info(device)
+    if info is not None:
+        others = held_by_others(*info)
+        shared = f" (others hold {in_gib(others)} of its {in_gib(info[1])})" if others else ""
+        return info[0], f"free memory of {device}{shared}"
     raise UserError(f"--batch_size=auto: this system does not tell how much memory {device} has; "
                     "give a number")
 
@@ -318,21 +229,23 @@ class Choice(NamedTuple):
     sentence: str
 
 
-def choose_batch_size(trial: Trial, device: torch.device, processes: Processes, parts: int,
-                      num_images: int, num_workers: int = 0,
+def choose_batch_size(trial: Trial, device: torch.device, processes: Processes,
+                      micro_batches: int, num_images: int, step: TrainStep, num_workers: int = 0,
                       environ: Optional[Mapping[str, str]] = None,
                       more_limits: Optional[Mapping[str, int]] = None) -> Choice:
     """Images per card for --batch_size=auto, the same on all cards.
 
     The largest even number that leaves a tenth of the memory free, makes steps of at most
-    `LARGEST_STEP` images and leaves a step's worth of images in the dataset.
+    `LARGEST_STEP` images and leaves a step's worth of images in the dataset. Even, because kernels
+    and a later --accumulate like it; a power of two would leave up to half of the memory unused.
 
     Args:
         trial: what is trained.
         device: of this process.
         processes: all of the run.
-        parts: batches of each card in a step (--accumulate).
+        micro_batches: of each card in a step (--accumulate).
         num_images: of the training set.
+        step: `train.train_step`.
         num_workers: loader processes of this one.
         environ: where launchers say how many processes this host has.
         more_limits: images per card that something else allows, by what it is in words.
@@ -340,24 +253,24 @@ def choose_batch_size(trial: Trial, device: torch.device, processes: Processes, 
     Raises:
         UserError: not one image fits, or what a system has is not known.
     """
-    need = measure(trial, device)
+    need = measure(trial, device, step)
     available, where = available_bytes(device, num_workers, os.environ if environ is None
                                        else environ)
     usable = int(available * (1 - MARGIN))
     fits = _smallest(need.largest_batch(usable), processes, device)
-    shares = processes.world_size * parts
+    if fits < 1:
+        raise UserError(f"--batch_size=auto: not one image fits, it takes {need.sentence(1)} and "
+                        f"there is {in_gib(usable)} ({where}); choose a smaller input (--max_size) "
+                        "or another configuration")
+    shares = processes.world_size * micro_batches
     limits = {"what fits": fits,
               f"{LARGEST_STEP} images a step, beyond which the learning rate is not known to "
               "work": max(1, LARGEST_STEP // shares),
               f"the {num_images} images of the training set": num_images // shares,
               **(more_limits or {})}
-    chosen = round_down(min(limits.values()))
-    if fits < 1:
-        raise UserError(f"--batch_size=auto: not one image fits, it takes {need.sentence(1)} and "
-                        f"there is {in_gib(usable)} ({where}); choose a smaller input or another "
-                        "configuration")
-    reason = next(name for name, limit in limits.items() if limit == min(limits.values()))
-    chosen = max(chosen, 1)
+    reason = min(limits, key=lambda name: limits[name])
+    chosen = limits[reason]
+    chosen = max(chosen if chosen < 2 else chosen // 2 * 2, 1)
     return Choice(chosen, f"{chosen} per card, by {reason}: {need.sentence(chosen)}; "
                           f"{in_gib(usable)} of {where} may be used")
 
@@ -367,7 +280,7 @@ def resumed_batch_size(weights_path: str, shares: int) -> Optional[Choice]:
 
     Args:
         weights_path: checkpoint.
-        shares: pieces that a step is divided into, cards x parts.
+        shares: pieces that a step is divided into, cards x micro-batches.
 
     Raises:
         UserError: its steps cannot be divided into as many pieces.
@@ -378,8 +291,8 @@ def resumed_batch_size(weights_path: str, shares: int) -> Optional[Choice]:
     batch = int(state["global_batch"])
     if batch % shares:
         raise UserError(f"--batch_size=auto: '{weights_path}' was trained with {batch} images a "
-                        f"step, which {shares} cards x parts cannot share evenly; resume it on as "
-                        "many cards as it had")
+                        f"step, which {shares} cards x micro-batches cannot share evenly; resume "
+                        "it on as many cards as it had")
     return Choice(batch // shares, f"{batch // shares} per card, as in {weights_path}")
 
 
@@ -391,7 +304,3 @@ def _smallest(value: int, processes: Processes, device: torch.device) -> int:
     values[processes.rank] = min(value, 1 << 20)
     dist.all_reduce(values)
     return min(values.tolist())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -172,7 +172,8 @@ def _contents(args: argparse.Namespace, training: Training, folder: RunFolder) -
         "run": {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "images_per_card": training.loader.batch_size,
-            "cards": training.processes.world_size, "batches_per_step": training.sharing.parts,
+            "cards": training.processes.world_size,
+            "batches_per_step": training.sharing.micro_batches,
             "images_per_step": training.images_per_step,
             "iterations_per_epoch": epoch_size, "max_iter": max_iter,
             "epochs": round(max_iter / epoch_size, 2), "base_lr": training.schedule.base_lr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 
@@ -21,7 +21,7 @@ from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.batch_size import Trial, choose_batch_size, resumed_batch_size
+from utils.engine.batch_size import TrainStep, Trial, choose_batch_size, resumed_batch_size
 from utils.engine.learner import Learner, build_learner, fused_loss_limit
 from utils.engine.records import BestScore, StepRecords
 from utils.engine.saving import SavePlan, Saver
@@ -73,7 +73,7 @@ class Training:
 
 
 def build_training(args: argparse.Namespace, processes: Processes, device: torch.device,
-                   step: Any, resumed: Optional[str] = None) -> Training:
+                   step: TrainStep, resumed: Optional[str] = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
     Args:
@@ -138,7 +138,7 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
 
 
 def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
-                    processes: Processes, device: torch.device, step: Any,
+                    processes: Processes, device: torch.device, step: TrainStep,
                     resumed: Optional[str]) -> int:
     """Images per card for --batch_size=auto; a resumed training keeps what it had."""
     choice = None
@@ -147,11 +147,11 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
     if choice is None:
         copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
         largest = config.at_largest_side()
-        trial = Trial(largest.to_dict(), ground_truth_slots(dataset.max_objects),
+        trial = Trial(largest, ground_truth_slots(dataset.max_objects),
                       (args.opt_level, args.loss_scale, args.amp_dtype), copies)
         limits = {"what the fused loss takes": fused_loss_limit(len(make_priors(largest)))} if (
             args.fused_loss) else {}
-        choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset),
+        choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset), step,
                                    args.num_workers, more_limits=limits)
     if processes.is_main:
         print(f"Batch size auto : {choice.sentence}", flush=True)

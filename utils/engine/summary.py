@@ -168,7 +168,7 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
     config, loader, dataset = training.config, training.loader, training.dataset
     validated = None if training.validation is None else training.validation.evaluation.dataset
     size, max_iter = loader.epoch_size, training.schedule.max_iter
-    cards, parts = training.processes.world_size, training.sharing.parts
+    cards, parts = training.processes.world_size, training.sharing.micro_batches
     model = training.learner.model
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 from helpers.recorder import SKIP_REASON, Recorder, available
-from layers import deform_conv, fused_ops, kernel_trials
+from layers import deform_conv, fused_ops
 from layers.deform_conv import DeformConv2d, deform_conv_backend, modulated_deform_conv2d
 
 CASES = [(5, 7, 1, 1), (7, 6, 2, 1), (4, 4, 1, 0), (3, 9, 2, 2)]
@@ -183,9 +183,9 @@ def test_plain_is_static():
 @pytest.fixture
 def fresh_choice():
     """The choice is made anew in the test and again after it."""
-    deform_conv._find_backend.cache_clear()
+    deform_conv.deform_conv_backend.cache_clear()
     yield
-    deform_conv._find_backend.cache_clear()
+    deform_conv.deform_conv_backend.cache_clear()
 
 
 def _install(monkeypatch, name, **functions):
@@ -272,7 +272,7 @@ class Plugin:
 
 
 def _problem():
-    return kernel_trials.try_deform_conv(torch.device("cpu"), deform_conv.convolve_plainly)
+    return fused_ops.try_deform_conv(torch.device("cpu"), deform_conv.convolve_plainly)
 
 
 @pytest.mark.parametrize("height, width, stride, padding", CASES)

@@ -96,11 +96,11 @@ def test_ends_of_runs_are_exact(source, size):
 
 def test_a_few_at_a_time(device):
     scene = [tensor.to(device) for tensor in make_scene(0)]
-    parts = list(iterate_masks(*scene, 40, 50, at_once=7))
+    parts = list(iterate_masks(*scene, 40, 50, chunk_size=7))
     assert [len(part) for part in parts] == [7, 7, 7, 3]
     whole = assemble_masks(*scene, 40, 50)
     assert whole.dtype == torch.bool and torch.equal(torch.cat(parts), whole)
-    assert encode_masks(*scene, 40, 50, at_once=7) == encode_masks(*scene, 40, 50)
+    assert encode_masks(*scene, 40, 50, chunk_size=7) == encode_masks(*scene, 40, 50)
 
 
 def test_no_detections(device):
@@ -135,7 +135,7 @@ encode_masks(proto, coefficients, boxes, 20, 20)
 baseline = peak()
 sizes = [rle["size"] for rle in encode_masks(proto, coefficients, boxes, 3000, 4000)]
 encoded = peak()
-for masks in iterate_masks(proto, coefficients[:16], boxes[:16], 3000, 4000, at_once=4):
+for masks in iterate_masks(proto, coefficients[:16], boxes[:16], 3000, 4000, chunk_size=4):
     pass
 print(json.dumps({"n": len(sizes), "encode": encoded - baseline, "iterate": peak() - baseline}))
 """

@@ -137,7 +137,7 @@ def make(device, level="O0", kind=torch.bfloat16, scale=None, optimizer=FlatSGD)
 def run_step(network, flat, precision, criterion=None, seed=0):
     device = flat.flat.device
     return train_step(network, criterion or Criterion(), flat, [Part(device, seed)], 0.1,
-                       Sharing(Processes(), device), precision=precision)
+                      Sharing(Processes(), device), precision)
 
 
 @pytest.mark.parametrize("scale", [None, 1024.0])
@@ -194,7 +194,7 @@ def test_masters_follow_the_float32_optimiser(device, kind, optimizer):
             other.grad = gradient.to(device)
         flat.step(1e-3)
         reference.step(1e-3)
-    masters = {id(p): values for p, values in flat.masters()}
+    masters = {id(p): values for p, values in flat.master_weights()}
     for mine, other in zip(ours.parameters(), plain.parameters()):
         assert torch.equal(masters[id(mine)], other.detach())
         assert torch.equal(mine.detach().float(), other.detach().to(mine.dtype).float())
@@ -222,7 +222,7 @@ def test_a_missing_gradient_of_a_half_parameter_counts_as_zeros(device):
     for parameter in network.norm.parameters():
         parameter.grad = torch.ones_like(parameter)
     flat.step(0.1)
-    masters = dict((id(p), values) for p, values in flat.masters())
+    masters = dict((id(p), values) for p, values in flat.master_weights())
     assert bool(flat.step_finite) and not torch.equal(flat.flat, before)
     assert torch.equal(masters[id(network.layer.weight)].flatten(), before[:12])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from argparse import Namespace
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.casting_library import Real, library  # noqa: F401 - a fixture
-from layers.fused_ops import library_fused_sgd_problem, without_casts
+from layers.fused_ops import without_casts
 from train import train_step
 from unit.utils.engine.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
 from unit.utils.test_amp import Criterion, Part, Stub
@@ -21,9 +19,6 @@ from utils import device as devices
 from utils.amp import LossScale, Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine import setup as kernels
-from utils.errors import UserError
-from utils.fused_optimizer import FusedSGD
 from utils.optimizer import FlatSGD
 
 FINE = 1.0001
@@ -64,12 +59,12 @@ class WatchingCriterion(Criterion):
         return super().forward(predictions, part, num_positives)
 
 
-def make(device, level, library, sgd=FlatSGD):  # noqa: F811
+def make(device, level, library):  # noqa: F811
     torch.manual_seed(0)
     network = Watching().to(device)
     behind = {id(p) for p in amp.batch_norm_parameters(network)}
-    optimizer = sgd(sorted(network.parameters(), key=lambda p: id(p) in behind), momentum=0.9,
-                    weight_decay=0.01)
+    optimizer = FlatSGD(sorted(network.parameters(), key=lambda p: id(p) in behind), momentum=0.9,
+                        weight_decay=0.01)
     precision = Precision(level, device, torch.float16, level != "O0" and LossScale(device, 1024)
                           or None, library)
     precision.prepare(network, optimizer)
@@ -80,7 +75,7 @@ def step(network, optimizer, precision, criterion=None, parts=1, seed=0):
     device = optimizer.flat.device
     batches = [Part(device, seed + number) for number in range(parts)]
     losses = train_step(network, criterion or Criterion(), optimizer, batches, 0.1,
-                         Sharing(Processes(), device, parts), precision=precision)
+                        Sharing(Processes(), device, parts), precision)
     return float(losses["B"])
 
 
@@ -96,7 +91,7 @@ def test_casts_in_the_forward_pass_and_nowhere_else(device, library, parts):  # 
     assert not casts(device)
     assert made[0].forward_casts == [library.casts] * 2 * parts
     assert made[0].backward_casts == criterion.casts == [False] * 2 * parts
-    assert library.calls == [("initialize", "O1", 1.0, None)] + ["drop copies"] * 2 * parts
+    assert library.calls == [("initialize", "O1", 1.0)] + ["drop copies"] * 2 * parts
     assert library._amp_state.handle.cache == {}
 
 
@@ -156,54 +151,6 @@ def test_frozen_parameters_keep_their_float32_values(device, library):  # noqa: 
         assert torch.equal(found["layer.weight"], values)
         assert all(value.dtype in (torch.float32, torch.int64) for value in found.values())
     assert torch.equal(network.layer.weight.detach().float(), values.half().float())
-
-
-# The fused optimiser.
-
-@pytest.mark.parametrize("level", ["O1", "O2"])
-def test_the_librarys_fused_optimiser(device, library, level):  # noqa: F811
-    if not library.casts:
-        pytest.skip("its kernels want its own device")
-    if level == "O2" and device.type == "cpu":
-        pytest.skip("no half precision on every CPU")
-    fused = functools.partial(FusedSGD, kernel=library.fused_sgd)
-    made, plain = make(device, level, library, fused), make(device, level, library)
-    assert library.calls[0] == ("initialize", level, 1.0, True)
-    for number in range(5):
-        huge = Criterion()
-        huge.factor = 1e38 if number == 2 else 1.0
-        for each in (made, plain):
-            step(*each, criterion=huge, seed=number)
-            assert bool(each[1].step_finite) == (number != 2) and not casts(device)
-    assert torch.allclose(made[1].flat, plain[1].flat, rtol=1e-6, atol=1e-7)
-
-    again = make(device, level, library, fused)
-    with made[2].float32_weights(made[0]):
-        values = {name: value.clone() for name, value in made[0].state_dict().items()}
-    with again[2].float32_weights(again[0]):
-        again[0].load_state_dict(values)
-    again[1].load_state_dict(made[1].state_dict())
-    for number in range(5, 7):
-        assert step(*made, seed=number) == step(*again, seed=number)
-    assert torch.equal(made[1].flat, again[1].flat)
-
-
-@pytest.mark.parametrize("level", ["O1", "O2"])
-def test_the_trial_of_the_fused_optimiser(device, library, level):  # noqa: F811
-    if device.type != "npu" or not isinstance(library, Real):
-        pytest.skip("its kernels want their own device")
-    assert library_fused_sgd_problem(device, level) == ""
-
-
-def test_a_fused_optimiser_wants_a_level_and_a_device(monkeypatch):
-    monkeypatch.setattr(kernels, "has_autocast", lambda: False)
-    npu = Namespace(type="npu", index=0)
-    with pytest.raises(UserError, match="works at --opt_level O1 and O2 only; leave it out"):
-        kernels.choose_sgd(True, "sgd", npu, "O0")
-    with pytest.raises(UserError, match="this device is cpu; leave it out"):
-        kernels.choose_sgd(True, "sgd", torch.device("cpu"), "O1")
-    monkeypatch.setattr(kernels, "library_fused_sgd_problem", lambda device, level: "")
-    assert kernels.choose_sgd(True, "sgd", npu, "O1").func is FusedSGD
 
 
 # Whole runs.

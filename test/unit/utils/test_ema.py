@@ -145,7 +145,8 @@ def test_steps_with_all_training_options_are_static_and_never_wait(device):
         batch = target_batch(config, [_image(config, count, rng) for count in (step, 5 - step)],
                              slots=8, seed=step).to(device)
         with recorder.step():
-            losses = train_step(network, criterion, optimizer, [batch], 1e-3, sharing, Precision())
+            losses = train_step(network, criterion, optimizer, [batch], 1e-3, sharing,
+                                Precision())
             average.update()
             records.add(step, losses, optimizer.step_finite, batch.image_ids)
     assert [step.syncs for step in recorder.steps] == [[]] * 6

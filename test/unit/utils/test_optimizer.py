@@ -17,7 +17,7 @@ from data.config import get_config
 from helpers.paths import ROOT
 from helpers.recorder import SKIP_REASON, Recorder, available
 from utils.errors import UserError
-from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD, build_optimizer, poison
+from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD, build_optimizer, propagate_nonfinite
 
 NOT_FINITE = [float("nan"), float("inf"), float("-inf"), 1e30]
 
@@ -150,13 +150,13 @@ def _assert_same(before, after):
 def test_poison_turns_a_loss_that_is_not_finite_into_nan_gradients(value):
     network = _network()
     output = network(torch.zeros(2, 3, 8, 8)).sum()
-    poison(output + value).backward()
+    propagate_nonfinite(output + value).backward()
     assert all(bool((p.grad != p.grad).any()) for p in network[6].parameters())
 
 
 def test_poison_leaves_a_finite_loss_alone():
     x = torch.tensor(3.0, requires_grad=True)
-    loss = poison(x * x)
+    loss = propagate_nonfinite(x * x)
     loss.backward()
     assert loss.item() == 9 and x.grad.item() == 6
 
@@ -265,7 +265,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from utils.optimizer import FlatSGD, poison
+from utils.optimizer import FlatSGD, propagate_nonfinite
 
 rank, port = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:" + port, rank=rank, world_size=2)
@@ -286,7 +286,7 @@ for step in range(4):
     if step in (0, 2) and rank == 1:
         loss = loss + float("inf" if step else "nan")  # finite gradients but for the poison
     flat.zero_grad()
-    poison(loss).backward()
+    propagate_nonfinite(loss).backward()
     flat.step(0.1)
     applied.append(bool(flat.step_finite))
     after = everything()

@@ -14,53 +14,53 @@ from conftest import ROOT
 from data.shapes import write_dataset
 from utils import memory as out_of_memory
 from utils.errors import UserError
-from utils.memory import Demand, MemoryNeed, advice, explained
+from utils.memory import advice, explain_out_of_memory
 
 GIB = 1 << 30
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("batch_size, parts, fits, expected", [
+@pytest.mark.parametrize("batch_size, micro_batches, fits, expected", [
     (16, 1, 12, "Use --batch_size=8 --accumulate=2, which keeps 16 images a step"),
     (16, 2, 3, "Use --batch_size=2 --accumulate=16, which keeps 32 images a step"),
     (6, 1, 0, "Use --batch_size=1 --accumulate=6, which keeps 6 images a step"),
     (7, 1, 6, "Use --batch_size=1 --accumulate=7, which keeps 7 images a step"),
     (8, 0, 5, "Use --batch_size=5"),
-    (1, 1, 0, "Use a configuration with a smaller input (max_size)"),
+    (1, 1, 0, "Use a smaller input by --max_size"),
+    (1, 0, 0, "Use a configuration with a smaller input (max_size)"),
 ])
-def test_advice(batch_size, parts, fits, expected):
-    assert advice(batch_size, parts, fits) == expected
+def test_advice(batch_size, micro_batches, fits, expected):
+    assert advice(batch_size, micro_batches, fits) == expected
 
 
 def test_the_sentence(monkeypatch):
     monkeypatch.setattr(out_of_memory, "memory_info", lambda device: (20 * GIB, 32 * GIB))
     monkeypatch.setattr(out_of_memory, "peak_memory", lambda device: 18 * GIB)
-    demand = Demand(16, lambda: MemoryNeed(2 * GIB, GIB + GIB // 2))
-    with pytest.raises(UserError) as caught, explained(CPU, demand):
+    monkeypatch.setattr(out_of_memory, "held_memory", lambda device: 2 * GIB)
+    with pytest.raises(UserError) as caught, explain_out_of_memory(CPU, 16, 1):
         raise RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB\nmore")
     assert str(caught.value) == (
         "out of memory on cpu: it has 32.0 GiB, of which others hold 12.0 GiB, this process may "
-        "use 19.8 GiB and had 18.0 GiB; a batch of 16 needs about 26.0 GiB, and 10 would fit. Use "
+        "use 19.8 GiB and had 18.0 GiB; a batch of 16 needs more, and 15 at most would fit. Use "
         "--batch_size=8 --accumulate=2, which keeps 16 images a step (NPU out of memory. Tried to "
         "allocate 2.00 GiB)")
 
 
-def test_a_peak_corrects_a_low_estimate(monkeypatch):
-    """4 GiB were reached with 4 images: they take more than the 0.1 GiB each that was thought."""
-    monkeypatch.setattr(out_of_memory, "memory_info", lambda device: (4 * GIB, 4 * GIB))
+def test_what_others_hold_leaves_room_for_less(monkeypatch):
+    """4 images had 4 GiB, so each takes 1 GiB at least, and 2 GiB are left."""
+    monkeypatch.setattr(out_of_memory, "memory_info", lambda device: (2 * GIB, 4 * GIB))
     monkeypatch.setattr(out_of_memory, "peak_memory", lambda device: 4 * GIB)
-    demand = Demand(4, lambda: MemoryNeed(0, GIB // 10))
-    with pytest.raises(UserError) as caught, explained(CPU, demand):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(CPU, 4, 1):
         raise MemoryError
-    assert "needs about 4.0 GiB, and 3 would fit. Use --batch_size=2 --accumulate=2" in str(
+    assert "needs more, and 1 at most would fit. Use --batch_size=1 --accumulate=4" in str(
         caught.value)
 
 
 def test_other_errors_pass():
     for error in (RuntimeError("shape"), UserError("mistake"), KeyError("x")):
-        with pytest.raises(type(error)), explained(CPU):
+        with pytest.raises(type(error)), explain_out_of_memory(CPU):
             raise error
-    with explained(CPU):
+    with explain_out_of_memory(CPU):
         pass
 
 
@@ -76,7 +76,7 @@ def test_the_device_s_own_error(device):
     else:
         pytest.skip("the memory of this card cannot be limited")
     try:
-        with pytest.raises(UserError) as caught, explained(device):
+        with pytest.raises(UserError) as caught, explain_out_of_memory(device):
             torch.empty(size, dtype=torch.uint8, device=device)
         assert str(caught.value).startswith(f"out of memory on {device}: ")
     finally:
@@ -87,7 +87,7 @@ def test_the_device_s_own_error(device):
 LIMITED = """
 import resource, sys
 import train, utils.memory as memory
-used = memory._proc_kib("/proc/self/status", "VmSize")
+used = memory.proc_bytes("/proc/self/status", "VmSize")
 resource.setrlimit(resource.RLIMIT_AS, (used + (700 << 20), resource.RLIM_INFINITY))
 sys.exit(train.main(sys.argv[1:]))
 """

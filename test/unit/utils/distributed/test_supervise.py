@@ -13,8 +13,20 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.distributed.failures import is_lost_peer, note, read_records, recorded, write_record
-from utils.distributed.supervise import record_path, report
+from utils.distributed.failures import (
+    is_lost_peer,
+    read_records,
+    record_cause,
+    record_failure,
+    write_record,
+)
+from utils.distributed.supervise import (
+    FEWEST_CORES,
+    bound_elsewhere,
+    record_path,
+    report,
+    share_of_cores,
+)
 
 SLEEP = "import time; print('started', flush=True); time.sleep(1000)"
 OBEDIENT = ("import signal, sys, time\n"
@@ -99,8 +111,8 @@ def test_a_stop_that_is_granted_counts_as_success(tmp_path, number):
 
 def test_the_program_s_own_record_is_completed(tmp_path):
     program = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-               "from utils.distributed.failures import recorded\n"
-               "with recorded(0):\n    raise ValueError('no such thing')")
+               "from utils.distributed.failures import record_failure\n"
+               "with record_failure(0):\n    raise ValueError('no such thing')")
     assert start(tmp_path, 0, program, world=1).wait(30) == 1
     record = json.loads(Path(record_path(str(tmp_path), "train", 0, 0)).read_text())
     assert record["cause"] == "ValueError: no such thing" and record["status"] == 1
@@ -116,6 +128,27 @@ def test_errors_of_those_left_behind_come_last(tmp_path):
                      is_lost_peer(cause), when)
     text, _ = report(str(tmp_path), "train", [0, 1])
     assert text.startswith("[Error] rank 1: ZeroDivisionError")
+
+
+@pytest.mark.parametrize("cause", [
+    "RuntimeError: HCCL function error: HcclCommInitRootInfo, error code is 7",
+    "DistBackendError: NCCL error in: NCCLUtils.cpp:94, unhandled cuda error"])
+def test_a_card_whose_collectives_do_not_start_is_the_cause(tmp_path, cause):
+    """The name of the library does not make it a consequence of what came later."""
+    for number, (text, when) in enumerate([("ValueError: later", 2.0), (cause, 1.0)]):
+        (tmp_path / str(number)).mkdir()
+        write_record(record_path(str(tmp_path), "train", number, 0), number, text, "x.log", 1,
+                     is_lost_peer(text), when)
+    text, _ = report(str(tmp_path), "train", [0, 1])
+    assert text.startswith(f"[Error] rank 1: {cause}")
+
+
+@pytest.mark.parametrize("text", [
+    "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
+    "DistBackendError: NCCL error: remote process exited or there was a network error",
+    "RuntimeError: HCCL error: EI0002: The wait execution of the Notify register times out."])
+def test_who_lost_a_peer_says_so(text):
+    assert is_lost_peer(text)
 
 
 def test_the_report_is_about_the_last_attempt(tmp_path):
@@ -146,8 +179,50 @@ def test_first_device_moves_folders_and_cards(tmp_path):
 
 def test_records_outside_of_a_launcher_are_not_written(tmp_path, monkeypatch):
     monkeypatch.delenv("FAILURE_FILE", raising=False)
-    note(0, "nothing")
+    record_cause(0, "nothing")
     with pytest.raises(KeyError):
-        with recorded(0):
+        with record_failure(0):
             raise KeyError("x")
     assert read_records([str(tmp_path / "absent.json")]) == []
+
+
+# Cores of each rank: equal stretches, in the order of the cards, never too few.
+
+def test_ranks_get_stretches_in_the_order_of_their_cards():
+    cores = set(range(192))
+    shares = [share_of_cores(cores, part, 8) for part in range(8)]
+    assert shares[0] == set(range(24)) and shares[7] == set(range(168, 192))
+    assert set.union(*shares) == cores
+
+
+def test_what_the_process_may_not_use_is_not_shared_out():
+    assert share_of_cores(set(range(100, 108)), 1, 2) == {104, 105, 106, 107}
+
+
+@pytest.mark.parametrize("cores, parts", [(2, 2), (8, 8), (4 * FEWEST_CORES - 1, 4)])
+def test_few_cores_stay_with_all(cores, parts):
+    assert share_of_cores(set(range(cores)), 1, parts) == set(range(cores))
+
+
+@pytest.mark.parametrize("environ, elsewhere", [
+    ({}, False), ({"CPU_AFFINITY_CONF": ""}, False), ({"CPU_AFFINITY_CONF": "0"}, False),
+    ({"CPU_AFFINITY_CONF": "1"}, True), ({"CPU_AFFINITY_CONF": "2,npu0:0-3"}, True),
+    ({"CPU_AFFINITY": "off"}, True), ({"CPU_AFFINITY": "on"}, False)])
+def test_one_mechanism_at_a_time(environ, elsewhere):
+    assert bound_elsewhere(environ) is elsewhere
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+@pytest.mark.parametrize("environ", [{}, {"CPU_AFFINITY": "off"}])
+def test_a_bound_process_hands_it_on(environ):
+    code = ("import os, subprocess, sys\nfrom utils.distributed import supervise\n"
+            "supervise.FEWEST_CORES = 1\n"
+            f"supervise.bind(1, 2, dict({environ}))\n"
+            "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getaffinity(0))'])"
+            )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE,
+                           universal_newlines=True).stdout
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // 2
+    expected = set(cores[each:2 * each]) if each and not environ else set(cores)
+    assert eval(shown) == expected  # noqa: S307

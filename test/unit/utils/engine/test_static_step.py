@@ -65,7 +65,7 @@ def _train_and_check(config, steps, size, device, precision=None):
         batch = _batch(config, size, iteration, counts).to(device)
         with recorder.step():
             losses = train_step(network, criterion, optimizer, [batch], rate(iteration), sharing,
-                                 precision=precision)
+                                precision)
             records.add(iteration, losses, optimizer.step_finite, batch.image_ids,
                         precision.used_scale)
         skipped.append(~optimizer.step_finite)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from utils.distributed.sharing import total_of
+from train import total_of
 from utils.engine.records import WINDOW, StepRecords
 
 
