@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -21,8 +20,7 @@ AUTO = "auto"
 RETIRED = {"--fused_optimizer": "its kernels did not pay; the default update is a dozen operators "
                                 "for the whole network and waits for nothing"}
 _FILE_KEYS = ("config", "set", "flags")
-"""What a file for --config may have; a run folder's has facts of the run beside them."""
-_RUN_KEYS = ("format", "id", "program", "run", "data")
+"""What a file for --config may have."""
 
 
 class BatchSize(Bounded):
@@ -126,11 +124,11 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
             text = stream.read()
     except (OSError, ValueError) as error:
         raise UserError(f"--config: cannot read '{name}': {error}") from None
-    content = json.loads(text) if name.endswith(".json") else parse_yaml(text, name)
+    content = parse_yaml(text, name)
     if not isinstance(content, dict) or not isinstance(content.get("flags", {}), dict):
         raise UserError(f"--config: '{name}' is no mapping with config, set and flags")
-    for key in content:
-        if key not in _FILE_KEYS + _RUN_KEYS:
+    for key in [] if "program" in content else content:  # a run folder's has more
+        if key not in _FILE_KEYS:
             raise UserError(f"--config: '{name}' has a key {key!r}{nearest(str(key), _FILE_KEYS)}; "
                             f"known: {', '.join(_FILE_KEYS)}")
     config, changes = content.get("config", "yolact_base"), content.get("set", {})
@@ -141,7 +139,7 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
                         "by field under set")
     settings = dict(parse_setting(f"{key}={value}") if isinstance(value, str) else (key, value)
                     for key, value in changes.items())
-    return get_config(config, **settings), content.get("flags", {})
+    return get_config(config).replace(**settings), content.get("flags", {})
 
 
 def _file_of_run(place: str) -> str:

@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from train import total_of
 from utils.engine.records import WINDOW, StepRecords
 
 
@@ -78,9 +77,3 @@ def test_state_goes_through_a_checkpoint(tmp_path, device):
     for one in (records, other):
         add(one, 5, 100.0, device=device)
     assert records.report() == other.report()
-
-
-def test_total_keeps_the_graph():
-    a, b = torch.tensor(1.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
-    total_of({"B": a * 2, "C": b * 3}).backward()
-    assert (a.grad.item(), b.grad.item()) == (2.0, 3.0)

@@ -1,0 +1,150 @@
+"""The command line of train.py: every field of a recipe by flag, by --set and from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from data.config import Config, field_kinds, get_config
+from helpers.config_table import table
+from helpers.paths import ROOT
+from utils.engine.train_flags import flagged_fields, parse_train_flags, train_parser
+from utils.errors import UserError
+
+OTHER = {  # a legal value other than the default, as text and as Python has it
+    "name": ("mine", "mine"), "dataset": ("pascal_sbd", "pascal_sbd"), "num_classes": ("7", 7),
+    "backbone": ("resnet50", "resnet50"), "backbone_weights": ("none", "none"),
+    "selected_layers": ("0,1,2", (0, 1, 2)), "dcn_layers": ("0,1,2,3", (0, 1, 2, 3)),
+    "dcn_interval": ("2", 2), "max_size": ("400", 400), "pixel_mean": ("1,2,3", (1.0, 2.0, 3.0)),
+    "pixel_std": ("4,5,6.5", (4.0, 5.0, 6.5)), "fpn_features": ("64", 64),
+    "fpn_num_downsample": None, "head_features": ("64", 64), "proto_features": ("64", 64),
+    "num_prototypes": ("16", 16),
+    "pred_scales": ("8+10,16+20,32+40,64+80,128+160",
+                    ((8.0, 10.0), (16.0, 20.0), (32.0, 40.0), (64.0, 80.0), (128.0, 160.0))),
+    "pred_aspect_ratios": ("1,0.5", (1.0, 0.5)), "use_square_anchors": ("False", False),
+    "use_maskiou": ("true", True), "positive_iou": ("0.6", 0.6), "negative_iou": ("0.3", 0.3),
+    "crowd_iou": ("0.5", 0.5), "masks_to_train": ("300", 300), "bbox_alpha": ("2", 2.0),
+    "conf_alpha": ("2", 2.0), "mask_alpha": ("2", 2.0), "semantic_alpha": ("0", 0.0),
+    "maskiou_alpha": ("2", 2.0), "discard_mask_area": ("9", 9), "ohem_negpos_ratio": ("2", 2.0),
+    "augment_photometric": ("no", False), "augment_expand": ("no", False),
+    "augment_crop": ("no", False), "augment_mirror": ("no", False), "optimizer": ("adamw", "adamw"),
+    "batch_size": ("4", 4), "lr": ("1e-4", 1e-4), "momentum": ("0.5", 0.5), "decay": ("0", 0.0),
+    "gamma": ("0.5", 0.5), "schedule": ("cosine", "cosine"), "lr_steps": ("10,20", (10, 20)),
+    "lr_warmup_init": ("0", 0.0), "lr_warmup_until": ("7", 7), "lr_final_factor": ("0.1", 0.1),
+    "max_iter": ("99", 99), "clip_grad_norm": ("10", 10.0), "nms_conf_thresh": ("0.1", 0.1),
+    "nms_thresh": ("0.6", 0.6), "nms_top_k": ("300", 300), "max_num_detections": ("50", 50),
+    "ema_decay": ("0.99", 0.99), "early_stopping": ("3", 3), "freeze": ("backbone", "backbone"),
+    "class_weights": ("cat=2,dog=0.5", (("cat", 2.0), ("dog", 0.5))),
+    "multi_scale": ("448,550", (448, 550)), "multi_scale_interval": ("5", 5),
+}
+LEVELS = ["--set=fpn_num_downsample=0", "--set=pred_scales=24,48,96"]
+"""One field decides how many levels another one has."""
+
+
+def recipe(*flags):
+    return parse_train_flags(["--validation_epoch=1"] + list(flags)).recipe
+
+
+def expected(name):
+    return get_config("yolact_base").replace(**{name: OTHER[name][1]})
+
+
+def test_the_list_above_is_whole():
+    assert list(OTHER) == list(field_kinds())
+    base = get_config("yolact_base")
+    assert not [name for name in OTHER if OTHER[name] and OTHER[name][1] == getattr(base, name)]
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if OTHER[name]])
+def test_every_field_is_set_on_the_command_line_and_from_a_file(name, tmp_path):
+    text, value = OTHER[name]
+    assert recipe(f"--set={name}={text}") == recipe("--set", f"{name}={text}") == expected(name)
+    if name in flagged_fields():
+        flag = Config.__dataclass_fields__[name].metadata["flags"][-1]
+        assert recipe(f"{flag}={text}") == expected(name)
+    path = tmp_path / "recipe.yaml"
+    for stored in (text, json.loads(json.dumps(value))):
+        path.write_text(yaml.safe_dump({"config": "yolact_base", "set": {name: stored}}))
+        assert recipe(f"--config={path}") == expected(name)
+
+
+def test_fields_that_belong_together_change_together(tmp_path):
+    assert recipe(*LEVELS).feature_sizes == (69, 35, 18)
+    with pytest.raises(UserError, match="for each of the 3 pyramid levels"):
+        recipe(LEVELS[0])
+
+
+def test_the_command_line_wins_over_the_file_and_flags_over_set(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("config: yolact_resnet50\nset: {lr: 0.5, decay: 0.25}\n"
+                    "flags: {num_workers: 7, accumulate: 3}\n")
+    args = parse_train_flags([f"--config={path}", "--set=lr=0.125", "--decay=0", "--accumulate=2"])
+    assert args.recipe == get_config("yolact_resnet50", lr=0.125, decay=0.0)
+    assert (args.num_workers, args.accumulate) == (7, 2)
+
+
+def test_a_run_folder_of_an_earlier_version_is_rerun(tmp_path):
+    config = get_config("yolact_shapes", lr=0.125)
+    (tmp_path / "config.json").write_text(json.dumps({
+        "format": 1, "id": "x", "program": "train.py", "changed": ["lr"],
+        "flags": {"seed": 5, "fused_optimizer": False}, "config": config.to_dict()}))
+    args = parse_train_flags([f"--rerun={tmp_path}", "--max_iter=7"])
+    assert args.recipe == config.replace(max_iter=7) and args.seed == 5
+    assert parse_train_flags([f"--rerun={tmp_path}", "--config=yolact_base"]).recipe.name == (
+        "yolact_base")
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--set=max_sise=400"], "has no field 'max_sise'; did you mean 'max_size'?"),
+    (["--set=max_size"], "expected field=value, such as max_size=400"),
+    (["--set=max_size=big"], "--set max_size is 'big', expected a whole number above 0"),
+    (["--set=max_size=-5"], "max_size is -5, expected a whole number above 0"),
+    (["--set=use_maskiou=2"], "expected True or False"),
+    (["--set=pixel_std=1,2"], "a list of 3 items"),
+    (["--set=optimizer=sdg"], "did you mean 'sgd'?"),
+    (["--config=absent.yaml"], "cannot read 'absent.yaml'"),
+    (["--rerun=absent"], "no run folder of train.py (looked for"),
+])
+def test_mistakes_are_one_sentence(flags, sentence):
+    with pytest.raises(UserError) as caught:
+        recipe(*flags)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("[1, 2]", "is no mapping"), ("conifg: yolact_base", "did you mean 'config'?"),
+    ("config: [1]", "needs the name of a recipe"), ("set: 5", "needs the name of a recipe"),
+    ("config: yolact_bas", "did you mean 'yolact_base'?"), ("flags: 3", "is no mapping"),
+    ("set: {lr: fast}", "--set lr is 'fast'"), ("set: {lr: -1}", "lr is -1"), ("a: [", "a: ["),
+])
+def test_mistakes_in_a_file_are_one_sentence(text, sentence, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        recipe(f"--config={path}")
+    assert sentence in str(caught.value) or str(path) in str(caught.value)
+
+
+def test_a_retired_flag_says_what_became_of_it(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse_train_flags(["--fused_optimizer"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --fused_optimizer does not exist here: ")
+
+
+def test_every_flag_has_a_sentence():
+    missing = [action.option_strings for action in train_parser()._actions if not action.help]
+    assert missing == []
+
+
+def test_the_table_of_the_documentation_is_that_of_the_declarations():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert table() in page, "run python test/helpers/config_table.py"
+
+
+def test_every_field_is_declared():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"] and not field.metadata["help"].endswith("."), field.name
