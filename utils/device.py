@@ -236,17 +236,6 @@ def prepare(device: torch.device) -> None:
         _LOG.warning("warning: %s", doubt)
 
 
-def use_exact_float32(device: torch.device) -> None:
-    """Turn off the shortened float32 (TF32, HF32) of convolutions and matrix products."""
-    switch = "allow_hf32" if device.type == "npu" else "allow_tf32"
-    holders = {"cuda": (torch.backends.cudnn, getattr(torch.backends.cuda, "matmul", None)),
-               "npu": (getattr(_npu_module(), "conv", None),
-                       getattr(_npu_module(), "matmul", None))}
-    for holder in holders.get(device.type, ()):
-        if hasattr(holder, switch):
-            setattr(holder, switch, False)
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy, PyTorch and the devices in use, all with `seed`."""
     random.seed(seed)

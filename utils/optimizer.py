@@ -7,18 +7,7 @@ back to the host: whether the update may be applied is decided on the device.
 from __future__ import annotations
 
 import math
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +25,7 @@ ALIGNMENT = 128
 """Elements (512 bytes) that every parameter starts a multiple of in the flat buffer: unaligned
 weights make convolutions fall back to slow kernels."""
 
-Groups = Iterable[Union[nn.Parameter, Mapping[str, Any]]]
+Groups = Iterable[Union[nn.Parameter, Dict[str, Any]]]
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
@@ -63,6 +52,7 @@ class FlatOptimizer:
         clip_norm: largest norm of the whole gradient; 0 turns clipping off.
 
     Attributes:
+        flat: all parameters as one float32 tensor, padded; to be changed only in place.
         step_finite: 0-d bool tensor, whether the last step was applied.
         grad_norm: 0-d tensor, norm of the last whole gradient before clipping.
         steps: 0-d int64 tensor, number of applied steps.
@@ -82,21 +72,16 @@ class FlatOptimizer:
         self._pads = [-p.numel() % ALIGNMENT for p in self.parameters]
         self._fillers: Dict[Tuple[int, torch.dtype], Tensor] = {}
         self._half: Optional[Tensor] = None
-        self._flat = self._gather([p.detach() for p in self.parameters])
-        for parameter, view in zip(self.parameters, self._views(self._flat)):
+        self.flat = self._gather([p.detach() for p in self.parameters])
+        for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._decayed = self._decayed_spans(grouped)
-        self._buffers = {name: torch.zeros_like(self._flat) for name in self.buffer_names}
+        self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
         self._one = torch.ones((), dtype=torch.float32, device=device)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.step_finite = torch.ones((), dtype=torch.bool, device=device)
         self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
-
-    @property
-    def flat(self) -> Tensor:
-        """All parameters as one float32 tensor, padded; to be read, and changed only in place."""
-        return self._flat
 
     def halve(self, chosen: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
         """From now on the network computes with `chosen` in `dtype`; the flat buffer stays float32.
@@ -105,7 +90,7 @@ class FlatOptimizer:
         step. Call it before anything (DistributedDataParallel) hooks into their gradients.
         """
         numbers = {id(parameter) for parameter in chosen}
-        self._half = self._flat.to(dtype)
+        self._half = self.flat.to(dtype)
         for parameter, view in zip(self.parameters, self._views(self._half)):
             if id(parameter) in numbers:
                 parameter.data = view
@@ -113,12 +98,12 @@ class FlatOptimizer:
 
     def master_weights(self) -> List[Tuple[nn.Parameter, Tensor]]:
         """Each parameter with its float32 values: itself, or what `halve` keeps for it."""
-        return list(zip(self.parameters, self._views(self._flat)))
+        return list(zip(self.parameters, self._views(self.flat)))
 
     def renew_half(self) -> None:
         """Round the float32 values anew to what `halve` shows the network."""
         if self._half is not None:
-            self._half.copy_(self._flat)
+            self._half.copy_(self.flat)
 
     def zero_grad(self) -> None:
         """Drop all gradients; the next backward makes new ones."""
@@ -156,9 +141,6 @@ class FlatOptimizer:
 
     def _update(self, grad: Tensor, lr: float) -> None:
         raise NotImplementedError
-
-    def _empty_unless_finite(self, grad: Tensor) -> None:
-        grad.masked_fill_(~self.step_finite, 0.0)
 
     def _or_one(self, factor: Tensor) -> Tensor:
         """`factor`, or exactly 1 in a step that must not change anything."""
@@ -228,7 +210,7 @@ class FlatOptimizer:
                         for name, flat in self._buffers.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Put back what `state_dict` returned.
 
         Raises:
@@ -263,11 +245,11 @@ class FlatSGD(FlatOptimizer):
 
     def _update(self, grad: Tensor, lr: float) -> None:
         for span, decay in self._decayed:
-            grad[span].add_(self._flat[span], alpha=decay)
-        self._empty_unless_finite(grad)
+            grad[span].add_(self.flat[span], alpha=decay)
+        grad.masked_fill_(~self.step_finite, 0.0)
         velocity = self._buffers["momentum"]
         velocity.mul_(self._or_one(self._momentum)).add_(grad)
-        self._flat.addcmul_(velocity, self.step_finite.float(), value=-lr)
+        self.flat.addcmul_(velocity, self.step_finite.float(), value=-lr)
 
 
 class FlatAdamW(FlatOptimizer):
@@ -284,10 +266,10 @@ class FlatAdamW(FlatOptimizer):
         self._log_betas = torch.stack([self._constant(math.log(beta)) for beta in betas])
 
     def _update(self, grad: Tensor, lr: float) -> None:
-        self._empty_unless_finite(grad)
+        grad.masked_fill_(~self.step_finite, 0.0)
         applied = self.step_finite.float()
         for span, decay in self._decayed:
-            self._flat[span].mul_(1 - applied * (lr * decay))
+            self.flat[span].mul_(1 - applied * (lr * decay))
         mean, square = self._buffers["mean"], self._buffers["square"]
         mean.mul_(self._or_one(self._beta1)).add_(grad, alpha=1 - self.betas[0])
         square.mul_(self._or_one(self._beta2)).addcmul_(grad, grad, value=1 - self.betas[1])
@@ -295,7 +277,7 @@ class FlatAdamW(FlatOptimizer):
         corrections = -torch.expm1(self._log_betas * (self.steps + 1).float())
         correction1, correction2 = corrections.unbind()
         update = mean / (square / correction2).sqrt_().add_(self.eps)
-        self._flat.addcmul_(update, applied / correction1, value=-lr)
+        self.flat.addcmul_(update, applied / correction1, value=-lr)
 
 
 def build_optimizer(config: Config, model: nn.Module,
@@ -320,7 +302,7 @@ def _as_groups(groups: Groups, weight_decay: float) -> List[Tuple[List[nn.Parame
     grouped: List[Tuple[List[nn.Parameter], float]] = []
     single: List[nn.Parameter] = []
     for item in groups:
-        if isinstance(item, Mapping):
+        if isinstance(item, dict):
             grouped.append((list(item["params"]), float(item.get("weight_decay", weight_decay))))
         else:
             single.append(item)

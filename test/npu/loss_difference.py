@@ -20,7 +20,18 @@ import torch  # noqa: E402
 
 from npu.test_npu_training import ROUNDING, OneSide  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
-from utils.device import describe, select_device, use_exact_float32  # noqa: E402
+from utils.device import describe, select_device  # noqa: E402
+
+
+def use_exact_float32(device: torch.device) -> None:
+    """Turn off the shortened float32 (TF32, HF32) of convolutions and matrix products."""
+    switch = "allow_hf32" if device.type == "npu" else "allow_tf32"
+    npu = getattr(torch, "npu", None)
+    holders = {"cuda": (torch.backends.cudnn, getattr(torch.backends.cuda, "matmul", None)),
+               "npu": (getattr(npu, "conv", None), getattr(npu, "matmul", None))}
+    for holder in holders.get(device.type, ()):
+        if hasattr(holder, switch):
+            setattr(holder, switch, False)
 
 
 def _golden(name: str) -> dict:

@@ -231,7 +231,6 @@ class Choice(NamedTuple):
 
 def choose_batch_size(trial: Trial, device: torch.device, processes: Processes,
                       micro_batches: int, num_images: int, step: TrainStep, num_workers: int = 0,
-                      environ: Optional[Mapping[str, str]] = None,
                       more_limits: Optional[Mapping[str, int]] = None) -> Choice:
     """Images per card for --batch_size=auto, the same on all cards.
 
@@ -247,15 +246,13 @@ def choose_batch_size(trial: Trial, device: torch.device, processes: Processes,
         num_images: of the training set.
         step: `train.train_step`.
         num_workers: loader processes of this one.
-        environ: where launchers say how many processes this host has.
         more_limits: images per card that something else allows, by what it is in words.
 
     Raises:
         UserError: not one image fits, or what a system has is not known.
     """
     need = measure(trial, device, step)
-    available, where = available_bytes(device, num_workers, os.environ if environ is None
-                                       else environ)
+    available, where = available_bytes(device, num_workers, os.environ)
     usable = int(available * (1 - MARGIN))
     fits = _smallest(need.largest_batch(usable), processes, device)
     if fits < 1:

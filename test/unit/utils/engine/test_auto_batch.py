@@ -98,10 +98,13 @@ def measured(monkeypatch):
     """Choose with a need of 100 + 10 per image of what is free; returns a function of that."""
     monkeypatch.setattr(auto_batch, "measure", lambda trial, device, step: MemoryNeed(100, 10, 0))
 
+    for name in ("LOCAL_WORLD_SIZE", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+
     def choose(free, images=10 ** 6, micro_batches=1, processes=Processes(), more=None):  # noqa: B008
         monkeypatch.setattr(auto_batch, "host_available", lambda: free)
         return choose_batch_size(TRIAL, CPU, processes, micro_batches, images,
-                                 train.train_step, environ={}, more_limits=more)
+                                 train.train_step, more_limits=more)
 
     return choose
 
