@@ -31,7 +31,13 @@ from utils.distributed.sharing import gather_state, shard
 from utils.errors import UserError
 from utils.files import refuse_unwritable
 from utils.inference import pipeline
-from utils.inference.eval_flags import nms_kind, parse_eval_flags
+from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
+from utils.inference.evaluation_record import (
+    AUTO,
+    ScoredEvaluation,
+    folder_for,
+    record_evaluation,
+)
 from utils.inference.evaluator import CocoEvaluator
 from utils.inference.pipeline import StageTimes
 from utils.inference.predict import batch_size_of, input_of, predict
@@ -39,8 +45,6 @@ from utils.inference.predictor import Finder, Launched, LoadedModel, Predictor, 
 from utils.inference.results import CocoResults
 from utils.memory import Demand, MemoryNeed, explained, parameter_bytes
 from utils.progress import ImageProgress
-from utils.report.evaluation import Scored
-from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 from yolact import Yolact
 
 
@@ -164,9 +168,9 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    keep_in_run_folder(args.run_folder, loaded, Scored(
+    keep_in_run_folder(args.run_folder, loaded, ScoredEvaluation(
         evaluator, results, dataset, loaded.report.source.path,
-        None if loaded.origin is None else loaded.origin.iteration))
+        None if loaded.origin is None else loaded.origin.iteration, changed_settings(args)))
     return 0
 
 
@@ -176,13 +180,13 @@ def _outputs(args: argparse.Namespace) -> List[str]:
     return written + ([args.per_class_file] if args.per_class_file and not args.detect else [])
 
 
-def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None:
+def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: ScoredEvaluation) -> None:
     """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
 
     Raises:
         UserError: a folder that was asked for by name cannot be written.
     """
-    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.to_dict())
+    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.name)
     if folder is None:
         return
     try:
@@ -190,7 +194,7 @@ def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None
     except UserError as error:
         if choice != AUTO:
             raise
-        print(trouble(folder, error), flush=True)
+        print(f"Run folder : {folder.path} is left as it was ({error})", flush=True)
 
 
 def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,

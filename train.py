@@ -36,21 +36,30 @@ from utils.device import (
 from utils.distributed.failures import StopRequest, WatchedLoader, recorded
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import share_buffers, shared_step, told_by_main
-from utils.engine.folder import add_validation, finish_folder, open_folder
-from utils.engine.log import RunLog, StepTimer, Throughput, format_line, open_log
-from utils.engine.saving import find_restart, resume, save, scored_weights
+from utils.engine.folder import add_validation, begin_session, finish_folder, recorded_best
+from utils.engine.log import RunLog, StepTimer, Throughput, format_line
+from utils.engine.saving import (
+    find_restart,
+    resume,
+    save,
+    scored_weights,
+    state_of,
+    weights_of,
+)
 from utils.engine.setup import Run, build_run, demand_of, resolve_config
-from utils.engine.summary import end_lines, start_lines
+from utils.engine.summary import end_lines, folder_facts, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.files import refuse_unwritable
+from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explained
 from utils.progress import ProgressBar, StepPace
-from utils.report.evaluation import Scored
-from utils.run_folder import REPORT
+from utils.run_folder import RunFolder, describe_session, folder_of_run
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
+NOT_RERUN = ("command_line", "stored_config", "rerun", "resume", "start_iter", "local_rank")
+"""Flags that do not belong to a training but to one start of it."""
 
 
 class TrainingError(Exception):
@@ -206,14 +215,20 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
     if not run.processes.is_main:
         return
     results = found.evaluate()
+    recorded = None if run.folder is None else recorded_best(run.folder)
+    if recorded is not None:
+        run.best.consider(*recorded)
     is_best = run.best.update(done, results.mask.ap, results.box.ap)
     print("\n".join(results.notes + [results.table()]), flush=True)
     if log is not None:
         log.write("val", iteration=done, epoch=done // run.loader.epoch_size,
                   **results.summary())
-    trouble = add_validation(run, Scored(found, results, dataset, "best.pth", done), is_best)
-    if trouble is not None:
-        print(trouble, flush=True)
+    if run.folder is not None:
+        trouble = add_validation(
+            run.folder, ScoredEvaluation(found, results, dataset, "best.pth", done, {}),
+            (lambda: (weights_of(run), state_of(run, done))) if is_best else None)
+        if trouble is not None:
+            print(trouble, flush=True)
 
 
 def print_folder(run: Run, log: RunLog) -> None:
@@ -224,10 +239,23 @@ def print_folder(run: Run, log: RunLog) -> None:
 
 def print_report(run: Run) -> None:
     """Draw the report and say where it is."""
-    missing = finish_folder(run)
     if run.folder is not None:
-        print("\n".join(([missing] if missing else []) + [
-            f"Report : {run.folder.file(REPORT)}"]), flush=True)
+        print("\n".join(finish_folder(run.folder)), flush=True)
+
+
+def open_folder(run: Run, start: int) -> Optional[RunFolder]:
+    """The run folder with what this session is going to do; None where there is to be none."""
+    args = run.args
+    if args.no_run_folder or args.train_performance or not run.processes.is_main:
+        return None
+    folder = folder_of_run(args.project, args.name or run.config.name, run.folder_before, start,
+                           os.environ)
+    flags = {key: value for key, value in vars(args).items() if key not in NOT_RERUN}
+    begin_session(folder, run.config, flags, folder_facts(run),
+                  {"train": run.dataset, "val": run.validation_set}, start, describe_session(
+                      describe(run.device), args.command_line, seed=args.seed,
+                      processes=run.processes.world_size))
+    return folder
 
 
 def announce(run: Run, start: int) -> Optional[RunLog]:
@@ -237,10 +265,11 @@ def announce(run: Run, start: int) -> Optional[RunLog]:
         print("\n".join(start_lines(run, start)), flush=True)
         if not args.train_performance:
             refuse_unwritable(args.save_folder)
-    run.folder = open_folder(run, start, os.environ)
+    run.folder = open_folder(run, start)
     if not run.processes.is_main:
         return None
-    log = open_log(args, run.config.name, run.folder, start)
+    log = RunLog(run.config.name, None if args.no_log else args.log_folder,
+                 None if args.no_log else args.tensorboard, run.folder, start)
     print_folder(run, log)
     log.write("session", config=run.config.to_dict(), args=vars(args),
               device=describe(run.device))

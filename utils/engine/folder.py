@@ -4,122 +4,103 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from data.config import get_config
+from torch import Tensor
+
+from data.coco import CocoDataset
+from data.config import Config, get_config
 from utils.checkpoint import remove_checkpoint, write_pair
-from utils.device import describe
-from utils.engine.saving import state_of, weights_of
-from utils.engine.setup import Run
 from utils.errors import UserError
-from utils.report.build import build_report
-from utils.report.evaluation import Scored, add_evaluation
-from utils.run_environment import describe_data, describe_environment
-from utils.run_folder import (
-    CONFIG,
-    FORMAT,
-    REPORT,
-    RunFolder,
-    check_name,
-    create_run_folder,
-    launch_id,
-    restarted_folder,
-    resumed_folder,
-)
+from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
+from utils.report import build_report
+from utils.run_folder import REPORT, WEIGHTS, RunFolder, best_row
 
 REPORT_SECONDS = 60
 """Between two reports of a training that validates often."""
-_NOT_FLAGS = ("command_line", "stored_config", "rerun", "resume", "start_iter", "local_rank")
+
+Checkpoint = Tuple[Dict[str, Tensor], Dict[str, Any]]
+"""Weights, and the state beside them."""
 
 
-def open_folder(run: Run, start: int, environ: Mapping[str, str]) -> Optional[RunFolder]:
-    """The folder of this run, with its configuration; None where it is to have none.
+def begin_session(folder: RunFolder, config: Config, flags: Mapping[str, Any],
+                  facts: Mapping[str, Any], data: Mapping[str, Optional[CocoDataset]], start: int,
+                  session: Mapping[str, Any]) -> None:
+    """Note what is trained and on what; drop what the tables say of iterations after `start`.
 
-    A resumed run, and one that torch's launcher has started again, goes on in the folder it had;
-    what its tables say of iterations after `start` is dropped.
-
-    Raises:
-        UserError: the folder cannot be made, or --name is no name of a folder.
+    Args:
+        folder: of `utils.run_folder.folder_of_run`; one that has a configuration keeps it.
+        config: of the network and its training.
+        flags: of the command line, that start the same training again.
+        facts: what follows from these, in plain types: `max_iter`, `iterations_per_epoch`,
+            `class_names` and whatever else the report is to show.
+        data: datasets by split, `train` and `val`.
+        start: iteration that the session starts at.
+        session: of `utils.run_folder.describe_session`.
     """
-    args = run.args
-    if args.no_run_folder or args.train_performance or not run.processes.is_main:
-        return None
-    name = check_name(args.name) if args.name else run.config.name
-    folder = resumed_folder(args.project, run.folder_before)
-    if folder is None and start == 0:
-        folder = restarted_folder(args.project, name, environ)
-    if folder is None:
-        folder = create_run_folder(args.project, name, launch_id(environ))
-    if not folder.read(CONFIG):
-        folder.write(CONFIG, _contents(run, folder))
-    folder.add_session(describe_environment(
-        describe(run.device), args.command_line, processes=run.processes.world_size,
-        seed=args.seed, start_iteration=start))
+    if not folder.read_config():
+        fields, released = config.to_dict(), get_config(config.name).to_dict()
+        folder.write_config({
+            "program": "train.py", "config": config.name,
+            "set": {name: value for name, value in fields.items() if value != released[name]},
+            "flags": dict(flags), "run": dict(facts, config=fields),
+            "data": {split: describe_data(dataset) for split, dataset in data.items()
+                     if dataset is not None}})
+    folder.add_session(dict(session, start_iteration=start))
     folder.go_on_from(start)
-    return folder
 
 
-def add_validation(run: Run, scored: Scored, is_best: bool) -> Optional[str]:
-    """Keep the best weights and what they found; returns a sentence if something went wrong.
+def recorded_best(folder: RunFolder) -> Optional[Tuple[int, float, Optional[float]]]:
+    """Iteration, mask and box average precision in [0, 1] of the best row of results.csv, if any.
+
+    It may be one that eval.py scored and that the training does not know.
+    """
+    row = best_row(folder.results.rows())
+    if row is None:
+        return None
+    box = row["box_mAP"]
+    return int(row["iteration"]), float(row["mask_mAP"]) / 100, float(box) / 100 if box else None
+
+
+def add_validation(folder: RunFolder, evaluation: ScoredEvaluation,
+                   best: Optional[Callable[[], Checkpoint]]) -> Optional[str]:
+    """Keep weights that are the best so far and what they found.
 
     The report is drawn anew if the last one is a minute old.
+
+    Args:
+        folder: with the validation's row in results.csv.
+        evaluation: the validation.
+        best: gives the weights that were scored; None where earlier ones are better.
+
+    Returns:
+        A sentence for the user, if something went wrong.
     """
-    folder = run.folder
-    if folder is None:
-        return None
-    if is_best:
-        new = folder.file("weights", ".best.new.pth")
-        write_pair(new, weights_of(run), state_of(run, run.best.iteration))
+    if best is not None:
+        new = folder.file(WEIGHTS, ".best.new.pth")
+        write_pair(new, *best())
         folder.keep_weights(new, "best")
         remove_checkpoint(new)
+    report = folder.file(REPORT)
     try:
-        if is_best:
-            add_evaluation(folder, scored)
-        report = folder.file(REPORT)
+        if best is not None:
+            write_evaluation(folder, evaluation)
         if not os.path.exists(report) or time.time() - os.path.getmtime(report) > REPORT_SECONDS:
             build_report(folder)
-    except Exception as error:  # a picture is no reason to lose a training
+    except Exception as error:  # an image is no reason to lose a training
         return _trouble(folder, error)
     return None
 
 
-def finish_folder(run: Run) -> Optional[str]:
-    """Draw the report of what has been done so far; returns a sentence for the user, if any."""
-    if run.folder is None:
-        return None
+def finish_folder(folder: RunFolder) -> List[str]:
+    """Draw the report of what has been done so far; returns lines for the user."""
     try:
-        return build_report(run.folder)
+        return build_report(folder)
     except Exception as error:  # the training itself has gone well
-        return _trouble(run.folder, error)
+        return [_trouble(folder, error)]
 
 
 def _trouble(folder: RunFolder, error: Exception) -> str:
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return "The report is not complete ({}); 'python -m utils.report {}' draws it again".format(
-        " ".join(text.split()), folder.path)
-
-
-def _contents(run: Run, folder: RunFolder) -> Dict[str, Any]:
-    """What config.json says: flags and configuration to start again from, and what they mean."""
-    config, epoch_size = run.config.to_dict(), run.loader.epoch_size
-    released = get_config(run.config.name).to_dict()
-    flags = {key: value for key, value in vars(run.args).items() if key not in _NOT_FLAGS}
-    max_iter = run.learning_rate.max_iter
-    data = {"train": describe_data(run.dataset)}
-    if run.validation_set is not None:
-        data["val"] = describe_data(run.validation_set)
-    return {
-        "format": FORMAT, "id": folder.run_id, "program": "train.py", "flags": flags,
-        "config": config,
-        "changed": [key for key, value in config.items() if value != released[key]],
-        "run": {
-            "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-            "images_per_card": run.loader.batch_size, "cards": run.processes.world_size,
-            "batches_per_step": run.sharing.parts,
-            "images_per_step": run.loader.batch_size * run.sharing.shares,
-            "iterations_per_epoch": epoch_size, "max_iter": max_iter,
-            "epochs": round(max_iter / epoch_size, 2), "base_lr": run.learning_rate.base_lr,
-            "precision": run.precision.name, "seed": run.args.seed,
-            "class_names": run.dataset.class_names,
-            "category_ids": [category.id for category in run.dataset.categories]},
-        "data": data}
+    return (f"The report is not complete ({' '.join(text.split())}); 'python -m utils.report "
+            f"{folder.path}' draws it again")

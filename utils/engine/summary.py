@@ -417,3 +417,18 @@ def _launch(run: Run, environ: Mapping[str, str] = os.environ) -> List[str]:
                                           "distributed", "run.py"))
     engine = ["torch.distributed.run"] if elastic else ["torch.distributed.launch", "--use_env"]
     return words[:1] + ["-m"] + engine + [f"--nproc_per_node={here}"] + hosts + words[1:]
+
+
+def folder_facts(run: Run) -> Dict[str, Any]:
+    """What the run folder says of a training beside its flags and its configuration."""
+    epoch_size, max_iter = run.loader.epoch_size, run.learning_rate.max_iter
+    return {
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "images_per_card": run.loader.batch_size, "cards": run.processes.world_size,
+        "batches_per_step": run.sharing.parts,
+        "images_per_step": run.loader.batch_size * run.sharing.shares,
+        "iterations_per_epoch": epoch_size, "max_iter": max_iter,
+        "epochs": round(max_iter / epoch_size, 2), "base_lr": run.learning_rate.base_lr,
+        "precision": run.precision.name, "seed": run.args.seed,
+        "class_names": run.dataset.class_names,
+        "category_ids": [category.id for category in run.dataset.categories]}

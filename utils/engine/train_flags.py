@@ -8,7 +8,7 @@ from typing import Any, Sequence, Tuple
 
 from utils.cli import ArgumentParser, Bounded, add_switch
 from utils.errors import UserError
-from utils.run_folder import CONFIG, read_json
+from utils.run_folder import CONFIG, read_run_config
 
 AUTO = "auto"
 DEFAULT_EMA_DECAY = 0.9998
@@ -102,16 +102,16 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = train_parser()
     args = parser.parse_args(argv)
     if args.rerun is not None:
-        path = args.rerun if os.path.isfile(args.rerun) else os.path.join(args.rerun, CONFIG)
-        stored = read_json(path) or {}
-        if not isinstance(stored.get("flags"), dict) or not isinstance(stored.get("config"), dict):
+        stored = read_run_config(args.rerun) or {}
+        fields = stored.get("run", {}).get("config")
+        if not isinstance(stored.get("flags"), dict) or not isinstance(fields, dict):
             raise UserError(f"--rerun is '{args.rerun}', which is no run folder of train.py "
-                            f"(looked for '{path}' with flags and config)")
+                            f"(looked for {CONFIG} with flags and configuration)")
         flags = {key: value for key, value in stored["flags"].items() if key in vars(args)}
         parser.set_defaults(**flags)
         other_config = any(word.split("=", 1)[0] == "--config" for word in argv)
         args = parser.parse_args(argv)
-        args.stored_config = None if other_config else stored["config"]
+        args.stored_config = None if other_config else fields
     args.command_line = ["python", "train.py"] + list(argv)
     return args
 
