@@ -16,6 +16,9 @@ NASTY = ['<script>alert("1")</script>', "a & b", "\u732b", "price $5 and $6", "l
          "a very long class name that goes on and on and on without an end", "'single'"]
 """Class names that break pages and plots which do not expect them."""
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing but what is in it."""
+
 
 def write_run(project, names=NASTY, steps=30, validations=3, name="run"):
     """Write a run folder; returns it."""
