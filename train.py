@@ -248,7 +248,7 @@ def open_folder(run: Run, start: int) -> Optional[RunFolder]:
     args = run.args
     if args.no_run_folder or args.train_performance or not run.processes.is_main:
         return None
-    folder = folder_of_run(args.project, args.name or run.config.name, run.folder_before, start,
+    folder = folder_of_run(args.project, args.name or run.config.name, run.folder_before,
                            os.environ)
     flags = {key: value for key, value in vars(args).items() if key not in NOT_RERUN}
     begin_session(folder, run.config, flags, folder_facts(run),

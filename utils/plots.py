@@ -21,7 +21,6 @@ _COLORS = (BLUE, "#e69f00", GREEN, "#8a4f9e", "#d55e00", "#56b4e9", "#8c6d31", "
 _SCORES = {"mask_mAP": (GREEN, "-"), "mask_AP50": (GREEN, ":"), "box_mAP": (BLUE, "-"),
            "box_AP50": (BLUE, ":")}
 _SIZE = (7.0, 3.9)
-_MAX_POINTS = 1500
 _MAX_BARS = 120
 _MAX_NUMBERS = 25
 _MAX_NAME = 26
@@ -69,14 +68,9 @@ def _draw_curves(steps: Sequence[Row], results: Sequence[Row]) -> Dict[str, Opti
 
 
 def points(rows: Sequence[Row], column: str) -> np.ndarray:
-    """Iteration and value where there is one, `[n, 2]`; of many rows means of neighbours."""
-    found = np.array([(float(row[ITERATION]), float(row[column])) for row in rows
-                      if row.get(column)]).reshape(-1, 2)
-    size = -(-len(found) // _MAX_POINTS)
-    if size <= 1:
-        return found
-    return np.array([found[start:start + size].mean(axis=0)
-                     for start in range(0, len(found), size)])
+    """Iteration and value where there is one, `[n, 2]`."""
+    return np.array([(float(row[ITERATION]), float(row[column])) for row in rows
+                     if row.get(column)]).reshape(-1, 2)
 
 
 def _draw_lines(title: str, unit: str, styles: Mapping[str, Tuple[str, str]],

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -49,7 +50,6 @@ TRAINING_COLUMNS = (ITERATION, "epoch", "lr") + _LOSSES + (
     "images_per_second", "skipped_steps", "seconds_per_step", "data_seconds", "memory_MiB")
 
 _NAME = re.compile(r"^[^/\\\x00-\x1f]+$")
-_MAX_FOLDERS = 100000
 _PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
 _GIT_SECONDS = 10
 
@@ -163,14 +163,15 @@ def _read_old_config(path: str) -> Optional[Dict[str, Any]]:
     if old is None or old.get("format") != 1 or not isinstance(old.get("config"), dict):
         return None
     fields = old["config"]
-    return dict(old, config=fields.get("name"), run=dict(old.get("run", {}), config=fields),
-                set={name: fields[name] for name in old.get("changed", []) if name in fields})
+    return dict(old, format=FORMAT, config=fields.get("name"),
+                run=dict(old.get("run", {}), config=fields),
+                set={name: fields[name] for name in old.pop("changed", []) if name in fields})
 
 
 def open_run_folder(path: str) -> Optional[RunFolder]:
     """The run folder at `path`; None where there is none."""
     values = read_run_config(path) or {}
-    if values.get("format") not in (1, FORMAT) or not isinstance(values.get("id"), str):
+    if values.get("format") != FORMAT or not isinstance(values.get("id"), str):
         return None
     return RunFolder(path, values["id"])
 
@@ -188,7 +189,7 @@ def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[R
     return found if found is not None and found.run_id == origin.run_id else None
 
 
-def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]], start: int,
+def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
                   environ: Mapping[str, str]) -> RunFolder:
     """The folder that a training writes to, found again or made.
 
@@ -197,9 +198,8 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]], 
         name: wanted; one that is taken gets a number: `name-2`.
         before: `RunFolder.origin` as the checkpoint has it that the run goes on from, if any. Its
             folder is used, and made again where it was removed.
-        start: iteration that the run starts at; at 0 a restart by the launcher goes on in the
-            folder that the attempt before it made.
-        environ: names this launch and the number of restarts.
+        environ: names this launch and its restarts; a restarted training that has no checkpoint
+            yet goes on in the folder that the attempt before it made.
 
     Raises:
         UserError: the folder cannot be made, or `name` is no name of a folder.
@@ -207,47 +207,31 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]], 
     if not _NAME.match(name) or name in (".", "..") or name != name.strip():
         raise UserError(f"--name is '{name}', expected the name of a folder without / and spaces "
                         "around it; the place it is made in is --project")
-    if before:
-        moved = os.path.join(project, os.path.basename(str(before["path"])))
-        for path in (str(before["path"]), moved):
-            found = open_run_folder(path)
-            if found is not None and found.run_id == before["id"]:
-                return found
-        if not os.path.exists(moved):
-            return _make(project, os.path.basename(moved), str(before["id"]))
+    may_exist = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
     run_id = launch_id(environ)
-    if start == 0 and int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0:
-        for number in range(1, _MAX_FOLDERS):
-            path = _numbered(project, name, number)
-            found = open_run_folder(path)
-            if found is not None and found.run_id == run_id:
-                return found
-            if not os.path.isdir(path):
-                break
-    return _make(project, name, run_id)
-
-
-def _make(project: str, name: str, run_id: str) -> RunFolder:
-    for number in range(1, _MAX_FOLDERS):
-        path = _numbered(project, name, number)
+    if before:
+        may_exist, run_id, name = True, str(before["id"]), os.path.basename(str(before["path"]))
+        found = open_run_folder(str(before["path"]))
+        if found is not None and found.run_id == run_id:
+            return found
+    for number in itertools.count(1):
+        path = os.path.join(project, name if number == 1 else f"{name}-{number}")
+        found = open_run_folder(path) if may_exist else None
+        if found is not None and found.run_id == run_id:
+            return found
         try:
             os.makedirs(project, exist_ok=True)
             os.mkdir(path)
+            break
         except FileExistsError:
-            if os.path.isdir(project):
-                continue
-            raise UserError(f"--project is '{project}', which is a file; give a folder") from None
+            if not os.path.isdir(project):
+                raise UserError(f"--project is '{project}', which is a file; give a folder"
+                                ) from None
         except OSError as error:
             raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
                             "choose another place with --project, or leave it out with "
                             "--no_run_folder") from error
-        return RunFolder(path, run_id)
-    raise UserError(f"'{project}' has {_MAX_FOLDERS} run folders called '{name}'; choose another "
-                    "--name")
-
-
-def _numbered(project: str, name: str, number: int) -> str:
-    return os.path.join(project, name if number == 1 else f"{name}-{number}")
+    return RunFolder(path, run_id)
 
 
 def launch_id(environ: Mapping[str, str]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from helpers.report_files import NASTY
+from helpers.report_files import NASTY, write_run
 from utils import plots
+from utils.report import build_report
 
 pytest.importorskip("matplotlib")
 
@@ -61,14 +64,6 @@ def test_no_state_of_the_process_changes():
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_curves_of_long_runs_are_thinned():
-    rows = [{"iteration": str(n), "loss_total": str(n * 2.0)} for n in range(1, 80001)]
-    points = plots.points(rows, "loss_total")
-    assert 700 < len(points) <= 1500
-    assert points[0][1] == pytest.approx(2 * points[0][0])
-    assert points[-1][0] > 79000
-
-
 def test_curves_without_numbers_are_none():
     assert plots.draw_plots([], [], [], None) == {}
     assert plots.draw_plots([{"iteration": "1", "lr": ""}], [], [], None) == {}
@@ -78,3 +73,13 @@ def test_a_single_point_and_values_of_zero():
     row = {"iteration": "1", "lr": "0", "loss_B": "0", "loss_total": "0", "mask_mAP": "0"}
     assert set(plots.draw_plots([row], [row], [], None)) == {
         "losses", "learning_rate", "average_precision"}
+
+
+def test_without_jinja_there_are_plots_and_a_line(tmp_path, monkeypatch):
+    real, folder = importlib.util.find_spec, write_run(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name: None if name == "jinja2" else real(name))
+    line, = build_report(folder)
+    assert "pip install jinja2" in line and folder.path in line
+    assert len(os.listdir(folder.file("plots"))) == 5
+    assert not os.path.exists(folder.file("report.html"))

@@ -106,16 +106,6 @@ def test_without_matplotlib_the_tables_are_there(folder, monkeypatch):
     assert not os.path.exists(folder.file("plots"))
 
 
-def test_without_jinja_there_are_plots_and_a_line(folder, monkeypatch):
-    pytest.importorskip("matplotlib")
-    real = report.importlib.util.find_spec
-    monkeypatch.setattr(report.importlib.util, "find_spec",
-                        lambda name: None if name == "jinja2" else real(name))
-    line, = build_report(folder)
-    assert "pip install jinja2" in line and folder.path in line
-    assert os.listdir(folder.file("plots")) and not os.path.exists(folder.file("report.html"))
-
-
 def test_a_folder_of_the_first_format(folder):
     stored = folder.read_config()
     folder.write("config.json", dict(
