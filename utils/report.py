@@ -159,12 +159,12 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
     """Columns of results.csv that are shown, with their heads and decimals."""
     losses = [name for name in (rows[-1] if rows else {})
               if name.startswith("loss_") and any(row.get(name) for row in rows)]
-    plain: List[Tuple[str, str, Optional[int]]] = [
-        ("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "learning rate", None)]
-    measured = losses + ["images_per_second"] + [
-        f"{kind}_{score}" for kind in ("box", "mask") for score in ("mAP", "AP50", "AP75")]
-    return plain + [(name, name.replace("_per_second", "/s").replace("_", " "), 2)
-                    for name in measured]
+    measured = losses + ["images_per_second", "box_mAP", "box_AP50", "mask_mAP", "mask_AP50",
+                         "mask_AP75"]
+    columns: List[Tuple[str, str, Optional[int]]] = [
+        ("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)]
+    return columns + [(name, name.replace("_per_second", "/s").replace("_", " "), 2)
+                      for name in measured]
 
 
 def _count_pairs(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:

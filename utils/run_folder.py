@@ -103,9 +103,12 @@ class RunFolder:
         import yaml
 
         plain = json.loads(json.dumps(values, default=str))  # tuples have no place in YAML
-        text: str = yaml.safe_dump(dict({"format": FORMAT, "id": self.run_id}, **plain),
-                                   sort_keys=False, allow_unicode=True, default_flow_style=None,
-                                   width=100)
+        dumper: Any = type("Dumper", (yaml.SafeDumper,), {})  # lists on one line, all else below itself
+        dumper.add_representer(list, lambda writer, items: writer.represent_sequence(
+            "tag:yaml.org,2002:seq", items, flow_style=True))
+        text: str = yaml.dump(dict({"format": FORMAT, "id": self.run_id}, **plain), Dumper=dumper,
+                              sort_keys=False, allow_unicode=True, default_flow_style=False,
+                              width=100)
         self.write_bytes(CONFIG, text.encode("utf-8"))
 
     def add_session(self, session: Mapping[str, Any]) -> None:

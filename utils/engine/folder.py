@@ -31,7 +31,7 @@ def begin_session(folder: RunFolder, config: Config, flags: Mapping[str, Any],
     Args:
         folder: of `utils.run_folder.folder_of_run`; one that has a configuration keeps it.
         config: of the network and its training.
-        flags: of the command line, that start the same training again.
+        flags: of the command line, that start the same training again; None is not given.
         facts: what follows from these, in plain types: `max_iter`, `iterations_per_epoch`,
             `class_names` and whatever else the report is to show.
         data: datasets by split, `train` and `val`.
@@ -43,7 +43,8 @@ def begin_session(folder: RunFolder, config: Config, flags: Mapping[str, Any],
         folder.write_config({
             "program": "train.py", "config": config.name,
             "set": {name: value for name, value in fields.items() if value != released[name]},
-            "flags": dict(flags), "run": dict(facts, config=fields),
+            "flags": {name: value for name, value in flags.items() if value is not None},
+            "run": dict(facts, config=fields),
             "data": {split: describe_data(dataset) for split, dataset in data.items()
                      if dataset is not None}})
     folder.add_session(dict(session, start_iteration=start))
