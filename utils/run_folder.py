@@ -103,7 +103,7 @@ class RunFolder:
         import yaml
 
         plain = json.loads(json.dumps(values, default=str))  # tuples have no place in YAML
-        dumper: Any = type("Dumper", (yaml.SafeDumper,), {})  # lists on one line, all else below itself
+        dumper: Any = type("Dumper", (yaml.SafeDumper,), {})  # writes lists on one line
         dumper.add_representer(list, lambda writer, items: writer.represent_sequence(
             "tag:yaml.org,2002:seq", items, flow_style=True))
         text: str = yaml.dump(dict({"format": FORMAT, "id": self.run_id}, **plain), Dumper=dumper,
