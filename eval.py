@@ -27,14 +27,18 @@ from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable
 from utils.inference.detector import Detector
-from utils.inference.eval_flags import nms_kind, parse_eval_flags
+from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
+from utils.inference.evaluation_record import (
+    AUTO,
+    ScoredEvaluation,
+    folder_for,
+    record_evaluation,
+)
 from utils.inference.pipeline import StageTimes
 from utils.inference.predict import batch_size_of, input_of, predict
 from utils.inference.predictor import LoadedModel, Predictor, load_model
 from utils.memory import explain_out_of_memory
-from utils.report.evaluation import Scored
-from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 
 
 def score(args: argparse.Namespace, detector: Detector, loaded: LoadedModel,
@@ -80,9 +84,9 @@ def score(args: argparse.Namespace, detector: Detector, loaded: LoadedModel,
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    keep_in_run_folder(args.run_folder, loaded, Scored(
+    keep_in_run_folder(args.run_folder, loaded, ScoredEvaluation(
         evaluator, results, dataset, loaded.report.source.path,
-        None if loaded.origin is None else loaded.origin.iteration))
+        None if loaded.origin is None else loaded.origin.iteration, changed_settings(args)))
     return 0
 
 
@@ -92,13 +96,13 @@ def _outputs(args: argparse.Namespace) -> List[str]:
     return written + ([args.per_class_file] if args.per_class_file and not args.detect else [])
 
 
-def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None:
+def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: ScoredEvaluation) -> None:
     """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
 
     Raises:
         UserError: a folder that was asked for by name cannot be written.
     """
-    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.to_dict())
+    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.name)
     if folder is None:
         return
     try:
@@ -106,7 +110,7 @@ def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None
     except UserError as error:
         if choice != AUTO:
             raise
-        print(trouble(folder, error), flush=True)
+        print(f"Run folder : {folder.path} is left as it was ({error})", flush=True)
 
 
 def predict_on(args: argparse.Namespace, detector: Detector, loaded: LoadedModel,

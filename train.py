@@ -38,6 +38,7 @@ from utils.engine.setup import Training, build_training
 from utils.engine.summary import Commands, build_commands, end_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
+from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
 
@@ -170,15 +171,17 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
         evaluator = validation.evaluation.run(validation.detector)
     if not processes.is_main:
         return
-    results = evaluator.evaluate()
+    results, recorded = evaluator.evaluate(), record.recorded_best()
+    if recorded is not None:
+        training.best.consider(*recorded)
     is_best = training.best.update(done, results.mask.ap, results.box.ap)
-    print("\n".join(results.notes + [results.table()]), flush=True)
+    print_lines(results.notes + [results.table()])
     record.write("val", iteration=done, epoch=done // training.loader.epoch_size,
                  **results.summary())
-    trouble = record.add_validation(evaluator, results, validation.evaluation.dataset, done,
-                                    is_best, learner, training.saver)
-    if trouble:
-        print(trouble, flush=True)
+    if is_best:
+        record.keep_best(learner, training.saver, done)
+    print_lines(record.add_validation(ScoredEvaluation(
+        evaluator, results, validation.evaluation.dataset, "best.pth", done, {}), is_best))
 
 
 def save(training: Training, done: int, record: RunRecord,
@@ -250,7 +253,6 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     training.loader.start_at(start)
     announce(training, start, args.strict)
     record = open_record(args, training, start)
-    print_lines(record.lines)
     observer = build_observer(args, training, start)
     began = time.monotonic()
     with StopRequest() as stop, explain_out_of_memory(

@@ -1,11 +1,11 @@
 """The folder of one run, `runs/<name>/`: what was asked for, what came of it, the weights.
 
-    config.json         configuration, flags, data: what `train.py --rerun` starts again from
+    config.yaml         recipe, changes and flags, as `train.py --config` and `--rerun` read them
     environment.json    versions, device, command line, source; an entry for each session
     results.csv         a row for each epoch and each validation
     training.csv        a row for each log line
     weights/            best.pth and last.pth, each with its .state
-    evaluation/         scores by class, confusion matrix and pictures of the last evaluation
+    evaluation/         scores by class, confusion matrix and images of the last evaluation
     plots/              curves and bars
     report.html         all of it on one page
 
@@ -15,41 +15,47 @@ Only the main process writes. Each file is written whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
+import subprocess
 import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from utils.checkpoint import Origin, state_path
+from utils.csv_table import ITERATION, CsvTable, Row
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.run_tables import RunTable
 
-FORMAT = 1
-CONFIG = "config.json"
+FORMAT = 2
+CONFIG = "config.yaml"
+OLD_CONFIG = "config.json"
+"""Of format 1, which had all fields of the configuration in place of recipe and changes."""
 ENVIRONMENT = "environment.json"
 RESULTS = "results.csv"
 TRAINING = "training.csv"
 REPORT = "report.html"
 WEIGHTS = "weights"
 
-LOSSES = ("B", "C", "M", "S", "I")
-"""As the log lines name them: boxes, classes, masks, semantic segmentation, mask re-scoring."""
-_LOSS_COLUMNS = tuple("loss_" + name for name in LOSSES) + ("loss_total",)
-RESULT_COLUMNS = ("iteration", "epoch", "time", "lr") + _LOSS_COLUMNS + (
+_LOSSES = ("loss_*", "loss_total")
+RESULT_COLUMNS = (ITERATION, "epoch", "time", "lr") + _LOSSES + (
     "images_per_second", "skipped_steps", "images_scored", "box_mAP", "box_AP50", "box_AP75",
     "mask_mAP", "mask_AP50", "mask_AP75")
-TRAINING_COLUMNS = ("iteration", "epoch", "lr") + _LOSS_COLUMNS + (
+TRAINING_COLUMNS = (ITERATION, "epoch", "lr") + _LOSSES + (
     "images_per_second", "skipped_steps", "seconds_per_step", "data_seconds", "memory_MiB")
 
 _NAME = re.compile(r"^[^/\\\x00-\x1f]+$")
-_MOST_FOLDERS = 100000
+_PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
+_GIT_SECONDS = 10
 
 
 class RunFolder:
-    """Paths of a run's files, and the few operations on them that are not somebody else's.
+    """Paths of a run's files, and the operations on them that all who write them share.
 
     Args:
         path: of the folder.
@@ -59,8 +65,8 @@ class RunFolder:
     def __init__(self, path: str, run_id: str) -> None:
         self.path = path
         self.run_id = run_id
-        self.results = RunTable(self.file(RESULTS), RESULT_COLUMNS)
-        self.training = RunTable(self.file(TRAINING), TRAINING_COLUMNS)
+        self.results = CsvTable(self.file(RESULTS), RESULT_COLUMNS)
+        self.training = CsvTable(self.file(TRAINING), TRAINING_COLUMNS)
 
     def file(self, *parts: str) -> str:
         """Path of a file in the folder."""
@@ -71,17 +77,39 @@ class RunFolder:
         return self.file(WEIGHTS, name + ".pth")
 
     @property
-    def origin(self) -> Dict[str, Any]:
+    def origin(self) -> Dict[str, str]:
         """What a checkpoint remembers, to find the folder again."""
         return {"path": self.path, "id": self.run_id}
 
     def read(self, name: str) -> Dict[str, Any]:
         """A JSON file of the folder; empty where there is none, or none that can be read."""
-        return read_json(self.file(name)) or {}
+        return _read_json(self.file(name)) or {}
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write a JSON file of the folder."""
-        write_json(self.file(name), values)
+        """Write a JSON file for people: indented, names as they are."""
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write any file of the folder."""
+        write_whole(self.file(name), lambda stream: stream.write(data))
+
+    def read_config(self) -> Dict[str, Any]:
+        """What `write_config` wrote; empty where there is nothing. See `read_run_config`."""
+        return read_run_config(self.path) or {}
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Write config.yaml: `values` after format and id of the run."""
+        import yaml
+
+        plain = json.loads(json.dumps(values, default=str))  # tuples have no place in YAML
+        dumper: Any = type("Dumper", (yaml.SafeDumper,), {})  # writes lists on one line
+        dumper.add_representer(list, lambda writer, items: writer.represent_sequence(
+            "tag:yaml.org,2002:seq", items, flow_style=True))
+        text: str = yaml.dump(dict({"format": FORMAT, "id": self.run_id}, **plain), Dumper=dumper,
+                              sort_keys=False, allow_unicode=True, default_flow_style=False,
+                              width=100)
+        self.write_bytes(CONFIG, text.encode("utf-8"))
 
     def add_session(self, session: Mapping[str, Any]) -> None:
         """Note where and how the program was started, once more."""
@@ -117,95 +145,96 @@ class RunFolder:
                             "--no_run_folder") from error
 
 
-def check_name(name: str) -> str:
-    """A name that can be a folder's, or a `UserError`."""
-    if not _NAME.match(name) or name in (".", "..") or name != name.strip():
-        raise UserError(f"--name is '{name}', expected the name of a folder without / and spaces "
-                        "around it; the place it is made in is --project")
-    return name
+def read_run_config(path: str) -> Optional[Dict[str, Any]]:
+    """The configuration that a run folder stores, whatever the format; None where there is none.
 
+    Args:
+        path: of the folder or of the file in it.
 
-def create_run_folder(project: str, name: str, run_id: str) -> RunFolder:
-    """Make `project/name`, or `name-2`, `name-3`, .. where that is taken.
-
-    Raises:
-        UserError: the folder cannot be made.
+    Returns:
+        `format`, `id`, `program`, `config` (the recipe's name), `set` (what differs from the
+        recipe), `flags`, `run` (derived facts, `config` with all fields among them) and `data`.
     """
-    for number in range(1, _MOST_FOLDERS):
-        path = os.path.join(project, name if number == 1 else f"{name}-{number}")
-        try:
-            os.makedirs(project, exist_ok=True)
-            os.mkdir(path)
-        except FileExistsError:
-            if os.path.isdir(project):
-                continue
-            raise UserError(f"--project is '{project}', which is a file; give a folder") from None
-        except OSError as error:
-            raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
-                            "choose another place with --project, or leave it out with "
-                            "--no_run_folder") from error
-        return RunFolder(path, run_id)
-    raise UserError(f"'{project}' has {_MOST_FOLDERS} run folders called '{name}'; choose another "
-                    "--name")
+    if os.path.isfile(path):
+        return _read_old_config(path) if path.endswith(".json") else _read_yaml(path)
+    return _read_yaml(os.path.join(path, CONFIG)) or _read_old_config(
+        os.path.join(path, OLD_CONFIG))
+
+
+def _read_old_config(path: str) -> Optional[Dict[str, Any]]:
+    old = _read_json(path)
+    if old is None or old.get("format") != 1 or not isinstance(old.get("config"), dict):
+        return None
+    fields = old["config"]
+    return dict(old, format=FORMAT, config=fields.get("name"),
+                run=dict(old.get("run", {}), config=fields),
+                set={name: fields[name] for name in old.pop("changed", []) if name in fields})
 
 
 def open_run_folder(path: str) -> Optional[RunFolder]:
     """The run folder at `path`; None where there is none."""
-    values = read_json(os.path.join(path, CONFIG))
-    if values is None or values.get("format") != FORMAT or not isinstance(values.get("id"), str):
+    values = read_run_config(path) or {}
+    if values.get("format") != FORMAT or not isinstance(values.get("id"), str):
         return None
     return RunFolder(path, values["id"])
 
 
-def find_run_folder(weights_path: str, origin: Optional[Origin]) -> Optional[RunFolder]:
+def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[RunFolder]:
     """The folder of the run that made some weights; None where it is not known or gone.
 
     Weights that lie in a run folder belong to it, and others to the one that their state names.
     """
     inside, last = os.path.split(os.path.dirname(os.path.abspath(weights_path)))
-    if last == WEIGHTS:
-        found = open_run_folder(os.path.relpath(inside))
-        if found is not None:
-            return found
-    found = None if origin is None or origin.path is None else open_run_folder(origin.path)
-    return found if found is not None and origin and found.run_id == origin.run_id else None
+    found = open_run_folder(os.path.relpath(inside)) if last == WEIGHTS else None
+    if found is not None or origin is None or origin.path is None:
+        return found
+    found = open_run_folder(origin.path)
+    return found if found is not None and found.run_id == origin.run_id else None
 
 
-def resumed_folder(project: str, origin: Optional[Mapping[str, Any]]) -> Optional[RunFolder]:
-    """The folder in which a resumed run goes on; made again where it was removed.
+def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
+                  environ: Mapping[str, str]) -> RunFolder:
+    """The folder that a training writes to, found again or made.
 
     Args:
         project: where run folders are.
-        origin: `RunFolder.origin` as the checkpoint has it.
+        name: wanted; one that is taken gets a number: `name-2`.
+        before: `RunFolder.origin` as the checkpoint has it that the run goes on from, if any. Its
+            folder is used, and made again where it was removed.
+        environ: names this launch and its restarts; a restarted training that has no checkpoint
+            yet goes on in the folder that the attempt before it made.
 
-    Returns:
-        None where the checkpoint names none, or where its name belongs to another run by now.
+    Raises:
+        UserError: the folder cannot be made, or `name` is no name of a folder.
     """
-    if not origin:
-        return None
-    places = [str(origin["path"]), os.path.join(project, os.path.basename(str(origin["path"])))]
-    for path in places:
-        found = open_run_folder(path)
-        if found is not None and found.run_id == origin["id"]:
+    if not _NAME.match(name) or name in (".", "..") or name != name.strip():
+        raise UserError(f"--name is '{name}', expected the name of a folder without / and spaces "
+                        "around it; the place it is made in is --project")
+    may_exist = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+    run_id = launch_id(environ)
+    if before:
+        may_exist, run_id, name = True, str(before["id"]), os.path.basename(str(before["path"]))
+        found = open_run_folder(str(before["path"]))
+        if found is not None and found.run_id == run_id:
             return found
-    if os.path.exists(places[-1]):
-        return None
-    return create_run_folder(project, os.path.basename(places[-1]), str(origin["id"]))
-
-
-def restarted_folder(project: str, name: str, environ: Mapping[str, str]) -> Optional[RunFolder]:
-    """The folder that an earlier attempt of this launch made before its first checkpoint."""
-    if int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) == 0:
-        return None
-    wanted = launch_id(environ)
-    for number in range(1, _MOST_FOLDERS):
+    for number in itertools.count(1):
         path = os.path.join(project, name if number == 1 else f"{name}-{number}")
-        if not os.path.isdir(path):
-            return None
-        found = open_run_folder(path)
-        if found is not None and found.run_id == wanted:
+        found = open_run_folder(path) if may_exist else None
+        if found is not None and found.run_id == run_id:
             return found
-    return None
+        try:
+            os.makedirs(project, exist_ok=True)
+            os.mkdir(path)
+            break
+        except FileExistsError:
+            if not os.path.isdir(project):
+                raise UserError(f"--project is '{project}', which is a file; give a folder"
+                                ) from None
+        except OSError as error:
+            raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
+                            "choose another place with --project, or leave it out with "
+                            "--no_run_folder") from error
+    return RunFolder(path, run_id)
 
 
 def launch_id(environ: Mapping[str, str]) -> str:
@@ -216,8 +245,68 @@ def launch_id(environ: Mapping[str, str]) -> str:
     return f"{time.time_ns():x}-{os.getpid():x}"
 
 
-def read_json(path: str) -> Optional[Dict[str, Any]]:
-    """An object from a JSON file; None where there is none."""
+def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
+    """What a program runs on, for `RunFolder.add_session`.
+
+    Args:
+        device: in words, as `utils.device.describe` gives it.
+        argv: the program and its arguments.
+        more: what else belongs there.
+    """
+    return dict({
+        "time": timestamp(), "command": " ".join(shlex.quote(word) for word in argv),
+        "folder": os.getcwd(), "host": platform.node(), "system": platform.platform(),
+        "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
+        "packages": package_versions(), "source": source_version()}, **more)
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def package_versions() -> Dict[str, str]:
+    """Version by package; what is not installed is left out."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(ImportError):
+            found[name] = str(importlib.import_module(name).__version__)
+    return found
+
+
+def source_version() -> Optional[Dict[str, Any]]:
+    """Git commit of the project and how many files differ from it; None outside of git."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.exists(os.path.join(folder, ".git")):
+        return None
+    try:
+        commit, changed = (subprocess.run(
+            ["git", "-C", folder] + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, timeout=_GIT_SECONDS, universal_newlines=True,
+            check=True).stdout for arguments in (
+                ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "changed_files": len(changed.splitlines())}
+
+
+def score_cells(summary: Mapping[str, Any]) -> Dict[str, Any]:
+    """Cells of an evaluation in results.csv, in percent, from `CocoResults.summary()`."""
+    cells: Dict[str, Any] = {"images_scored": summary["images"]}
+    for kind in ("box", "mask"):
+        for column, key in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75")):
+            value = summary[kind][key]
+            cells[f"{kind}_{column}"] = None if value is None else 100 * value
+    return cells
+
+
+def best_row(rows: Sequence[Row]) -> Optional[Row]:
+    """The row with the best mask mAP, the first of equal ones; None where nothing was scored."""
+    scored = [row for row in rows if row.get("mask_mAP")]
+    return max(scored, key=lambda row: float(row["mask_mAP"])) if scored else None
+
+
+def _read_json(path: str) -> Optional[Dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as stream:
             values = json.load(stream)
@@ -226,10 +315,15 @@ def read_json(path: str) -> Optional[Dict[str, Any]]:
     return values if isinstance(values, dict) else None
 
 
-def write_json(path: str, values: Mapping[str, Any]) -> None:
-    """Write a JSON file for people: indented, names as they are."""
-    data = json.dumps(values, indent=2, ensure_ascii=False, default=str).encode("utf-8")
-    write_whole(path, lambda stream: stream.write(data + b"\n"))
+def _read_yaml(path: str) -> Optional[Dict[str, Any]]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = yaml.safe_load(stream)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _link(source: str, target: str) -> None:
@@ -239,24 +333,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another disk, or a file system without links
         shutil.copyfile(source, target)
-
-
-def loss_cells(losses: Mapping[str, float], total: float) -> Dict[str, float]:
-    """Cells of the losses of a log line."""
-    return dict({"loss_" + name: value for name, value in losses.items()}, loss_total=total)
-
-
-def score_cells(summary: Mapping[str, Any]) -> Dict[str, Any]:
-    """Cells of an evaluation, in percent, from `CocoResults.summary()`."""
-    cells: Dict[str, Any] = {"images_scored": summary["images"]}
-    for kind in ("box", "mask"):
-        for column, key in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75")):
-            value = summary[kind][key]
-            cells[f"{kind}_{column}"] = None if value is None else 100 * value
-    return cells
-
-
-def best_row(rows: Sequence[Mapping[str, str]]) -> Optional[Mapping[str, str]]:
-    """The row with the best mask mAP, the first of equal ones; None where nothing was scored."""
-    scored = [row for row in rows if row.get("mask_mAP")]
-    return max(scored, key=lambda row: float(row["mask_mAP"])) if scored else None

@@ -8,23 +8,27 @@ import io
 import cv2
 import numpy as np
 
-from utils.report import confusion, evaluation
-from utils.run_folder import CONFIG, FORMAT, create_run_folder
+from utils.inference.evaluation_record import matrix_csv
+from utils.report import MATRIX, PER_CLASS, SUMMARY
+from utils.run_folder import RunFolder
 
 NASTY = ['<script>alert("1")</script>', "a & b", "\u732b", "price $5 and $6", "line\nend",
          "a very long class name that goes on and on and on without an end", "'single'"]
 """Class names that break pages and plots which do not expect them."""
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing but what is in it."""
+
 
 def write_run(project, names=NASTY, steps=30, validations=3, name="run"):
     """Write a run folder; returns it."""
-    folder = create_run_folder(str(project), name, "test-id")
-    folder.write(CONFIG, {
-        "format": FORMAT, "id": "test-id", "program": "train.py",
+    folder = RunFolder(str(project / name), "test-id")
+    folder.write_config({
+        "program": "train.py", "config": "yolact_shapes", "set": {"max_size": 160},
         "flags": {"data": "/data/<b>bold</b>", "lr": 0.001, "resume": None},
-        "config": {"name": "yolact_shapes", "max_size": 160, "pred_scales": [[20.0], [42.0]]},
-        "changed": ["max_size"],
-        "run": {"max_iter": steps * 10, "iterations_per_epoch": 100, "class_names": list(names)},
+        "run": {"max_iter": steps * 10, "iterations_per_epoch": 100, "class_names": list(names),
+                "config": {"name": "yolact_shapes", "max_size": 160,
+                           "pred_scales": [[20.0], [42.0]]}},
         "data": {"train": {"annotation_file": "a.json", "images": 5, "sentences": ["one & two"],
                            "objects_per_class": dict.fromkeys(names, 3)}}})
     folder.add_session({"time": "2026-01-01T00:00:00Z", "device": "device cpu",
@@ -49,13 +53,14 @@ def write_evaluation(folder, names, pictures=2):
     shown = []
     for number in range(pictures):
         noise = np.random.RandomState(number).randint(0, 256, (90, 180, 3)).astype(np.uint8)
-        path = evaluation.picture_file(number)
-        write(folder, path, cv2.imencode(".jpg", noise)[1].tobytes())
-        shown.append({"file": path.replace("\\", "/"), "image_id": number,
+        path = f"evaluation/pictures/{number:012d}.jpg"
+        folder.write_bytes(path, cv2.imencode(".jpg", noise)[1].tobytes())
+        shown.append({"file": path, "image_id": number,
                       "image": f"<u>{number}</u>.jpg", "objects": 1, "detections": 2})
-    folder.write(evaluation.SUMMARY, {
+    folder.write(SUMMARY, {
         "weights": "best.pth", "iteration": 100, "time": "2026-01-01T00:00:00Z",
-        "annotations": "val.json", "images": 2, "images_in_file": 3, "notes": ["<note>"],
+        "annotations": "val.json", "images": 2, "images_in_file": 3, "settings": {},
+        "notes": ["<note>"],
         "box": scores, "mask": scores, "confusion_matrix": {
             "score_threshold": 0.3, "iou_threshold": 0.5, "iou_of": "masks"},
         "pictures": {"score_threshold": 0.3, "shown": shown}})
@@ -66,16 +71,10 @@ def write_evaluation(folder, names, pictures=2):
         cells = ["", "", "", ""] if len(names) > 1 and number == len(names) - 1 else [
             "30.00", "40.00", f"{90.0 * number / len(names):.2f}", "50.00"]
         rows.writerow([number, name, number * 3] + cells)
-    write(folder, evaluation.PER_CLASS, text.getvalue().encode("utf-8"))
+    folder.write_bytes(PER_CLASS, text.getvalue().encode("utf-8"))
     counts = np.eye(len(names) + 1, dtype=np.int64) * 5
     counts[-1, -1] = 0
     if len(names) > 1:
         counts[0, 1] = 3
-    write(folder, evaluation.MATRIX, confusion.to_csv(counts, names))
+    folder.write_bytes(MATRIX, matrix_csv(counts, names))
 
-
-def write(folder, name, data):
-    """Write bytes below the folder."""
-    from utils.files import write_whole
-
-    write_whole(folder.file(name), lambda stream: stream.write(data))

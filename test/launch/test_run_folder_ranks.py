@@ -10,7 +10,7 @@ import pytest
 
 from data.shapes import write_dataset
 from helpers.paths import ROOT
-from utils.run_tables import read_rows
+from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.launch
 
@@ -38,6 +38,6 @@ def test_only_the_main_process_writes(tmp_path, request):
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
     assert os.listdir(str(tmp_path / "runs")) == ["yolact_shapes"]
     assert "Run folder" in outputs[0] and "Run folder" not in outputs[1]
-    rows = read_rows(str(tmp_path / "runs" / "yolact_shapes" / "results.csv"))
+    rows = RunFolder(str(tmp_path / "runs" / "yolact_shapes"), "").results.rows()
     assert [row["iteration"] for row in rows] == ["3", "6"]
     assert all(row["images_scored"] == "4" for row in rows)

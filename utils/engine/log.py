@@ -1,22 +1,23 @@
-"""Everything a run records beside the lines on its standard output: JSON, CSV, TensorBoard.
+"""What a training says of itself: ModelZoo's log line, and one stream of records.
 
-Only the main process keeps records.
+A record is a kind (session, train, epoch, val) and values; losses go under whatever names they
+have. Only the main process keeps records.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import datetime
 import json
 import math
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, TextIO
 
+from utils.csv_table import CsvTable
 from utils.errors import UserError
-from utils.run_environment import timestamp
-from utils.run_folder import RunFolder, loss_cells, score_cells
+from utils.run_folder import RunFolder, score_cells, timestamp
+
+_MIB = 1024 * 1024
 
 
 class Throughput:
@@ -113,7 +114,7 @@ class StepTimer:
         return str(datetime.timedelta(seconds=int(steps_left * mean)))
 
 
-def format_line(epoch: int, iteration: int, losses: Dict[str, float], total: float, eta: str,
+def format_line(epoch: int, iteration: int, losses: Mapping[str, float], total: float, eta: str,
                 seconds: float, fps: float, average_fps: float, rank: int) -> str:
     """One log line, byte for byte as ModelZoo's YOLACT prints it."""
     shown = " ".join(f"{name}: {value:.3f} |" for name, value in losses.items())
@@ -121,30 +122,118 @@ def format_line(epoch: int, iteration: int, losses: Dict[str, float], total: flo
             f"{seconds:.3f} || fps: {fps:.3f} || avg_fps: {average_fps:.3f} || GPU: {rank}")
 
 
-class JsonLog:
-    """`<folder>/<name>.log`: one JSON object a line, appended as the run goes.
+class RunLog:
+    """Where the records of a run go; each `write` is on the disk when it returns.
 
-    NaN and infinity, which JSON does not have, become null.
+    Of the kinds, `train` goes everywhere; `epoch` to results.csv alone, with the losses of the last
+    log line, so that nothing is asked of the device for it.
+
+    Args:
+        name: of the log.
+        log_folder: gets `<name>.log`, a JSON object a line in which NaN and infinity are null, and
+            `<name>.csv`, a row for each train record; both go on after a resume. None: neither.
+        board: folder of TensorBoard events that the user asked for, if any.
+        folder: gets training.csv, results.csv and, where TensorBoard is installed, its events.
+        start: iteration that the run goes on from; what earlier events say of later ones is void.
+
+    Attributes:
+        notes: sentences for the user on what is not written.
+
+    Raises:
+        UserError: a folder cannot be written, or `board` is given and TensorBoard not installed.
     """
 
-    def __init__(self, folder: str, name: str) -> None:
-        path = os.path.join(folder, name + ".log")
-        try:
-            os.makedirs(folder, exist_ok=True)
-            self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run
-        except OSError as error:
-            raise UserError(f"cannot write the log '{path}': {error.strerror}; choose another "
-                            "--log_folder or give --no_log") from error
+    def __init__(self, name: str, log_folder: Optional[str] = None, board: Optional[str] = None,
+                 folder: Optional[RunFolder] = None, start: int = 0) -> None:
+        self.notes: List[str] = []
+        self._folder = folder
+        self._stream = None if log_folder is None else _open_log(log_folder, name)
+        self._csv = None if log_folder is None else CsvTable(
+            os.path.join(log_folder, name + ".csv"), ["*"], by_iteration=False)
+        self._latest: Dict[str, Any] = {}
+        self._boards = []
+        if board is not None:
+            try:
+                self._boards.append(_open_board(board, start))
+            except ImportError as error:
+                raise UserError(f"--tensorboard needs the package tensorboard ({error}); install "
+                                "it or leave the flag out") from error
+        if folder is not None:
+            try:
+                self._boards.append(_open_board(folder.path, start))
+            except ImportError:
+                self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
+                                  "install tensorboard)")
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append a record; `kind` tells sessions, training steps and validations apart."""
-        record = dict({"type": kind, "time": time.time()}, **values)
-        self._stream.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._stream.flush()
+        """Add a record; `train` has what `train.py` puts into it, `val` a summary of scores."""
+        if self._folder is not None:
+            self._write_rows(self._folder, kind, values)
+        if kind == "epoch":
+            return
+        if self._stream is not None and self._csv is not None:
+            record = _finite(dict({"type": kind, "time": time.time()}, **values))
+            self._stream.write(json.dumps(record, allow_nan=False) + "\n")
+            self._stream.flush()
+            if kind == "train":
+                self._csv.add(flatten(values))
+        if "iteration" in values:
+            for writer in self._boards:
+                for key, value in flatten(values).items():
+                    writer.add_scalar(f"{kind}/{key}", value, values["iteration"])
+                writer.flush()
+
+    def _write_rows(self, folder: RunFolder, kind: str, values: Mapping[str, Any]) -> None:
+        if kind == "train":
+            common = {"loss_" + name: value for name, value in values["losses"].items()}
+            common.update(loss_total=values["total"], lr=values["lr"],
+                          skipped_steps=values["skipped"])
+            self._latest = dict(common, images_per_second=values["avg_fps"] or values["fps"])
+            folder.training.add(dict(
+                common, iteration=values["iteration"], epoch=values["epoch"],
+                images_per_second=values["fps"], seconds_per_step=values["seconds"],
+                data_seconds=values["data_seconds"],
+                memory_MiB=round(values["memory"] / _MIB, 1)))
+        elif kind in ("epoch", "val"):
+            folder.results.add(dict(
+                self._latest, iteration=values["iteration"], epoch=values["epoch"],
+                time=timestamp(), **(score_cells(values) if kind == "val" else {})))
 
     def close(self) -> None:
-        """Close the file; `write` must not be called afterwards."""
-        self._stream.close()
+        """Close the files; `write` must not be called afterwards."""
+        for file in [self._stream] + self._boards:
+            if file is not None:
+                file.close()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """`{"losses": {"B": 1}}` becomes `{"losses.B": 1}`; what is no number is left out."""
+    flat: Dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, prefix + key + "."))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[prefix + key] = value
+    return flat
+
+
+def _open_log(folder: str, name: str) -> TextIO:
+    path = os.path.join(folder, name + ".log")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the log '{path}': {error.strerror}; choose another "
+                        "--log_folder or give --no_log") from error
+
+
+def _open_board(folder: str, start: int) -> Any:
+    """TensorBoard's writer; an `ImportError` where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except AttributeError as error:  # old PyTorch beside a new setuptools
+        raise ImportError(str(error)) from error
+    return SummaryWriter(folder, purge_step=start + 1 if start else None)
 
 
 def _finite(value: Any) -> Any:
@@ -154,181 +243,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_MIB = 1024 * 1024
-
-
-class RunRecords:
-    """Writes `training.csv` and `results.csv`; see `RunFolder` for where they are.
-
-    The losses of an epoch's or validation's row are those of the last log line: nothing is asked
-    of the device for it.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._latest: Dict[str, Any] = {}
-
-    def write(self, kind: str, values: Dict[str, Any]) -> None:
-        """Take a record; `kind` is train, epoch or val, any other is left out."""
-        if kind == "train":
-            self._write_step(values)
-        elif kind in ("epoch", "val"):
-            scores = score_cells(values) if kind == "val" else {}
-            self._folder.results.add(dict(
-                self._latest, iteration=values["iteration"], epoch=values["epoch"],
-                time=timestamp(), **scores))
-
-    def close(self) -> None:
-        """Nothing is open between two rows."""
-
-    def _write_step(self, values: Dict[str, Any]) -> None:
-        common = dict(loss_cells(values["losses"], values["total"]), lr=values["lr"],
-                      skipped_steps=values["skipped"])
-        self._latest = dict(common, images_per_second=values["avg_fps"] or values["fps"])
-        self._folder.training.add(dict(
-            common, iteration=values["iteration"], epoch=values["epoch"],
-            images_per_second=values["fps"], seconds_per_step=values["seconds"],
-            data_seconds=values["data_seconds"], memory_MiB=round(values["memory"] / _MIB, 1)))
-
-
-def flatten(values: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
-    """`{"losses": {"B": 1}}` becomes `{"losses.B": 1}`; what is no number is left out."""
-    flat: Dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, prefix + key + "."))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[prefix + key] = value
-    return flat
-
-
-class CsvLog:
-    """`<folder>/<name>.csv`: a row for each training record; a resumed run goes on in the file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._columns: List[str] = []
-        if os.path.exists(path) and os.path.getsize(path):
-            with open(path, newline="", encoding="utf-8") as stream:
-                self._columns = next(csv.reader(stream))
-
-    def write(self, values: Dict[str, Any]) -> None:
-        """Append the numbers in `values`; the first row decides on the columns."""
-        row = flatten(values)
-        with open(self.path, "a", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            if not self._columns:
-                self._columns = list(row)
-                writer.writerow(self._columns)
-            writer.writerow([row.get(column, "") for column in self._columns])
-
-
-class FileLog:
-    """`<folder>/<name>.log`, JSON lines, and `<folder>/<name>.csv`, a row a training record.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-
-    def __init__(self, folder: str, name: str) -> None:
-        self._json = JsonLog(folder, name)
-        self._csv = CsvLog(os.path.join(folder, name + ".csv"))
-
-    def write(self, kind: str, values: Dict[str, Any]) -> None:
-        """Add a record; epochs have no record of their own here."""
-        if kind == "epoch":
-            return
-        self._json.write(kind, **values)
-        if kind == "train":
-            self._csv.write(values)
-
-    def close(self) -> None:
-        """Close the file that stays open."""
-        self._json.close()
-
-
-class Board:
-    """Scalars for TensorBoard.
-
-    Args:
-        folder: where the events go.
-        start: iteration that the run goes on from; what earlier files say of later ones is void.
-
-    Raises:
-        ImportError: TensorBoard is not installed.
-    """
-
-    def __init__(self, folder: str, start: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except AttributeError as error:  # old PyTorch beside a new setuptools
-            raise ImportError(str(error)) from error
-        self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
-
-    def write(self, kind: str, values: Dict[str, Any]) -> None:
-        """Add the numbers of a record that has an iteration."""
-        if "iteration" not in values or kind == "epoch":
-            return
-        for key, value in flatten(values).items():
-            self._writer.add_scalar(f"{kind}/{key}", value, values["iteration"])
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the events file."""
-        self._writer.close()
-
-
-class RunLog:
-    """Fan a run's records out.
-
-    Args:
-        sinks: whatever takes `write(kind, values)` and `close()`.
-        notes: sentences for the user on what is not written.
-    """
-
-    def __init__(self, sinks: Sequence[Any], notes: Sequence[str] = ()) -> None:
-        self._sinks = list(sinks)
-        self.notes = list(notes)
-
-    def write(self, kind: str, **values: Any) -> None:
-        """Add a record; `kind` is session, train, epoch or val."""
-        for sink in self._sinks:
-            sink.write(kind, values)
-
-    def close(self) -> None:
-        """Close the files."""
-        for sink in self._sinks:
-            sink.close()
-
-
-def open_log(args: argparse.Namespace, name: str, folder: Optional[RunFolder] = None,
-             start: int = 0) -> RunLog:
-    """The records that the command line of train.py asks for, and those of the run folder.
-
-    Raises:
-        UserError: a folder cannot be written, or --tensorboard is given and not installed.
-    """
-    sinks: List[Any] = []
-    notes: List[str] = []
-    if not args.no_log:
-        sinks.append(FileLog(args.log_folder, name))
-        if args.tensorboard:
-            sinks.append(_demanded_board(args.tensorboard))
-    if folder is not None:
-        sinks.append(RunRecords(folder))
-        try:
-            sinks.append(Board(folder.path, start))
-        except ImportError:
-            notes.append("TensorBoard is not installed: no events in the run folder (pip install "
-                         "tensorboard)")
-    return RunLog(sinks, notes)
-
-
-def _demanded_board(folder: str) -> Board:
-    try:
-        return Board(folder)
-    except ImportError as error:
-        raise UserError(f"--tensorboard needs the package tensorboard ({error}); install it or "
-                        "leave the flag out") from error

@@ -188,6 +188,14 @@ class BestScore:
         self.iteration, self.since = int(iteration), 0
         return True
 
+    def consider(self, iteration: int, mask_ap: float, box_ap: Optional[float]) -> None:
+        """Take the scores that eval.py found for an iteration, if they are the best.
+
+        They are rounded, as results.csv has them: an equal score is not a better one.
+        """
+        if iteration != self.iteration and mask_ap > _value(self.mask_ap) + 1e-6:
+            self.mask_ap, self.box_ap, self.iteration = mask_ap, box_ap, iteration
+
     def state_dict(self) -> Dict[str, Any]:
         """Plain types, for the state of training."""
         return {"mask_ap": self.mask_ap, "box_ap": self.box_ap, "iteration": self.iteration,

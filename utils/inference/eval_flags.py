@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Sequence
+from typing import Any, Dict, Sequence
 
 from utils.cli import ArgumentParser, add_switch
 from utils.errors import UserError
@@ -148,6 +148,14 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
     add_switch(group, "--cuda", default=True,
                       help="False is the original's spelling of --eval_device=cpu")
+
+
+def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:
+    """What of the flags that scores depend on is not the default, by name."""
+    defaults = eval_parser()
+    return {name: getattr(args, name) for name in (
+        "fast_nms", "cross_class_nms", "score_threshold", "max_num_detections", "no_crop",
+        "map_classes") if getattr(args, name) != defaults.get_default(name)}
 
 
 def nms_kind(args: argparse.Namespace) -> str:

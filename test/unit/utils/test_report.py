@@ -8,17 +8,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import cv2
-import numpy as np
 import pytest
 from conftest import ROOT
 
-from helpers.report_files import NASTY, write_evaluation, write_run
-from utils.report import figure, html
-from utils.report.build import build_report, read_contents
-from utils.report.class_bars import ClassAp, draw_class_bars
-from utils.report.confusion import draw_confusion
-from utils.report.curves import draw_curves, points_of, short_number
+from helpers.report_files import NASTY, POLICY, write_evaluation, write_run
+from utils import plots, report
+from utils.report import build_report, read_run
+from utils.run_folder import CONFIG
+
+pytest.importorskip("jinja2")
 
 SECTIONS = ["training", "scores", "classes", "confusion", "pictures", "data", "configuration",
             "environment"]
@@ -56,7 +54,7 @@ def folder(tmp_path):
 
 
 def built(folder):
-    assert build_report(folder) is None
+    assert build_report(folder) == ["Report : " + folder.file("report.html")]
     page = Page(folder.file("report.html"))
     assert page.open == []
     return page
@@ -95,17 +93,34 @@ def test_nothing_is_asked_of_anybody(folder):
             assert attributes.get(name, "data:").startswith(("data:", "#"))
     assert not re.search(r"url\(|@import|https?://", page.source.replace("data:image", ""))
     policy = [tag["content"] for tag in page.all("meta") if "http-equiv" in tag]
-    assert policy == [html.POLICY] and "default-src 'none'" in policy[0]
+    assert policy == [POLICY] and "default-src 'none'" in policy[0]
 
 
 def test_without_matplotlib_the_tables_are_there(folder, monkeypatch):
-    monkeypatch.setattr(figure, "is_available", lambda: False)
-    missing = build_report(folder)
+    monkeypatch.setattr(plots, "is_available", lambda: False)
+    missing, _ = build_report(folder)
     assert "pip install matplotlib" in missing and folder.path in missing
     page = Page(folder.file("report.html"))
     assert missing in page.text and len(page.all("img")) == 2
     assert [tag["id"] for tag in page.all("section")] == SECTIONS
     assert not os.path.exists(folder.file("plots"))
+
+
+def test_a_folder_of_the_first_format(folder):
+    stored = folder.read_config()
+    folder.write("config.json", dict(
+        stored, format=1, config=stored["run"].pop("config"), changed=["max_size"]))
+    os.unlink(folder.file(CONFIG))
+    page = built(folder)
+    assert [tag["id"] for tag in page.all("section")] == SECTIONS
+    assert "yolact_shapes" in page.text
+    assert '<td class="changed">160</td>' in page.source
+
+
+def test_settings_that_are_not_the_default_are_told(folder):
+    evaluation = folder.read(report.SUMMARY)
+    folder.write(report.SUMMARY, dict(evaluation, settings={"score_threshold": 0.3}))
+    assert "Not with the default settings: score_threshold 0.3" in built(folder).text
 
 
 @pytest.mark.parametrize("steps, validations", [(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -123,8 +138,8 @@ def test_an_evaluation_alone(tmp_path):
 def test_broken_files_are_left_out(folder):
     for name in ("evaluation/confusion_matrix.csv", "evaluation/pictures/000000000000.jpg"):
         open(folder.file(*name.split("/")), "w").close()
-    contents = read_contents(folder)
-    assert contents.matrix is None and len(contents.pictures) == 1
+    run = read_run(folder)
+    assert run["matrix"] is None and len(run["images"]) == 1
     built(folder)
 
 
@@ -134,78 +149,10 @@ def test_command_draws_it_again(folder):
     done = subprocess.run(command + [folder.path], cwd=str(ROOT), env=env, timeout=120,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == folder.file("report.html")
+    assert done.stdout.splitlines()[-1] == "Report : " + folder.file("report.html")
     assert os.path.exists(folder.file("report.html"))
     refused = subprocess.run(command + ["/nowhere"], cwd=str(ROOT), env=env, timeout=120,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              universal_newlines=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: '/nowhere' is no run folder")
-
-
-class TestPlots:
-    """That they are drawn at all; how they look has been looked at."""
-
-    @pytest.fixture(autouse=True)
-    def need(self):
-        pytest.importorskip("matplotlib")
-
-    @staticmethod
-    def size(png):
-        picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-        assert picture.std() > 5  # something is on it
-        return picture.shape[1], picture.shape[0]
-
-    @pytest.mark.parametrize("count", [1, 2, 30, 31, 80, 1203])
-    def test_any_number_of_classes(self, count):
-        names = [f"class name {n}" for n in range(count)]
-        width, height = self.size(draw_class_bars([
-            ClassAp(name, n, n / 20.0, n / 19.0) for n, name in enumerate(names)]))
-        assert 500 < width < 1300 and 100 < height < 1900
-        width, height = self.size(draw_confusion(np.eye(count + 1, dtype=np.int64), names))
-        assert 350 < width < 1400 and 350 < height < 1400
-
-    def test_any_name(self, recwarn):
-        bars = [ClassAp(name, 1, 5.0, 6.0) for name in NASTY]
-        self.size(draw_class_bars(bars))
-        self.size(draw_confusion(np.eye(len(NASTY) + 1, dtype=np.int64), NASTY))
-        assert not [str(warning.message) for warning in recwarn
-                    if "Glyph" in str(warning.message)]
-
-    def test_names_without_a_font_are_numbers(self, monkeypatch):
-        monkeypatch.setattr(figure, "_FONTS", ())
-        letters = figure.Letters(["cat", "\u732b", "caf\u00e9", "", "x" * 50, "a$b$"])
-        assert letters.missing
-        assert [letters[name] for name in ("cat", "\u732b", "caf\u00e9", "", "a$b$")] == [
-            "cat", "class 2", "caf\u00e9", "class 4", "a\\$b\\$"]
-        assert len(letters["x" * 50]) == 26
-        assert not figure.Letters(["cat"]).missing
-
-    def test_no_score_is_not_zero(self):
-        absent = [ClassAp("a", 0, None, None), ClassAp("b", 0, float("nan"), float("nan")),
-                  ClassAp("c", 1, 0.0, 0.0)]
-        self.size(draw_class_bars(absent))
-        assert draw_class_bars([]) is None
-
-    def test_no_state_of_the_process_changes(self):
-        draw_class_bars([ClassAp("a", 1, 1.0, 1.0)])
-        assert "matplotlib.pyplot" not in sys.modules
-
-
-def test_curves_of_long_runs_are_thinned():
-    rows = [{"iteration": str(n), "loss_total": str(n * 2.0)} for n in range(1, 80001)]
-    points = points_of(rows, "loss_total")
-    assert 700 < len(points) <= 1500
-    assert points[0][1] == pytest.approx(2 * points[0][0])
-    assert points[-1][0] > 79000
-
-
-def test_curves_without_numbers_are_none():
-    assert draw_curves([], []) == {}
-    assert draw_curves([{"iteration": "1", "lr": ""}], []) == {}
-
-
-@pytest.mark.parametrize("value, text", [(0, "0"), (1500, "1500"), (20000, "20k"),
-                                         (800000, "800k"), (1200000, "1.2M")])
-def test_iterations_are_short(value, text):
-    assert short_number(value) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -12,23 +13,27 @@ from utils.checkpoint import Origin, load_for_inference, write_pair
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
-    FORMAT,
+    OLD_CONFIG,
     RunFolder,
     best_row,
-    check_name,
-    create_run_folder,
-    find_run_folder,
+    folder_of_run,
+    folder_of_weights,
     launch_id,
     open_run_folder,
-    restarted_folder,
-    resumed_folder,
+    read_run_config,
 )
+
+LAUNCH = {"LAUNCH_TIME": "170", "MASTER_PORT": "29", "TORCHELASTIC_RESTART_COUNT": "1"}
 
 
 def make(project, name, run_id="a"):
-    folder = create_run_folder(str(project), name, run_id)
-    folder.write(CONFIG, {"format": FORMAT, "id": run_id})
+    folder = RunFolder(folder_of_run(str(project), name, None, {}).path, run_id)
+    folder.write_config({"config": "yolact_base"})
     return folder
+
+
+def resumed(project, origin, environ=None):
+    return folder_of_run(str(project), "new", origin, environ or {})
 
 
 def test_names_that_are_taken_get_numbers(tmp_path):
@@ -37,51 +42,55 @@ def test_names_that_are_taken_get_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", " x", "x\n", "\\x"])
-def test_a_name_is_that_of_a_folder(name):
+def test_a_name_is_that_of_a_folder(tmp_path, name):
     with pytest.raises(UserError, match="--project"):
-        check_name(name)
+        folder_of_run(str(tmp_path), name, None, {})
 
 
 @pytest.mark.parametrize("name", ["x", "yolact_base-2", "\u732b", "a b", ".hidden"])
-def test_usual_names_are_fine(name):
-    assert check_name(name) == name
+def test_usual_names_are_fine(tmp_path, name):
+    assert folder_of_run(str(tmp_path), name, None, {}).path == str(tmp_path / name)
 
 
 def test_a_project_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="--project is '.*', which is a file"):
-        create_run_folder(str(tmp_path / "runs"), "x", "a")
+        folder_of_run(str(tmp_path / "runs"), "x", None, {})
 
 
 def test_a_resumed_run_goes_on_in_its_own_folder(tmp_path):
     first, second = make(tmp_path, "x", "a"), make(tmp_path, "x", "b")
-    assert resumed_folder(str(tmp_path), second.origin).path == second.path
-    assert resumed_folder(str(tmp_path), first.origin).path == first.path
-    assert resumed_folder(str(tmp_path), None) is None
+    assert resumed(tmp_path, second.origin).path == second.path
+    assert resumed(tmp_path, first.origin).path == first.path
+    assert resumed(tmp_path, None).path == str(tmp_path / "new")
     moved = dict(second.origin, path="/elsewhere/x-2")
-    assert resumed_folder(str(tmp_path), moved).path == second.path
+    assert resumed(tmp_path, moved).path == second.path
 
 
 def test_a_folder_of_another_run_with_that_name_is_left_alone(tmp_path):
     make(tmp_path, "x", "other")
-    assert resumed_folder(str(tmp_path), {"path": "runs/x", "id": "mine"}) is None
+    folder = resumed(tmp_path, {"path": "runs/x", "id": "mine"})
+    assert (folder.path, folder.run_id) == (str(tmp_path / "x-2"), "mine")
 
 
 def test_a_folder_that_was_removed_is_made_again(tmp_path):
-    folder = resumed_folder(str(tmp_path / "runs"), {"path": "runs/x-2", "id": "mine"})
+    folder = resumed(tmp_path / "runs", {"path": "runs/x-2", "id": "mine"})
     assert (os.path.basename(folder.path), folder.run_id) == ("x-2", "mine")
     assert os.path.isdir(folder.path)
 
 
 def test_an_attempt_finds_the_folder_of_the_attempt_before(tmp_path):
-    environ = {"LAUNCH_TIME": "170", "MASTER_PORT": "29", "TORCHELASTIC_RESTART_COUNT": "1"}
-    make(tmp_path, "x", "other")
-    assert restarted_folder(str(tmp_path), "x", environ) is None
-    mine = make(tmp_path, "x", launch_id(environ))
-    assert restarted_folder(str(tmp_path), "x", environ).path == mine.path
-    environ["TORCHELASTIC_RESTART_COUNT"] = "0"
-    assert restarted_folder(str(tmp_path), "x", environ) is None
+    make(tmp_path, "new", "other")
+    mine = make(tmp_path, "new", launch_id(LAUNCH))
+    assert resumed(tmp_path, None, LAUNCH).path == mine.path
+    first = dict(LAUNCH, TORCHELASTIC_RESTART_COUNT="0")
+    assert resumed(tmp_path, None, first).path == str(tmp_path / "new-3")
     assert launch_id({}) != launch_id({"LAUNCH_TIME": "170"})
+
+
+def test_an_attempt_before_which_there_was_none_makes_its_own(tmp_path):
+    make(tmp_path, "new", "other")
+    assert resumed(tmp_path, None, LAUNCH).path == str(tmp_path / "new-2")
 
 
 def pair(path, value):
@@ -136,19 +145,44 @@ def test_weights_belong_to_the_folder_they_lie_in_or_come_from(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     folder = make("runs", "x", "a")
     inside, outside = pair(folder.weights("best"), 1), pair(str(tmp_path / "w" / "c_0_1.pth"), 1)
-    assert find_run_folder(inside, None).run_id == "a"
-    assert find_run_folder(outside, Origin(1, "runs/x", "a")).path == "runs/x"
-    assert find_run_folder(outside, Origin(1, "runs/x", "b")) is None
-    assert find_run_folder(outside, Origin(1, "gone", "a")) is None
-    assert find_run_folder(outside, Origin(1)) is None
-    assert find_run_folder(outside, None) is None
+    assert folder_of_weights(inside, None).run_id == "a"
+    assert folder_of_weights(outside, Origin(1, "runs/x", "a")).path == "runs/x"
+    assert folder_of_weights(outside, Origin(1, "runs/x", "b")) is None
+    assert folder_of_weights(outside, Origin(1, "gone", "a")) is None
+    assert folder_of_weights(outside, Origin(1)) is None
+    assert folder_of_weights(outside, None) is None
 
 
+@pytest.mark.parametrize("name", [CONFIG, OLD_CONFIG])
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 99, "id": "a"}', '{"format": 1}'])
-def test_other_folders_are_no_run_folders(tmp_path, content):
+def test_other_folders_are_no_run_folders(tmp_path, content, name):
     assert open_run_folder(str(tmp_path)) is None
-    (tmp_path / CONFIG).write_text(content)
+    (tmp_path / name).write_text(content)
     assert open_run_folder(str(tmp_path)) is None
+
+
+def test_a_configuration_goes_round(tmp_path):
+    values = {"config": "yolact_base", "set": {"lr": 1e-05, "pred_scales": ((24.0,), (48.0,))},
+              "flags": {"data": "/\u732b: #1", "cuda": True, "seed": None, "name": "007"}}
+    RunFolder(str(tmp_path), "12").write_config(values)
+    stored = read_run_config(str(tmp_path))
+    assert stored == read_run_config(str(tmp_path / CONFIG))
+    assert stored.pop("format") == 2 and stored.pop("id") == "12"
+    assert stored == dict(values, set={"lr": 1e-05, "pred_scales": [[24.0], [48.0]]})
+    assert "\u732b" in (tmp_path / CONFIG).read_text(encoding="utf-8")
+
+
+def test_a_folder_of_the_first_format_is_read_like_one_of_this(tmp_path):
+    fields = {"name": "yolact_base", "lr": 0.5, "gamma": 0.1}
+    (tmp_path / OLD_CONFIG).write_text(json.dumps({
+        "format": 1, "id": "a", "program": "train.py", "flags": {"seed": 3}, "config": fields,
+        "changed": ["lr"], "run": {"max_iter": 7}, "data": {}}))
+    folder = open_run_folder(str(tmp_path))
+    assert folder.run_id == "a"
+    for stored in (folder.read_config(), read_run_config(str(tmp_path / OLD_CONFIG))):
+        assert (stored["config"], stored["set"]) == ("yolact_base", {"lr": 0.5})
+        assert stored["run"] == {"max_iter": 7, "config": fields}
+        assert stored["flags"] == {"seed": 3}
 
 
 def test_best_row_is_the_first_of_equal_ones():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from utils.engine.log import JsonLog, StepTimer, Throughput, format_line
+from utils.engine.log import RunLog, StepTimer, Throughput, format_line
 from utils.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_eta_uses_the_mean_step():
 
 
 def test_json_log_is_one_object_a_line(tmp_path):
-    log = JsonLog(str(tmp_path / "logs"), "run")
+    log = RunLog("run", str(tmp_path / "logs"))
     log.write("train", iteration=1, losses={"B": 1.5})
     log.close()
     record = json.loads((tmp_path / "logs" / "run.log").read_text())
@@ -92,7 +92,7 @@ def test_json_log_is_one_object_a_line(tmp_path):
 
 def test_what_json_does_not_have_is_null(tmp_path):
     """All steps since the start were skipped: their means are no numbers."""
-    log = JsonLog(str(tmp_path), "run")
+    log = RunLog("run", str(tmp_path))
     log.write("train", total=float("nan"), losses={"B": float("inf")}, lr=[1.0, float("nan")])
     log.close()
     text = (tmp_path / "run.log").read_text()
@@ -103,4 +103,4 @@ def test_what_json_does_not_have_is_null(tmp_path):
 def test_json_log_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--log_folder"):
-        JsonLog(str(tmp_path / "file"), "run")
+        RunLog("run", str(tmp_path / "file"))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import builtins
+import json
 import time
 
 import pytest
 
+from utils import plots
 from utils.distributed.failures import WatchedLoader, time_limit
-from utils.engine.log import Board, CsvLog, FileLog, RunLog, flatten, open_log
+from utils.engine.log import RunLog, flatten, format_line
 from utils.errors import UserError
+from utils.report import build_report
+from utils.run_folder import RunFolder
 
 VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
+
+
+TRAIN = dict(iteration=10, epoch=0, lr=0.1, losses={"B": 1.5}, total=1.5, skipped=0, seconds=0.5,
+             data_seconds=0.1, fps=4.0, avg_fps=5.0, memory=2 ** 20, loss_scale=None)
+SCORES = dict(images=4, box={"AP": 0.5, "AP50": 0.6, "AP75": None},
+              mask={"AP": 0.25, "AP50": 0.3, "AP75": 0.2})
 
 
 def test_numbers_only_are_kept():
@@ -21,21 +30,22 @@ def test_numbers_only_are_kept():
 
 def test_csv_has_a_row_for_each_training_record_and_goes_on_after_a_resume(tmp_path):
     for iteration in (10, 20):
-        log = RunLog([FileLog(str(tmp_path), "run")])
+        log = RunLog("run", str(tmp_path))
         log.write("session", args={"seed": 1})
         log.write("train", **dict(VALUES, iteration=iteration))
         log.write("val", iteration=iteration, box={"AP": 0.5})
         log.close()
     assert (tmp_path / "run.csv").read_text() == (
-        "iteration,losses.B,losses.C,total\n10,1.5,2.5,4.0\n20,1.5,2.5,4.0\n")
+        "iteration,losses.B,losses.C,total\n10,1.5,2.5,4\n20,1.5,2.5,4\n")
     assert (tmp_path / "run.log").read_text().count("\n") == 6
 
 
-def test_columns_stay_those_of_the_first_row(tmp_path):
-    log = CsvLog(str(tmp_path / "a.csv"))
-    log.write({"a": 1, "b": 2})
-    log.write({"b": 3, "c": 4})
-    assert (tmp_path / "a.csv").read_text() == "a,b\n1,2\n,3\n"
+def test_a_run_resumed_with_other_losses_gets_their_columns(tmp_path):
+    for losses in ({"B": 1.0}, {"X": 2.0}):
+        log = RunLog("run", str(tmp_path))
+        log.write("train", iteration=1, losses=losses)
+        log.close()
+    assert (tmp_path / "run.csv").read_text() == "iteration,losses.B,losses.X\n1,1,\n1,,2\n"
 
 
 def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
@@ -48,23 +58,76 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UserError, match="--tensorboard needs the package"):
-        open_log(argparse.Namespace(no_log=False, log_folder=str(tmp_path),
-                                    tensorboard=str(tmp_path / "board")), "run")
+        RunLog("run", str(tmp_path), str(tmp_path / "board"))
+    folder = RunFolder(str(tmp_path / "runs"), "a")
+    assert "TensorBoard is not installed" in RunLog("run", folder=folder).notes[0]
 
 
-def test_tensorboard_reads_what_was_written(tmp_path):
+@pytest.mark.parametrize("demanded", [True, False])
+def test_tensorboard_reads_what_was_written(tmp_path, demanded):
+    """Resumed, what a board has of later iterations is void: in --tensorboard as in the folder."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for start, iterations in ((0, (10, 20)), (10, (20,))):  # resumed at 10: row 20 comes anew
-        log = RunLog([Board(str(tmp_path), start)])
+        log = (RunLog("run", board=str(tmp_path), start=start) if demanded else
+               RunLog("run", folder=RunFolder(str(tmp_path), "a"), start=start))
         for iteration in iterations:
-            log.write("train", **dict(VALUES, iteration=iteration, total=float(start + iteration)))
-        log.write("val", iteration=20, box={"AP": 0.5})
+            log.write("train", **dict(TRAIN, iteration=iteration, total=float(start + iteration)))
+        log.write("val", iteration=20, epoch=1, **SCORES)
         log.close()
     events = reader.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/total")] == [
         (10, 10.0), (20, 30.0)]
     assert events.Scalars("val/box.AP")[-1].value == 0.5
+
+
+def test_a_new_loss_term_is_everywhere(tmp_path, monkeypatch):
+    """Whatever names the losses have: nothing but the loss itself knows them."""
+    losses = {"B": 1.5, "X": 2.5}
+    folder = RunFolder(str(tmp_path / "runs"), "a")
+    folder.write_config({"config": "yolact_base"})
+    log = RunLog("run", str(tmp_path / "logs"), folder=folder)
+    log.write("train", **dict(TRAIN, losses=losses, total=4.0))
+    log.write("epoch", iteration=10, epoch=1)
+    log.write("val", iteration=10, epoch=1, **SCORES)
+    log.close()
+
+    assert "B: 1.500 | X: 2.500 | T: 4.000" in format_line(
+        0, 10, losses, 4.0, "0:00:00", 0.5, 4.0, 5.0, 0)
+    record = json.loads((tmp_path / "logs" / "run.log").read_text().splitlines()[0])
+    assert record["losses"] == losses
+    assert "losses.X" in (tmp_path / "logs" / "run.csv").read_text()
+    for table in (folder.training, folder.results):
+        (row,) = table.rows()
+        assert (row["loss_B"], row["loss_X"], row["loss_total"]) == ("1.5", "2.5", "4")
+    assert (row["mask_mAP"], row["box_AP75"], row["images_per_second"]) == ("25", "", "5")
+
+
+def test_a_new_loss_term_is_seen(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    legends = []
+
+    def keep_legend(figure):
+        legend = figure.axes[0].get_legend()
+        legends.append([text.get_text() for text in legend.get_texts()] if legend else [])
+        return b"\x89PNG"
+
+    monkeypatch.setattr(plots, "_to_png", keep_legend)
+    folder = RunFolder(str(tmp_path), "a")
+    folder.write_config({"config": "yolact_base"})
+    log = RunLog("run", folder=folder)
+    log.write("train", **dict(TRAIN, losses={"B": 1.5, "X": 2.5}, total=4.0))
+    log.write("epoch", iteration=10, epoch=1)
+    log.close()
+    build_report(folder)
+    assert legends[0] == ["B", "X", "total"]
+    pytest.importorskip("jinja2")
+    with open(folder.file("report.html"), encoding="utf-8") as stream:
+        assert "loss X</th>" in stream.read()
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(folder.path)
+    events.Reload()
+    assert events.Scalars("train/losses.X")[0].value == 2.5
 
 
 def test_waiting_for_data_is_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,9 +19,10 @@ import train
 from data.shapes import write_dataset
 from utils import checkpoint
 from utils.engine.records import BestScore
-from utils.run_folder import open_run_folder
-from utils.run_tables import read_rows
+from utils.inference.evaluation_record import ScoredEvaluation
+from utils.run_folder import RunFolder, open_run_folder, read_run_config
 
+HAS_PAGE = importlib.util.find_spec("jinja2") is not None
 STEPS = 12
 EPOCH = 6
 
@@ -48,7 +50,8 @@ def evaluate(shapes, request, *flags):
 
 
 def rows_of(name="yolact_shapes", table="results.csv"):
-    return read_rows(os.path.join("runs", name, table))
+    folder = RunFolder(os.path.join("runs", name), "")
+    return {"results.csv": folder.results, "training.csv": folder.training}[table].rows()
 
 
 def steps_of(name="yolact_shapes", table="results.csv"):
@@ -65,10 +68,11 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
     assert train.main(flags + ["--validation_epoch=1"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert "Run folder : runs/yolact_shapes" in out
-    assert "Report : runs/yolact_shapes/report.html" in out
+    assert ("Report : runs/yolact_shapes/report.html" in out) == HAS_PAGE
+    assert any("pip install jinja2" in line for line in out) != HAS_PAGE
     found = {os.path.relpath(os.path.join(folder, name), "runs/yolact_shapes")
              for folder, _, names in os.walk("runs/yolact_shapes") for name in names}
-    for name in ("config.json", "environment.json", "results.csv", "training.csv", "report.html",
+    for name in ("config.yaml", "environment.json", "results.csv", "training.csv",
                  "weights/best.pth", "weights/best.state", "weights/last.pth",
                  "weights/last.state", "evaluation/evaluation.json", "evaluation/per_class.csv",
                  "evaluation/confusion_matrix.csv"):
@@ -82,6 +86,10 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
         assert row["images_scored"] == "4" and row["mask_mAP"] and row["box_AP75"] is not None
         assert float(row["loss_total"]) > 0 and float(row["lr"]) > 0
     assert steps_of(table="training.csv") == [1, 10, 12]
+    stored = read_run_config("runs/yolact_shapes")
+    assert (stored["config"], stored["program"]) == ("yolact_shapes", "train.py")
+    assert stored["set"] == {"max_iter": STEPS} and stored["flags"]["validation_epoch"] == 1
+    assert stored["run"]["max_iter"] == STEPS and stored["data"]["val"]["images"] == 4
     with open("runs/yolact_shapes/environment.json") as stream:
         (session,) = json.load(stream)["sessions"]
     assert session["seed"] == 0 and session["packages"]["torch"] == torch.__version__
@@ -95,9 +103,9 @@ def test_best_weights_are_those_of_the_best_row(flags, monkeypatch):
     """The first validation is made the best one: its weights stay, later ones do not replace it."""
     real, seen = train.add_validation, []
 
-    def watch(run, scored, is_best):
-        seen.append(is_best)
-        return real(run, scored, is_best)
+    def watch(folder, evaluation, best):
+        seen.append(best is not None)
+        return real(folder, evaluation, best)
 
     def first_is_best(self, iteration, mask_ap, box_ap):
         return update(self, iteration, 1.0 / iteration, box_ap)
@@ -190,47 +198,113 @@ def test_the_same_run_again_from_its_folder(flags):
     assert sorted(os.listdir("runs")) == ["first", "first-2"]
     one, two = (torch.load(f"{name}/yolact_shapes_2_12.pth") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
-    with open("runs/first/config.json") as first, open("runs/first-2/config.json") as second:
-        first, second = json.load(first), json.load(second)
-    assert first["config"] == second["config"] and "lr" in first["changed"]
-    assert train.main(["--rerun=runs/first/config.json", "--seed=4", "--max_iter=2",
+    first, second = read_run_config("runs/first"), read_run_config("runs/first-2")
+    assert first["set"] == second["set"] and first["set"]["lr"] == 0.0005
+    assert train.main(["--rerun=runs/first/config.yaml", "--seed=4", "--max_iter=2",
                        "--name=other"]) == 0
-    with open("runs/other/config.json") as stream:
-        other = json.load(stream)
-    assert other["flags"]["seed"] == 4 and other["config"]["lr"] == 0.0005
+    other = read_run_config("runs/other")
+    assert other["flags"]["seed"] == 4 and other["set"]["lr"] == 0.0005
+
+
+def test_the_same_run_again_from_a_folder_of_the_first_format(flags):
+    assert train.main(flags + ["--lr=0.0005", "--seed=3", "--max_iter=2", "--name=first"]) == 0
+    folder = open_run_folder("runs/first")
+    stored = folder.read_config()
+    folder.write("config.json", {
+        "format": 1, "id": "a", "program": "train.py", "flags": stored["flags"],
+        "config": stored["run"]["config"], "changed": list(stored["set"])})
+    os.unlink(folder.file("config.yaml"))
+    assert train.main(["--rerun=runs/first", "--name=again"]) == 0
+    again = read_run_config("runs/again")
+    assert again["set"] == stored["set"] and again["flags"]["seed"] == 3
+
+
+LAST = "--trained_model=runs/yolact_shapes/weights/last.pth"
+AUTO, NAMED = "--run_folder=auto", "--run_folder=runs/yolact_shapes"
+
+
+def recorded():
+    return open_run_folder("runs/yolact_shapes").read("evaluation/evaluation.json")
 
 
 def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shapes, request,
                                                                     capsys):
     assert train.main(flags) == 0
-    folder = "runs/yolact_shapes/"
-    assert not os.path.exists(folder + "weights/best.pth")
+    best = "runs/yolact_shapes/weights/best.pth"
+    assert not os.path.exists(best)
     assert [row["mask_mAP"] for row in rows_of()] == ["", ""]
     capsys.readouterr()
-    assert evaluate(shapes, request, "--trained_model=weights/yolact_shapes_2_12.pth") == 0
+    assert evaluate(shapes, request, "--trained_model=weights/yolact_shapes_2_12.pth", AUTO) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == "Report : runs/yolact_shapes/report.html"
+    assert (out.splitlines()[-1] == "Report : runs/yolact_shapes/report.html") == HAS_PAGE
     assert [bool(row["mask_mAP"]) for row in rows_of()] == [False, True]
-    assert os.path.samefile(folder + "weights/best.pth", "weights/yolact_shapes_2_12.pth")
-    with open(folder + "evaluation/evaluation.json") as stream:
-        assert json.load(stream)["images"] == 4
+    assert os.path.samefile(best, "weights/yolact_shapes_2_12.pth")
+    assert recorded()["images"] == 4 and recorded()["settings"] == {}
+    assert read_run_config("runs/yolact_shapes")["data"]["val"]["images"] == 4
 
-    assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
-                    "--max_images=2") == 0
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one_in_silence(
+        flags, shapes, request, capsys, tmp_path, monkeypatch):
+    """Also where the annotation file is another path of the same file."""
+    assert train.main(flags) == 0
+    assert evaluate(shapes, request, LAST, AUTO) == 0
+    (tmp_path / "elsewhere").symlink_to(shapes)
+    again = [str(tmp_path / "elsewhere"), request, LAST, "--max_images=2"]
+    capsys.readouterr()
+    assert evaluate(*again, AUTO) == 0
     assert "keeps its evaluation of 4 images" in capsys.readouterr().out
-    assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
-                    "--max_images=2", "--run_folder=" + folder) == 0
-    with open(folder + "evaluation/evaluation.json") as stream:
-        assert json.load(stream)["images"] == 2
+    assert recorded()["images"] == 4
+    assert evaluate(*again, NAMED) == 0
+    assert "this replaces the evaluation of 4 images" in capsys.readouterr().out
+    assert recorded()["images"] == 2
+
+
+@pytest.mark.parametrize("odd", ["--score_threshold=0.9", "--fast_nms=False", "--no_crop",
+                                 "--cross_class_nms", "--max_num_detections=1", "--max_images=2",
+                                 "--map_classes"])
+def test_an_odd_evaluation_pins_no_scores(flags, shapes, request, odd):
+    """Only what a validation would find fills a row of results.csv and makes weights the best."""
+    assert train.main(flags + ["--max_iter=2"]) == 0
+    for choice in (AUTO, NAMED):
+        assert evaluate(shapes, request, LAST, odd, choice) == 0
+    assert not any(row["mask_mAP"] for row in rows_of())
+    assert not os.path.exists("runs/yolact_shapes/weights/best.pth")
+    assert evaluate(shapes, request, LAST, AUTO) == 0
+    assert rows_of()[-1]["mask_mAP"] and os.path.exists("runs/yolact_shapes/weights/best.pth")
+    assert evaluate(shapes, request, LAST, odd, AUTO) == 0
+    assert (recorded()["images"], recorded()["settings"]) == (4, {})
+
+
+def test_best_weights_stay_when_the_training_goes_on_after_eval(flags, shapes, request, capsys,
+                                                                monkeypatch):
+    """eval.py scores an iteration that the training did not: no worse one replaces its weights."""
+    assert train.main(flags + ["--save_interval=3"]) == 0
+    real = ScoredEvaluation.__new__
+
+    def shining(cls, evaluator, results, *more):
+        results.mask.statistics["AP"] = 0.9
+        return real(cls, evaluator, results, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ScoredEvaluation, "__new__", shining)
+        assert evaluate(shapes, request, "--trained_model=weights/yolact_shapes_0_3.pth", AUTO) == 0
+    best = "runs/yolact_shapes/weights/best.pth"
+    assert checkpoint.load_state(best)["iteration"] == 3
+    capsys.readouterr()
+    assert train.main(flags + ["--resume=weights/yolact_shapes_1_6.pth",
+                               "--validation_epoch=1"]) == 0
+    assert checkpoint.load_state(best)["iteration"] == 3
+    assert "90.00 (segmentation) at iteration 3" in capsys.readouterr().out
+    assert [row["iteration"] for row in rows_of() if row["mask_mAP"]] == ["3", "12"]
 
 
 def test_evaluation_of_weights_without_a_folder(flags, shapes, request, capsys):
     assert train.main(flags + ["--no_run_folder", "--max_iter=1"]) == 0
     weights = "--trained_model=weights/yolact_shapes_0_1.pth"
-    assert evaluate(shapes, request, weights) == 0
+    assert evaluate(shapes, request, weights, AUTO) == 0
     assert not os.path.exists("runs") and "Report" not in capsys.readouterr().out
     assert evaluate(shapes, request, weights, "--run_folder=looked/at") == 0
-    assert os.path.exists("looked/at/report.html")
+    assert os.path.exists("looked/at/report.html") == HAS_PAGE
     assert evaluate(shapes, request, weights, "--run_folder=looked/at") == 0
 
 
@@ -238,7 +312,7 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_scores(flags, shapes,
     assert train.main(flags + ["--max_iter=1"]) == 0
     with open("runs/yolact_shapes/evaluation", "w"):  # a file where a folder should be
         pass
-    assert evaluate(shapes, request, "--trained_model=latest") == 0
+    assert evaluate(shapes, request, "--trained_model=latest", AUTO) == 0
     captured = capsys.readouterr().out
     assert "  mask |" in captured and "is left as it was" in captured
     assert evaluate(shapes, request, "--trained_model=latest",

@@ -6,8 +6,9 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
+from utils.inference import evaluation_record
 from utils.inference.evaluator import ScoredImage
-from utils.report import confusion
+from utils.report import read_matrix, worst_confusions
 
 SIDE = 24
 IDS = [3, 7, 9]
@@ -24,7 +25,7 @@ def item(category, box, score=1.0, crowd=0):
 
 
 def count(detections, objects, **more):
-    return confusion.count_confusions([ScoredImage(1, detections, objects)], IDS, **more)
+    return evaluation_record.count_confusions([ScoredImage(1, detections, objects)], IDS, **more)
 
 
 def matrix(**cells):
@@ -131,12 +132,12 @@ def test_every_object_and_detection_is_counted_once():
 def test_csv_goes_round_with_any_name():
     counts = np.arange(16).reshape(4, 4)
     names = ["a,b", 'quote " and\nline', "\u732b"]
-    found, back = confusion.from_csv(confusion.to_csv(counts, names))
+    found, back = read_matrix(evaluation_record.matrix_csv(counts, names))
     assert np.array_equal(found, counts) and back == names
-    assert confusion.from_csv(b"") is None and confusion.from_csv(b"a,b\nc,d\n") is None
+    assert read_matrix(b"") is None and read_matrix(b"a,b\nc,d\n") is None
 
 
 def test_worst_confusions_leave_out_the_diagonal_and_the_background():
     counts = np.array([[9, 2, 0, 8], [0, 9, 5, 8], [0, 0, 9, 8], [7, 7, 7, 0]])
-    assert confusion.worst_confusions(counts) == [(1, 2, 5), (0, 1, 2)]
-    assert confusion.worst_confusions(np.zeros((2, 2), int)) == []
+    assert worst_confusions(counts) == [(1, 2, 5), (0, 1, 2)]
+    assert worst_confusions(np.zeros((2, 2), int)) == []

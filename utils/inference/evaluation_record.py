@@ -1,0 +1,313 @@
+"""What an evaluation leaves in a run folder.
+
+    evaluation/evaluation.json        what was evaluated, how, COCO's numbers, what the images show
+    evaluation/per_class.csv          average precision of each class, in percent
+    evaluation/confusion_matrix.csv   see `count_confusions`
+    evaluation/pictures/<id>.jpg      ground truth beside prediction
+
+Everything comes from detections that were scored anyway; the network does not run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+
+import cv2
+import numpy as np
+import pycocotools.mask
+
+from data.coco import CocoDataset
+from utils.checkpoint import Origin
+from utils.drawing import draw_instances, side_by_side
+from utils.inference.evaluator import CocoEvaluator, ScoredImage
+from utils.inference.results import THRESHOLDS, CocoResults
+from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
+from utils.run_folder import (
+    RunFolder,
+    best_row,
+    folder_of_weights,
+    launch_id,
+    open_run_folder,
+    score_cells,
+    timestamp,
+)
+
+AUTO, NONE = "auto", "none"
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.5
+_IMAGES = os.path.join("evaluation", "pictures")
+_MAX_IMAGES = 8
+_MAX_DETECTIONS = 40
+_DRAWS_ALL = int(cv2.__version__.split(".")[0]) >= 5
+"""OpenCV before 5 draws question marks for all but ASCII."""
+_SHORTEST, _LONGEST = 360, 720
+"""Pixels between which the longer side of a drawn image lies."""
+
+
+class ScoredEvaluation(NamedTuple):
+    """An evaluation that has run."""
+
+    evaluator: CocoEvaluator
+    results: CocoResults
+    dataset: CocoDataset
+    weights: str
+    """Which weights were scored, in words."""
+    iteration: Optional[int]
+    """Of the training that made them; None if unknown."""
+    settings: Mapping[str, Any]
+    """What of score threshold, NMS and the like was not the default, by flag."""
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether this is what a validation finds: all images, by the default settings."""
+        return not self.settings and len(self.evaluator) == len(self.dataset)
+
+
+def folder_for(choice: str, weights_path: str, origin: Optional[Origin],
+               config_name: str) -> Optional[RunFolder]:
+    """The folder that an evaluation goes to.
+
+    Args:
+        choice: `none`; `auto` for that of the run that made the weights, if it is there; or a
+            folder, which is made if it does not exist.
+        weights_path: what is evaluated.
+        origin: what the state beside the weights says of them.
+        config_name: of the network's recipe, for a folder that is made.
+    """
+    if choice in (NONE, AUTO):
+        return None if choice == NONE else folder_of_weights(weights_path, origin)
+    found = open_run_folder(choice)
+    if found is None:
+        found = RunFolder(choice, launch_id({}))
+        found.write_config({"program": "eval.py", "config": config_name})
+    return found
+
+
+def record_evaluation(folder: RunFolder, evaluation: ScoredEvaluation, origin: Optional[Origin],
+                      replace: bool) -> List[str]:
+    """Put an evaluation into a run folder and draw its report.
+
+    Where the training did not validate at the weights' iteration, its row of results.csv gets the
+    scores of a comparable evaluation, and the best of all rows are best.pth.
+
+    Args:
+        folder: of the weights' run, or any other.
+        evaluation: with `weights` a path.
+        origin: of the weights.
+        replace: take the place of an evaluation of more images, or with the default settings.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    before, images, lines = folder.read(SUMMARY), len(evaluation.evaluator), []
+    if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
+            images < before["images"] or (evaluation.settings and not before.get("settings"))):
+        kind = "{} images{}".format(before["images"], "" if before.get("settings")
+                                    else " with the default settings")
+        if not replace:
+            return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
+                    f"--run_folder={folder.path} replaces it"]
+        lines.append(f"Run folder : this replaces the evaluation of {kind}")
+    write_evaluation(folder, evaluation)
+    if origin is not None and origin.run_id == folder.run_id and evaluation.is_comparable:
+        _fill_row(folder, evaluation, origin)
+    return lines + build_report(folder)
+
+
+def _same_file(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _fill_row(folder: RunFolder, evaluation: ScoredEvaluation, origin: Origin) -> None:
+    """Give the weights' iteration its scores, unless it has some or these are of other data."""
+    config = folder.read_config()
+    data = config.get("data", {})
+    known = data.get("val", {}).get("annotation_file")
+    if known is not None and not _same_file(known, evaluation.dataset.annotation_file):
+        return
+    scored = {row["iteration"] for row in folder.results.rows() if row.get("mask_mAP")}
+    iteration = str(origin.iteration)
+    if iteration in scored:
+        return
+    if known is None:
+        config["data"] = dict(data, val=describe_data(evaluation.dataset))
+        folder.write_config(config)
+    size = config.get("run", {}).get("iterations_per_epoch")
+    folder.results.add(dict(score_cells(evaluation.results.summary()), iteration=iteration,
+                            epoch=int(iteration) // size if size else None))
+    best = best_row(folder.results.rows())
+    if best is not None and best["iteration"] == iteration:
+        folder.keep_weights(evaluation.weights, "best")
+
+
+def describe_data(dataset: CocoDataset) -> Dict[str, Any]:
+    """What a dataset holds, in plain types, for the configuration of a run folder."""
+    report = dataset.report
+    return {
+        "annotation_file": os.path.realpath(dataset.annotation_file),
+        "images_folder": str(dataset.images_dir), "images": report.images,
+        "images_without_objects": report.empty_images, "objects": report.objects,
+        "crowd_regions": report.crowds, "dropped_annotations": report.dropped,
+        "sentences": report.sentences()[1:],
+        "objects_per_class": dict(report.objects_per_category)}
+
+
+def write_evaluation(folder: RunFolder, evaluation: ScoredEvaluation) -> None:
+    """Put an evaluation in the place of the one before, whatever that was."""
+    results, dataset = evaluation.results, evaluation.dataset
+    images, names = evaluation.evaluator.images(), evaluation.evaluator.category_names
+    results.write_per_class(folder.file(PER_CLASS))
+    folder.write_bytes(MATRIX, matrix_csv(count_confusions(images, list(names)),
+                                          list(names.values())))
+    place = {int(image_id): n for n, image_id in enumerate(dataset.image_ids)}
+    shown: List[Dict[str, Any]] = []
+    for image in choose_images(images):
+        index, name = place[image.image_id], f"{image.image_id:012d}.jpg"
+        folder.write_bytes(os.path.join(_IMAGES, name),
+                           draw_image(image, dataset[index].image, names))
+        shown.append({
+            "file": "evaluation/pictures/" + name, "image_id": image.image_id,
+            "image": dataset.image_info(index)[0],
+            "objects": sum(not item["iscrowd"] for item in image.objects),
+            "detections": len(_surest(image))})
+    folder.write(SUMMARY, {
+        "weights": evaluation.weights, "iteration": evaluation.iteration, "time": timestamp(),
+        "annotations": os.path.realpath(dataset.annotation_file), "images": len(images),
+        "images_in_file": len(dataset), "settings": dict(evaluation.settings),
+        "notes": results.notes,
+        **{kind: dict(scores.statistics, per_threshold=dict(zip(
+            (str(threshold) for threshold in THRESHOLDS), scores.per_threshold)))
+           for kind, scores in (("box", results.box), ("mask", results.mask))},
+        "confusion_matrix": {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD,
+                             "iou_of": "masks"},
+        "pictures": {"score_threshold": SCORE_THRESHOLD, "shown": shown}})
+    with contextlib.suppress(OSError):  # those of other images would be mistaken for this one's
+        for name in set(os.listdir(folder.file(_IMAGES))) - {
+                os.path.basename(item["file"]) for item in shown}:
+            os.unlink(folder.file(_IMAGES, name))
+
+
+def count_confusions(images: Iterable[ScoredImage], category_ids: Sequence[int],
+                     score_threshold: float = SCORE_THRESHOLD,
+                     iou_threshold: float = IOU_THRESHOLD) -> np.ndarray:
+    """Which classes are taken for which.
+
+    Detections with a score of at least `score_threshold` are matched to the objects of their image,
+    of whatever class, where the IoU of the masks is at least `iou_threshold`: the highest score
+    first, each takes the object with the largest IoU that is left, of equal ones one of its class.
+    Crowd regions are no objects; an unmatched detection that lies in one (by `iou_threshold` of its
+    mask) does not count, as in COCO's evaluation.
+
+    Args:
+        images: detections and ground truth.
+        category_ids: in the order of the rows and columns.
+        score_threshold: smallest score of the masks that takes part.
+        iou_threshold: smallest IoU of a pair.
+
+    Returns:
+        int64 `[n + 1, n + 1]`: rows are objects, columns detections. The last column are objects
+        that were missed, the last row detections that nothing was left for: false or double.
+    """
+    place = {int(number): n for n, number in enumerate(category_ids)}
+    counts = np.zeros((len(place) + 1, len(place) + 1), np.int64)
+    for image in images:
+        objects = [item for item in image.objects if not item["iscrowd"]]
+        crowds = [item for item in image.objects if item["iscrowd"]]
+        found = sorted((item for item in image.detections if item["mask_score"] >= score_threshold),
+                       key=lambda item: -item["mask_score"])
+        ious, covered = _overlaps(found, objects, 0), _overlaps(found, crowds, 1)
+        left = set(range(len(objects)))
+        for n, detection in enumerate(found):
+            column = place[detection["category_id"]]
+            candidates = [(-ious[n, truth],
+                           objects[truth]["category_id"] != detection["category_id"], truth)
+                          for truth in left if ious[n, truth] >= iou_threshold]
+            if candidates:
+                truth = min(candidates)[-1]
+                left.remove(truth)
+                counts[place[objects[truth]["category_id"]], column] += 1
+            elif not (covered[n] >= iou_threshold).any():
+                counts[-1, column] += 1
+        for truth in left:
+            counts[place[objects[truth]["category_id"]], -1] += 1
+    return counts
+
+
+def _overlaps(found: Sequence[Dict[str, Any]], others: Sequence[Dict[str, Any]],
+              crowd: int) -> np.ndarray:
+    """IoU of masks, `[found, others]`; with crowd 1, the part of each found mask inside."""
+    if not found or not others:
+        return np.zeros((len(found), len(others)))
+    masks = ([item["segmentation"] for item in items] for items in (found, others))
+    return np.asarray(pycocotools.mask.iou(*masks, [crowd] * len(others)))
+
+
+def matrix_csv(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """The counts with a first row and column of names."""
+    text, labels = io.StringIO(), list(names) + ["background"]
+    csv.writer(text, lineterminator="\n").writerows(
+        [["object \\ detection"] + labels]
+        + [[label] + row for label, row in zip(labels, counts.tolist())])
+    return text.getvalue().encode("utf-8")
+
+
+def choose_images(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> List[ScoredImage]:
+    """The images that are drawn: the same ones in each evaluation of the same images.
+
+    Spread evenly over those with objects, in the order of their ids; where these are fewer than
+    `most`, images without objects fill up.
+    """
+    ordered = sorted(images, key=lambda image: image.image_id)
+    full = [image for image in ordered if any(not item["iscrowd"] for item in image.objects)]
+    if len(full) >= most:
+        return [full[n * len(full) // most] for n in range(most)]
+    full_ids = {image.image_id for image in full}
+    full += [image for image in ordered if image.image_id not in full_ids][:most - len(full)]
+    return sorted(full, key=lambda image: image.image_id)
+
+
+def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str]) -> bytes:
+    """Ground truth beside prediction, as a JPEG file.
+
+    Args:
+        image: detections and objects; detections from `SCORE_THRESHOLD` on are drawn.
+        pixels: uint8 `[h, w, 3]` BGR.
+        names: of all classes, by category id.
+    """
+    longer = max(pixels.shape[:2])
+    scale = float(np.clip(longer, _SHORTEST, _LONGEST)) / longer
+    canvas = cv2.resize(pixels, None, fx=scale, fy=scale,
+                        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    found = _surest(image)
+    pair = side_by_side([
+        _draw(canvas, scale, image.objects, names, [
+            " (group)" if item["iscrowd"] else "" for item in image.objects]),
+        _draw(canvas, scale, found, names, [f" {item['mask_score']:.2f}" for item in found])],
+        ["ground truth", "prediction"])
+    return bytes(cv2.imencode(".jpg", pair, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+
+
+def _surest(image: ScoredImage) -> List[Dict[str, Any]]:
+    found = [item for item in image.detections if item["mask_score"] >= SCORE_THRESHOLD]
+    return sorted(found, key=lambda item: -item["mask_score"])[:_MAX_DETECTIONS]
+
+
+def _draw(canvas: np.ndarray, scale: float, items: Sequence[Dict[str, Any]],
+          names: Mapping[int, str], suffixes: Sequence[str]) -> np.ndarray:
+    boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [names[item["category_id"]] for item in items]
+    numbers = {name: n for n, name in enumerate(names.values(), 1)}
+    size = canvas.shape[1], canvas.shape[0]
+    masks = [cv2.resize(255 * pycocotools.mask.decode(item["segmentation"]), size) > 127
+             for item in items]
+    texts = [(label if _DRAWS_ALL or label.isascii() else f"class {numbers[label]}") + suffix
+             for label, suffix in zip(labels, suffixes)]
+    return draw_instances(canvas, boxes * scale, masks, labels, class_names=list(names.values()),
+                          texts=texts)

@@ -1,0 +1,245 @@
+"""The report of a run, on one page: `python -m utils.report runs/yolact_base`.
+
+Plots and page are made from the files of the run folder alone. Plots need matplotlib and the page
+Jinja2, which comes with current PyTorch; what is not installed is left out, and a line says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.util
+import io
+import os
+import shlex
+import sys
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from utils import plots
+from utils.cli import ArgumentParser, run_main
+from utils.csv_table import Row
+from utils.errors import UserError
+from utils.run_folder import ENVIRONMENT, REPORT, RunFolder, best_row, open_run_folder
+
+SUMMARY = os.path.join("evaluation", "evaluation.json")
+PER_CLASS = os.path.join("evaluation", "per_class.csv")
+MATRIX = os.path.join("evaluation", "confusion_matrix.csv")
+TEMPLATE = "report.html.j2"
+_MAX_ROWS = 400
+_MAX_PAIRS = 10
+
+
+def build_report(folder: RunFolder) -> List[str]:
+    """Draw the plots and write the page.
+
+    Returns:
+        Lines for the user: what is missing, and where the page is.
+    """
+    run = read_run(folder)
+    lines = []
+    if plots.is_available():
+        run["plots"] = plots.draw_plots(run["training"], run["results"], run["classes"],
+                                        run["matrix"])
+        for name, png in run["plots"].items():
+            folder.write_bytes(os.path.join("plots", name + ".png"), png)
+    else:
+        lines.append(_missing("matplotlib", "plots", folder))
+    if importlib.util.find_spec("jinja2") is None:
+        return lines + [_missing("jinja2", REPORT, folder)]
+    folder.write_bytes(REPORT, _render(dict(run, notes=lines)).encode("utf-8"))
+    return lines + [f"Report : {folder.file(REPORT)}"]
+
+
+def _missing(package: str, what: str, folder: RunFolder) -> str:
+    return (f"{package} is not installed: the run folder has no {what}; 'pip install {package}' "
+            f"and 'python -m utils.report {folder.path}' make up for it")
+
+
+def read_run(folder: RunFolder) -> Dict[str, Any]:
+    """All that the files of a run folder say; what is not there is empty."""
+    evaluation = folder.read(SUMMARY)
+    shown = evaluation.get("pictures", {}).get("shown", [])
+    images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown]
+    return {
+        "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
+        "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
+        "results": folder.results.rows(), "training": folder.training.rows(),
+        "evaluation": evaluation, "plots": {},
+        "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode("utf-8")))),
+        "matrix": read_matrix(_read(folder.file(MATRIX))),
+        "images": [(item, jpeg) for item, jpeg in images if jpeg],
+        "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
+
+
+def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
+    """Counts and class names of a confusion_matrix.csv; None for anything else."""
+    rows = list(csv.reader(io.StringIO(data.decode("utf-8"))))
+    try:
+        counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
+    except ValueError:
+        return None
+    names = rows[0][1:-1] if rows else []
+    return (counts, names) if counts.shape == (len(names) + 1,) * 2 else None
+
+
+def worst_confusions(counts: np.ndarray, most: int = _MAX_PAIRS) -> List[Tuple[int, int, int]]:
+    """Row, column and count of the most frequent pairs of different classes, without background."""
+    wrong = counts[:-1, :-1].copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    return [(int(row), int(column), int(wrong[row, column]))
+            for row, column in zip(*np.unravel_index(order, wrong.shape)) if wrong[row, column]]
+
+
+def _render(run: Dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+                              autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True, extensions=["jinja2.ext.do"])
+    environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
+                               data_uri=_data_uri)
+    rows = run["results"][-_MAX_ROWS:]
+    return environment.get_template(TEMPLATE).render(
+        run, sections=_sections(run), facts=_facts(run), figures=_figures(run), rows=rows,
+        columns=_columns(rows), best=best_row(rows), commands=_commands(run),
+        confusions=None if run["matrix"] is None else _count_pairs(*run["matrix"]))
+
+
+def _sections(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    """Anchor and title of the sections for which there is something."""
+    return [(name, title) for name, title, has_content in (
+        ("training", "Training", run["results"] or run["training"]), ("scores", "Scores", True),
+        ("classes", "Classes", run["classes"]),
+        ("confusion", "Confusion matrix", run["matrix"] is not None),
+        ("pictures", "Validation images", run["images"]),
+        ("data", "Data", run["config"].get("data")),
+        ("configuration", "Configuration", run["config"]),
+        ("environment", "Environment", run["sessions"]), ("commands", "Commands", run["weights"]),
+    ) if has_content]
+
+
+def _facts(run: Mapping[str, Any]) -> List[str]:
+    """What stands below the title."""
+    facts = [run["config"].get("config")]
+    rows = run["training"] or run["results"]
+    if rows:
+        done, last = int(rows[-1]["iteration"]), run["config"].get("run", {}).get("max_iter")
+        end = "trained to the end: " if last is not None and done >= last else ""
+        facts.append(f"{end}iteration {done}" + ("" if last is None else f" of {last}"))
+    elif not run["evaluation"]:
+        facts.append("no steps yet")
+    if run["sessions"]:
+        facts += [run["sessions"][-1].get("device"), f"started {run['sessions'][0].get('time')}"]
+    return [fact for fact in facts if fact]
+
+
+def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
+    """The numbers that everybody asks for first, and what they are."""
+    best, evaluation, figures = best_row(run["results"]), run["evaluation"], []
+    if best is not None:
+        figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
+                   (_decimals(best["box_mAP"]) or "n/a", "box mAP there"),
+                   (best["iteration"], "iteration of the best")]
+    elif evaluation:
+        figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
+                   for kind in ("mask", "box")]
+    for column, name, digits in (("loss_total", "loss, mean of 100 steps", 3),
+                                 ("images_per_second", "images/s in training", 2)):
+        values = [row[column] for row in run["training"] or run["results"] if row.get(column)]
+        if values:
+            figures.append((_decimals(values[-1], digits), name))
+    names = run["config"].get("run", {}).get("class_names")
+    return figures + ([] if names is None else [(str(len(names)), "classes")])
+
+
+def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
+    """Columns of results.csv that are shown, with their heads and decimals."""
+    losses = [name for name in (rows[-1] if rows else {})
+              if name.startswith("loss_") and any(row.get(name) for row in rows)]
+    measured = losses + ["images_per_second", "box_mAP", "box_AP50", "mask_mAP", "mask_AP50",
+                         "mask_AP75"]
+    columns: List[Tuple[str, str, Optional[int]]] = [
+        ("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)]
+    return columns + [(name, name.replace("_per_second", "/s").replace("_", " "), 2)
+                      for name in measured]
+
+
+def _count_pairs(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
+    objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
+    right = int(counts[:-1, :-1].trace())
+    return {
+        "sums": {"objects": objects, "found, of the right class": right,
+                 "found, of another class": found - right, "missed": objects - found,
+                 "false or double": int(counts[-1, :-1].sum())},
+        "worst": [(names[row], names[column], count)
+                  for row, column, count in worst_confusions(counts)]}
+
+
+def _commands(run: Mapping[str, Any]) -> str:
+    """Lines to copy; '' without weights."""
+    if not run["weights"]:
+        return ""
+    flags: Mapping[str, Any] = run["config"].get("flags") or {}
+    folder = shlex.quote(run["path"])
+    score = f"python eval.py --trained_model={folder}/weights/{run['weights'][0]}.pth"
+    lines = ["# find things in an image",
+             f"{score} --score_threshold=0.3 --image=in.jpg:out.png"]
+    if flags.get("data"):
+        lines += ["# score again", f"{score} --val_data={shlex.quote(str(flags['data']))} "
+                                   f"--run_folder={folder}"]
+    if flags:
+        lines += ["# train the same again", f"python train.py --rerun={folder}"]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """A value of a JSON file as a reader wants it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[{}]".format(", ".join(_plain(item) for item in value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: Optional[float]) -> str:
+    return "n/a" if value is None else f"{100 * value:.2f}"
+
+
+def _decimals(text: Optional[str], digits: Optional[int] = 2) -> str:
+    """A cell of a table to so many decimals; None leaves it as it is."""
+    return f"{float(text):.{digits}f}" if text and digits is not None else text or ""
+
+
+def _data_uri(image: bytes) -> str:
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
+
+
+def _read(path: str) -> bytes:
+    """A file's bytes; none where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError:
+        return b""
+
+
+def main(argv: List[str]) -> int:
+    """Command line entry."""
+    parser = ArgumentParser(prog="python -m utils.report", description=(
+        "Draw the plots and the report of run folders from the files in them."))
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="for example runs/yolact_base")
+    for path in parser.parse_args(argv).folders:
+        folder = open_run_folder(path.rstrip(os.sep))
+        if folder is None:
+            raise UserError(f"'{path}' is no run folder (it has no config.yaml that train.py or "
+                            "eval.py wrote); give one such as runs/yolact_base")
+        print("\n".join(build_report(folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, sys.argv[1:]))
