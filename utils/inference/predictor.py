@@ -47,7 +47,7 @@ from yolact import Yolact, build_yolact
 CPU = torch.device("cpu")
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
-"""A file, a PIL image, or an array as `data.image.picture_from_array` takes it."""
+"""A file, a PIL image, or an array as `data.image.image_from_array` takes it."""
 
 Launched = Tuple[Detections, Tensor, Tensor]
 """Detections, prototypes, and scores of the masks in the order of the detections."""
@@ -219,8 +219,8 @@ class Predictor:
         yield from self._find(waiting)
 
     def read(self, path: str) -> np.ndarray:
-        """Decode a file as predictions need it; see `data.image.read_picture`."""
-        return images.read_picture(path)
+        """Decode a file as predictions need it; see `data.image.read_image`."""
+        return images.read_image(path)
 
     def planes(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B pictures `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
@@ -257,9 +257,9 @@ class Predictor:
         if isinstance(source, (str, os.PathLike)):
             return self.read(os.fspath(source))
         if isinstance(source, np.ndarray):
-            return images.picture_from_array(source, rgb)
+            return images.image_from_array(source, rgb)
         if hasattr(source, "convert") and hasattr(source, "mode"):
-            return images.picture_from_pil(source)
+            return images.image_from_pil(source)
         raise ValueError(f"picture is a {type(source).__name__}, expected a path, an array or a "
                          "PIL image")
 

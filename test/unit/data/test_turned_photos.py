@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import get_config
-from data.image import image_size, read_header, read_image, read_picture
+from data.image import image_size, read_header, read_image
 from data.tools.image_checks import turned_notes
 from helpers.coco_files import document, write_images, write_json
 from helpers.convert_files import opened, run
@@ -48,7 +48,7 @@ def test_the_annotated_size_tells_how_to_read(tmp_path, suffix, orientation):
     as_stored = orientation >= 5
     assert like(read_image(path, size=shown.shape[1::-1]), shown)
     assert like(read_image(path, size=stored.shape[1::-1]), stored if as_stored else shown)
-    assert like(read_image(path), shown) and like(read_picture(path), shown)
+    assert like(read_image(path), shown)
     header = read_header(path)
     assert header == (stored.shape[1::-1], shown.shape[1::-1], orientation > 1)
     assert image_size(path) == header.shown == header.annotated(None)
@@ -63,7 +63,7 @@ def test_tiff_is_always_as_shown(tmp_path):
     assert read_header(tmp_path / "a.tiff") == ((WIDTH, HEIGHT), (HEIGHT, WIDTH), True)
 
 
-def test_large_pictures_are_measured_without_a_warning(tmp_path, monkeypatch, recwarn):
+def test_large_images_are_measured_without_a_warning(tmp_path, monkeypatch, recwarn):
     photo(tmp_path / "a.jpg", 6)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)  # Pillow warns from here
     assert read_header(tmp_path / "a.jpg") == (WIDE, TALL, True)
@@ -73,13 +73,6 @@ def test_large_pictures_are_measured_without_a_warning(tmp_path, monkeypatch, re
     (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes([255, 255, 255, 255, 0, 0, 0]))
     with pytest.raises((OSError, ValueError)):
         read_header(tmp_path / "a.gif")
-
-
-def test_what_training_reads_prediction_reads(tmp_path):
-    values = np.random.RandomState(0).rand(HEIGHT, WIDTH).astype(np.float32)
-    Image.fromarray(values).save(str(tmp_path / "float.tiff"))
-    image = read_image(tmp_path / "float.tiff")
-    assert (image == read_picture(tmp_path / "float.tiff")).all() and image.std() > 50
 
 
 def make(tmp_path, photos):
