@@ -58,8 +58,8 @@ def _obey(main_process: int) -> None:
     os._exit(0)
 
 
-_SIDE_STREAM = 2 ** 32 - 2
-"""Takes the place of an image's index where a side is drawn; see `data.loader`."""
+# These take the place of an image's index where a side or the order of an epoch is drawn.
+_SIDE_STREAM, _ORDER_STREAM = 2 ** 32 - 2, 2 ** 32 - 1
 
 
 class SideSchedule:
@@ -86,11 +86,11 @@ class SideSchedule:
         return self.sides[int(rng.integers(len(self.sides)))]
 
 
-_ORDER_STREAM = 2 ** 32 - 1
-"""Takes the place of an image's index where the order of an epoch is drawn."""
-
 Key = Tuple[int, ...]
 """Epoch and index of an image in the dataset, and its side where a run has several."""
+
+Row = Union[Dict[str, Any], UserError]
+"""An image's arrays, or why it has none: raised in a worker an error would lose its type."""
 
 SamplePath = Tuple[Augmenter, TargetMaker]
 """From `Sample` to `AugmentedSample`, and from that to arrays."""
@@ -118,8 +118,8 @@ class TrainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.coco)
 
-    def __getitem__(self, key: Key) -> Union[Dict[str, Any], UserError]:
-        """Return the arrays, or the error: raised in a worker it would lose its type."""
+    def __getitem__(self, key: Key) -> Row:
+        """Augment one image and assign its targets."""
         epoch, index = key[:2]
         rng = np.random.default_rng([self.seed, epoch, index])
         augment, make_targets = (self.other_sides[key[2]] if len(key) > 2
@@ -143,8 +143,8 @@ class ShardedBatches:
     def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int,
                  parts: int = 1, side_of: Optional[SideSchedule] = None) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.side_of = side_of
         self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.side_of = side_of
         self.epoch_size = length // (batch_size * world_size * parts)
         self.start = 0
 
@@ -214,7 +214,7 @@ class TrainLoader:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
         self._keys.start = iteration
 
-    def __iter__(self) -> Iterator[Union[Batch, PackedBatch]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end.
 
         Raises:
@@ -237,7 +237,7 @@ class DevicePrefetcher:
     memory is queued without waiting. On the CPU batches pass through.
     """
 
-    def __init__(self, loader: Iterable[Union[Batch, PackedBatch]], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
         self.loader = loader
         self.device = device
 
@@ -251,8 +251,7 @@ class DevicePrefetcher:
 
 def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
                        num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                       pin_memory: bool = False, pack_masks: bool = False,
-                       parts: int = 1,
+                       pin_memory: bool = False, pack_masks: bool = False, parts: int = 1,
                        priors_of_sides: Optional[Mapping[int, np.ndarray]] = None) -> TrainLoader:
     """Build the whole sample path of a recipe.
 
@@ -278,15 +277,15 @@ def _sample_path(config: Config, priors: np.ndarray, slots: int) -> SamplePath:
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
 
 
-def _collate_or_error(
-        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[Batch, UserError]:
+def _collate_or_error(samples: Sequence[Row]) -> Union[Batch, UserError]:
+    rows = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    return collate([sample for sample in samples if not isinstance(sample, UserError)])
+        rows.append(sample)
+    return collate(rows)
 
 
-def _collate_packed(
-        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[PackedBatch, UserError]:
+def _collate_packed(samples: Sequence[Row]) -> Union[Batch, UserError]:
     batch = _collate_or_error(samples)
     return batch if isinstance(batch, UserError) else pack(batch)
