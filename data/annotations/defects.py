@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
 import numpy as np
@@ -40,31 +40,24 @@ class Defect:
 
 @dataclass
 class AnnotationReport:
-    """Counts of one annotation file.
-
-    Attributes:
-        file: path of the annotation file.
-        images, annotations: records in the file.
-        objects: usable objects, crowds not counted.
-        crowds: usable crowd regions.
-        empty_images: images without a usable object or crowd; they take part as background.
-        objects_per_category: usable objects by category name, in the order of the classes.
-        defects: by key of `DROPPED` and `REPAIRED`, only those that occur.
-        notes: sentences about what is legal but usually a mistake.
-        missing_iscrowd, missing_area: annotations without the field (read as 0 / not needed).
-    """
+    """Counts of one annotation file."""
 
     file: str
-    images: int = 0
-    annotations: int = 0
-    objects: int = 0
-    crowds: int = 0
-    empty_images: int = 0
-    objects_per_category: Dict[str, int] = field(default_factory=dict)
-    defects: Dict[str, Defect] = field(default_factory=dict)
-    notes: List[str] = field(default_factory=list)
-    missing_iscrowd: int = 0
-    missing_area: int = 0
+    images: int
+    annotations: int
+    """Records in the file."""
+    objects: int
+    """Usable objects, crowds not counted."""
+    crowds: int
+    """Usable crowd regions."""
+    empty_images: int
+    """Images without a usable object or crowd; they take part as background."""
+    objects_per_category: Dict[str, int]
+    """Usable objects by category name, in the order of the classes."""
+    defects: Dict[str, Defect]
+    """By key of `DROPPED` and `REPAIRED`, only those that occur."""
+    notes: List[str]
+    """Sentences about what is legal but usually a mistake."""
 
     @property
     def dropped(self) -> int:
