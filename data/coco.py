@@ -87,8 +87,7 @@ class CocoDataset:
     @property
     def max_objects(self) -> int:
         """Largest number of usable objects, crowds not counted, in one image."""
-        owner = np.repeat(np.arange(len(self)), np.diff(self._packed.object_offsets))
-        return int(np.bincount(owner[~self._packed.crowd], minlength=1).max())
+        return int(np.bincount(self._packed.owners[~self._packed.crowd], minlength=1).max())
 
     @property
     def report(self) -> AnnotationReport:
@@ -99,11 +98,6 @@ class CocoDataset:
     def annotations(self) -> Annotations:
         """All usable annotations as flat arrays; not to be changed."""
         return self._packed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the packed annotations take."""
-        return self._packed.nbytes
 
     def image_info(self, index: int) -> Tuple[str, int, int]:
         """File name, width and height in pixels of item `index`."""

@@ -330,8 +330,8 @@ def _elsewhere(root: Path, parts: Tuple[str, str]) -> str:
 
 
 def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str, strict: bool = False,
-                 require_annotations: bool = True) -> CocoDataset:
+                 split: str, strict: bool = False, require_annotations: bool = True,
+                 allow_empty: bool = False) -> CocoDataset:
     """Load one split; images are not opened.
 
     Args:
@@ -342,14 +342,21 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         split: `train` or `val`.
         strict: see `CocoDataset`.
         require_annotations: see `CocoDataset`.
+        allow_empty: a dataset without a single object is none of the errors.
 
     Raises:
-        UserError: something is missing or inconsistent, or class names differ from those of the
-            description.
+        UserError: something is missing or inconsistent, class names differ from those of the
+            description, or there is no object to learn or score.
     """
     dataset = CocoDataset(*find_dataset(layout, root, images, info, split), strict=strict,
                           require_annotations=require_annotations)
     described = find_dataset_file(root)
     if described is not None and images is None:
         read_dataset_file(described).check_names(dataset.class_names, dataset.annotation_file)
+    report = dataset.report
+    if report.objects == 0 and require_annotations and not allow_empty:
+        lost = "".join(f"; {text}" for text in report.sentences()[1:])
+        raise UserError(f"{report.file}: of {report.annotations} annotations none is an object to "
+                        f"learn or score ({report.crowds} are crowds, {report.dropped} were "
+                        f"dropped{lost}); python -m data.check shows what the file holds")
     return dataset

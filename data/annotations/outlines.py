@@ -196,7 +196,8 @@ def check_boxes(columns: raw.Columns, extents: np.ndarray, sizes: np.ndarray,
         float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, clipped to [0, 1].
     """
     corners = _corners(columns.boxes)
-    missing = columns.box_state == raw.BOX_MISSING
+    # Tools that know no box write zeros.
+    missing = (columns.box_state == raw.BOX_MISSING) | (columns.boxes == 0).all(axis=1)
     corners[missing] = extents[missing]
     log.repair("derived_box", missing)
     finite: np.ndarray = np.isfinite(corners).all(axis=1)

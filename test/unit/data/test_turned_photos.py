@@ -12,7 +12,7 @@ from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import get_config
 from data.image import image_size, read_header, read_image
-from data.tools.image_checks import turned_notes
+from data.tools.findings import turned_notes
 from helpers.coco_files import document, write_images, write_json
 from helpers.convert_files import opened, run
 from utils.errors import UserError
