@@ -117,11 +117,16 @@ def format_dataset_file(splits: Dict[str, Tuple[str, str]], names: Sequence[str]
     lines = []
     for split, parts in splits.items():
         lines.append(f"{split}:")
-        lines += [f"  {key}: {json.dumps(part, ensure_ascii=False)}"
-                  for key, part in zip(_PARTS, parts)]
+        lines += [f"  {key}: {_quoted(part)}" for key, part in zip(_PARTS, parts)]
     lines.append("names:")
-    lines += [f"  - {json.dumps(name, ensure_ascii=False)}" for name in names]
+    lines += [f"  - {_quoted(name)}" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As YAML; what is not text in a path (file names in GBK on Linux) is escaped."""
+    is_text = text.encode("utf-8", "ignore") == text.encode("utf-8", "surrogatepass")
+    return json.dumps(text, ensure_ascii=not is_text)
 
 
 def _parse(path: Path) -> Any:
