@@ -33,8 +33,6 @@ from utils.errors import UserError
 from utils.files import write_whole
 
 _SHOWN = 5
-_HEADERS = 2000
-"""Images of a split whose headers are read before each training."""
 _COLUMNS = 4
 _SIDE = 400
 """Smaller inputs are shown enlarged to about this many pixels, larger ones reduced."""
@@ -76,8 +74,6 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
     lines = [line] + ["  " + text for text in new[:_SHOWN]]
     if len(new) > _SHOWN:
         lines.append(f"  ... and {len(new) - _SHOWN} more; python -m data.check shows them")
-    for name, dataset in splits.items():
-        lines += ["  " + note for note in turned_notes(name, dataset, _HEADERS)]
     return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
                     if "--pred_scales" in text]
 
@@ -223,8 +219,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         print("\nno validation split: training cannot be scored")
     print(f"\n{counted(len(found), 'finding')}:" if found else "\nNothing wrong was found.")
     print("\n".join("  - " + text for text in found) + ("\n" if found else ""))
-    for name, dataset in splits.items() if not args.quick else ():
-        print("".join(f"{note}\n\n" for note in turned_notes(name, dataset)), end="")
+    for note in turned_notes(splits) if not args.quick else ():
+        print(f"{note}\n")
     print(f"For {config.name}:")
     print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
     if args.pictures and not args.quick:

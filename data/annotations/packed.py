@@ -118,7 +118,7 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
     names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
     image_index, labels, crowd = _resolve_ids(path, columns, image_ids, categories)
 
-    log = DefectLog(str(path), columns.ids[:, 0], columns.ids[:, 1], strict)
+    log = DefectLog(str(path), columns.ids[:, 0])
     outlines = Outlines(columns)
     outlines.check(log, sizes[image_index])
     extents = outlines.extents(log.usable)
@@ -135,6 +135,12 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         crowds=len(rows) - len(solid), empty_images=int((per_image == 0).sum()),
         objects_per_category=dict(zip([category.name for category in categories], per_class)),
         defects=log.defects, notes=geometry_notes(columns, extents, log))
+    if strict and log.defects:
+        first = min(defect.examples[0] for defect in log.defects.values())
+        image = columns.ids[columns.ids[:, 0] == first][0, 1]
+        raise UserError(f"{path}: annotation {first} (image {image}) is not as it should be: "
+                        f"{'; '.join(report.sentences()[1:])}; correct the file, or load it "
+                        "without strict")
     return Annotations(
         categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),

@@ -273,32 +273,27 @@ _HOW = {
 }
 
 
-def turned_notes(name: str, dataset: CocoDataset, limit: Optional[int] = None) -> List[str]:
-    """A sentence about the images of a split with an EXIF orientation; none without any.
+def turned_notes(splits: Mapping[str, CocoDataset]) -> List[str]:
+    """A sentence about the images of each split that have an EXIF orientation.
 
     Headers alone are read. Files that cannot be read are left to those who report them.
-
-    Args:
-        name: of the split.
-        dataset: the split.
-        limit: look at no more images than this, evenly spread; None for all.
     """
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    found: Dict[str, List[str]] = {}
-    for index in np.linspace(0, len(dataset) - 1, count).astype(int).tolist():
-        file_name, width, height = dataset.image_info(index)
-        try:
-            header = read_header(dataset.image_path(index))
-        except (OSError, ValueError):
-            continue
-        if header.turned and (width, height) in (header.stored, header.shown):
-            how = ("either" if header.stored == header.shown else
-                   "stored" if (width, height) == header.stored else "shown")
-            found.setdefault(how, []).append(file_name)
-    if not found:
-        return []
-    looked = "" if count == len(dataset) else f" ({count} were looked at)"
-    kinds = "; ".join(f"{how}: {len(found[key])} ({some(found[key])})"
-                      for key, how in _HOW.items() if key in found)
-    total = counted(sum(map(len, found.values())), "image", "has")
-    return [f"{name}: {total} an EXIF orientation{looked}; read {kinds}"]
+    notes = []
+    for split, dataset in splits.items():
+        found: Dict[str, List[str]] = {}
+        for index in range(len(dataset)):
+            file_name, width, height = dataset.image_info(index)
+            try:
+                header = read_header(dataset.image_path(index))
+            except (OSError, ValueError):
+                continue
+            if header.turned and (width, height) in (header.stored, header.shown):
+                how = ("either" if header.stored == header.shown else
+                       "stored" if (width, height) == header.stored else "shown")
+                found.setdefault(how, []).append(file_name)
+        if found:
+            total = counted(sum(map(len, found.values())), "image", "has")
+            kinds = "; ".join(f"{how}: {len(found[key])} ({some(found[key])})"
+                              for key, how in _HOW.items() if key in found)
+            notes.append(f"{split}: {total} an EXIF orientation; read {kinds}")
+    return notes
