@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, TypeVar, Union
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+Device = Union[str, torch.device]
+B = TypeVar("B", bound="Batch")
+
+MASK_FIELDS = ("gt_masks", "semantic")
+"""Fields of a `Batch` that travel as bits, along their last axis."""
 
 
 @dataclass
@@ -35,45 +41,65 @@ class Batch:
         image_ids: int64 `[B]`, COCO image ids.
     """
 
-    images: torch.Tensor
-    class_targets: torch.Tensor
-    box_targets: torch.Tensor
-    num_positives: torch.Tensor
-    mask_index: torch.Tensor
-    mask_gt: torch.Tensor
-    mask_valid: torch.Tensor
-    mask_scale: torch.Tensor
-    gt_boxes: torch.Tensor
-    gt_labels: torch.Tensor
-    gt_masks: torch.Tensor
-    semantic: torch.Tensor
-    image_ids: torch.Tensor
+    images: Tensor
+    class_targets: Tensor
+    box_targets: Tensor
+    num_positives: Tensor
+    mask_index: Tensor
+    mask_gt: Tensor
+    mask_valid: Tensor
+    mask_scale: Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    gt_masks: Tensor
+    semantic: Tensor
+    image_ids: Tensor
 
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+    def to(self: B, device: Device, non_blocking: bool = False) -> B:
         """Copy every field to `device`."""
         return self._map(lambda field: field.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self: B) -> B:
         """Copy every field into page-locked memory, from which copies run asynchronously."""
-        return self._map(lambda field: field.pin_memory())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all fields together."""
-        return sum(size for size in self.field_bytes().values())
+        return self._map(Tensor.pin_memory)
 
     def field_bytes(self) -> Dict[str, int]:
         """Bytes of each field."""
-        return {name: value.numel() * value.element_size() for name, value in self._fields()}
+        return {name: value.numel() * value.element_size() for name, value in vars(self).items()}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _fields(self) -> List[Any]:
-        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+    def _map(self: B, change: Callable[[Tensor], Tensor]) -> B:
+        return type(self)(**{name: change(value) for name, value in vars(self).items()})
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(**{name: change(value) for name, value in self._fields()})
+
+class PackedBatch(Batch):
+    """A batch on its way to a device: eight pixels of a row of `MASK_FIELDS` are one byte.
+
+    The last byte of a row is filled with zeros; the masks are square.
+    """
+
+    def unpack(self, values: Tensor) -> Batch:
+        """The `Batch`, on the device the fields are on; `values` are `bit_values` there."""
+        fields = dict(vars(self))
+        for name in MASK_FIELDS:
+            pixels = (fields[name].unsqueeze(-1) & values).clamp(max=1).flatten(-2)
+            fields[name] = pixels[..., :pixels.shape[-2]]
+        return Batch(**fields)
+
+
+def pack(batch: Batch) -> PackedBatch:
+    """Pack a batch on the host; `PackedBatch.unpack` gives it back, equal to the bit."""
+    fields = dict(vars(batch))
+    for name in MASK_FIELDS:
+        fields[name] = torch.from_numpy(np.packbits(fields[name].numpy(), axis=-1))
+    return PackedBatch(**fields)
+
+
+def bit_values(device: Device = "cpu") -> Tensor:
+    """uint8 `[8]`: the value of each bit of a byte, highest first. Make it once for a device."""
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
 
 
 def collate(samples: List[Dict[str, Any]]) -> Batch:
@@ -90,71 +116,3 @@ def collate(samples: List[Dict[str, Any]]) -> Batch:
             arrays[field.name] = np.stack([sample[field.name] for sample in samples])
     return Batch(images=torch.from_numpy(images),
                  **{name: torch.from_numpy(value) for name, value in arrays.items()})
-
-
-MASK_FIELDS = ("gt_masks", "semantic")
-"""Fields of a `Batch` that travel as bits, along their last axis."""
-
-
-def bit_values(device: Any = "cpu") -> Tensor:
-    """uint8 `[8]`: the value of each bit of a byte, highest first. Make it once for a device."""
-    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
-
-
-@dataclass
-class PackedBatch:
-    """What `pack` returns.
-
-    Attributes:
-        plain: the fields of the batch that are not masks.
-        bits: uint8 masks with eight pixels of a row in a byte, the last one filled with zeros.
-        widths: pixels in a row of each mask field.
-    """
-
-    plain: Dict[str, Tensor]
-    bits: Dict[str, Tensor]
-    widths: Dict[str, int]
-
-    def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
-        """Copy every field to `device`."""
-        return self._map(lambda field: field.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> PackedBatch:
-        """Copy every field into page-locked memory, from which copies run asynchronously."""
-        return self._map(lambda field: field.pin_memory())
-
-    def unpack(self, values: Tensor) -> Batch:
-        """The `Batch`, on the device the fields are on; `values` are `bit_values` there."""
-        masks = {}
-        for name, packed in self.bits.items():
-            pixels = (packed.unsqueeze(-1) & values).clamp(max=1).flatten(-2)
-            masks[name] = pixels[..., :self.widths[name]]
-        return Batch(**self.plain, **masks)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all fields together."""
-        return sum(self.field_bytes().values())
-
-    def field_bytes(self) -> Dict[str, int]:
-        """Bytes of each field."""
-        return {name: value.numel() * value.element_size()
-                for name, value in dict(self.plain, **self.bits).items()}
-
-    def __len__(self) -> int:
-        return len(self.plain["images"])
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
-        return PackedBatch({name: change(value) for name, value in self.plain.items()},
-                           {name: change(value) for name, value in self.bits.items()}, self.widths)
-
-
-def pack(batch: Batch) -> PackedBatch:
-    """Pack a batch on the host; `PackedBatch.unpack` gives it back, equal to the bit."""
-    fields = dict(vars(batch))
-    masks = {name: fields.pop(name) for name in MASK_FIELDS}
-    return PackedBatch(
-        plain=fields,
-        bits={name: torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
-              for name, mask in masks.items()},
-        widths={name: mask.shape[-1] for name, mask in masks.items()})

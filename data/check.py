@@ -1,7 +1,7 @@
 """Look at a dataset before training on it: `python -m data.check my.yaml`.
 
 Counts, sizes and classes as a table, everything that is wrong as sentences, suggestions for the
-recipe, and a picture of the first batch as the network sees it.
+recipe, and an image of the first batch as the network sees it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -17,41 +17,33 @@ import numpy as np
 from data.coco import CocoDataset
 from data.config import Config, get_config
 from data.datasets import find_dataset_file, open_dataset, read_dataset_file
-from data.tools.image_checks import (
-    ImageCheck,
-    Memory,
-    class_findings,
-    content_findings,
-    file_stamp,
+from data.tools.findings import (
+    FindingsCache,
+    annotation_findings,
+    counted,
     file_state,
+    image_findings,
     overlap_findings,
     turned_notes,
 )
-from data.tools.statistics import measure, object_findings, suggestions, table
+from data.tools.statistics import measure, suggestions, table
 from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
 from utils.drawing import draw_instances, side_by_side
 from utils.errors import UserError
 from utils.files import write_whole
 
-FULL = "full check "
 _SHOWN = 5
-_HEADERS = 2000
-"""Images of a split whose headers are read before each training."""
+_COLUMNS = 4
+_SIDE = 400
+"""Smaller inputs are shown enlarged to about this many pixels, larger ones reduced."""
 
-
-def annotation_findings(train: CocoDataset, val: Optional[CocoDataset]) -> List[str]:
-    """Sentences about both splits' annotations and how they go together."""
-    found = object_findings("train", train)
-    if val is None:
-        return found + class_findings(measure("train", train), None)
-    found += object_findings("val", val)
-    found += class_findings(measure("train", train), measure("val", val))
-    return found + overlap_findings(train, val)
+Splits = Dict[str, CocoDataset]
+"""Training data as `train` and, where there is any, validation data as `val`."""
 
 
 def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
                 strict: bool = False) -> List[str]:
-    """Lines to print before training; the same files are looked at once.
+    """Lines to print before training; annotation files that did not change are looked at once.
 
     What the annotation file's own report says is not repeated. Unreadable images are known where
     `python -m data.check` was run before.
@@ -59,60 +51,52 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
     Raises:
         UserError: `strict`, and something was found.
     """
-    memory = Memory(train.annotation_file)
-    stamp = quick_stamp(train, val)
-    kept = memory.recall(stamp)
+    splits = {"train": train} if val is None else {"train": train, "val": val}
+    cache = FindingsCache(train.annotation_file)
+    kept = cache.recall("annotations of " + _state(splits))
     if kept is None:
-        kept = json.dumps(annotation_findings(train, val))
-        memory.keep(stamp, kept)
-        memory.save()
+        kept = json.dumps(annotation_findings(splits))
+        cache.keep("annotations of " + _state(splits), kept)
+        cache.save()
     found = json.loads(kept)
-    full = _recall_full(memory, FULL + stamp)
-    found += full or []
+    of_images = _recall_images(cache, splits)
+    if of_images is not None:
+        found += of_images
+    elif val is not None:
+        found += overlap_findings(train, val)
     if strict and found:
-        raise UserError("the data check found: {}".format("; ".join(found)))
-    said = set(train.report.sentences()) | set(val.report.sentences() if val else [])
+        raise UserError(f"the data check found: {'; '.join(found)}")
+    said = {text for dataset in splits.values() for text in dataset.report.sentences()}
     new = [text for text in found if text.split(": ", 1)[-1] not in said]
-    lines = ["Data check : {}{}".format(
-        "nothing found" if not found else "{} finding{}".format(
-            len(found), "" if len(found) == 1 else "s"),
-        "" if full is not None else " in the annotations; python -m data.check reads the images "
-        "too")]
-    lines += ["  " + text for text in new[:_SHOWN]]
+    line = f"Data check : {counted(len(found), 'finding') if found else 'nothing found'}"
+    if of_images is None:
+        line += " in the annotations; python -m data.check reads the images too"
+    lines = [line] + ["  " + text for text in new[:_SHOWN]]
     if len(new) > _SHOWN:
         lines.append(f"  ... and {len(new) - _SHOWN} more; python -m data.check shows them")
-    splits = {"train": train} if val is None else {"train": train, "val": val}
-    for name, dataset in splits.items():
-        lines += ["  " + note for note in turned_notes(name, dataset, _HEADERS)]
     return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
                     if "--pred_scales" in text]
 
 
-def keep_full(memory: Memory, train: CocoDataset, val: Optional[CocoDataset],
-              findings: Sequence[str], files: Sequence[str]) -> None:
-    """Remember what a check of the images found in `files`, until one of these changes."""
-    memory.keep(FULL + quick_stamp(train, val), json.dumps(
+def _state(splits: Splits) -> str:
+    """Changes with the annotation files and the image folders' names."""
+    return " | ".join(f"{file_state(dataset.annotation_file)} {dataset.images_dir}"
+                      for dataset in splits.values())
+
+
+def _keep_images(cache: FindingsCache, splits: Splits, findings: Sequence[str],
+                 files: Sequence[str]) -> None:
+    """Remember what was found in the image files, until one of `files` changes."""
+    cache.keep("images of " + _state(splits), json.dumps(
         {"findings": list(findings), "files": [[path, file_state(path)] for path in files]}))
 
 
-def _recall_full(memory: Memory, stamp: str) -> Optional[List[str]]:
-    """Findings that `keep_full` remembered; None for none, or where a file was seen to since."""
-    kept = json.loads(memory.recall(stamp) or "null")
+def _recall_images(cache: FindingsCache, splits: Splits) -> Optional[List[str]]:
+    """Findings that `_keep_images` remembered; None for none, or where a file changed since."""
+    kept = json.loads(cache.recall("images of " + _state(splits)) or "null")
     if kept is None or any(file_state(path) != state for path, state in kept["files"]):
         return None
     return kept["findings"]
-
-
-def quick_stamp(train: CocoDataset, val: Optional[CocoDataset]) -> str:
-    """Changes with the annotation files and the image folders' names."""
-    parts = [part for dataset in (train, val) if dataset is not None
-             for part in (file_stamp(dataset.annotation_file), dataset.images_dir)]
-    return " | ".join(parts)
-
-
-_COLUMNS = 4
-_SIDE = 400
-"""Smaller inputs are shown enlarged to about this many pixels, larger ones reduced."""
 
 
 def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: int = 8,
@@ -120,23 +104,20 @@ def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: in
     """Draw the first batch of a training with this seed; returns the number of images.
 
     Raises:
-        UserError: an image cannot be read, or the picture not be written.
+        UserError: an image cannot be read, or the drawing not be written.
     """
-    from data.batch import Batch  # PyTorch is needed for this alone
-    from data.loader import build_train_loader
+    from data.loader import build_train_loader  # PyTorch is needed for this alone
 
     count = min(count, len(dataset))
     # Images, boxes and masks of a batch do not depend on the priors: any will do, if there is one
     # for each object.
     priors = np.tile(np.array([[0.5, 0.5, 1.0, 1.0]], np.float32), (dataset.max_objects + 1, 1))
     config = config.replace(num_classes=len(dataset.categories) + 1)
-    loader = build_train_loader(dataset, config, priors, batch_size=count, seed=seed)
-    batch = next(iter(loader))
-    assert isinstance(batch, Batch)
+    batch = next(iter(build_train_loader(dataset, config, priors, batch_size=count, seed=seed)))
     names = dataset.class_names
     zoom = max(1, _SIDE // config.max_size)
     side = config.max_size * zoom if zoom > 1 else min(config.max_size, _SIDE)
-    pictures, titles = [], []
+    drawn, titles = [], []
     for n in range(count):
         rows = np.flatnonzero(batch.gt_labels[n].numpy() > 0)
         image = cv2.resize(np.ascontiguousarray(batch.images[n].numpy()[::-1].transpose(1, 2, 0)),
@@ -144,19 +125,18 @@ def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: in
                            else cv2.INTER_CUBIC)
         masks = [cv2.resize(batch.gt_masks[n, row].numpy(), (side, side),
                             interpolation=cv2.INTER_NEAREST) > 0 for row in rows]
-        pictures.append(draw_instances(
+        drawn.append(draw_instances(
             image, batch.gt_boxes[n].numpy()[rows] * side, masks,
             [names[label - 1] for label in batch.gt_labels[n].numpy()[rows]], class_names=names))
-        titles.append("image {}: {} object{}".format(
-            int(batch.image_ids[n]), len(rows), "" if len(rows) == 1 else "s"))
-    data = cv2.imencode(".png", _grid(pictures, titles))[1].tobytes()
+        titles.append(f"image {int(batch.image_ids[n])}: {counted(len(rows), 'object')}")
+    data = cv2.imencode(".png", _grid(drawn, titles))[1].tobytes()
     write_whole(path, lambda stream: stream.write(data))
     return count
 
 
-def _grid(pictures: List[np.ndarray], titles: List[str]) -> np.ndarray:
-    rows = [side_by_side(pictures[n:n + _COLUMNS], titles[n:n + _COLUMNS])
-            for n in range(0, len(pictures), _COLUMNS)]
+def _grid(images: List[np.ndarray], titles: List[str]) -> np.ndarray:
+    rows = [side_by_side(images[n:n + _COLUMNS], titles[n:n + _COLUMNS])
+            for n in range(0, len(images), _COLUMNS)]
     width = max(row.shape[1] for row in rows)
     return np.concatenate([cv2.copyMakeBorder(
         row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
@@ -184,81 +164,68 @@ def check_parser() -> ArgumentParser:
     return parser
 
 
-def open_splits(args: argparse.Namespace, layout: str) -> List[CocoDataset]:
-    """Training and, where there is one, validation data."""
-    splits = [open_dataset(layout, args.data, args.train_images, args.train_info, "train")]
+def _open_splits(args: argparse.Namespace, layout: str) -> Splits:
+    splits = {"train": open_dataset(layout, args.data, args.train_images, args.train_info, "train",
+                                    allow_empty=True)}
     described = find_dataset_file(args.data)
     pairs = args.train_images is not None or described is not None
-    if args.valid_images is None and args.valid_info is None and pairs and not (
+    if args.valid_images is not None or args.valid_info is not None or not pairs or (
             described is not None and "val" in read_dataset_file(described).splits):
-        return splits
-    return splits + [open_dataset(layout, args.data, args.valid_images, args.valid_info, "val")]
+        splits["val"] = open_dataset(layout, args.data, args.valid_images, args.valid_info, "val",
+                                     allow_empty=True)
+    return splits
 
 
-def image_findings(splits: List[CocoDataset], memory: Memory,
-                   workers: int) -> Tuple[List[str], List[str]]:
-    """Sentences about the files themselves, and the paths of those that cannot be used.
-
-    Every image is read once and remembered.
-    """
-    checks = [ImageCheck(name, dataset, memory, workers, _progress)
-              for name, dataset in zip(("train", "val"), splits)]
-    return ([text for check in checks for text in check.findings()] + content_findings(checks),
-            [path for check in checks for path in check.unusable])
-
-
-def check(args: argparse.Namespace) -> int:
-    """Print everything; returns the exit code."""
-    config = get_config(args.config)
-    splits = open_splits(args, args.dataset or config.dataset)
-    train, val = splits[0], (splits[1] if len(splits) > 1 else None)
-    statistics = [measure(name, dataset) for name, dataset in zip(("train", "val"), splits)]
-    print("\n".join(table(statistics, config.max_size)), flush=True)
-    found = annotation_findings(train, val)
-    if not args.quick:
-        memory = Memory(train.annotation_file)
-        images, files = image_findings(splits, memory, args.num_workers)
-        keep_full(memory, train, val, images, files)
-        if val is not None:  # a training that does not validate opens train alone
-            keep_full(memory, train, None,
-                      [text for text in images if text.startswith("train: ")], files)
-        memory.save(forget=True)
-        found += images
-    if val is None:
-        print("\nno validation split: training cannot be scored")
-    print("\n" + ("{} finding{}:".format(len(found), "" if len(found) == 1 else "s") if found
-                  else "Nothing wrong was found."))
-    print("\n".join("  - " + text for text in found) + ("\n" if found else ""))
-    if not args.quick:
-        print("".join(f"{note}\n\n" for name, dataset in zip(("train", "val"), splits)
-                      for note in turned_notes(name, dataset)), end="")
-    print(f"For {config.name}:")
-    print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
-    _draw(args, train)
-    return EXIT_USER_ERROR if found and args.strict else 0
+def _check_images(splits: Splits, workers: int) -> List[str]:
+    """Findings in the image files, remembered for the quick check."""
+    cache = FindingsCache(splits["train"].annotation_file)
+    found, files = image_findings(splits, cache, workers, _progress)
+    _keep_images(cache, splits, found, files)
+    if "val" in splits:  # a training that does not validate opens train alone
+        _keep_images(cache, {"train": splits["train"]},
+                     [text for text in found if text.startswith("train: ")], files)
+    cache.save(forget=True)
+    return found
 
 
-def _draw(args: argparse.Namespace, train: CocoDataset) -> None:
-    if not args.pictures or args.quick:
-        return
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() and (done % 100 == 0 or done == total):
+        print(f"\rreading images: {done} of {total}", end="\n" if done == total else "",
+              file=sys.stderr, flush=True)
+
+
+def _draw(args: argparse.Namespace, train: CocoDataset, config: Config) -> None:
     try:
-        count = write_first_batch(train, get_config(args.config), args.pictures, seed=args.seed)
+        count = write_first_batch(train, config, args.pictures, seed=args.seed)
     except UserError as problem:
         print(f"The first batch cannot be drawn: {problem}")
         return
     print(f"The first {count} images as the network sees them: {args.pictures}")
 
 
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty() and (done % 100 == 0 or done == total):
-        end = "\n" if done == total else ""
-        print(f"\rreading images: {done} of {total}", end=end, file=sys.stderr,
-              flush=True)
-
-
 def main(argv: Optional[List[str]] = None) -> int:
-    """Command line entry."""
-    return check(check_parser().parse_args(argv))
+    """Command line entry: print everything; returns the exit code."""
+    args = check_parser().parse_args(argv)
+    config = get_config(args.config)
+    splits = _open_splits(args, args.dataset or config.dataset)
+    statistics = [measure(name, dataset) for name, dataset in splits.items()]
+    print("\n".join(table(statistics, config.max_size)), flush=True)
+    found = annotation_findings(splits)
+    if not args.quick:
+        found += _check_images(splits, args.num_workers)
+    elif "val" in splits:
+        found += overlap_findings(splits["train"], splits["val"])
+    if "val" not in splits:
+        print("\nno validation split: training cannot be scored")
+    print(f"\n{counted(len(found), 'finding')}:" if found else "\nNothing wrong was found.")
+    print("\n".join("  - " + text for text in found) + ("\n" if found else ""))
+    for note in turned_notes(splits) if not args.quick else ():
+        print(f"{note}\n")
+    print(f"For {config.name}:")
+    print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
+    if args.pictures and not args.quick:
+        _draw(args, splits["train"], config)
+    return EXIT_USER_ERROR if found and args.strict else 0
 
 
 if __name__ == "__main__":

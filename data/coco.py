@@ -16,6 +16,8 @@ from data.sample import Sample
 from utils.errors import UserError
 
 _NAMED_MISSING = 5
+_UP = 3
+"""Folders above the image folder in which a missing image is looked for."""
 
 
 class CocoDataset:
@@ -87,8 +89,7 @@ class CocoDataset:
     @property
     def max_objects(self) -> int:
         """Largest number of usable objects, crowds not counted, in one image."""
-        owner = np.repeat(np.arange(len(self)), np.diff(self._packed.object_offsets))
-        return int(np.bincount(owner[~self._packed.crowd], minlength=1).max())
+        return int(np.bincount(self._packed.owners[~self._packed.crowd], minlength=1).max())
 
     @property
     def report(self) -> AnnotationReport:
@@ -99,11 +100,6 @@ class CocoDataset:
     def annotations(self) -> Annotations:
         """All usable annotations as flat arrays; not to be changed."""
         return self._packed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the packed annotations take."""
-        return self._packed.nbytes
 
     def image_info(self, index: int) -> Tuple[str, int, int]:
         """File name, width and height in pixels of item `index`."""
@@ -135,24 +131,22 @@ class CocoDataset:
         if missing:
             named = [f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
                      for n in missing[:_NAMED_MISSING]]
-            raise UserError("{} of the {} images of {} are missing in {}: {}{}{}".format(
-                len(missing), len(self), self.annotation_file, os.path.abspath(self.images_dir),
-                ", ".join(named), ", ..." if len(missing) > len(named) else "",
-                missing_hint(self.images_dir, self._packed.file_name(missing[0]))))
+            hint = missing_hint(self.images_dir, self._packed.file_name(missing[0]))
+            raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
+                            f"are missing in {os.path.abspath(self.images_dir)}: "
+                            f"{', '.join(named)}{', ...' if len(missing) > len(named) else ''}"
+                            f"{hint}")
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)
-        image = read_image(path, f"image {image_id} of {self.annotation_file}",
-                           (width, height))
-        found_height, found_width = image.shape[:2]
-        if (found_width, found_height) != (width, height):
-            turned = (found_width, found_height) == (height, width)
-            raise UserError("image {}: {} is {} x {} pixels (width x height), but {} says {} x {}{}"
-                            "; its boxes and masks would not fit".format(
-                                image_id, path, found_width, found_height, self.annotation_file,
-                                width, height,
-                                " (turned, with no EXIF orientation that says so)" if turned
-                                else ""))
+        image = read_image(path, f"image {image_id} of {self.annotation_file}", (width, height))
+        found = image.shape[1::-1]
+        if found != (width, height):
+            turned = " (turned, with no EXIF orientation that says so)" \
+                if found == (height, width) else ""
+            raise UserError(f"image {image_id}: {path} is {found[0]} x {found[1]} pixels (width x "
+                            f"height), but {self.annotation_file} says {width} x {height}{turned}; "
+                            "its boxes and masks would not fit")
         return image
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
@@ -163,14 +157,9 @@ class CocoDataset:
 def _file_names(folder: str) -> Set[str]:
     """Names in `folder`; empty where it does not exist."""
     try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+        return set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return set()
-
-
-_UP = 3
-"""Folders above the image folder that are looked at."""
 
 
 def missing_hint(images_dir: str, file_name: str) -> str:
@@ -180,18 +169,17 @@ def missing_hint(images_dir: str, file_name: str) -> str:
         images_dir: folder that file names refer to.
         file_name: of an image that is not there, as the annotation file gives it.
     """
-    folder = Path(os.path.abspath(images_dir))
+    folder = os.path.abspath(images_dir)
     written = file_name.replace("\\", "/")
-    base = written.rsplit("/", 1)[-1]
-    for above in list(folder.parents)[:_UP]:
-        if (above / written).is_file():
+    parent, base = os.path.split(os.path.join(folder, written))
+    for above in list(Path(folder).parents)[:_UP]:
+        if os.path.isfile(os.path.join(str(above), written)):
             return f"; it is found where {above} is given as the image folder"
-    if written != file_name and (folder / written).is_file():
+    if written != file_name and os.path.isfile(os.path.join(folder, written)):
         return f"; {written} is there: write / in place of \\ in file_name"
-    if base != file_name and (folder / base).is_file():
+    if base != file_name and os.path.isfile(os.path.join(folder, base)):
         return f"; {base} itself is there: leave the folders out of file_name"
-    parent = (folder / written).parent
-    for name in sorted(os.listdir(str(parent))) if parent.is_dir() else []:
+    for name in sorted(_file_names(parent)):
         if name != base and _plain(name) == _plain(base):
             return (f"; there is {name}, which differs in upper and lower case or in the form of "
                     "its accents (Unicode)")

@@ -8,9 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Dict, List, Optional, Tuple
 
-from data.tools.conversion import Problems, choose_classes, split_randomly, write_dataset
+from data.tools.conversion import (
+    FoundImage,
+    Problems,
+    choose_classes,
+    refuse_foreign_files,
+    split_randomly,
+    write_dataset,
+)
 from data.tools.labelme import read_labelme
 from data.tools.voc import read_voc
 from data.tools.yolo import read_yolo
@@ -23,32 +30,6 @@ FORMATS = {
     "voc": "Pascal VOC XML with SegmentationObject masks",
 }
 _IGNORED_LABELS = "__ignore__,_background_"
-
-
-def convert_labelme(args: argparse.Namespace, problems: Problems) -> List[str]:
-    """Convert a folder of labelme files; returns notes."""
-    images, notes = read_labelme(Path(args.source), problems, _words(args.ignore_labels),
-                                 _words(args.ignore_shapes))
-    return notes + _finish(args, {"train": images}, problems)
-
-
-def convert_yolo(args: argparse.Namespace, problems: Problems) -> List[str]:
-    """Convert a YOLO dataset; its own splits and class numbers stay."""
-    splits, names = read_yolo(Path(args.source), problems, args.boxes_as_masks,
-                              _words(args.classes))
-    args.classes = args.classes or names
-    return _finish(args, splits, problems)
-
-
-def convert_voc(args: argparse.Namespace, problems: Problems) -> List[str]:
-    """Convert a Pascal VOC folder; the splits of its ImageSets stay."""
-    splits = read_voc(Path(args.source), problems, args.boxes_as_masks,
-                      Path(args.images) if args.images else None)
-    return _finish(args, splits, problems)
-
-
-_CONVERTERS: Dict[str, Callable[[argparse.Namespace, Problems], List[str]]] = {
-    "labelme": convert_labelme, "yolo": convert_yolo, "voc": convert_voc}
 
 
 def parser_of(kind: str) -> ArgumentParser:
@@ -77,23 +58,39 @@ def parser_of(kind: str) -> ArgumentParser:
     return parser
 
 
-def _finish(args: argparse.Namespace, splits: Dict[str, List[Any]],
-            problems: Problems) -> List[str]:
+def _read(kind: str, args: argparse.Namespace, problems: Problems
+          ) -> Tuple[Dict[str, List[FoundImage]], Optional[List[str]], List[str]]:
+    """Images of each split, the class names where the source has them, and notes."""
+    source, classes = Path(args.source), _words(args.classes) or None
+    if kind == "labelme":
+        images, notes = read_labelme(source, problems, _words(args.ignore_labels),
+                                     _words(args.ignore_shapes))
+        return {"train": images}, classes, notes
+    if kind == "yolo":
+        splits, names = read_yolo(source, problems, args.boxes_as_masks, classes)
+        return splits, classes or names, []
+    return read_voc(source, problems, args.boxes_as_masks,
+                    Path(args.images) if args.images else None), classes, []
+
+
+def convert(kind: str, args: argparse.Namespace) -> List[str]:
+    """Convert a dataset; returns the lines to print."""
+    refuse_foreign_files(Path(args.out))
+    problems = Problems(args.skip_bad)
+    splits, classes, lines = _read(kind, args, problems)
     if list(splits) == ["train"]:
         splits = split_randomly(splits["train"], args.val_fraction, args.seed)
     splits = {split: images for split, images in splits.items() if images}
     if "train" not in splits:
         raise UserError(f"{args.source}: no image for training was left")
-    classes = _words(args.classes) if isinstance(args.classes, str) else args.classes
     names = choose_classes(splits, classes, problems)
-    lines: List[str] = []
     path = write_dataset(splits, names, Path(args.out), lines.append)
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return lines + [f"{path}: {len(names)} classes ({shown})",
-                    f"next: python -m data.check {path}"]
+    return problems.lines() + lines + [f"{path}: {len(names)} classes ({shown})",
+                                       f"next: python -m data.check {path}"]
 
 
-def _words(text: Any) -> List[str]:
+def _words(text: Optional[str]) -> List[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
@@ -104,13 +101,10 @@ def main(argv: List[str]) -> int:
             f"  {kind:8s} {text}" for kind, text in FORMATS.items())
             + "\n\npython -m data.convert FORMAT --help shows the flags of each")
         return 0 if argv else 2
-    if argv[0] not in _CONVERTERS:
-        raise UserError("unknown format '{}'{} Known: {}.".format(
-            argv[0], nearest(argv[0], FORMATS) or ".", ", ".join(FORMATS)))
-    args = parser_of(argv[0]).parse_args(argv[1:])
-    problems = Problems(args.skip_bad)
-    lines = _CONVERTERS[argv[0]](args, problems)
-    print("\n".join(problems.lines() + lines))
+    if argv[0] not in FORMATS:
+        raise UserError(f"unknown format '{argv[0]}'{nearest(argv[0], FORMATS) or '.'} Known: "
+                        f"{', '.join(FORMATS)}.")
+    print("\n".join(convert(argv[0], parser_of(argv[0]).parse_args(argv[1:]))))
     return 0
 
 

@@ -15,44 +15,145 @@ SPLITS = ("train", "val", "test")
 FOLDER_FILE = "data.yaml"
 """What a folder given with --data may hold in place of a known layout."""
 
+Split = Tuple[Path, Path]
+"""Image folder and annotation file."""
+
 _SUFFIXES = (".yaml", ".yml", ".json")
 _PARTS = ("images", "annotations")
 _EXAMPLE = "expected for example 'train: {images: images/train, annotations: train.json}'"
-_YOLO_KEYS = ("path", "nc", "download")
+_YOLO_KEYS = ("path", "nc", "download", "names")
+_LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
+    "coco2017": {
+        "train": ("train2017", "annotations/instances_train2017.json"),
+        "val": ("val2017", "annotations/instances_val2017.json"),
+        "test": ("test2017", "annotations/image_info_test-dev2017.json"),
+    },
+    "pascal_sbd": {
+        "train": ("img", "pascal_sbd_train.json"),
+        "val": ("img", "pascal_sbd_val.json"),
+    },
+}
+
+
+def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
+                 split: str, strict: bool = False, require_annotations: bool = True,
+                 allow_empty: bool = False) -> CocoDataset:
+    """Load one split; images are not opened.
+
+    Args:
+        layout: below `root`, where that is a folder without a `data.yaml`.
+        root: --data: a folder, or a description.
+        images: --train_images or --valid_images; wins over `root`.
+        info: --train_info or --valid_info; belongs to `images`.
+        split: `train` or `val`.
+        strict: see `CocoDataset`.
+        require_annotations: see `CocoDataset`.
+        allow_empty: a dataset without a single object is none of the errors.
+
+    Raises:
+        UserError: something is missing or inconsistent, class names differ from those of the
+            description, or there is no object to learn or score.
+    """
+    dataset = CocoDataset(*find_dataset(layout, root, images, info, split), strict=strict,
+                          require_annotations=require_annotations)
+    described = find_dataset_file(root) if images is None else None
+    if described is not None:
+        _check_names(read_dataset_file(described), dataset)
+    report = dataset.report
+    if report.objects == 0 and require_annotations and not allow_empty:
+        lost = "".join(f"; {text}" for text in report.sentences()[1:])
+        raise UserError(f"{report.file}: of {report.annotations} annotations none is an object to "
+                        f"learn or score ({report.crowds} are crowds, {report.dropped} were "
+                        f"dropped{lost}); python -m data.check shows what the file holds")
+    return dataset
+
+
+def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
+                 split: str) -> Split:
+    """Image folder and annotation file from what the command line gave, as for `open_dataset`.
+
+    Raises:
+        UserError: nothing was given, or half of a pair.
+    """
+    prefix = "train" if split == "train" else "valid"
+    if (images is None) != (info is None):
+        raise UserError(f"--{prefix}_images and --{prefix}_info belong together; give both or "
+                        "neither")
+    if images is not None and info is not None:
+        return Path(images), Path(info)
+    if root is None:
+        parts = ", ".join(_LAYOUTS.get(layout, {}).get(split, ()))
+        raise UserError(f"no dataset: give --data=FOLDER (layout {layout}: {parts}), "
+                        f"--data=FILE.yaml (see docs/data.md), or --{prefix}_images and "
+                        f"--{prefix}_info")
+    described = find_dataset_file(root)
+    if described is None:
+        return dataset_paths(layout, root, split)
+    splits = read_dataset_file(described).splits
+    if split not in splits:
+        raise UserError(f"{described}: has no '{split}', only {', '.join(splits)}; "
+                        f"{_EXAMPLE.replace('train', split)}")
+    for part, what, there in zip(splits[split], ("image folder", "annotation file"),
+                                 (os.path.isdir, os.path.isfile)):
+        if not there(str(part)):
+            raise UserError(f"{described}: the {what} of '{split}' was not found: looked for "
+                            f"{part.absolute()} (paths are relative to the file they stand "
+                            f"in){_similar(part)}")
+    return splits[split]
+
+
+def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
+    """Image folder and annotation file of one split of a known layout.
+
+    Args:
+        layout: `coco2017` or `pascal_sbd` (a `Config.dataset`).
+        root: the data root, as given with --data.
+        split: `train`, `val`, or `test` (COCO's test-dev, without ground truth).
+
+    Raises:
+        UserError: an unknown layout or split, or something of the layout is missing; says what was
+            looked for and what layout is expected.
+    """
+    if layout not in _LAYOUTS:
+        raise UserError(f"unknown dataset layout '{layout}'{nearest(layout, _LAYOUTS) or '.'} "
+                        f"Known: {', '.join(_LAYOUTS)}.")
+    splits = _LAYOUTS[layout]
+    if split not in splits:
+        raise UserError(f"dataset layout '{layout}' has no split '{split}'"
+                        f"{nearest(split, splits) or '.'} Known: {', '.join(splits)}.")
+    root = Path(root).expanduser()
+    parts = splits[split]
+    expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
+    if not root.is_dir():
+        found = "is not a folder" if root.exists() else "not found"
+        raise UserError(f"data folder {found}: looked for {root.absolute()}; {expected}")
+    images, annotations = root / parts[0], root / parts[1]
+    for path, what, there in ((images, "image folder", images.is_dir()),
+                              (annotations, "annotation file", annotations.is_file())):
+        if not there:
+            raise UserError(f"{what} not found: looked for {path.absolute()}; "
+                            f"{expected}{_elsewhere(root, parts)}")
+    return images, annotations
+
+
+def _elsewhere(root: Path, parts: Tuple[str, str]) -> str:
+    """A hint where the layout is one folder up or down."""
+    root = root.absolute()
+    for candidate in [root.parent] + sorted(path for path in root.iterdir() if path.is_dir())[:50]:
+        if all((candidate / part).exists() for part in parts):
+            return f"; did you mean {candidate}?"
+    return ""
 
 
 @dataclass
 class DatasetFile:
-    """A description that has been read; nothing it names has been opened.
-
-    Attributes:
-        path: the file.
-        splits: image folder and annotation file by `train`, `val` and `test`, as given there and
-            made absolute by the file's own folder.
-        names: class names the annotation files have to have, in the order of their ids, or None.
-    """
+    """A description that has been read; nothing it names has been opened."""
 
     path: str
-    splits: Dict[str, Tuple[Path, Path]]
-    names: Optional[List[str]] = None
-
-    def check_names(self, found: Sequence[str], annotation_file: str) -> None:
-        """Compare the categories of an annotation file with `names`.
-
-        Raises:
-            UserError: they differ; names the first difference.
-        """
-        if self.names is None or list(found) == self.names:
-            return
-        where = next((n for n, (a, b) in enumerate(zip(self.names, found)) if a != b),
-                     min(len(self.names), len(found)))
-        expected, there = (f"'{names[where]}'" if where < len(names) else "nothing"
-                           for names in (self.names, list(found)))
-        raise UserError(f"{self.path}: class {where + 1} of names is {expected}, but category "
-                        f"{where + 1} of {annotation_file} is {there} ({len(self.names)} names, "
-                        f"{len(found)} categories in the order of their ids); correct names or "
-                        "leave it out"
-                        )
+    splits: Dict[str, Split]
+    """By `train`, `val` and `test`, made absolute by the file's own folder."""
+    names: Optional[List[str]]
+    """Class names the annotation files have to have, in the order of their ids."""
 
 
 def find_dataset_file(root: Union[str, Path, None]) -> Optional[Path]:
@@ -66,13 +167,12 @@ def find_dataset_file(root: Union[str, Path, None]) -> Optional[Path]:
     return inside if inside.is_file() else None
 
 
-def read_dataset_file(path: Union[str, Path]) -> DatasetFile:
+def read_dataset_file(path: Path) -> DatasetFile:
     """Read a description.
 
     Raises:
         UserError: it is missing, not YAML, or has other keys than those above.
     """
-    path = Path(path).expanduser()
     content = _parse(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {_kind(content)}, {_EXAMPLE}")
@@ -81,10 +181,9 @@ def read_dataset_file(path: Union[str, Path]) -> DatasetFile:
                         "the dataset; give --train_images and --train_info (--valid_images and "
                         "--valid_info) instead")
     if any(isinstance(content.get(split), (str, list)) for split in SPLITS):
-        yolo = any(key in content for key in _YOLO_KEYS) or "names" in content
-        raise UserError("{}: a split is given as a path, {}{}".format(
-            path, _EXAMPLE, "; if this is a YOLO dataset, convert it: python -m data.convert yolo "
-            f"{path} --out=FOLDER" if yolo else ""))
+        hint = f"; if this is a YOLO dataset, convert it: python -m data.convert yolo {path} " \
+            "--out=FOLDER" if any(key in content for key in _YOLO_KEYS) else ""
+        raise UserError(f"{path}: a split is given as a path, {_EXAMPLE}{hint}")
     _refuse_unknown(path, "", content, SPLITS + ("names",))
     splits = {split: _split(path, split, content[split]) for split in SPLITS if split in content}
     if not splits:
@@ -92,36 +191,21 @@ def read_dataset_file(path: Union[str, Path]) -> DatasetFile:
     return DatasetFile(str(path), splits, _names(path, content.get("names")))
 
 
-def split_of_file(path: Union[str, Path], split: str) -> Tuple[Path, Path]:
-    """Image folder and annotation file of one split of a description.
-
-    Raises:
-        UserError: it cannot be read, lacks the split, or names what is not there.
-    """
-    described = read_dataset_file(path)
-    if split not in described.splits:
-        raise UserError("{}: has no '{}', only {}; {}".format(
-            path, split, ", ".join(described.splits), _EXAMPLE.replace("train", split)))
-    images, annotations = described.splits[split]
-    for part, there in ((images, images.is_dir()), (annotations, annotations.is_file())):
-        if not there:
-            what = "image folder" if part is images else "annotation file"
-            raise UserError(f"{path}: the {what} of '{split}' was not found: looked for "
-                            f"{part.absolute()} (paths are relative to the file they stand "
-                            f"in){_similar(part)}")
-    return images, annotations
-
-
 def format_dataset_file(splits: Dict[str, Tuple[str, str]], names: Sequence[str]) -> str:
     """Text of a description; a JSON string is a YAML string, so any path and name is safe."""
     lines = []
     for split, parts in splits.items():
         lines.append(f"{split}:")
-        lines += [f"  {key}: {json.dumps(part, ensure_ascii=False)}"
-                  for key, part in zip(_PARTS, parts)]
+        lines += [f"  {key}: {_quoted(part)}" for key, part in zip(_PARTS, parts)]
     lines.append("names:")
-    lines += [f"  - {json.dumps(name, ensure_ascii=False)}" for name in names]
+    lines += [f"  - {_quoted(name)}" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As YAML; what is not text in a path (file names in GBK on Linux) is escaped."""
+    is_text = text.encode("utf-8", "ignore") == text.encode("utf-8", "surrogatepass")
+    return json.dumps(text, ensure_ascii=not is_text)
 
 
 def _parse(path: Path) -> Any:
@@ -132,12 +216,12 @@ def _parse(path: Path) -> Any:
                         f"{path.absolute()}{_similar(path)}") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from None
-    if path.suffix.lower() == ".json":
-        try:
-            return json.loads(text)
-        except ValueError as problem:
-            raise UserError(f"{path}: not JSON: {problem}") from None
-    return parse_yaml(text, str(path))
+    if path.suffix.lower() != ".json":
+        return parse_yaml(text, str(path))
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{path}: not JSON: {problem}") from None
 
 
 def parse_yaml(text: str, path: str) -> Any:
@@ -154,8 +238,9 @@ def parse_yaml(text: str, path: str) -> Any:
     try:
         _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path, set())
         return yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise UserError("{}: not YAML: {}".format(path, " ".join(str(problem).split()))) from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as problem:
+        # Dates and characters that do not exist are ValueErrors.
+        raise UserError(f"{path}: not YAML: {' '.join(str(problem).split())}") from None
 
 
 def _refuse_repeated_keys(node: Any, path: str, visited: Set[int]) -> None:
@@ -167,27 +252,28 @@ def _refuse_repeated_keys(node: Any, path: str, visited: Set[int]) -> None:
     for item in node.value:
         key, value = item if isinstance(item, tuple) else (None, item)
         if key is not None:
-            line = key.start_mark.line + 1
-            if str(key.value) in seen:
-                raise UserError(f"{path}: '{key.value}' is given in line {seen[str(key.value)]} "
-                                f"and again in line {line}")
-            seen[str(key.value)] = line
+            line, name = key.start_mark.line + 1, str(key.value)
+            if name in seen:
+                raise UserError(f"{path}: '{name}' is given in line {seen[name]} and again in line "
+                                f"{line}")
+            seen[name] = line
         _refuse_repeated_keys(value, path, visited)
 
 
-def _split(path: Path, split: str, value: Any) -> Tuple[Path, Path]:
+def _split(path: Path, split: str, value: Any) -> Split:
     if not isinstance(value, dict):
-        raise UserError("{}: '{}' is {}, {}".format(
-            path, split, _kind(value), _EXAMPLE.replace("train", split)))
+        raise UserError(f"{path}: '{split}' is {_kind(value)}, "
+                        f"{_EXAMPLE.replace('train', split)}")
     _refuse_unknown(path, split + ".", value, _PARTS)
     found = []
-    for part in _PARTS:
+    for part, expected in zip(_PARTS, ("a folder with images", "a COCO instances file")):
         text = value.get(part)
-        if not isinstance(text, str) or not text.strip():
-            raise UserError("{}: '{}.{}' is {}, expected the path of {}".format(
-                path, split, part, "missing" if text is None else _kind(text),
-                "a folder with images" if part == "images" else "a COCO instances file"))
-        found.append(Path(os.path.normpath(str(path.parent / Path(text).expanduser()))))
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            raise UserError(f"{path}: '{split}.{part}' is "
+                            f"{'missing' if text is None else _kind(text)}, expected the path of "
+                            f"{expected}")
+        expanded = os.path.expanduser(text)  # leaves the home of an unknown user as it is
+        found.append(Path(os.path.normpath(os.path.join(str(path.parent), expanded))))
     return found[0], found[1]
 
 
@@ -199,8 +285,7 @@ def _names(path: Path, value: Any) -> Optional[List[str]]:
                         f"['{value}']?")
     if isinstance(value, dict):
         if not all(type(key) is int for key in value):
-            raise UserError(f"{path}: the keys of names have to be whole numbers, or names a list"
-                            )
+            raise UserError(f"{path}: the keys of names have to be whole numbers, or names a list")
         value = [value[key] for key in sorted(value)]
     if not isinstance(value, list) or not value:
         raise UserError(f"{path}: names is {_kind(value)}, expected a list of class names")
@@ -208,20 +293,35 @@ def _names(path: Path, value: Any) -> Optional[List[str]]:
         if not isinstance(name, str) or not name.strip():
             hint = " (YAML reads no, yes, on, off as truth values: put names in quotes)" \
                 if isinstance(name, bool) else " (put it in quotes)" if name is not None else ""
-            raise UserError(f"{path}: names holds {name!r}, expected texts{hint}")
+            raise UserError(f"{path}: names holds {_kind(name)}, expected texts{hint}")
         if value.count(name) > 1:
             raise UserError(f"{path}: names holds '{name}' {value.count(name)} times; class names "
                             "have to be unique")
     return value
 
 
+def _check_names(described: DatasetFile, dataset: CocoDataset) -> None:
+    """Raise a `UserError` with the first difference between the names given and those found."""
+    names, found = described.names, dataset.class_names
+    if names is None or names == found:
+        return
+    where = next((n for n, (a, b) in enumerate(zip(names, found)) if a != b),
+                 min(len(names), len(found)))
+    expected, there = (f"'{some[where]}'" if where < len(some) else "nothing"
+                       for some in (names, found))
+    raise UserError(f"{described.path}: class {where + 1} of names is {expected}, but category "
+                    f"{where + 1} of {dataset.annotation_file} is {there} ({len(names)} names, "
+                    f"{len(found)} categories in the order of their ids); correct names or leave "
+                    "it out")
+
+
 def _refuse_unknown(path: Path, prefix: str, values: Dict[Any, Any],
                     known: Sequence[str]) -> None:
     for key in values:
         if key not in known:
-            hint = nearest(str(key), known)
-            raise UserError("{}: unknown key '{}{}'{} Known: {}.".format(
-                path, prefix, key, hint or ".", ", ".join(prefix + name for name in known)))
+            raise UserError(f"{path}: unknown key '{prefix}{key}'"
+                            f"{nearest(str(key), known) or '.'} Known: "
+                            f"{', '.join(prefix + name for name in known)}.")
 
 
 def _similar(path: Path) -> str:
@@ -237,119 +337,3 @@ def _kind(value: Any) -> str:
              bool: "a truth value", int: "a number", float: "a number"}
     shown = f" ({value!r})" if isinstance(value, (str, bool, int, float)) else ""
     return kinds.get(type(value), type(value).__name__) + shown
-
-
-_LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
-    "coco2017": {
-        "train": ("train2017", "annotations/instances_train2017.json"),
-        "val": ("val2017", "annotations/instances_val2017.json"),
-        "test": ("test2017", "annotations/image_info_test-dev2017.json"),
-    },
-    "pascal_sbd": {
-        "train": ("img", "pascal_sbd_train.json"),
-        "val": ("img", "pascal_sbd_val.json"),
-    },
-}
-
-
-def dataset_paths(dataset: str, root: Union[str, Path], split: str) -> Tuple[Path, Path]:
-    """Return the image folder and the annotation file of one split.
-
-    Args:
-        dataset: `coco2017` or `pascal_sbd` (a `Config.dataset`).
-        root: the data root, as given with --data.
-        split: `train`, `val`, or `test` (COCO's test-dev, without ground truth).
-
-    Raises:
-        UserError: an unknown dataset or split, or something of the layout is missing; says what was
-            looked for and what layout is expected.
-    """
-    if dataset not in _LAYOUTS:
-        raise UserError("unknown dataset layout '{}'{} Known: {}.".format(
-            dataset, nearest(dataset, _LAYOUTS) or ".", ", ".join(_LAYOUTS)))
-    splits = _LAYOUTS[dataset]
-    if split not in splits:
-        raise UserError("dataset layout '{}' has no split '{}'{} Known: {}.".format(
-            dataset, split, nearest(split, splits) or ".", ", ".join(splits)))
-    root = Path(root).expanduser()
-    images, annotations = (root / part for part in splits[split])
-    expected = "the {} layout expects {}/ and {} in the data folder".format(dataset, *splits[split])
-    if not root.is_dir():
-        found = "is not a folder" if root.exists() else "not found"
-        raise UserError(f"data folder {found}: looked for {root.absolute()}; {expected}")
-    for path, what, there in ((images, "image folder", images.is_dir()),
-                              (annotations, "annotation file", annotations.is_file())):
-        if not there:
-            raise UserError(f"{what} not found: looked for {path.absolute()}; "
-                            f"{expected}{_elsewhere(root, splits[split])}")
-    return images, annotations
-
-
-def find_dataset(dataset: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str) -> Tuple[Path, Path]:
-    """Image folder and annotation file from what the command line gave.
-
-    Args:
-        dataset: layout below `root`, see `dataset_paths`.
-        root: --data, or None; a folder, or a file as in `data.datasets`.
-        images: --train_images or --valid_images; wins over `root`.
-        info: --train_info or --valid_info; belongs to `images`.
-        split: `train` or `val`.
-
-    Raises:
-        UserError: nothing was given, or half of a pair.
-    """
-    prefix = "train" if split == "train" else "valid"
-    if (images is None) != (info is None):
-        raise UserError(f"--{prefix}_images and --{prefix}_info belong together; give both or "
-                        "neither")
-    if images is not None and info is not None:
-        return Path(images), Path(info)
-    if root is None:
-        raise UserError("no dataset: give --data=FOLDER (layout {}: {}), --data=FILE.yaml (see "
-                        "docs/data.md), or --{prefix}_images and --{prefix}_info".format(
-                            dataset, ", ".join(_LAYOUTS.get(dataset, {}).get(split, ())),
-                            prefix=prefix))
-    described = find_dataset_file(root)
-    if described is not None:
-        return split_of_file(described, split)
-    return dataset_paths(dataset, root, split)
-
-
-def _elsewhere(root: Path, parts: Tuple[str, str]) -> str:
-    """A hint where the layout is one folder up or down."""
-    root = root.absolute()
-    try:
-        below = sorted(path for path in root.iterdir() if path.is_dir())[:50]
-    except OSError:
-        below = []
-    for candidate in [root.parent] + below:
-        if all((candidate / part).exists() for part in parts):
-            return f"; did you mean {candidate}?"
-    return ""
-
-
-def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str, strict: bool = False,
-                 require_annotations: bool = True) -> CocoDataset:
-    """Load one split; images are not opened.
-
-    Args:
-        layout: below `root`, where that is a folder without a `data.yaml`.
-        root: --data: a folder, or a file as in `data.datasets`.
-        images: --train_images or --valid_images; wins over `root`.
-        info: --train_info or --valid_info; belongs to `images`.
-        split: `train` or `val`.
-        strict: see `CocoDataset`.
-        require_annotations: see `CocoDataset`.
-
-    Raises:
-        UserError: something is missing or inconsistent, or class names differ from those of the
-            description.
-    """
-    dataset = CocoDataset(*find_dataset(layout, root, images, info, split), strict=strict,
-                          require_annotations=require_annotations)
-    described = find_dataset_file(root)
-    if described is not None and images is None:
-        read_dataset_file(described).check_names(dataset.class_names, dataset.annotation_file)
-    return dataset

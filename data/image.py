@@ -1,10 +1,12 @@
-"""Read an image: any format, whole or not at all, turned as it was annotated or is looked at."""
+"""Read images: any format, whole or not at all, turned as they were annotated or are looked at."""
 
 from __future__ import annotations
 
 import io
+import struct
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
@@ -13,15 +15,73 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
-import struct
-import warnings
-from typing import Any, NamedTuple, Tuple
 
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff",
+            ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico", ".pcx", ".avif",
+            ".heic", ".heif", ".psd", ".sgi", ".hdr", ".exr")
+"""Endings, in lower case, of files that are taken for images."""
+
+Size = Tuple[int, int]
+"""Width and height in pixels."""
+
+_BRIGHTEST = 2.0
+"""Floats above this are no overshoot of 0..1; they were meant as 0..255."""
+
+_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 274, 256, 257  # EXIF and TIFF tags
+_TURNS, _QUARTER_TURNS = range(2, 9), range(5, 9)  # orientations; 1 is upright
+
+
+def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = None) -> np.ndarray:
+    """Decode `path` to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
+
+    Of 16 bits the upper 8 stay; floats are taken as 0..1. Alpha is left out; of an animation the
+    first image is taken.
+
+    Args:
+        path: JPEG, PNG or another format that OpenCV or Pillow reads.
+        name: what the file is to the user, for the error: for example `image 42`.
+        size: width and height that annotations give; pixels stay as stored where only so they have
+            this size.
+
+    Raises:
+        UserError: the file is missing, empty, truncated, not an image, or of values out of range.
+    """
+    what = f"{name}: {path}" if name else str(path)
+    data = _read_whole(path, name)
+    if not data:
+        raise UserError(f"{what} is an empty file, expected an image")
+    if is_truncated(data):
+        raise UserError(f"{what} is truncated ({len(data)} bytes, the end of the image is "
+                        "missing); copy or download it again")
+    try:
+        image = _decode(data)
+        if image is not None and size is not None and image.shape[1::-1] != size:
+            stored = _decode(data, as_stored=True)
+            if stored is not None and stored.shape[1::-1] == size:
+                return stored
+    except ValueError as problem:
+        raise UserError(f"{what}: {problem}") from None
+    if image is None:
+        raise UserError(f"{what} is not an image that OpenCV or Pillow can read ({len(data)} "
+                        "bytes)")
+    return image
+
+
+def _read_whole(path: Union[str, Path], name: str) -> bytes:
+    prefix = f"{name}: " if name else ""
+    try:
+        with open(str(path), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"{prefix}cannot read {str(path)!r}: {error}") from None
 
 
 def is_truncated(data: bytes) -> bool:
@@ -33,9 +93,7 @@ def is_truncated(data: bytes) -> bool:
         # own: the marker that counts comes after the start of the scan.
         scan = _scan_start(data)
         return scan < 0 or data.find(_JPEG_END, scan) < 0
-    if data.startswith(_PNG_START):
-        return data.rfind(_PNG_END) < 0
-    return False
+    return data.startswith(_PNG_START) and data.rfind(_PNG_END) < 0
 
 
 def _scan_start(data: bytes) -> int:
@@ -46,99 +104,51 @@ def _scan_start(data: bytes) -> int:
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        length = int.from_bytes(data[position + 2:position + 4], "big")
-        position += 2 + length
+        position += 2 + int.from_bytes(data[position + 2:position + 4], "big")
         if marker == _START_OF_SCAN:
             return position if position <= len(data) else -1
     return -1
 
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff",
-            ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico", ".pcx", ".avif",
-            ".heic", ".heif", ".psd", ".sgi", ".hdr", ".exr")
-"""Endings, in lower case, of files that are taken for pictures."""
+def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
+    """Decode a file's bytes as `read_image` does; None if they are not an image.
 
-_BRIGHTEST = 2.0
-"""Floats above this are no overshoot of 0..1; they were meant as 0..255."""
-
-_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-
-
-def read_picture(path: Union[str, Path]) -> np.ndarray:
-    """Decode a picture file to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
-
-    Of 16 bits the upper 8 stay; floats are taken as 0..1. Alpha is left out, as in training; of an
-    animation the first picture is taken.
+    With `as_stored` the EXIF orientation is left out. TIFF files are turned all the same: their
+    decoders know no other way.
 
     Raises:
-        UserError: the file is missing, empty, truncated or not a picture; names the file.
-    """
-    try:
-        with open(str(path), "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise UserError(f"picture not found: {Path(path).absolute()}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not data:
-        raise UserError(f"{path} is an empty file, expected a picture")
-    if is_truncated(data):
-        raise UserError(f"{path} is truncated ({len(data)} bytes, the end of the picture is "
-                        "missing); copy or download it again")
-    try:
-        image = decode_picture(data)
-    except ValueError as problem:
-        raise UserError(f"{path} {problem}") from None
-    if image is None:
-        raise UserError(f"{path} is not a picture that OpenCV or Pillow can read ({len(data)} "
-                        "bytes)")
-    return image
-
-
-def decode_picture(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
-    """Decode a picture file's bytes to uint8 `[h, w, 3]`, BGR; None if it is not a picture.
-
-    Args:
-        data: the whole file.
-        as_stored: leave the EXIF orientation out. TIFF files are turned all the same: their
-            decoders know no other way.
-
-    Raises:
-        ValueError: the picture has too many pixels.
+        ValueError: the image has too many pixels, or values out of range.
     """
     # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    image = None if is_webp else _decode_by_opencv(data, as_stored)
-    return _decode_by_pillow(data, as_stored) if image is None else image
-
-
-def _decode_by_opencv(data: bytes, as_stored: bool) -> Optional[np.ndarray]:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8),
-                             _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS)
-    except cv2.error:
-        return None
-    return None if image is None else _to_uint8(image)
-
-
-def _decode_by_pillow(data: bytes, as_stored: bool) -> Optional[np.ndarray]:
+    if not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        flags = _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS
+        try:
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            decoded = None
+        if decoded is not None and decoded.dtype != np.int32:
+            return image_from_array(decoded)
     from PIL import Image  # needed for rare formats only
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return picture_from_pil(image, as_stored)
+            image.load()
     except Image.DecompressionBombError as error:
-        raise ValueError(f"is too large: {error}") from None
+        raise ValueError(f"the image is too large: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, KeyError):
         return None
+    return image_from_pil(image, as_stored)
 
 
-def picture_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
-    """Convert a PIL image of any mode to uint8 `[h, w, 3]`, BGR, turned as its EXIF says.
+def image_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
+    """Convert a PIL image of any mode to the form of `read_image`.
 
     Args:
         image: is loaded.
         as_stored: leave the EXIF orientation out.
+
+    Raises:
+        ValueError: the values are out of range, see `image_from_array`.
     """
     from PIL import ImageOps
 
@@ -148,14 +158,15 @@ def picture_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
     turned = image if kept else ImageOps.exif_transpose(image)
     if turned.mode.startswith(("I", "F")):  # 16 and 32 bit, grey
         values = np.asarray(turned)
-        if values.dtype.kind == "i":
-            values = np.clip(values, 0, 65535).astype(np.uint16)
-        return picture_from_array(_to_uint8(values))
-    return picture_from_array(np.asarray(turned.convert("RGB")), rgb=True)
+        # Some versions of Pillow hold 16 bits in 32.
+        if values.dtype == np.int32 and 255 < values.max() <= 65535 and values.min() >= 0:
+            values = values.astype(np.uint16)
+        return image_from_array(values)
+    return image_from_array(np.asarray(turned.convert("RGB")), rgb=True)
 
 
-def picture_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
-    """Bring an array into the form of `read_picture`.
+def image_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
+    """Bring an array into the form of `read_image`.
 
     Args:
         array: `[h, w]` grey, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` (alpha last, left out); uint8,
@@ -169,11 +180,8 @@ def picture_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"picture is {list(array.shape)}, expected [h, w], [h, w, 1], [h, w, 3] "
+        raise ValueError(f"the image is {list(array.shape)}, expected [h, w], [h, w, 1], [h, w, 3] "
                          "or [h, w, 4]")
-    if array.dtype.kind == "f" and (array > _BRIGHTEST).any():
-        raise ValueError(f"picture is {array.dtype} up to {np.nanmax(array):g}, expected floats in "
-                         "0..1; divide by 255 or convert to uint8")
     array = _to_uint8(array)
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
@@ -189,16 +197,13 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "f":
+        if (array > _BRIGHTEST).any():
+            raise ValueError(f"the image is {array.dtype} up to {np.nanmax(array):g}, expected "
+                             "floats in 0..1; divide by 255 or convert to uint8")
         # Not a number becomes black.
         return np.nan_to_num(np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
-    raise ValueError(f"picture is {array.dtype}, expected uint8, bool, uint16 or float in 0..1")
-
-
-Size = Tuple[int, int]
-"""Width and height in pixels."""
-
-_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 274, 256, 257  # EXIF and TIFF tags
-_TURNS, _QUARTER_TURNS = range(2, 9), range(5, 9)  # orientations; 1 is upright
+    raise ValueError(f"the image is {array.dtype} from {array.min()} to {array.max()}, expected "
+                     "uint8, bool, uint16 or float in 0..1")
 
 
 class Header(NamedTuple):
@@ -207,52 +212,13 @@ class Header(NamedTuple):
     stored: Size
     """Of the pixels as stored."""
     shown: Size
-    """Of the picture as viewers show it."""
+    """Of the image as viewers show it."""
     turned: bool
-    """There is an EXIF orientation that turns or mirrors the picture."""
+    """There is an EXIF orientation that turns or mirrors the image."""
 
     def annotated(self, size: Optional[Size]) -> Size:
-        """The one of both sizes that annotations made for a picture of `size` refer to."""
+        """The one of both sizes that annotations made for an image of `size` refer to."""
         return self.stored if size == self.stored else self.shown
-
-
-def read_image(path: Union[str, Path], name: str = "image",
-               size: Optional[Size] = None) -> np.ndarray:
-    """Decode `path` to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
-
-    Args:
-        path: JPEG, PNG or another format that OpenCV or Pillow reads.
-        name: what the file is to the user, for the error: for example `image 42`.
-        size: width and height that annotations give; pixels stay as stored where only so they have
-            this size.
-
-    Raises:
-        UserError: the file is missing, empty, truncated or not an image.
-    """
-    try:
-        with open(str(path), "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{name}: file not found: {Path(path).absolute()}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(f"{name}: cannot read {str(path)!r}: {error}") from None
-    if not data:
-        raise UserError(f"{name}: {path} is an empty file, expected an image")
-    if is_truncated(data):
-        raise UserError(f"{name}: {path} is truncated ({len(data)} bytes, the end of the image is "
-                        "missing); copy or download it again")
-    try:
-        image = decode_picture(data)
-        if image is not None and size is not None and image.shape[1::-1] != size:
-            stored = decode_picture(data, as_stored=True)
-            if stored is not None and stored.shape[1::-1] == size:
-                return stored
-    except ValueError as problem:
-        raise UserError(f"{name}: {path} {problem}") from None
-    if image is None:
-        raise UserError(f"{name}: {path} is not an image that OpenCV or Pillow can read "
-                        f"({len(data)} bytes)")
-    return image
 
 
 def read_header(path: Union[str, Path]) -> Header:
@@ -268,38 +234,33 @@ def read_header(path: Union[str, Path]) -> Header:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(str(path))
     except Image.DecompressionBombError:
-        return _decoded_header(path)
+        return _decoded_header(Path(path).read_bytes())
     with image:
         stored = int(image.size[0]), int(image.size[1])
         if image.format == "TIFF":  # some versions of Pillow give the size as shown
             tags = image.tag_v2  # type: ignore[attr-defined]
             stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
-        orientation = _orientation(image)
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+            orientation = 1  # damaged EXIF data: viewers show the image as stored
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
 
 
-def _decoded_header(path: Union[str, Path]) -> Header:
-    """The same for a picture of more pixels than Pillow opens; OpenCV reads some of them."""
-    data = Path(path).read_bytes()
+def _decoded_header(data: bytes) -> Header:
+    """The same for an image of more pixels than Pillow opens; OpenCV reads some of them."""
     sizes = []
     for as_stored in (True, False):
-        image = decode_picture(data, as_stored)
+        image = _decode(data, as_stored)
         if image is None:
             raise ValueError("not an image")
         sizes.append((int(image.shape[1]), int(image.shape[0])))
     return Header(sizes[0], sizes[1], sizes[0] != sizes[1])
 
 
-def _orientation(image: Any) -> Any:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
-        return 1  # damaged EXIF data: viewers show the picture as stored
-
-
 def image_size(path: Union[str, Path], name: str = "image") -> Size:
-    """Width and height in pixels of the picture as viewers show it, from the header alone.
+    """Width and height in pixels of the image as viewers show it, from the header alone.
 
     Raises:
         UserError: the file is missing or not an image.

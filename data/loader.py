@@ -58,8 +58,8 @@ def _obey(main_process: int) -> None:
     os._exit(0)
 
 
-_SIDE_STREAM = 2 ** 32 - 2
-"""Takes the place of an image's index where a side is drawn; see `data.loader`."""
+# These take the place of an image's index where a side or the order of an epoch is drawn.
+_SIDE_STREAM, _ORDER_STREAM = 2 ** 32 - 2, 2 ** 32 - 1
 
 
 class SideSchedule:
@@ -86,11 +86,11 @@ class SideSchedule:
         return self.sides[int(rng.integers(len(self.sides)))]
 
 
-_ORDER_STREAM = 2 ** 32 - 1
-"""Takes the place of an image's index where the order of an epoch is drawn."""
-
 Key = Tuple[int, ...]
 """Epoch and index of an image in the dataset, and its side where a run has several."""
+
+Row = Union[Dict[str, Any], UserError]
+"""An image's arrays, or why it has none: raised in a worker an error would lose its type."""
 
 SamplePath = Tuple[Augmenter, TargetMaker]
 """From `Sample` to `AugmentedSample`, and from that to arrays."""
@@ -101,8 +101,8 @@ class TrainDataset(Dataset):
 
     Args:
         coco: dataset of `data.sample.Sample`.
-        augmenter: from `Sample` to `AugmentedSample`.
-        target_maker: from `AugmentedSample` to arrays.
+        augmenter: first half of the way; see `SamplePath`.
+        target_maker: second half.
         seed: of the run.
         other_sides: what to use in place of the two for items (epoch, index, side).
     """
@@ -118,8 +118,8 @@ class TrainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.coco)
 
-    def __getitem__(self, key: Key) -> Union[Dict[str, Any], UserError]:
-        """Return the arrays, or the error: raised in a worker it would lose its type."""
+    def __getitem__(self, key: Key) -> Row:
+        """Augment one image and assign its targets."""
         epoch, index = key[:2]
         rng = np.random.default_rng([self.seed, epoch, index])
         augment, make_targets = (self.other_sides[key[2]] if len(key) > 2
@@ -130,41 +130,12 @@ class TrainDataset(Dataset):
             return error
 
 
-class ShardedBatches:
-    """Keys of this process's batches, without end; every epoch in a new order.
+class TrainLoader:
+    """An endless iterable of `Batch`, every epoch in a new order; starts where `start_at` says.
 
     A global batch is a stretch of the epoch's order, and each process takes its part of it, so the
     same images are trained together however many processes share the work. The rest of an epoch
-    that does not fill a global batch is left out; another order leaves out others. A global batch
-    may come in several parts, one after the other, all of the side that `side_of` gives for the
-    iteration.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int,
-                 parts: int = 1, side_of: Optional[SideSchedule] = None) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.side_of = side_of
-        self.rank, self.world_size, self.parts = rank, world_size, parts
-        self.epoch_size = length // (batch_size * world_size * parts)
-        self.start = 0
-
-    def __iter__(self) -> Iterator[List[Key]]:
-        epoch, first = divmod(self.start, self.epoch_size)
-        while True:
-            rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
-            order = rng.permutation(self.length)
-            for part in range(first * self.parts, self.epoch_size * self.parts):
-                begin = (part * self.world_size + self.rank) * self.batch_size
-                side: Key = ()
-                if self.side_of is not None:
-                    side = (self.side_of(epoch * self.epoch_size + part // self.parts),)
-                yield [(epoch, index) + side
-                       for index in order[begin:begin + self.batch_size].tolist()]
-            epoch, first = epoch + 1, 0
-
-
-class TrainLoader:
-    """An endless iterable of `Batch`; starts where `start_at` says.
+    that does not fill a global batch is left out; another order leaves out others.
 
     Args:
         dataset: items of `TrainDataset`.
@@ -172,15 +143,14 @@ class TrainLoader:
         num_workers: worker processes; 0 loads in this process.
         seed: of the order of images.
         rank, world_size: this process among those that share the epoch.
-        pin_memory, pack_masks: see below.
+        pin_memory: batches come in page-locked memory.
+        pack_masks: batches come as `PackedBatch`, for the journey to a device.
         parts: batches of this process that make up one iteration.
         side_of: input side of each iteration, where there are several.
 
     Attributes:
         epoch_size: iterations in an epoch.
         left_out: images that an epoch does not reach, for they do not fill a global batch.
-        pin_memory: batches come in page-locked memory.
-        pack_masks: batches come as `PackedBatch`, for the journey to a device.
 
     Raises:
         UserError: the dataset does not fill one global batch.
@@ -193,35 +163,47 @@ class TrainLoader:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of "
                              f"{world_size}")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.pin_memory = pin_memory
-        self.pack_masks = pack_masks
-        self._keys = ShardedBatches(len(dataset), batch_size, seed, rank, world_size, parts,
-                                    side_of)
-        self.epoch_size = self._keys.epoch_size
-        self.left_out = len(dataset) - self.epoch_size * batch_size * world_size * parts
+        self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
+        self.seed, self.rank, self.world_size, self.parts = seed, rank, world_size, parts
+        self.pin_memory, self.pack_masks, self.side_of = pin_memory, pack_masks, side_of
+        global_batch = batch_size * world_size * parts
+        self.epoch_size = len(dataset) // global_batch
+        self.left_out = len(dataset) % global_batch
+        self._start = 0
         if self.epoch_size == 0:
             raise UserError(
-                "the training set has {} images, fewer than one step of batch size {} on {} "
-                "card{}; lower --batch_size to {} or give more images".format(
-                    len(dataset), batch_size, world_size, "" if world_size == 1 else "s",
-                    max(len(dataset) // (world_size * parts), 1)))
+                f"the training set has {len(dataset)} images, fewer than one step of batch size "
+                f"{batch_size} on {world_size} card{'' if world_size == 1 else 's'}; lower "
+                f"--batch_size to {max(len(dataset) // (world_size * parts), 1)} or give more "
+                "images")
 
     def start_at(self, iteration: int) -> None:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
-        self._keys.start = iteration
+        self._start = iteration
 
-    def __iter__(self) -> Iterator[Union[Batch, PackedBatch]]:
+    def keys(self) -> Iterator[List[Key]]:
+        """Keys of this process's batches, without end."""
+        epoch, first = divmod(self._start, self.epoch_size)
+        while True:
+            rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
+            order = rng.permutation(len(self.dataset))
+            for part in range(first * self.parts, self.epoch_size * self.parts):
+                begin = (part * self.world_size + self.rank) * self.batch_size
+                side: Key = ()
+                if self.side_of is not None:
+                    side = (self.side_of(epoch * self.epoch_size + part // self.parts),)
+                yield [(epoch, index) + side
+                       for index in order[begin:begin + self.batch_size].tolist()]
+            epoch, first = epoch + 1, 0
+
+    def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end.
 
         Raises:
             UserError: an image cannot be read; raised here although it happened in a worker.
         """
         batches = DataLoader(
-            self.dataset, batch_sampler=self._keys, num_workers=self.num_workers,
+            self.dataset, batch_sampler=self.keys(), num_workers=self.num_workers,
             collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
             pin_memory=self.pin_memory, worker_init_fn=start_worker, **loader_generator(self.seed))
         for batch in iterate(batches):
@@ -237,7 +219,7 @@ class DevicePrefetcher:
     memory is queued without waiting. On the CPU batches pass through.
     """
 
-    def __init__(self, loader: Iterable[Union[Batch, PackedBatch]], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
         self.loader = loader
         self.device = device
 
@@ -251,8 +233,7 @@ class DevicePrefetcher:
 
 def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
                        num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                       pin_memory: bool = False, pack_masks: bool = False,
-                       parts: int = 1,
+                       pin_memory: bool = False, pack_masks: bool = False, parts: int = 1,
                        priors_of_sides: Optional[Mapping[int, np.ndarray]] = None) -> TrainLoader:
     """Build the whole sample path of a recipe.
 
@@ -260,12 +241,13 @@ def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray,
     `config.at_side` for each of `config.multi_scale`; the rest is as in `TrainLoader`.
     """
     slots = ground_truth_slots(dataset.max_objects)
-    others = {side: _sample_path(config.at_side(side), values, slots)
-              for side, values in (priors_of_sides or {}).items()}
-    side_of = SideSchedule(config.multi_scale, config.multi_scale_interval, seed) if (
-        config.multi_scale) else None
-    samples = TrainDataset(dataset, *_sample_path(config, priors, slots), seed=seed,
-                           other_sides=others)
+    samples = TrainDataset(
+        dataset, *_sample_path(config, priors, slots), seed=seed,
+        other_sides={side: _sample_path(config.at_side(side), values, slots)
+                     for side, values in (priors_of_sides or {}).items()})
+    side_of = None
+    if config.multi_scale:
+        side_of = SideSchedule(config.multi_scale, config.multi_scale_interval, seed)
     return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
                        pack_masks, parts, side_of)
 
@@ -278,15 +260,15 @@ def _sample_path(config: Config, priors: np.ndarray, slots: int) -> SamplePath:
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
 
 
-def _collate_or_error(
-        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[Batch, UserError]:
+def _collate_or_error(samples: Sequence[Row]) -> Union[Batch, UserError]:
+    rows = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    return collate([sample for sample in samples if not isinstance(sample, UserError)])
+        rows.append(sample)
+    return collate(rows)
 
 
-def _collate_packed(
-        samples: Sequence[Union[Dict[str, Any], UserError]]) -> Union[PackedBatch, UserError]:
+def _collate_packed(samples: Sequence[Row]) -> Union[Batch, UserError]:
     batch = _collate_or_error(samples)
     return batch if isinstance(batch, UserError) else pack(batch)

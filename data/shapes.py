@@ -5,7 +5,7 @@ a COCO folder takes OUT. Images show one to five circles, squares, triangles and
 shaded and noisy, some hidden in part by later ones, on a textured and cluttered ground; a few show
 a crowd (a tight group annotated as one region) or nothing at all.
 
-The same seed gives the same pixels and the same ground truth everywhere (`data.tools.synthetic`).
+The same seed gives the same pixels and the same ground truth with the same OpenCV and NumPy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import cv2
 from data.tools.synthetic import CLASS_NAMES, SPLITS, annotate, draw_scene
 from utils.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the pixels or the ground truth of a seed change."""
 
 STAMP = "shapes.json"

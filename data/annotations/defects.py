@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from dataclasses import dataclass
+from typing import Dict, List
 
 import numpy as np
-
-from utils.errors import UserError
 
 DROPPED = {
     "no_outline": "no segmentation",
@@ -40,31 +38,24 @@ class Defect:
 
 @dataclass
 class AnnotationReport:
-    """Counts of one annotation file.
-
-    Attributes:
-        file: path of the annotation file.
-        images, annotations: records in the file.
-        objects: usable objects, crowds not counted.
-        crowds: usable crowd regions.
-        empty_images: images without a usable object or crowd; they take part as background.
-        objects_per_category: usable objects by category name, in the order of the classes.
-        defects: by key of `DROPPED` and `REPAIRED`, only those that occur.
-        notes: sentences about what is legal but usually a mistake.
-        missing_iscrowd, missing_area: annotations without the field (read as 0 / not needed).
-    """
+    """Counts of one annotation file."""
 
     file: str
-    images: int = 0
-    annotations: int = 0
-    objects: int = 0
-    crowds: int = 0
-    empty_images: int = 0
-    objects_per_category: Dict[str, int] = field(default_factory=dict)
-    defects: Dict[str, Defect] = field(default_factory=dict)
-    notes: List[str] = field(default_factory=list)
-    missing_iscrowd: int = 0
-    missing_area: int = 0
+    images: int
+    annotations: int
+    """Records in the file."""
+    objects: int
+    """Usable objects, crowds not counted."""
+    crowds: int
+    """Usable crowd regions."""
+    empty_images: int
+    """Images without a usable object or crowd; they take part as background."""
+    objects_per_category: Dict[str, int]
+    """Usable objects by category name, in the order of the classes."""
+    defects: Dict[str, Defect]
+    """By key of `DROPPED` and `REPAIRED`, only those that occur."""
+    notes: List[str]
+    """Sentences about what is legal but usually a mistake."""
 
     @property
     def dropped(self) -> int:
@@ -81,52 +72,36 @@ class AnnotationReport:
         for key, text in list(DROPPED.items()) + list(REPAIRED.items()):
             if key in self.defects:
                 defect = self.defects[key]
-                lines.append("{} {} annotation{} with {}: id {}{}".format(
-                    "dropped" if key in DROPPED else "repaired", defect.count,
-                    "" if defect.count == 1 else "s", text,
-                    ", ".join(str(number) for number in defect.examples),
-                    ", ..." if defect.count > len(defect.examples) else ""))
+                ids = ", ".join(str(number) for number in defect.examples)
+                lines.append(f"{'dropped' if key in DROPPED else 'repaired'} {defect.count} "
+                             f"annotation{'' if defect.count == 1 else 's'} with {text}: id {ids}"
+                             f"{', ...' if defect.count > len(defect.examples) else ''}")
         return lines + self.notes
 
 
 class DefectLog:
-    """Collects defects while columns are validated; in strict mode the first one is an error.
+    """Collects defects while columns are validated.
 
     Args:
         file: path of the annotation file, for the sentences.
-        annotation_ids, image_ids: int64 `[n]` of every annotation.
-        strict: raise instead of counting.
+        annotation_ids: int64 `[n]` of every annotation.
     """
 
-    def __init__(self, file: str, annotation_ids: np.ndarray, image_ids: np.ndarray,
-                 strict: bool) -> None:
+    def __init__(self, file: str, annotation_ids: np.ndarray) -> None:
         self.file = file
         self.annotation_ids = annotation_ids
-        self.image_ids = image_ids
-        self.strict = strict
         self.usable = np.ones(len(annotation_ids), bool)
         self.defects: Dict[str, Defect] = {}
 
     def drop(self, key: str, wrong: np.ndarray) -> None:
         """Leave out the still usable annotations marked by bool `wrong [n]`."""
-        wrong = wrong & self.usable
-        self._count(key, DROPPED[key], wrong)
+        self.repair(key, wrong)
         self.usable &= ~wrong
 
     def repair(self, key: str, repaired: np.ndarray) -> None:
         """Count the still usable annotations marked by bool `repaired [n]`."""
-        self._count(key, REPAIRED[key], repaired & self.usable)
-
-    def _count(self, key: str, text: str, marked: np.ndarray) -> None:
-        rows = np.flatnonzero(marked)
-        if len(rows) == 0:
-            return
-        if self.strict:
-            raise UserError("{}: annotation {} (image {}) has {}; correct the file, or load it "
-                            "without strict to have such annotations counted and dropped".format(
-                                self.file, *self._where(rows[0]), text))
-        examples = [self._where(row)[0] for row in rows[:_EXAMPLES]]
-        self.defects[key] = Defect(len(rows), examples)
-
-    def _where(self, row: int) -> Tuple[int, int]:
-        return int(self.annotation_ids[row]), int(self.image_ids[row])
+        rows = np.flatnonzero(repaired & self.usable)
+        if len(rows):
+            known = self.defects.get(key, Defect(0, []))
+            examples = known.examples + self.annotation_ids[rows].tolist()
+            self.defects[key] = Defect(known.count + len(rows), sorted(examples)[:_EXAMPLES])

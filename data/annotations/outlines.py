@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from data.annotations import reader as raw
 from data.annotations.defects import DefectLog
+from data.sample import Rle
 from utils.errors import UserError
 
 _CHUNK = 4096
 _LONGEST_NUMBER = 7  # characters of 5 bits; 2^32 needs 7
+_CLIP_TOLERANCE = 1.0  # pixels; COCO's own boxes overshoot by rounding
+_AGREE = 0.8
+_DISAGREE = 0.5
+
+
+def offsets(lengths: np.ndarray) -> np.ndarray:
+    """Bounds of consecutive pieces: int64 `[n + 1]`, starting at 0."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def run_length_sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -26,14 +35,11 @@ def run_length_sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, 
         int64 `[r]` pixels in the mask's image and int64 `[r]` pixels of the object; -1 in the first
         where the counts are malformed.
     """
-    totals = np.zeros(len(lengths), np.int64)
-    areas = np.zeros(len(lengths), np.int64)
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    for first in range(0, len(lengths), _CHUNK):
-        last = min(first + _CHUNK, len(lengths))
-        part = data[bounds[first]:bounds[last]]
-        totals[first:last], areas[first:last] = _sums(part, lengths[first:last])
-    return totals, areas
+    bounds = offsets(lengths)
+    sums = [_sums(data[bounds[first]:bounds[min(first + _CHUNK, len(lengths))]],
+                  lengths[first:first + _CHUNK])
+            for first in range(0, max(len(lengths), 1), _CHUNK)]
+    return np.concatenate([pair[0] for pair in sums]), np.concatenate([pair[1] for pair in sums])
 
 
 def _sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -83,16 +89,6 @@ def _segmented_cumsum(values: np.ndarray, segment: np.ndarray) -> np.ndarray:
     first = np.concatenate([[True], segment[1:] != segment[:-1]])
     offset = (sums - values)[first]
     return sums - offset[np.cumsum(first) - 1]
-
-
-_CLIP_TOLERANCE = 1.0  # pixels; COCO's own boxes overshoot by rounding
-_AGREE = 0.8
-_DISAGREE = 0.5
-
-
-def offsets(lengths: np.ndarray) -> np.ndarray:
-    """Bounds of consecutive pieces: int64 `[n + 1]`, starting at 0."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 class Outlines:
@@ -161,8 +157,11 @@ class Outlines:
             log.drop(key, marked)
         log.repair("removed_part", (self.bad_parts > 0) & (self.num_parts > 0))
 
-    def extents(self) -> np.ndarray:
-        """float64 `[n, 4]`, x1 y1 x2 y2 in pixels around the polygons; NaN where there are none."""
+    def extents(self, usable: np.ndarray) -> np.ndarray:
+        """float64 `[n, 4]`, x1 y1 x2 y2 in pixels around each outline; NaN where there is none.
+
+        Of the RLEs, `usable` bool `[n]` marks those that have passed `check`.
+        """
         extents = np.full((len(self.is_rle), 4), np.nan)
         rows = np.flatnonzero(~self.is_rle & (self.num_parts > 0))
         if len(rows):
@@ -171,25 +170,25 @@ class Outlines:
                 values = self.coordinates[axis::2]
                 extents[rows, axis] = np.minimum.reduceat(values, starts)
                 extents[rows, axis + 2] = np.maximum.reduceat(values, starts)
+        rows = np.flatnonzero(self.is_rle & usable)
+        if len(rows):
+            boxes = np.asarray(mask_utils.toBbox([self._rle(n) for n in self.first[rows].tolist()]))
+            extents[rows] = _corners(boxes.reshape(-1, 4))
         return extents
 
-    def rle_extent(self, row: Any) -> List[float]:
-        """x1 y1 x2 y2 in pixels around the RLE of annotation `row`, which has passed `check`."""
-        index = self.first[row]
-        counts = self.columns.rle_bytes[self.rle_offsets[index]:self.rle_offsets[index + 1]]
-        size = self.columns.rle_sizes[index].tolist()
-        x, y, width, height = mask_utils.toBbox({"size": size, "counts": counts.tobytes()}).tolist()
-        return [x, y, x + width, y + height]
+    def _rle(self, index: int) -> Rle:
+        first, last = self.rle_offsets[index:index + 2].tolist()
+        return {"size": self.columns.rle_sizes[index].tolist(),
+                "counts": self.columns.rle_bytes[first:last].tobytes()}
 
 
-def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, sizes: np.ndarray,
+def check_boxes(columns: raw.Columns, extents: np.ndarray, sizes: np.ndarray,
                 log: DefectLog) -> np.ndarray:
     """Drop annotations whose box is not one.
 
     Args:
         columns: the file.
-        outlines: of the same annotations, checked.
-        extents: what `outlines.extents()` returned.
+        extents: what `Outlines.extents` returned.
         sizes: int64 `[n, 2]`, width and height of each annotation's image.
         log: where defects go.
 
@@ -197,10 +196,9 @@ def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, s
         float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, clipped to [0, 1].
     """
     corners = _corners(columns.boxes)
-    missing = columns.box_state == raw.BOX_MISSING
+    # Tools that know no box write zeros.
+    missing = (columns.box_state == raw.BOX_MISSING) | (columns.boxes == 0).all(axis=1)
     corners[missing] = extents[missing]
-    for row in np.flatnonzero(missing & outlines.is_rle & log.usable):
-        corners[row] = outlines.rle_extent(row)
     log.repair("derived_box", missing)
     finite: np.ndarray = np.isfinite(corners).all(axis=1)
     log.drop("malformed_box", ~finite)
@@ -218,24 +216,24 @@ def check_boxes(columns: raw.Columns, outlines: Outlines, extents: np.ndarray, s
 
 
 def refuse_corner_boxes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> None:
-    """Raise a `UserError` where most boxes fit their polygons only when read as x1, y1, x2, y2."""
+    """Raise a `UserError` where most boxes fit their masks only when read as x1, y1, x2, y2."""
     rows = _comparable(columns, extents, log)
     boxes = columns.boxes[rows]
     wrong = (_overlap(_corners(boxes), extents[rows]) < _DISAGREE) & (
         _overlap(boxes, extents[rows]) > _AGREE)
     if wrong.sum() * 2 > len(rows):
-        raise UserError(f"{log.file}: {wrong.sum()} of {len(rows)} boxes fit their polygons only "
+        raise UserError(f"{log.file}: {wrong.sum()} of {len(rows)} boxes fit their masks only "
                         "when read as x1, y1, x2, y2 (annotation id "
                         f"{_some_ids(log, rows[wrong])}); COCO's bbox is x, y, width, height")
 
 
 def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> List[str]:
-    """Sentences about usable annotations whose box and polygons disagree, or whose id is 0."""
+    """Sentences about usable annotations whose box and mask disagree, or whose id is 0."""
     notes = []
     rows = _comparable(columns, extents, log)
     wrong = rows[_overlap(_corners(columns.boxes[rows]), extents[rows]) < _DISAGREE]
     if len(wrong):
-        notes.append(f"{len(wrong)} of {len(rows)} boxes overlap their polygons by less than "
+        notes.append(f"{len(wrong)} of {len(rows)} boxes overlap their masks by less than "
                      f"{_DISAGREE} IoU: annotation id {_some_ids(log, wrong)}; masks are learned "
                      "inside the box, so one of the two is wrong")
     if (log.annotation_ids == 0).any():
@@ -245,8 +243,9 @@ def geometry_notes(columns: raw.Columns, extents: np.ndarray, log: DefectLog) ->
 
 
 def _comparable(columns: raw.Columns, extents: np.ndarray, log: DefectLog) -> np.ndarray:
-    """Rows of usable annotations that have both a box and polygons."""
-    return np.flatnonzero(log.usable & np.isfinite(extents).all(axis=1)
+    """Rows of usable annotations, crowds left out, that have both a box and an outline."""
+    return np.flatnonzero(log.usable & (columns.ids[:, 3] == 0)
+                          & np.isfinite(extents).all(axis=1)
                           & np.isfinite(columns.boxes).all(axis=1))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from data.annotations.outlines import (
 from data.sample import Segmentation
 from utils.errors import UserError
 
+SizeReader = Callable[[str, int], Tuple[int, int]]
+"""From file name and image id to width and height."""
+
 
 class Category(NamedTuple):
     """One entry of the file's `categories`."""
@@ -38,46 +41,42 @@ class Category(NamedTuple):
 
 @dataclass
 class Annotations:
-    """A validated annotation file; N images in file order, M usable objects grouped by image.
-
-    Attributes:
-        categories: sorted by id; label n + 1 is `categories[n]`.
-        image_ids: int64 `[N]`.
-        image_sizes: int32 `[N, 2]`, width and height in pixels.
-        name_offsets, name_bytes: int64 `[N + 1]` into the UTF-8 file names.
-        object_offsets: int64 `[N + 1]`, objects of image i are `object_offsets[i:i + 2]`.
-        boxes: float32 `[M, 4]`, x1 y1 x2 y2 relative to the image, in [0, 1].
-        labels: int16 or int32 `[M]`, 1..C-1.
-        crowd: bool `[M]`.
-        first_part: int32 `[M]`, first polygon of the object, or its RLE where `num_parts` is 0.
-        num_parts: int32 `[M]`.
-        part_offsets: int64, bounds of each polygon in `coordinates`.
-        coordinates: float32, x, y in pixels of all polygons.
-        rle_offsets, rle_bytes: bounds of each RLE in the compressed counts.
-        report: what was found and dropped.
-    """
+    """A validated annotation file; N images in file order, M usable objects grouped by image."""
 
     categories: List[Category]
+    """Sorted by id; label n + 1 is `categories[n]`."""
     image_ids: np.ndarray
+    """int64 `[N]`."""
     image_sizes: np.ndarray
+    """int32 `[N, 2]`, width and height in pixels."""
     name_offsets: np.ndarray
     name_bytes: np.ndarray
+    """UTF-8 file names; int64 `[N + 1]` bounds of each."""
     object_offsets: np.ndarray
+    """int64 `[N + 1]`, objects of image i are `object_offsets[i:i + 2]`."""
     boxes: np.ndarray
+    """float32 `[M, 4]`, x1 y1 x2 y2 relative to the image, in [0, 1]."""
     labels: np.ndarray
+    """int16 or int32 `[M]`, 1..C-1."""
     crowd: np.ndarray
+    """bool `[M]`."""
     first_part: np.ndarray
+    """int32 `[M]`, first polygon of the object, or its RLE where `num_parts` is 0."""
     num_parts: np.ndarray
+    """int32 `[M]`."""
     part_offsets: np.ndarray
     coordinates: np.ndarray
+    """float32, x, y in pixels of all polygons; int64 bounds of each."""
     rle_offsets: np.ndarray
     rle_bytes: np.ndarray
+    """Compressed counts of all RLEs; int64 bounds of each."""
     report: AnnotationReport
+    """What was found and dropped."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays together."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+    def owners(self) -> np.ndarray:
+        """int64 `[M]`, index of the image of each object."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.object_offsets))
 
     def file_name(self, index: int) -> str:
         """File name of image `index`, as the annotation file gives it."""
@@ -99,16 +98,14 @@ class Annotations:
 
 
 def load_annotations(path: Union[str, Path], strict: bool = False, require_annotations: bool = True,
-                     image_size: Optional[Callable[[str, int], Tuple[int, int]]] = None
-                     ) -> Annotations:
+                     image_size: Optional[SizeReader] = None) -> Annotations:
     """Read, check and pack the COCO instances file `path`.
 
     Args:
         path: the annotation file.
         strict: what would be dropped or repaired is an error.
         require_annotations: False accepts a file without `annotations` (test-dev's image_info).
-        image_size: `(file_name, image_id) -> (width, height)` for image records without a size;
-            None makes such a record an error.
+        image_size: for image records without a size; None makes such a record an error.
 
     Raises:
         UserError: the file is not a consistent COCO instances file.
@@ -121,18 +118,29 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
     names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
     image_index, labels, crowd = _resolve_ids(path, columns, image_ids, categories)
 
-    log = DefectLog(str(path), columns.ids[:, 0], columns.ids[:, 1], strict)
+    log = DefectLog(str(path), columns.ids[:, 0])
     outlines = Outlines(columns)
     outlines.check(log, sizes[image_index])
-    extents = outlines.extents()
+    extents = outlines.extents(log.usable)
     refuse_corner_boxes(columns, extents, log)
-    boxes = check_boxes(columns, outlines, extents, sizes[image_index], log)
+    boxes = check_boxes(columns, extents, sizes[image_index], log)
 
     rows = np.flatnonzero(log.usable)
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     per_image = np.bincount(image_index[rows], minlength=len(image_ids))
-    report = _report(path, columns, log, categories, labels[rows], crowd[rows], per_image)
-    report.notes = geometry_notes(columns, extents, log)
+    solid = rows[~crowd[rows]]
+    per_class = np.bincount(labels[solid], minlength=len(categories) + 1)[1:].tolist()
+    report = AnnotationReport(
+        file=str(path), images=len(image_ids), annotations=len(labels), objects=len(solid),
+        crowds=len(rows) - len(solid), empty_images=int((per_image == 0).sum()),
+        objects_per_category=dict(zip([category.name for category in categories], per_class)),
+        defects=log.defects, notes=geometry_notes(columns, extents, log))
+    if strict and log.defects:
+        first = min(defect.examples[0] for defect in log.defects.values())
+        image = columns.ids[columns.ids[:, 0] == first][0, 1]
+        raise UserError(f"{path}: annotation {first} (image {image}) is not as it should be: "
+                        f"{'; '.join(report.sentences()[1:])}; correct the file, or load it "
+                        "without strict")
     return Annotations(
         categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),
@@ -148,9 +156,9 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
 def _categories(path: Path, records: List[Any]) -> List[Category]:
     if not records:
         raise UserError(f"{path}: 'categories' is empty, expected at least one object with id and "
-                        "name"
-                        )
-    by_id, by_name = {}, {}  # type: ignore[var-annotated]
+                        "name")
+    by_id: Dict[int, str] = {}
+    by_name: Dict[str, int] = {}
     for record in records:
         number = record.get("id") if isinstance(record, dict) else None
         name = record.get("name") if isinstance(record, dict) else None
@@ -173,7 +181,7 @@ def _image_ids(path: Path, images: List[raw.ImageRecord]) -> np.ndarray:
         if type(number) is not int or abs(number) >= 2 ** 63:
             raise UserError(f"{path}: image '{name}' has id {number!r}, expected an integer; write "
                             "ids as numbers without quotes")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or "\0" in name:
             raise UserError(f"{path}: image {number} has file_name {name!r}, expected the name of "
                             "a file")
     ids = np.array([image[0] for image in images], np.int64)
@@ -191,7 +199,8 @@ def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
             ", ..." if len(repeated) > 5 else ""))
 
 
-def _image_sizes(path: Path, images: List[raw.ImageRecord], image_size: Any) -> np.ndarray:
+def _image_sizes(path: Path, images: List[raw.ImageRecord],
+                 image_size: Optional[SizeReader]) -> np.ndarray:
     """int64 `[N, 2]` width and height, from the file or from the image's own header."""
     sizes = []
     for number, name, width, height in images:
@@ -241,17 +250,3 @@ def _look_up(values: np.ndarray, known: np.ndarray) -> Tuple[np.ndarray, np.ndar
     place = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
     index = order[place]
     return index, known[index] == values
-
-
-def _report(path: Path, columns: raw.Columns, log: DefectLog, categories: List[Category],
-            labels: np.ndarray, crowd: np.ndarray, per_image: np.ndarray) -> AnnotationReport:
-    """Counts of the usable objects; `labels` and `crowd` are theirs."""
-    per_class = np.bincount(labels[~crowd], minlength=len(categories) + 1)[1:]
-    return AnnotationReport(
-        file=str(path), images=len(per_image), annotations=len(columns.ids),
-        objects=int((~crowd).sum()), crowds=int(crowd.sum()),
-        empty_images=int((per_image == 0).sum()),
-        objects_per_category={category.name: int(count)
-                              for category, count in zip(categories, per_class)},
-        defects=log.defects, missing_iscrowd=columns.missing_iscrowd,
-        missing_area=columns.missing_area)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -29,47 +30,42 @@ ImageRecord = Tuple[Any, Any, Any, Any]
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 
 
+def _column(typecode: str, width: int = 0) -> Any:
+    """A field of `Columns`: the type its values are collected in, and values in a row."""
+    return field(metadata={"typecode": typecode, "width": width})
+
+
+@dataclass
 class Columns:
-    """What `read_columns` collects; row n of each column is annotation n of the file.
+    """What `read_columns` collects; row n of each column is annotation n of the file."""
 
-    Attributes:
-        images: one `ImageRecord` per image, in file order.
-        categories: the file's `categories` as parsed.
-        ids: int64 `[n, 4]`: annotation id, image id, category id, iscrowd.
-        boxes: float64 `[n, 4]`, x y width height in pixels; NaN where `box_state` is not BOX_GIVEN.
-        box_state: uint8 `[n]`.
-        outline: uint8 `[n]`.
-        num_parts: int32 `[n]`, polygons kept of the annotation; 1 for an RLE, else 0.
-        bad_parts: int32 `[n]`, polygons left out because they are not x, y pairs of 3 points.
-        part_lengths: int64, numbers in each polygon, polygons in file order (even, at least 6).
-        coordinates: float32, all polygons one after the other.
-        rle_sizes: int64 `[r, 2]`, height and width of each RLE, RLEs in file order.
-        rle_lengths: int64 `[r]`, bytes of each RLE.
-        rle_bytes: uint8, compressed counts of all RLEs one after the other.
-        missing_iscrowd, missing_area: annotations without the field.
-    """
-
-    def __init__(self, images: List[ImageRecord], categories: Any, collector: _Collector) -> None:
-        self.images = images
-        self.categories = categories
-        self.ids = _frozen(collector.ids, np.int64).reshape(-1, 4)
-        self.boxes = _frozen(collector.boxes, np.float64).reshape(-1, 4)
-        self.box_state = _frozen(collector.box_state, np.uint8)
-        self.outline = _frozen(collector.outline, np.uint8)
-        self.num_parts = _frozen(collector.num_parts, np.int32)
-        self.bad_parts = _frozen(collector.bad_parts, np.int32)
-        self.part_lengths = _frozen(collector.part_lengths, np.int64)
-        self.coordinates = _frozen(collector.coordinates, np.float32)
-        self.rle_sizes = _frozen(collector.rle_sizes, np.int64).reshape(-1, 2)
-        self.rle_lengths = _frozen(collector.rle_lengths, np.int64)
-        self.rle_bytes = _frozen(collector.rle_bytes, np.uint8)
-        self.missing_iscrowd = collector.missing_iscrowd
-        self.missing_area = collector.missing_area
+    images: List[ImageRecord]
+    """In file order."""
+    categories: List[Any]
+    """The file's `categories` as parsed."""
+    ids: np.ndarray = _column("q", 4)
+    """int64 `[n, 4]`: annotation id, image id, category id, iscrowd."""
+    boxes: np.ndarray = _column("d", 4)
+    """float64 `[n, 4]`, x y width height in pixels; NaN where `box_state` is not BOX_GIVEN."""
+    box_state: np.ndarray = _column("B")
+    outline: np.ndarray = _column("B")
+    num_parts: np.ndarray = _column("i")
+    """int32 `[n]`, polygons kept of the annotation; 1 for an RLE, else 0."""
+    bad_parts: np.ndarray = _column("i")
+    """int32 `[n]`, polygons left out because they are not x, y pairs of 3 points."""
+    part_lengths: np.ndarray = _column("q")
+    """int64, numbers in each polygon, polygons in file order (even, at least 6)."""
+    coordinates: np.ndarray = _column("f")
+    """float32, all polygons one after the other."""
+    rle_sizes: np.ndarray = _column("q", 2)
+    """int64 `[r, 2]`, height and width of each RLE, RLEs in file order."""
+    rle_lengths: np.ndarray = _column("q")
+    """int64 `[r]`, bytes of each RLE."""
+    rle_bytes: np.ndarray = _column("B")
+    """uint8, compressed counts of all RLEs one after the other."""
 
 
-def _frozen(values: Any, dtype: Any) -> np.ndarray:
-    """View a filled typed array as NumPy, without copying it."""
-    return np.frombuffer(values, dtype=dtype) if len(values) else np.zeros(0, dtype)
+_COLUMNS = [column for column in fields(Columns) if column.metadata]
 
 
 class _Collector:
@@ -78,19 +74,17 @@ class _Collector:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = 0
-        self.ids = array("q")
-        self.boxes = array("d")
-        self.box_state = array("B")
-        self.outline = array("B")
-        self.num_parts = array("i")
-        self.bad_parts = array("i")
-        self.part_lengths = array("q")
-        self.coordinates = array("f")
-        self.rle_sizes = array("q")
-        self.rle_lengths = array("q")
-        self.rle_bytes = bytearray()
-        self.missing_iscrowd = 0
-        self.missing_area = 0
+        self.arrays = {column.name: array(column.metadata["typecode"]) for column in _COLUMNS}
+
+    def columns(self, images: List[ImageRecord], categories: List[Any]) -> Columns:
+        """What was collected, as NumPy arrays that share its memory."""
+        found = {}
+        for column in _COLUMNS:
+            values, kind = self.arrays[column.name], np.dtype(column.metadata["typecode"])
+            found[column.name] = np.frombuffer(values, kind) if len(values) else np.zeros(0, kind)
+            if column.metadata["width"]:
+                found[column.name] = found[column.name].reshape(-1, column.metadata["width"])
+        return Columns(images, categories, **found)
 
     def __call__(self, record: Dict[str, Any]) -> Any:
         if "image_id" in record:
@@ -102,12 +96,10 @@ class _Collector:
     def _annotation(self, record: Dict[str, Any]) -> int:
         """Append one annotation to the columns; return its row, which replaces it in the list."""
         try:
-            self.ids.extend((record["id"], record["image_id"], record["category_id"],
+            self.arrays["ids"].extend((record["id"], record["image_id"], record["category_id"],
                              record.get("iscrowd", 0)))
         except (KeyError, TypeError, OverflowError):
             raise _bad_ids(self.path, record) from None
-        self.missing_iscrowd += "iscrowd" not in record
-        self.missing_area += "area" not in record
         self._box(record.get("bbox"))
         self._outline(record.get("segmentation"))
         row = self.rows
@@ -115,19 +107,19 @@ class _Collector:
         return row
 
     def _box(self, box: Any) -> None:
-        length = len(self.boxes)
+        length = len(self.arrays["boxes"])
         state = BOX_GIVEN
         if isinstance(box, list) and len(box) == 4:
             try:
-                self.boxes.extend(box)
+                self.arrays["boxes"].extend(box)
             except (TypeError, OverflowError):
                 state = BOX_MALFORMED
         else:
             state = BOX_MALFORMED if box else BOX_MISSING
         if state != BOX_GIVEN:
-            del self.boxes[length:]
-            self.boxes.extend((np.nan,) * 4)
-        self.box_state.append(state)
+            del self.arrays["boxes"][length:]
+            self.arrays["boxes"].extend((np.nan,) * 4)
+        self.arrays["box_state"].append(state)
 
     def _outline(self, segmentation: Any) -> None:
         kept = bad = 0
@@ -139,14 +131,14 @@ class _Collector:
             outline = OUTLINE_RLE if kept else OUTLINE_MALFORMED
         else:
             outline = OUTLINE_MALFORMED if segmentation else OUTLINE_NONE
-        self.outline.append(outline)
-        self.num_parts.append(kept)
-        self.bad_parts.append(bad)
+        self.arrays["outline"].append(outline)
+        self.arrays["num_parts"].append(kept)
+        self.arrays["bad_parts"].append(bad)
 
     def _polygons(self, parts: List[Any]) -> Tuple[int, int]:
         """Append the readable polygons; return how many were kept and how many were not."""
         kept = bad = 0
-        coordinates = self.coordinates
+        coordinates = self.arrays["coordinates"]
         for part in parts:
             if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
                 bad += part != []
@@ -158,7 +150,7 @@ class _Collector:
                 del coordinates[start:]
                 bad += 1
                 continue
-            self.part_lengths.append(len(part))
+            self.arrays["part_lengths"].append(len(part))
             kept += 1
         return kept, bad
 
@@ -177,9 +169,9 @@ class _Collector:
             counts = counts.encode("ascii")
         else:
             return False
-        self.rle_sizes.extend(size)
-        self.rle_lengths.append(len(counts))
-        self.rle_bytes.extend(counts)
+        self.arrays["rle_sizes"].extend(size)
+        self.arrays["rle_lengths"].append(len(counts))
+        self.arrays["rle_bytes"].frombytes(counts)
         return True
 
 
@@ -229,7 +221,7 @@ def read_columns(path: Path, require_annotations: bool = True) -> Columns:
             raise UserError(f"{path}: '{key}' is a {type(document[key]).__name__}, expected a list")
     _check_rows(path, document.get("annotations", []), collector.rows)
     images = [_image_record(path, n, record) for n, record in enumerate(document["images"])]
-    return Columns(images, document["categories"], collector)
+    return collector.columns(images, document["categories"])
 
 
 def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
@@ -289,5 +281,8 @@ def _parse(path: Path, text: str, collector: _Collector) -> Any:
             found = f"broken JSON ({error.msg} at line {error.lineno}, column {error.colno})"
         raise UserError(f"{path}: {found}, expected a complete COCO annotation file; download or "
                         "export it again") from None
+    except ValueError:  # more digits than Python converts
+        raise UserError(f"{path}: a number of thousands of digits, expected a COCO annotation file"
+                        ) from None
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply to be a COCO annotation file") from None

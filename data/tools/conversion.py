@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from data.datasets import FOLDER_FILE, format_dataset_file
-from data.image import Size, read_header
+from data.datasets import FOLDER_FILE, SPLITS, format_dataset_file
+from data.image import SUFFIXES, Size, read_header
 from utils.errors import UserError, nearest
 from utils.files import write_whole
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm")
 _SHOWN_PROBLEMS = 20
+_SIGNATURE = "converted by python -m data.convert"
+"""Stands at the beginning of every file that a converter writes."""
 
 Outline = Union[List[List[float]], Dict[str, Any]]
 """Polygons as flat x, y lists in pixels, or a compressed RLE."""
@@ -40,7 +43,16 @@ class FoundImage:
     path: Path
     width: int
     height: int
-    objects: List[FoundObject]
+    objects: List[FoundObject] = field(default_factory=list)
+
+    @property
+    def size(self) -> Size:
+        """Width and height."""
+        return self.width, self.height
+
+
+class _RefusedError(UserError):
+    """A problem that ends the conversion; its sentence is complete."""
 
 
 @dataclass
@@ -50,41 +62,45 @@ class Problems:
     skip: bool
     sentences: List[str] = field(default_factory=list)
 
-    def add(self, sentence: str) -> None:
-        """Raise `UserError(sentence)`, or remember it."""
-        if not self.skip:
-            raise UserError(sentence + "; correct it, or leave all such shapes and files out with "
-                            "--skip_bad")
-        self.sentences.append(sentence)
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """A `UserError` inside ends the block: it is remembered, or raised with the way out."""
+        try:
+            yield
+        except _RefusedError:
+            raise
+        except UserError as problem:
+            if not self.skip:
+                raise _RefusedError(f"{problem}; correct it, or leave all such shapes and files "
+                                    "out with --skip_bad") from None
+            self.sentences.append(str(problem))
 
     def lines(self) -> List[str]:
-        """The first sentences, and how many there are."""
-        if not self.sentences:
-            return []
+        """The first sentences, and how many more there are."""
         left = len(self.sentences) - _SHOWN_PROBLEMS
         return ["left out: " + sentence for sentence in self.sentences[:_SHOWN_PROBLEMS]] + (
             [f"... and {left} more"] if left > 0 else [])
 
 
-def polygon(points: Any, width: int, height: int, where: str,
-            problems: Problems) -> Optional[List[float]]:
-    """Flat x, y list of `points` `[n, 2]` in pixels, cut off at the image; None if reported."""
+def polygon(points: Any, size: Size, where: str) -> Outline:
+    """Outline of `points` `[n, 2]` in pixels, cut off at the image of width and height `size`.
+
+    Raises:
+        UserError: fewer than 3 points, not finite, or without area inside the image.
+    """
     outline = np.asarray(points, np.float64)
     if len(outline) < 3:
-        problems.add(f"{where}: an outline of {len(outline)} points, expected at least 3")
-        return None
+        raise UserError(f"{where}: an outline of {len(outline)} points, expected at least 3")
     if not np.isfinite(outline).all():
-        problems.add(f"{where}: coordinates that are not finite")
-        return None
-    inside = np.clip(outline, 0, [width, height])
+        raise UserError(f"{where}: coordinates that are not finite")
+    inside = np.clip(outline, 0, size)
     x, y = inside.T
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
     if area < 1e-2 or (np.ptp(inside, axis=0) <= 0).any():
-        problems.add("{}: {}".format(where, "an outline without area"
-                                     if (inside == outline).all() else
-                                     f"an outline outside the image of {width} x {height} pixels"))
-        return None
-    return [round(value, 3) for value in inside.ravel().tolist()]
+        kind = "without area" if (inside == outline).all() else \
+            f"outside the image of {size[0]} x {size[1]} pixels"
+        raise UserError(f"{where}: an outline {kind}")
+    return [[round(value, 3) for value in inside.ravel().tolist()]]
 
 
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> List[List[float]]:
@@ -98,39 +114,90 @@ def run_lengths(mask: np.ndarray) -> Dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def picture_size(path: Path, where: str, problems: Problems,
-                 given: Tuple[Any, ...] = ()) -> Optional[Size]:
-    """Width and height of an image file, from its header; None if reported.
+def union(first: Outline, second: Outline, size: Size) -> Outline:
+    """Both outlines as one."""
+    if isinstance(first, list) and isinstance(second, list):
+        return first + second
+    masks = [mask_utils.decode(_runs(outline, size)) for outline in (first, second)]
+    return run_lengths(masks[0] | masks[1])
+
+
+def _runs(outline: Outline, size: Size) -> Dict[str, Any]:
+    if isinstance(outline, dict):
+        return outline
+    return mask_utils.merge(mask_utils.frPyObjects(outline, size[1], size[0]))
+
+
+def open_image(path: Path, where: str, given: Optional[Tuple[float, float]] = None) -> FoundImage:
+    """An image file that has been found; its header alone is read.
 
     Args:
         path: the image.
         where: what refers to it, for the sentence.
-        problems: where a missing or unreadable file goes.
         given: width and height that the annotations give, where they do. They tell whether a photo
             with an EXIF orientation was annotated as viewers show it or as it is stored.
+
+    Raises:
+        UserError: it is missing, not an image, or of another size.
     """
     try:
-        return read_header(path).annotated(given)  # type: ignore[arg-type]
+        width, height = read_header(path).annotated(given)  # type: ignore[arg-type]
     except (OSError, ValueError) as problem:
         missing = isinstance(problem, FileNotFoundError)
-        problems.add("{}: {} {}".format(where, path, "does not exist" if missing else
-                                        "is not an image that can be read"))
-        return None
+        raise UserError(f"{where}: {path} " + ("does not exist" if missing else
+                                               "is not an image that can be read")) from None
+    if given is not None and given != (width, height):
+        raise UserError(f"{where}: says {given[0]:g} x {given[1]:g} pixels, but {path} has "
+                        f"{width} x {height}")
+    return FoundImage(path, width, height)
 
 
-def list_images(folder: Path) -> List[Path]:
-    """Image files in a folder and below, sorted by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def read_text(path: Path) -> str:
-    """UTF-8 text of a file; a `UserError` names it where that fails."""
+def number(value: Any) -> Optional[float]:
+    """A finite number that a file gives as a number or a text; None for anything else."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if abs(found) < float("inf") and not isinstance(value, bool) else None
+
+
+def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
+    """Files in a folder and below by their endings, sorted by name.
+
+    Links to folders are followed; what macOS leaves in archives (`__MACOSX`, `._*`) is not there.
+    """
+    found: List[Path] = []
+    visited: Set[str] = set()
+    for place, folders, names in os.walk(str(folder), followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in visited else [name for name in folders if name != "__MACOSX"]
+        if real not in visited:
+            found += [Path(place) / name for name in names if not name.startswith("._")
+                      and os.path.splitext(name)[1].lower() in suffixes]
+        visited.add(real)
+    return sorted(found)
+
+
+def read_text(path: Path, declared: str = "") -> str:
+    """Text of a file: UTF-8, the encoding that it is `declared` to have, or a Chinese Windows'.
+
+    Raises:
+        UserError: it is missing, or none of these.
+    """
+    try:
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"file not found: {path.absolute()}") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from None
+    wide = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
+    for encoding in (wide, "utf-8-sig", declared, "gb18030"):
+        try:
+            if encoding and codecs.lookup(encoding):
+                return data.decode(encoding)
+        except (LookupError, ValueError):
+            continue
+    raise UserError(f"{path}: is not text in UTF-8")
 
 
 def split_randomly(items: Sequence[Any], val_fraction: float, seed: int) -> Dict[str, List[Any]]:
@@ -140,8 +207,8 @@ def split_randomly(items: Sequence[Any], val_fraction: float, seed: int) -> Dict
     count = int(round(len(items) * val_fraction))
     if val_fraction > 0:
         if len(items) < 2:
-            raise UserError("{} image{} cannot be divided into training and validation; give "
-                            "--val_fraction=0".format(len(items), "" if len(items) == 1 else "s"))
+            raise UserError(f"{len(items)} image{'' if len(items) == 1 else 's'} cannot be divided "
+                            "into training and validation; give --val_fraction=0")
         count = min(max(count, 1), len(items) - 1)
     chosen = set(np.random.RandomState(seed).permutation(len(items))[:count].tolist())
     parts = {"train": [item for n, item in enumerate(items) if n not in chosen],
@@ -151,22 +218,35 @@ def split_randomly(items: Sequence[Any], val_fraction: float, seed: int) -> Dict
 
 def choose_classes(splits: Dict[str, List[FoundImage]], wanted: Optional[Sequence[str]],
                    problems: Problems) -> List[str]:
-    """Class names in order: `wanted`, or all that occur, sorted. Objects of others are reported."""
+    """Class names in order: `wanted`, or all that occur, sorted. Objects of others are left out."""
     images = [image for part in splits.values() for image in part]
-    found = {item.name for image in images for item in image.objects}
-    names = list(wanted) if wanted else sorted(found)
+    names = list(wanted or sorted({item.name for image in images for item in image.objects}))
     if not names:
         raise UserError(f"no objects in {len(images)} images: nothing to learn from")
     for image in images:
-        kept = []
-        for item in image.objects:
-            if item.name in names:
-                kept.append(item)
-            else:
-                problems.add(f"{item.where}: the class '{item.name}' is not among "
-                             f"--classes{nearest(item.name, names)}")
-        image.objects = kept
+        objects, image.objects = image.objects, []
+        for item in objects:
+            with problems.left_out():
+                if item.name not in names:
+                    raise UserError(f"{item.where}: the class '{item.name}' is not among "
+                                    f"--classes{nearest(item.name, names)}")
+                image.objects.append(item)
     return names
+
+
+def refuse_foreign_files(out: Path) -> None:
+    """Raise a `UserError` where a conversion would replace a file that no conversion wrote."""
+    for path in [out / (split + ".json") for split in SPLITS] + [out / FOLDER_FILE]:
+        try:
+            with open(str(path), "rb") as stream:
+                ours = _SIGNATURE.encode("ascii") in stream.read(200)
+        except FileNotFoundError:
+            continue
+        except OSError as problem:
+            raise UserError(f"cannot write {path}: {problem}") from None
+        if not ours:
+            raise UserError(f"{path} is there and was not written by a conversion; it is not "
+                            "replaced: give --out another folder, or move it away")
 
 
 def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str], out: Path,
@@ -184,14 +264,14 @@ def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str], out
         content = _coco(images, names, folder, image_id, annotation_id)
         image_id += len(images)
         annotation_id += len(content["annotations"])
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        _write(out / (split + ".json"), text)
+        # ASCII, as file names need not be text.
+        _write(out / (split + ".json"), json.dumps(content, separators=(",", ":")))
         described[split] = (_relative(folder, out), split + ".json")
-        progress("{}: {} images ({} without objects), {} objects".format(
-            out / (split + ".json"), len(images),
-            sum(not image.objects for image in images), len(content["annotations"])))
+        progress(f"{out / (split + '.json')}: {len(images)} images "
+                 f"({sum(not image.objects for image in images)} without objects), "
+                 f"{len(content['annotations'])} objects")
     path = out / FOLDER_FILE
-    _write(path, format_dataset_file(described, names))
+    _write(path, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
     return str(path)
 
 
@@ -200,37 +280,34 @@ def _coco(images: Sequence[FoundImage], names: Sequence[str], folder: Path, imag
     ids = {name: number for number, name in enumerate(names, 1)}
     records: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
-    for number, image in enumerate(images, image_id):
-        name = os.path.relpath(str(image.path), str(folder))
-        records.append({"id": number, "file_name": name.replace(os.sep, "/"),
+    for position, image in enumerate(images, image_id):
+        records.append({"id": position, "file_name": _relative(image.path, folder),
                         "width": image.width, "height": image.height})
         for item in image.objects:
-            area, box = _measure(item.outline, image)
+            area, box = _measure(item.outline, image.size)
             annotations.append({
-                "id": annotation_id + len(annotations), "image_id": number,
+                "id": annotation_id + len(annotations), "image_id": position,
                 "category_id": ids[item.name], "iscrowd": 0, "area": area, "bbox": box,
                 "segmentation": item.outline})
-    return {"info": {"description": "converted by python -m data.convert"}, "images": records,
-            "annotations": annotations,
+    return {"info": {"description": _SIGNATURE}, "images": records, "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()]}
 
 
-def _measure(outline: Outline, image: FoundImage) -> Tuple[float, List[float]]:
+def _measure(outline: Outline, size: Size) -> Tuple[float, List[float]]:
     """Area in pixels and the box x, y, width, height."""
+    area = float(mask_utils.area(_runs(outline, size)))
     if isinstance(outline, dict):
-        return float(mask_utils.area(outline)), [float(v) for v in mask_utils.toBbox(outline)]
-    runs = mask_utils.frPyObjects(outline, image.height, image.width)
+        return area, [float(value) for value in mask_utils.toBbox(outline)]
     points = np.concatenate([np.reshape(part, (-1, 2)) for part in outline])
     low, high = points.min(axis=0), points.max(axis=0)
-    box = [round(float(value), 3) for value in np.concatenate([low, high - low])]
-    return float(mask_utils.area(mask_utils.merge(runs))), box
+    return area, [round(float(value), 3) for value in np.concatenate([low, high - low])]
 
 
-def _relative(folder: Path, start: Path) -> str:
+def _relative(path: Path, start: Path) -> str:
     try:
-        return os.path.relpath(str(folder), str(start)).replace(os.sep, "/")
+        return os.path.relpath(str(path), str(start)).replace(os.sep, "/")
     except ValueError:  # another drive
-        return str(folder)
+        return str(path)
 
 
 def _write(path: Path, text: str) -> None:

@@ -12,23 +12,27 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
+from data.image import Size
 from data.tools.conversion import (
     FoundImage,
     FoundObject,
     Outline,
     Problems,
-    list_images,
-    picture_size,
+    list_files,
+    number,
+    open_image,
     polygon,
     read_text,
     rectangle,
     run_lengths,
+    union,
 )
 from utils.errors import UserError
 
 _POLYGONS = ("polygon", "rotation")
 _CIRCLE_STEP = 2.0
 """Pixels along a circle between corners of its polygon."""
+_MOST_CORNERS = 2000
 
 
 def read_labelme(folder: Path, problems: Problems, ignore_labels: Sequence[str] = (),
@@ -39,34 +43,36 @@ def read_labelme(folder: Path, problems: Problems, ignore_labels: Sequence[str] 
     """
     if not folder.is_dir():
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
-    files = sorted(folder.rglob("*.json"))
+    files = list_files(folder, (".json",))
     images: Dict[str, FoundImage] = {}
     ignored = foreign = 0
     for file in files:
-        content = _read(file)
-        if content is None:
-            foreign += 1
-            continue
-        image, left_out = _image(file, content, problems, ignore_labels, ignore_shapes)
-        ignored += left_out
-        if image is None:
-            continue
-        key = str(image.path.resolve())
-        if key in images:
-            problems.add(f"{file}: its image {image.path} has an annotation file already")
-            continue
-        images[key] = image
+        with problems.left_out():
+            content = _read(file)
+            if content is None:
+                foreign += 1
+                continue
+            image = _image(file, content)
+            key = str(image.path.resolve())
+            if key in images:
+                raise UserError(f"{file}: its image {image.path} has an annotation file already")
+            kept = [(n, shape) for n, shape in enumerate(content["shapes"], 1)
+                    if not (isinstance(shape, dict) and (shape.get("label") in ignore_labels
+                                                         or shape.get("shape_type")
+                                                         in ignore_shapes))]
+            ignored += len(content["shapes"]) - len(kept)
+            _add_objects(image, file, kept, problems)
+            images[key] = image
     if not images:
         raise UserError(f"{folder}: no labelme files ({len(files)} .json files are there); "
                         "expected JSON files with 'shapes' and 'imagePath'")
     notes = [f"{ignored} shapes were ignored, as asked for"] if ignored else []
     if foreign:
         notes.append(f"{foreign} other .json files were not read")
-    unmarked = sum(str(path.resolve()) not in images for path in list_images(folder))
+    unmarked = sum(str(path.resolve()) not in images for path in list_files(folder))
     if unmarked:
-        notes.append("left out: {} without a labelme file; save one, with no shapes, for images "
-                     "that show no object".format(
-                         "1 image" if unmarked == 1 else f"{unmarked} images"))
+        notes.append(f"left out: {unmarked} image{'' if unmarked == 1 else 's'} without a labelme "
+                     "file; save one, with no shapes, for images that show no object")
     return list(images.values()), notes
 
 
@@ -74,133 +80,92 @@ def _read(file: Path) -> Optional[Dict[str, Any]]:
     """Content of a labelme file; None for JSON that is something else."""
     try:
         content = json.loads(read_text(file))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise UserError(f"{file}: not JSON: {problem}") from None
     return content if isinstance(content, dict) and "shapes" in content else None
 
 
-def _image(file: Path, content: Dict[str, Any], problems: Problems, ignore_labels: Sequence[str],
-           ignore_shapes: Sequence[str]) -> Tuple[Optional[FoundImage], int]:
+def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
     name = content.get("imagePath")
-    shapes = content["shapes"]
-    if not isinstance(name, str) or not name or not isinstance(shapes, list):
-        problems.add(f"{file}: needs the text 'imagePath' and the list 'shapes'")
-        return None, 0
+    if not isinstance(name, str) or not name or not isinstance(content["shapes"], list):
+        raise UserError(f"{file}: needs the text 'imagePath' and the list 'shapes'")
     path = file.parent / name.replace("\\", "/")
     beside = file.parent / path.name
     if not path.exists() and beside.exists():  # annotated elsewhere, then copied together
         path = beside
-    given = content.get("imageWidth"), content.get("imageHeight")
-    size = picture_size(path, str(file), problems, given)
-    if size is None:
-        return None, 0
-    if given != (None, None) and given != size:
-        problems.add("{}: says {} x {} pixels, but {} has {} x {}".format(
-            file, given[0], given[1], path, *size))
-        return None, 0
-    kept = []
-    for number, shape in enumerate(shapes, 1):
-        if not (isinstance(shape, dict) and (shape.get("label") in ignore_labels
-                                             or shape.get("shape_type") in ignore_shapes)):
-            kept.append((number, shape))
-    objects = _objects(file, kept, size, problems)
-    return FoundImage(path, size[0], size[1], objects), len(shapes) - len(kept)
+    width, height = (number(content.get("image" + side)) for side in ("Width", "Height"))
+    return open_image(path, str(file), None if width is None or height is None
+                      else (width, height))
 
 
-def _objects(file: Path, shapes: Sequence[Tuple[int, Any]], size: Tuple[int, int],
-             problems: Problems) -> List[FoundObject]:
-    found: Dict[Any, FoundObject] = {}
-    for number, shape in shapes:
-        where = f"{file}: shape {number}"
-        label = shape.get("label") if isinstance(shape, dict) else None
-        if not isinstance(label, str) or not label.strip():
-            problems.add(f"{where}: has no label")
-            continue
-        where += f" ('{label}')"
-        outline = _outline(shape, size, where, problems)
-        if outline is None:
-            continue
-        group = shape.get("group_id")
-        key = (label, "single", number) if group is None else (label, "group", str(group))
-        if key in found:
-            found[key].outline = _union(found[key].outline, outline, size)
-        else:
-            found[key] = FoundObject(label.strip(), outline, where)
-    return list(found.values())
+def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Tuple[int, Any]],
+                 problems: Problems) -> None:
+    groups: Dict[Tuple[str, str], FoundObject] = {}
+    for position, shape in shapes:
+        with problems.left_out():
+            label = shape.get("label") if isinstance(shape, dict) else None
+            if not isinstance(label, (str, int, float)) or not str(label).strip():
+                raise UserError(f"{file}: shape {position}: has no label")
+            where = f"{file}: shape {position} ('{label}')"
+            item = FoundObject(str(label).strip(), _outline(shape, image.size, where), where)
+            key = item.name, str(shape.get("group_id"))
+            if shape.get("group_id") is not None and key in groups:
+                first = groups[key]
+                first.outline = union(first.outline, item.outline, image.size)
+            else:
+                groups[key] = item
+                image.objects.append(item)
 
 
-def _outline(shape: Dict[str, Any], size: Tuple[int, int], where: str,
-             problems: Problems) -> Optional[Outline]:
+def _outline(shape: Dict[str, Any], size: Size, where: str) -> Outline:
     kind = shape.get("shape_type") or "polygon"
-    points = _points(shape.get("points"))
-    if points is None:
-        problems.add(f"{where}: points are not a list of x, y pairs of numbers")
-        return None
+    points = shape.get("points")
+    if not isinstance(points, list) or not all(map(_is_point, points)):
+        raise UserError(f"{where}: points are not a list of x, y pairs of numbers")
     if kind == "mask":
-        return _mask(shape, points, size, where, problems)
+        return _mask(shape, points, size, where)
     if kind == "circle" and len(points) == 2:
         points = _circle(*points)
     elif kind == "rectangle" and len(points) == 2:
         points = rectangle(*points[0], *points[1])
     elif kind not in _POLYGONS and not (kind == "rectangle" and len(points) == 4):
-        problems.add(f"{where}: a shape_type '{kind}' of {len(points)} points has no area; "
-                     "expected a polygon, rectangle, circle or mask (leave others out with "
-                     f"--ignore_shapes={kind})")
-        return None
-    flat = polygon(points, size[0], size[1], where, problems)
-    return None if flat is None else [flat]
+        raise UserError(f"{where}: a shape_type '{kind}' of {len(points)} points has no area; "
+                        "expected a polygon, rectangle, circle or mask (leave others out with "
+                        f"--ignore_shapes={kind})")
+    return polygon(points, size, where)
 
 
-def _points(value: Any) -> Optional[List[List[float]]]:
-    if not isinstance(value, list):
-        return None
-    for point in value:
-        if not (isinstance(point, list) and len(point) == 2
-                and all(type(number) in (int, float) for number in point)):
-            return None
-    return value
+def _is_point(point: Any) -> bool:
+    return (isinstance(point, list) and len(point) == 2
+            and all(type(value) is float or type(value) is int and abs(value) < 2 ** 63
+                    for value in point))
 
 
 def _circle(centre: Sequence[float], edge: Sequence[float]) -> List[List[float]]:
     radius = math.hypot(edge[0] - centre[0], edge[1] - centre[1])
-    count = max(12, int(math.ceil(2 * math.pi * radius / _CIRCLE_STEP)))
+    if not radius < math.inf:
+        return [[math.nan, math.nan]] * 3  # said to be not finite, as other outlines are
+    count = min(max(12, int(math.ceil(2 * math.pi * radius / _CIRCLE_STEP))), _MOST_CORNERS)
     angles = [2 * math.pi * n / count for n in range(count)]
     return [[centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)]
             for angle in angles]
 
 
-def _mask(shape: Dict[str, Any], points: Sequence[Sequence[float]], size: Tuple[int, int],
-          where: str, problems: Problems) -> Optional[Outline]:
+def _mask(shape: Dict[str, Any], points: Sequence[Sequence[float]], size: Size,
+          where: str) -> Outline:
     """A drawn mask: a PNG in base64, its upper left corner at the first point."""
     try:
         data = base64.b64decode(shape.get("mask") or "", validate=True)
         part = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except (binascii.Error, ValueError, TypeError, cv2.error):
+        left, top = (int(round(value)) for value in points[0])
+    except (binascii.Error, ValueError, TypeError, IndexError, OverflowError, cv2.error):
         part = None
-    if part is None or not points:
-        problems.add(f"{where}: its mask is not a PNG in base64 with a corner point")
-        return None
+    if part is None:
+        raise UserError(f"{where}: its mask is not a PNG in base64 with a corner point")
     width, height = size
     full = np.zeros((height, width), np.uint8)
-    left, top = (int(round(value)) for value in points[0])
     cut = part[max(-top, 0):max(height - top, 0), max(-left, 0):max(width - left, 0)]
     full[max(top, 0):max(top, 0) + cut.shape[0], max(left, 0):max(left, 0) + cut.shape[1]] = cut
     if not full.any():
-        problems.add(f"{where}: its mask is empty or outside the image")
-        return None
+        raise UserError(f"{where}: its mask is empty or outside the image")
     return run_lengths(full > 0)
-
-
-def _union(first: Outline, second: Outline, size: Tuple[int, int]) -> Outline:
-    if isinstance(first, list) and isinstance(second, list):
-        return first + second
-    masks = [_decode(outline, size) for outline in (first, second)]
-    return run_lengths(masks[0] | masks[1])
-
-
-def _decode(outline: Outline, size: Tuple[int, int]) -> np.ndarray:
-    from pycocotools import mask as mask_utils
-
-    runs = outline if isinstance(outline, dict) else mask_utils.merge(
-        mask_utils.frPyObjects(outline, size[1], size[0]))
-    return mask_utils.decode(runs)

@@ -1,12 +1,11 @@
-"""Statistics of a dataset: counts, sizes, odd objects, and how well anchors fit."""
+"""Statistics of a dataset: counts, sizes, and how well anchors fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from typing import List, Sequence, Tuple
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from data.coco import CocoDataset
 from data.config import Config
@@ -16,20 +15,19 @@ SMALL, MEDIUM = 32.0 ** 2, 96.0 ** 2
 """Areas in pixels of the stored image between COCO's small, medium and large objects."""
 PERCENTILES = (5, 25, 50, 75, 95)
 
+_RECALL_IOU = 0.5
+_WORTH_IT = 0.02
+"""Recall that other anchors have to gain before they are suggested."""
+_ROUNDS = 30
+_TINY = 4.0
+_SAMPLE = 50000
+
+Scales = Tuple[Tuple[float, ...], ...]
+
 
 @dataclass
 class SplitStatistics:
-    """Numbers of one split; n usable objects that are not crowds.
-
-    Attributes:
-        name: train or val.
-        images, empty, objects, crowds: counts.
-        class_names: in the order of the classes.
-        objects_per_class, images_per_class: int64 `[C - 1]`.
-        sizes: small, medium and large objects by the area of their boxes.
-        sides: float64 `[n, 2]`, widths and heights of boxes relative to the image.
-        most_objects: largest number in an image, and that image's id.
-    """
+    """Numbers of one split; n usable objects that are not crowds."""
 
     name: str
     images: int
@@ -39,24 +37,20 @@ class SplitStatistics:
     class_names: List[str]
     objects_per_class: np.ndarray
     images_per_class: np.ndarray
+    """int64 `[C - 1]`."""
     sizes: Tuple[int, int, int]
+    """Small, medium and large objects by the area of their boxes."""
     sides: np.ndarray
+    """float64 `[n, 2]`, widths and heights of boxes relative to the image."""
     most_objects: Tuple[int, int]
-
-    def side_percentiles(self, input_size: int) -> List[float]:
-        """Percentiles of the boxes' mean side in pixels of a network's input."""
-        if not self.objects:
-            return []
-        side = np.sqrt(self.sides.prod(axis=1)) * input_size
-        return [float(value) for value in np.percentile(side, PERCENTILES)]
+    """Largest number in an image, and that image's id."""
 
 
 def measure(name: str, dataset: CocoDataset) -> SplitStatistics:
     """Count `dataset`."""
     packed = dataset.annotations
-    owner = owners(dataset)
     solid = ~packed.crowd
-    labels, owner = packed.labels[solid].astype(np.int64), owner[solid]
+    labels, owner = packed.labels[solid].astype(np.int64), packed.owners[solid]
     sides = (packed.boxes[solid, 2:] - packed.boxes[solid, :2]).astype(np.float64)
     area = sides.prod(axis=1) * packed.image_sizes[owner].astype(np.float64).prod(axis=1)
     classes = len(dataset.categories)
@@ -73,41 +67,31 @@ def measure(name: str, dataset: CocoDataset) -> SplitStatistics:
         sides=sides, most_objects=(int(per_image[fullest]), int(dataset.image_ids[fullest])))
 
 
-def owners(dataset: CocoDataset) -> np.ndarray:
-    """Index of the image of each object, crowds included: int64 `[m]`."""
-    return np.repeat(np.arange(len(dataset)), np.diff(dataset.annotations.object_offsets))
-
-
 def table(splits: Sequence[SplitStatistics], input_size: int) -> List[str]:
     """Lines of a table with a column for each split."""
-    rows = [[""] + [split.name for split in splits]]
-    for title, values in (
-            ("images", [split.images for split in splits]),
-            ("  without objects", [split.empty for split in splits]),
-            ("objects", [split.objects for split in splits]),
-            ("  small (below 32 x 32 px)", [split.sizes[0] for split in splits]),
-            ("  medium", [split.sizes[1] for split in splits]),
-            ("  large (from 96 x 96 px)", [split.sizes[2] for split in splits]),
-            ("crowd regions", [split.crowds for split in splits]),
-            ("most objects in an image", [split.most_objects[0] for split in splits])):
-        rows.append([title] + [str(value) for value in values])
-    percentiles = [split.side_percentiles(input_size) for split in splits]
-    for n, share in enumerate(PERCENTILES):
-        title = f"side at {input_size} px input, {share} % below"
-        rows.append([title] + [f"{p[n]:.0f}" if p else "-" for p in percentiles])
-    return _aligned(rows) + [""] + _class_table(splits)
+    titles = ["", "images", "  without objects", "objects", "  small (below 32 x 32 px)",
+              "  medium", "  large (from 96 x 96 px)", "crowd regions", "most objects in an image"]
+    titles += [f"side at {input_size} px input, {share} % below" for share in PERCENTILES]
+    columns = [titles]
+    for split in splits:
+        counts = [split.images, split.empty, split.objects, *split.sizes, split.crowds,
+                  split.most_objects[0]]
+        sides = ["-"] * len(PERCENTILES)
+        if split.objects:
+            side = np.sqrt(split.sides.prod(axis=1)) * input_size
+            sides = [f"{value:.0f}" for value in np.percentile(side, PERCENTILES)]
+        columns.append([split.name] + [str(count) for count in counts] + sides)
+    return _aligned(list(zip(*columns))) + [""] + _class_table(splits)
 
 
 def _class_table(splits: Sequence[SplitStatistics]) -> List[str]:
     rows = [["class"] + [head for split in splits for head in (split.name, "images")]]
-    counts: List[Dict[str, Tuple[int, int]]] = [
-        {name: (int(objects), int(images)) for name, objects, images in zip(
-            split.class_names, split.objects_per_class, split.images_per_class)}
-        for split in splits]
-    names = list(dict.fromkeys(name for split in splits for name in split.class_names))
-    for name in names:
-        cells = [count.get(name) for count in counts]
-        rows.append([name] + [str(value) for cell in cells for value in (cell or ("-", "-"))])
+    counts = [dict(zip(split.class_names, zip(split.objects_per_class.tolist(),
+                                              split.images_per_class.tolist())))
+              for split in splits]
+    for name in dict.fromkeys(name for split in splits for name in split.class_names):
+        rows.append([name] + [str(value) for count in counts
+                              for value in count.get(name, ("-", "-"))])
     return _aligned(rows)
 
 
@@ -116,90 +100,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
     return ["  ".join([row[0].ljust(widths[0])] + [
         cell.rjust(max(width, 7)) for cell, width in zip(row[1:], widths[1:])]).rstrip()
         for row in rows]
-
-
-_DISAGREE = 0.5
-_EXAMPLES = 5
-_SAME = 1e-4
-"""Boxes whose corners differ by less, relative to the image, are the same."""
-
-
-def object_findings(name: str, dataset: CocoDataset) -> List[str]:
-    """Sentences about what was dropped or repaired, duplicates, and boxes unlike their masks."""
-    defects = [f"{name}: {sentence}" for sentence in dataset.report.sentences()[1:]]
-    return defects + _duplicates(name, dataset) + _unlike_masks(name, dataset)
-
-
-def duplicates(dataset: CocoDataset) -> np.ndarray:
-    """Objects (rows) that repeat the box and class of an earlier one in the same image."""
-    packed = dataset.annotations
-    rows = np.flatnonzero(~packed.crowd)
-    corners = np.rint(packed.boxes[rows] / _SAME).astype(np.int64)
-    keys = np.column_stack([owners(dataset)[rows], packed.labels[rows], corners])
-    order = np.lexsort(keys.T[::-1])  # stable: the earlier of two equal ones stays first
-    same = (keys[order][1:] == keys[order][:-1]).all(axis=1)
-    return np.sort(rows[order[1:][same]])
-
-
-def rle_overlaps(dataset: CocoDataset) -> np.ndarray:
-    """IoU of box and extent of the mask for each object, NaN for polygons: float64 `[m]`.
-
-    Polygons are compared where the file is read.
-    """
-    packed = dataset.annotations
-    rows = np.flatnonzero((packed.num_parts == 0) & ~packed.crowd)
-    overlaps = np.full(len(packed.labels), np.nan)
-    if not len(rows):
-        return overlaps
-    sizes = packed.image_sizes[owners(dataset)[rows]]
-    rles = [packed.segmentation(row, width, height)
-            for row, (width, height) in zip(rows.tolist(), sizes.tolist())]
-    extents = np.asarray(mask_utils.toBbox(rles), np.float64).reshape(-1, 4)
-    extents[:, 2:] += extents[:, :2]
-    boxes = packed.boxes[rows] * np.concatenate([sizes, sizes], axis=1)
-    # One pixel of slack, so that thin objects do not count as wrong.
-    shared = (np.minimum(boxes[:, 2:], extents[:, 2:])
-              - np.maximum(boxes[:, :2], extents[:, :2]) + 1).clip(0).prod(axis=1)
-    areas = [(b[:, 2:] - b[:, :2] + 1).prod(axis=1) for b in (boxes, extents)]
-    overlaps[rows] = shared / (areas[0] + areas[1] - shared)
-    return overlaps
-
-
-def some(values: Union[Sequence[Any], np.ndarray]) -> str:
-    """The first few of them, for a sentence."""
-    shown = ", ".join(str(value) for value in list(values)[:_EXAMPLES])
-    return shown + (", ..." if len(values) > _EXAMPLES else "")
-
-
-def _duplicates(name: str, dataset: CocoDataset) -> List[str]:
-    rows = duplicates(dataset)
-    if not len(rows):
-        return []
-    images = np.unique(dataset.image_ids[owners(dataset)[rows]])
-    return ["{}: {} object{} the box and class of another in the same image: image id {}; each "
-            "counts as a missed object in the score".format(
-                name, len(rows), " repeats" if len(rows) == 1 else "s repeat", some(images))]
-
-
-def _unlike_masks(name: str, dataset: CocoDataset) -> List[str]:
-    overlaps = rle_overlaps(dataset)
-    wrong = np.flatnonzero(overlaps < _DISAGREE)
-    if not len(wrong):
-        return []
-    images = np.unique(dataset.image_ids[owners(dataset)[wrong]])
-    return [f"{name}: {len(wrong)} of {int(np.isfinite(overlaps).sum())} boxes overlap the extent "
-            f"of their mask by less than {_DISAGREE} IoU: image id {some(images)}; masks are "
-            "learned inside the box, so one of the two is wrong"]
-
-
-RECALL_IOU = 0.5
-_WORTH_IT = 0.02
-"""Recall that other anchors have to gain before they are suggested."""
-_ROUNDS = 30
-_TINY = 4.0
-_SAMPLE = 50000
-
-Scales = Tuple[Tuple[float, ...], ...]
 
 
 def anchor_shapes(scales: Sequence[Sequence[float]], ratios: Sequence[float],
@@ -213,16 +113,11 @@ def anchor_shapes(scales: Sequence[Sequence[float]], ratios: Sequence[float],
 
 def shape_recall(boxes: np.ndarray, anchors: np.ndarray) -> float:
     """Share of boxes `[n, 2]` that some anchor `[k, 2]` overlaps by 0.5 IoU, centre on centre."""
-    return float((best_overlap(boxes, anchors) >= RECALL_IOU).mean())
-
-
-def best_overlap(boxes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """IoU of each box with its best anchor, centre on centre: `[n]`."""
     best = np.zeros(len(boxes))
     for anchor in anchors:
         shared = np.minimum(boxes, anchor).prod(axis=1)
         np.maximum(best, shared / (boxes.prod(axis=1) + anchor.prod() - shared), out=best)
-    return best
+    return float((best >= _RECALL_IOU).mean())
 
 
 def fitted_scales(boxes: np.ndarray, scales: Sequence[Sequence[float]]) -> Scales:
@@ -252,8 +147,8 @@ def suggestions(train: SplitStatistics, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     count, image_id = train.most_objects
     slots = ground_truth_slots(count)
-    lines = ["ground-truth slots: {} (image {} has {} object{})".format(
-        slots, image_id, count, "" if count == 1 else "s")]
+    lines = [f"ground-truth slots: {slots} (image {image_id} has {count} "
+             f"object{'' if count == 1 else 's'})"]
     if not train.objects:
         return lines
     boxes = (train.sides * config.max_size).clip(1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 from xml.etree import ElementTree
@@ -13,8 +14,9 @@ from data.tools.conversion import (
     FoundObject,
     Outline,
     Problems,
-    list_images,
-    picture_size,
+    list_files,
+    number,
+    open_image,
     polygon,
     read_text,
     rectangle,
@@ -26,6 +28,10 @@ _VOID = 255
 _FITS = 0.3
 """IoU of an object's box and an instance's extent from which the instance may be its mask."""
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
+_ENCODING = re.compile(rb"""^[^>]*encoding\s*=\s*["']([\w.:-]+)["']""")
+
+Listed = Tuple[ElementTree.Element, str, str, List[float]]
+"""An object's element, its name, its place for sentences, and its box x1 y1 x2 y2 in pixels."""
 
 
 def read_voc(folder: Path, problems: Problems, boxes_as_masks: bool,
@@ -43,21 +49,19 @@ def read_voc(folder: Path, problems: Problems, boxes_as_masks: bool,
     if not images_folder.is_dir():
         raise UserError(f"image folder not found: {images_folder.absolute()}; name it with "
                         "--images")
-    known = {path.stem: path for path in list_images(images_folder)}
-    files = {path.stem: path for path in annotations.glob("*.xml")}
+    known = {path.stem: path for path in list_files(images_folder)}
+    files = {path.stem: path for path in list_files(annotations, (".xml",))}
     if not files:
         raise UserError(f"{annotations}: no XML files")
-    splits = {}
+    splits: Dict[str, List[FoundImage]] = {}
     for split, stems in _lists(folder, sorted(files)).items():
-        images = []
+        splits[split] = []
         for stem in stems:
-            if stem not in files:
-                problems.add("{}: image '{}' of the {} list has no annotation".format(
-                    annotations / (stem + ".xml"), stem, split))
-                continue
-            image = _image(files[stem], known, folder, problems, boxes_as_masks)
-            images += [] if image is None else [image]
-        splits[split] = images
+            with problems.left_out():
+                if stem not in files:
+                    raise UserError(f"{annotations / (stem + '.xml')}: image '{stem}' of the "
+                                    f"{split} list has no annotation")
+                splits[split].append(_image(files[stem], known, folder, problems, boxes_as_masks))
     return splits
 
 
@@ -75,100 +79,88 @@ def _lists(folder: Path, stems: Sequence[str]) -> Dict[str, List[str]]:
 
 
 def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
-           boxes_as_masks: bool) -> Optional[FoundImage]:
-    try:
-        root = ElementTree.fromstring(read_text(file).encode("utf-8"))
-    except ElementTree.ParseError as problem:
-        problems.add(f"{file}: not XML: {problem}")
-        return None
+           boxes_as_masks: bool) -> FoundImage:
+    root = _parse(file)
     name = Path((root.findtext("filename") or "").replace("\\", "/")).stem
     path = known.get(name) or known.get(file.stem)
     if path is None:
-        problems.add("{}: its image '{}' was not found".format(
-            file, root.findtext("filename") or file.stem))
-        return None
-    given = tuple(_number(root.findtext("size/" + side)) for side in ("width", "height"))
-    size = picture_size(path, str(file), problems, given)
-    if size is None:
-        return None
-    if given not in (size, (0, 0), (None, None)):
-        problems.add("{}: says {:g} x {:g} pixels, but {} has {} x {}".format(
-            file, given[0] or 0, given[1] or 0, path, *size))
-        return None
-    objects = _objects(file, root, folder / "SegmentationObject" / (path.stem + ".png"), size,
-                       problems, boxes_as_masks)
-    return FoundImage(path, size[0], size[1], objects)
+        raise UserError(f"{file}: its image '{root.findtext('filename') or file.stem}' was not "
+                        "found")
+    width, height = (number(root.findtext("size/" + side)) for side in ("width", "height"))
+    image = open_image(path, str(file), (width, height) if width and height else None)
+    listed: List[Listed] = []
+    for position, node in enumerate(root.findall("object"), 1):
+        with problems.left_out():
+            listed.append(_listed(file, position, node))
+    mask_file = folder / "SegmentationObject" / (path.stem + ".png")
+    with problems.left_out():
+        found = _masks(mask_file, listed, image, problems) if mask_file.is_file() else {}
+        for n, (node, name, where, box) in enumerate(listed):
+            with problems.left_out():
+                outline = found.get(n) if mask_file.is_file() else _drawn(
+                    node, box, image, where, boxes_as_masks, mask_file)
+                if outline is None:
+                    raise UserError(f"{where}: no instance of {mask_file} fits its box")
+                image.objects.append(FoundObject(name, outline, where))
+    return image
 
 
-def _objects(file: Path, root: ElementTree.Element, mask_file: Path, size: Tuple[int, int],
-             problems: Problems, boxes_as_masks: bool) -> List[FoundObject]:
-    listed = []
-    for number, node in enumerate(root.findall("object"), 1):
-        name = (node.findtext("name") or "").strip()
-        where = f"{file}: object {number} ('{name}')"
-        box = [_number(node.findtext("bndbox/" + key)) for key in ("xmin", "ymin", "xmax", "ymax")]
-        corners = [value for value in box if value is not None]
-        if not name or len(corners) < 4 or corners[2] < corners[0] or corners[3] < corners[1]:
-            problems.add(f"{where}: needs a name and a bndbox with xmin, ymin, xmax, ymax")
-            continue
-        # VOC counts pixels from 1 and includes the last one.
-        listed.append((node, name, where, [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]))
-    if not mask_file.is_file():
-        outlines: List[Optional[Outline]] = [
-            _drawn(node, box, size, where, problems, boxes_as_masks, mask_file)
-            for node, _, where, box in listed]
-    else:
-        outlines = _masks(mask_file, [box for _, _, _, box in listed],
-                          [where for _, _, where, _ in listed], size, problems)
-    return [FoundObject(name, outline, where)
-            for (_, name, where, _), outline in zip(listed, outlines) if outline is not None]
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        with open(str(file), "rb") as stream:
+            declared = _ENCODING.match(stream.read(200))
+        # As text: the parser itself knows few encodings.
+        return ElementTree.fromstring(read_text(
+            file, declared.group(1).decode("ascii") if declared else ""))
+    except (ElementTree.ParseError, OSError, ValueError) as problem:
+        raise UserError(f"{file}: not XML: {problem}") from None
 
 
-def _drawn(node: ElementTree.Element, box: Sequence[float], size: Tuple[int, int], where: str,
-           problems: Problems, boxes_as_masks: bool, mask_file: Path) -> Optional[Outline]:
+def _listed(file: Path, position: int, node: ElementTree.Element) -> Listed:
+    name = (node.findtext("name") or "").strip()
+    where = f"{file}: object {position} ('{name}')"
+    box = [number(node.findtext("bndbox/" + key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = (0.0 if value is None else value for value in box)
+    if not name or None in box or x2 < x1 or y2 < y1:
+        raise UserError(f"{where}: needs a name and a bndbox with xmin, ymin, xmax, ymax")
+    return node, name, where, [x1 - 1, y1 - 1, x2, y2]  # VOC counts from 1, the last one included
+
+
+def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, where: str,
+           boxes_as_masks: bool, mask_file: Path) -> Outline:
     """Outline from the XML alone: its polygon (x1, y1, x2, ...), or the box where allowed."""
     points: List[List[Optional[float]]] = []
     drawn = node.find("polygon")
     while drawn is not None:
-        point = [_number(drawn.findtext(axis + str(len(points) + 1))) for axis in "xy"]
+        point = [number(drawn.findtext(axis + str(len(points) + 1))) for axis in "xy"]
         if None in point:
             break
         points.append(point)
     if not points and not boxes_as_masks:
-        problems.add(f"{where}: has a box only ({mask_file} does not exist), but masks are "
-                     "learned; add masks, or take boxes as masks with --boxes_as_masks")
-        return None
-    corners = points or rectangle(*box)
-    flat = polygon(corners, size[0], size[1], where, problems)
-    return None if flat is None else [flat]
+        raise UserError(f"{where}: has a box only ({mask_file} does not exist), but masks are "
+                        "learned; add masks, or take boxes as masks with --boxes_as_masks")
+    return polygon(points or rectangle(*box), image.size, where)
 
 
-def _masks(file: Path, boxes: Sequence[Sequence[float]], wheres: Sequence[str],
-           size: Tuple[int, int], problems: Problems) -> List[Optional[Outline]]:
+def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
+           problems: Problems) -> Dict[int, Outline]:
     """The instance of each object: number n for object n as VOC has it, else by its box."""
-    numbers = _instances(file, size, problems)
-    if numbers is None:
-        return [None] * len(boxes)
+    numbers = _instances(file, image)
     present = [int(n) for n in np.unique(numbers) if n not in (0, _VOID)]
     extents = [_extent(numbers == n) for n in present]
-    overlap = np.array([[_iou(box, extent) for extent in extents] for box in boxes])
-    overlap = overlap.reshape(len(boxes), len(present))
-    chosen = _assign(overlap, present)
-    for n, where in enumerate(wheres):
-        if n not in chosen:
-            problems.add(f"{where}: no instance of {file} fits its box")
-    left = [number for n, number in enumerate(present) if n not in chosen.values()]
-    if left:
-        problems.add(f"{file}: instance {left[0]} fits no object of the XML file")
-    return [run_lengths(numbers == present[chosen[n]]) if n in chosen else None
-            for n in range(len(boxes))]
+    overlap = np.array([[_iou(box, extent) for extent in extents] for _, _, _, box in listed])
+    chosen = _assign(overlap.reshape(len(listed), len(present)), present)
+    left = [n for index, n in enumerate(present) if index not in chosen.values()]
+    if left and len(chosen) == len(listed):
+        with problems.left_out():
+            raise UserError(f"{file}: instance {left[0]} fits no object of the XML file")
+    return {n: run_lengths(numbers == present[index]) for n, index in chosen.items()}
 
 
 def _assign(overlap: np.ndarray, present: Sequence[int]) -> Dict[int, int]:
     """Index of the instance for each object that has one, by falling IoU."""
-    in_order = {n: n for n in range(len(overlap))}
     if list(present) == list(range(1, len(overlap) + 1)) and (overlap.diagonal() >= _FITS).all():
-        return in_order
+        return {n: n for n in range(len(overlap))}
     chosen: Dict[int, int] = {}
     for flat in np.argsort(-overlap, axis=None, kind="stable").tolist():
         row, column = divmod(flat, overlap.shape[1])
@@ -179,8 +171,8 @@ def _assign(overlap: np.ndarray, present: Sequence[int]) -> Dict[int, int]:
     return chosen
 
 
-def _instances(file: Path, size: Tuple[int, int], problems: Problems) -> Optional[np.ndarray]:
-    """Instance number of each pixel `[h, w]`; a picture in VOC's colours is read back."""
+def _instances(file: Path, photo: FoundImage) -> np.ndarray:
+    """Instance number of each pixel `[h, w]`; an image in VOC's colours is read back."""
     from PIL import Image
 
     try:
@@ -191,23 +183,21 @@ def _instances(file: Path, size: Tuple[int, int], problems: Problems) -> Optiona
                 colors = np.array(image.convert("RGB")).astype(np.int64)
                 numbers = _from_colors(colors @ np.array([65536, 256, 1]))
     except (OSError, ValueError):
-        problems.add(f"{file}: is not an image that can be read")
-        return None
-    if numbers.shape != size[::-1]:
-        problems.add("{}: has {} x {} pixels, its image {} x {}".format(
-            file, numbers.shape[1], numbers.shape[0], *size))
-        return None
+        raise UserError(f"{file}: is not an image that can be read") from None
+    if numbers.shape != photo.size[::-1]:
+        raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
+                        f"{photo.width} x {photo.height}")
     return numbers
 
 
 def _from_colors(colors: np.ndarray) -> np.ndarray:
     palette = {}
-    for number in range(256):
+    for instance in range(256):
         color = 0
         for bit in range(8):
             for channel, shift in enumerate((16, 8, 0)):
-                color |= (number >> (3 * bit + channel) & 1) << (7 - bit) << shift
-        palette[color] = number
+                color |= (instance >> (3 * bit + channel) & 1) << (7 - bit) << shift
+        palette[color] = instance
     values, index = np.unique(colors, return_inverse=True)
     return np.array([palette.get(int(value), _VOID) for value in values])[index].reshape(
         colors.shape)
@@ -224,10 +214,3 @@ def _iou(box: Sequence[float], other: Sequence[float]) -> float:
     shared = max(width, 0.0) * max(height, 0.0)
     areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
     return shared / (areas - shared) if areas > shared else 0.0
-
-
-def _number(text: Optional[str]) -> Optional[float]:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None

@@ -75,7 +75,7 @@ def measure(dataset: CocoDataset, config: Config, epochs: int, repeats: int) -> 
     result: Dict[str, Any] = {stage: 1e3 * float(np.mean(times[stage])) for stage in STAGES}
     result["images"] = epochs * len(dataset)
     result["objects"] = objects / result["images"]
-    result["slots"] = batch.plain["gt_boxes"].shape[1]
+    result["slots"] = batch.gt_boxes.shape[1]
     result["bytes"] = batch.field_bytes()
     return result
 

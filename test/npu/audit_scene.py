@@ -155,7 +155,7 @@ class Scene:
         detections = []
         with self.precision.float32_weights(self.network):
             for number in range(times):
-                images = self._pinned(self._packed_batch(7, number)).plain["images"]
+                images = self._pinned(self._packed_batch(7, number)).images
                 with self.meter.measure(f"detection {number + 1}") as measured:
                     detect(network(images.to(self.device, non_blocking=True)))
                 detections.append(measured)

@@ -43,7 +43,7 @@ from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
-"""A file, a PIL image, or an array as `data.image.picture_from_array` takes it."""
+"""A file, a PIL image, or an array as `data.image.image_from_array` takes it."""
 
 class LoadedModel(NamedTuple):
     """A network in evaluation mode, on the CPU, and what is known about it."""
@@ -185,8 +185,8 @@ class Predictor:
         yield from self._find(waiting)
 
     def read(self, path: str) -> np.ndarray:
-        """Decode a file as predictions need it; see `data.image.read_picture`."""
-        return images.read_picture(path)
+        """Decode a file as predictions need it; see `data.image.read_image`."""
+        return images.read_image(path)
 
     def planes(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B pictures `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
@@ -222,9 +222,9 @@ class Predictor:
         if isinstance(source, (str, os.PathLike)):
             return self.read(os.fspath(source))
         if isinstance(source, np.ndarray):
-            return images.picture_from_array(source, rgb)
+            return images.image_from_array(source, rgb)
         if hasattr(source, "convert") and hasattr(source, "mode"):
-            return images.picture_from_pil(source)
+            return images.image_from_pil(source)
         raise ValueError(f"picture is a {type(source).__name__}, expected a path, an array or a "
                          "PIL image")
 

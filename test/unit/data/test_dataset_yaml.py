@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_folder_without_one_is_a_layout(folder):
 def test_written_text_is_read_back(tmp_path):
     names = ["no", "1", "a: b # c", "\u732b", 'quo"te', "null"]
     text = format_dataset_file({"train": ("im ages: #1", "t.json")}, names)
-    described = read_dataset_file(write(tmp_path, text))
+    described = read_dataset_file(Path(write(tmp_path, text)))
     assert described.names == names
     assert described.splits == {"train": (tmp_path / "im ages: #1", tmp_path / "t.json")}
 
@@ -106,6 +107,13 @@ MISTAKES = {
                                               "did you mean ['person']?"]),
     "names a truth value": (GOOD + "names: [cat, no]", ["False", "quotes"]),
     "names a number": (GOOD + "names: [cat, 5]", ["5", "put it in quotes"]),
+    "a date that is none": (GOOD + "names: [2001-99-99]", ["not YAML"]),
+    "a number that is none": (GOOD + 'names: [!!int ""]', ["not YAML"]),
+    "a character that is none": (GOOD + r'names: ["\U00110000"]', ["not YAML"]),
+    "a key that is a list": ("[1, 2]: 3", ["not YAML"]),
+    "a user that is none": ("train: {images: ~nosuch/x, annotations: a}", ["~nosuch/x"]),
+    "a path that is none": (r'train: {images: "a\0b", annotations: a}',
+                            ["'train.images' is a text"]),
     "names twice": (GOOD + "names: [cat, cat]", ["'cat' 2 times"]),
     "names empty": (GOOD + "names: []", ["names is a list, expected a list of class names"]),
     "names keys": (GOOD + "names: {a: b}", ["whole numbers"]),

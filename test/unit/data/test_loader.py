@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.augment import Augmenter
-from data.loader import DevicePrefetcher, ShardedBatches, TrainDataset, TrainLoader
+from data.loader import DevicePrefetcher, TrainDataset, TrainLoader
 from data.sample import Sample
 from data.targets import TargetMaker
 from utils.errors import UserError
@@ -61,15 +61,15 @@ def assert_same(first, second):
 
 def epochs_of(length, batch_size, world_size, epochs, seed=0):
     """Indices of each epoch, by rank."""
-    shards = [ShardedBatches(length, batch_size, seed, rank, world_size)
+    shards = [make_loader(length, batch_size, 0, seed, rank, world_size)
               for rank in range(world_size)]
     size = shards[0].epoch_size
     result = []
     for epoch in range(epochs):
         ranks = []
         for shard in shards:
-            shard.start = epoch * size
-            batches = list(itertools.islice(shard, size))
+            shard.start_at(epoch * size)
+            batches = take(shard.keys(), size)
             assert all(key[0] == epoch for batch in batches for key in batch)
             ranks.append([[key[1] for key in batch] for batch in batches])
         result.append(ranks)
@@ -99,8 +99,7 @@ def test_global_batches_do_not_depend_on_the_number_of_processes():
 
 
 def test_epochs_follow_each_other_without_a_gap():
-    shard = ShardedBatches(7, 2, 0, 0, 1)
-    keys = list(itertools.islice(shard, 7))
+    keys = take(make_loader(length=7, batch_size=2).keys(), 7)
     assert [batch[0][0] for batch in keys] == [0, 0, 0, 1, 1, 1, 2]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -345,7 +346,6 @@ def test_optional_fields_may_be_left_out(tmp_path):
         del annotation["area"], annotation["iscrowd"]
     packed = _load(tmp_path, content)
     assert not packed.crowd.any()
-    assert packed.report.missing_iscrowd == 4 and packed.report.missing_area == 4
 
 
 def test_unrelated_nested_objects_do_no_harm(tmp_path):
@@ -362,6 +362,22 @@ def test_box_that_misses_its_polygons_is_noted(tmp_path):
     assert len(notes) == 1 and "101" in notes[0] and packed.report.dropped == 0
 
 
+def test_a_box_of_zeros_is_derived(tmp_path):
+    packed = _load(tmp_path, _edited(_set(0, bbox=[0, 0, 0, 0])))
+    assert packed.report.dropped == 0 and packed.report.defects["derived_box"].examples == [101]
+    assert packed.boxes.tolist() == _load(tmp_path, document()).boxes.tolist()
+
+
+def test_masks_that_miss_their_boxes_are_noted_as_polygons_are(tmp_path):
+    content = document()
+    rle = {"size": [HEIGHT, WIDTH], "counts": [0, 12, WIDTH * HEIGHT - 12]}
+    for number, box in ((300, [0, 0, 1, 12]), (301, [20, 20, 8, 8])):
+        content["annotations"].append({"id": number, "image_id": 20, "category_id": 7, "bbox": box,
+                                       "iscrowd": 0, "segmentation": rle})
+    notes = _load(tmp_path, content).report.notes
+    assert len(notes) == 1 and "1 of 5 boxes" in notes[0] and "annotation id 301;" in notes[0]
+
+
 def test_annotation_id_zero_is_noted(tmp_path):
     assert "id 0" in _load(tmp_path, _edited(_set(0, id=0))).report.notes[0]
 
@@ -376,6 +392,17 @@ def test_no_annotations_key_only_where_allowed(tmp_path):
 def test_empty_annotations_are_all_background(tmp_path):
     content = dict(document(), annotations=[])
     assert _load(tmp_path, content).report.empty_images == 3
+
+
+def test_numbers_and_names_that_no_file_can_have(tmp_path):
+    text = json.dumps(document()).replace('"area": ', '"area": ' + "1" * 5000, 1)
+    if sys.version_info >= (3, 11):
+        with pytest.raises(UserError, match="thousands of digits"):
+            _load(tmp_path, text)
+    content = document()
+    content["images"][0]["file_name"] = "a\0b.png"
+    with pytest.raises(UserError, match="expected the name of a file"):
+        _load(tmp_path, content)
 
 
 def test_byte_order_mark_is_skipped(tmp_path):

@@ -14,15 +14,13 @@ from data import check
 from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import get_config
-from data.tools.image_checks import Memory, overlap_findings
+from data.datasets import open_dataset
+from data.tools.findings import FindingsCache, duplicates, overlap_findings
 from data.tools.statistics import (
     anchor_shapes,
-    best_overlap,
-    duplicates,
     fitted_scales,
     format_scales,
     measure,
-    rle_overlaps,
     shape_recall,
 )
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
@@ -100,9 +98,9 @@ def lose_outline(content):
 
 
 TRAIN_DEFECTS = {
-    "box beside its polygons": (break_boxes, "train: 1 of 3 boxes overlap their polygons"),
-    "box beside its mask": (shift_rle, "train: 1 of 1 boxes overlap the extent of their mask by "
-                                       "less than 0.5 IoU: image id 20"),
+    "box beside its polygons": (break_boxes, "train: 1 of 3 boxes overlap their masks"),
+    "box beside its mask": (shift_rle, "train: 1 of 4 boxes overlap their masks by less than 0.5 "
+                                       "IoU: annotation id 300"),
     "duplicate": (repeat_object, "train: 1 object repeats the box and class of another in the same "
                                  "image: image id 10"),
     "class without objects": (forget_class, "classes have no object: dog, cup"),
@@ -213,6 +211,74 @@ def test_files_of_one_name_in_several_folders_are_all_compared(tmp_path):
     assert overlap_findings(Files(tmp_path, ["b/x.png"]), val) == []
 
 
+def test_another_image_of_equal_name_and_size_is_no_leak(tmp_path, capsys):
+    path = described(tmp_path)
+    for split, value in (("train", 1), ("val", 2)):
+        pixels = np.full((HEIGHT, WIDTH, 3), value, np.uint8)
+        (tmp_path / split / "images" / "b.jpg").write_bytes(cv2.imencode(".bmp", pixels)[1])
+    for flags in (["--quick"], ["--pictures="]):
+        assert "images of val are in train" not in run(capsys, path, *flags)[1]
+    shutil.copy(str(tmp_path / "train" / "images" / "b.jpg"),
+                str(tmp_path / "val" / "images" / "b.jpg"))
+    assert "1 of the 3 images of val are in train too: b.jpg" in run(capsys, path, "--quick")[1]
+
+
+def test_what_was_found_in_an_image_goes_with_the_image(tmp_path, capsys):
+    path = described(tmp_path)
+    train, val = (CocoDataset(tmp_path / split / "images", tmp_path / split / "instances.json")
+                  for split in ("train", "val"))
+    config, image = get_config("yolact_shapes"), tmp_path / "val" / "images" / "b.jpg"
+    other = image.read_bytes()
+    leak(tmp_path / "train" / "images")
+    run(capsys, path, "--pictures=")
+    assert any("content of one of train" in line for line in quick_check(train, val, config))
+    image.write_bytes(other)
+    assert not any("of train" in line for line in quick_check(train, val, config))
+    leak(tmp_path / "train" / "images")
+    assert any("are in train too: b.jpg" in line for line in quick_check(train, val, config))
+
+
+def mark_crowds(content, share):
+    solid = [a for a in content["annotations"] if not a["iscrowd"]]
+    for annotation in solid[:int(round(share * len(solid)))]:
+        annotation["iscrowd"] = 1
+
+
+@pytest.mark.parametrize("share", [0.5, 1])
+def test_many_crowds_are_found(tmp_path, capsys, share):
+    content = document()
+    mark_crowds(content, share)
+    out = run(capsys, described(tmp_path, content), "--quick")[1]
+    assert re.search(r"train: [34] of 4 annotations have iscrowd 1.* set iscrowd to 0", out)
+
+
+def test_a_class_that_val_does_not_show_is_found(tmp_path, capsys):
+    assert "val: 1 of 3 classes has no object: cup" in run(capsys, described(tmp_path),
+                                                           "--quick")[1]
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda a: a.update(segmentation=[1, 1, 9, 1, 9, 9]), "dropped 4 annotations with a malformed"),
+    (lambda a: a.update(iscrowd=1), "4 are crowds"),
+    (lambda a: a.update(bbox=[0, 0, 0, 9]), "bbox of zero or negative size"),
+])
+def test_a_dataset_without_an_object_is_neither_trained_on_nor_scored(tmp_path, capsys, change,
+                                                                       words):
+    content = document()
+    for annotation in content["annotations"]:
+        change(annotation)
+    path = described(tmp_path, content)
+    assert run(capsys, path, "--quick")[0] == 0
+    with pytest.raises(UserError, match="of 4 annotations none is an object") as error:
+        open_dataset("coco2017", path, None, None, "train")
+    assert words in str(error.value)
+    content["annotations"] = []
+    make(tmp_path, content, "empty")
+    with pytest.raises(UserError, match="of 0 annotations none"):
+        open_dataset("coco2017", None, str(tmp_path / "empty" / "images"),
+                     str(tmp_path / "empty" / "instances.json"), "val")
+
+
 def test_a_file_that_does_not_load_is_an_error(tmp_path, capsys):
     path = described(tmp_path)
     (tmp_path / "val" / "instances.json").write_text("{")
@@ -247,20 +313,21 @@ def test_images_are_read_once(tmp_path, capsys, monkeypatch):
     assert counts == [6, 6] and len(reads) == 7
 
 
-def test_memory_survives_anything_in_its_place(tmp_path, monkeypatch):
-    memory = Memory("x")
+def test_the_cache_survives_anything_in_its_place(tmp_path, monkeypatch):
+    memory = FindingsCache("x")
     memory.keep("a", "1")
     memory.keep("b", "2")
-    assert memory.save() and Memory("x").recall("b") == "2" and Memory("y").recall("b") is None
-    later = Memory("x")
+    assert memory.save() and FindingsCache("x").recall("b") == "2"
+    assert FindingsCache("y").recall("b") is None
+    later = FindingsCache("x")
     later.recall("a")
-    assert later.save(forget=True) and Memory("x").recall("b") is None
+    assert later.save(forget=True) and FindingsCache("x").recall("b") is None
     for text in ("{", "[]", '{"version": 0, "known": {"a": "1"}}', '{"version": 1}'):
         memory.path.write_text(text)
-        assert Memory("x").recall("a") is None
+        assert FindingsCache("x").recall("a") is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
-    assert Memory("x").save() is False
+    assert FindingsCache("x").save() is False
 
 
 def test_quick_check_before_training(tmp_path, capsys, monkeypatch):
@@ -297,15 +364,6 @@ def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
     assert statistics.images_per_class.tolist() == [2, 2, 0]
 
 
-def test_rle_extents(tmp_path):
-    content = document()
-    shift_rle(content)
-    content["annotations"].append(dict(content["annotations"][-1], id=301, bbox=[0, 0, 1, 12]))
-    overlaps = rle_overlaps(make(tmp_path, content))
-    assert np.isnan(overlaps).sum() == 4  # polygons, and the crowd
-    assert np.allclose(np.sort(overlaps[np.isfinite(overlaps)]), [0, 1])
-
-
 def test_anchor_shapes_are_the_priors_of_the_recipe():
     from layers.anchors import make_priors
 
@@ -319,7 +377,8 @@ def test_anchor_shapes_are_the_priors_of_the_recipe():
 
 
 def test_recall_and_fitted_anchors():
-    assert best_overlap(np.array([[10.0, 20.0]]), np.array([[10.0, 10.0], [20.0, 20.0]]))[0] == 0.5
+    boxes, anchors = np.array([[10.0, 20.0]]), np.array([[10.0, 10.0], [20.0, 20.0]])
+    assert shape_recall(boxes, anchors) == 1 and shape_recall(boxes, anchors[:1] * 0.99) == 0
     sides = np.concatenate([np.full(50, side) for side in (7.0, 30.0, 100.0)])
     boxes = np.column_stack([sides, sides]) * np.linspace(0.95, 1.05, 150)[:, None]
     fitted = fitted_scales(boxes, ((1,), (2,), (3,)))
@@ -367,5 +426,5 @@ def test_an_image_that_was_seen_to_is_no_finding_any_more(tmp_path, capsys):
 def test_json_is_what_is_kept(tmp_path, capsys):
     path = described(tmp_path)
     run(capsys, path, "--pictures=")
-    kept = json.loads(Memory(str(tmp_path / "train" / "instances.json")).path.read_text())
-    assert kept["version"] == 3 and len(kept["known"]) == 8
+    kept = json.loads(FindingsCache(str(tmp_path / "train" / "instances.json")).path.read_text())
+    assert kept["version"] == 4 and len(kept["known"]) == 8

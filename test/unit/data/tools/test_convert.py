@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from data import convert
 from data.tools.conversion import Problems, split_randomly
 from helpers.convert_files import HEIGHT, WIDTH, drawn, iou, masks_of, opened, picture, run
 from utils.cli import run_main
+from utils.errors import UserError
 
 
 def shape(label, points, kind="polygon", group=None, **more):
@@ -109,7 +111,7 @@ def test_broken_shapes_are_named(tmp_path, capsys, name):
     code, message = run(capsys, "labelme", raw, "--out", tmp_path / "out", "--val_fraction=0")
     assert code == 2 and message.count("\n") == 1
     assert message.startswith("error: {}: shape 2".format(raw / "a.json"))
-    assert expected in message and "--skip_bad" in message
+    assert expected in message and message.count("--skip_bad") == 1
     assert not (tmp_path / "out").exists()
     code, out = run(capsys, "labelme", raw, "--out", tmp_path / "out", "--val_fraction=0",
                     "--skip_bad")
@@ -146,6 +148,65 @@ def test_broken_files_are_named(tmp_path, capsys, name):
     assert code == 2 and expected in message and message.count("\n") == 1
 
 
+def test_labelme_writes_sizes_and_labels_as_numbers_or_text(tmp_path, capsys):
+    labelme(tmp_path / "raw", "a", [shape(7, SQUARE), shape("7", SQUARE)],
+            imageWidth=str(WIDTH), imageHeight=float(HEIGHT))
+    code, out = run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "out",
+                    "--val_fraction=0")
+    assert code == 0 and "2 objects" in out and opened(tmp_path / "out").class_names == ["7"]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8-sig"])
+def test_labelme_files_of_a_chinese_windows(tmp_path, capsys, encoding):
+    labelme(tmp_path / "raw", "a", [])
+    text = json.dumps({"imagePath": "a.jpg", "shapes": [shape("\u88c2\u7f1d", SQUARE)]},
+                      ensure_ascii=False)
+    (tmp_path / "raw" / "a.json").write_bytes(text.encode(encoding))
+    assert run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "out",
+               "--val_fraction=0")[0] == 0
+    assert opened(tmp_path / "out").class_names == ["\u88c2\u7f1d"]
+
+
+def test_circles_of_any_radius(tmp_path, capsys):
+    labelme(tmp_path / "raw", "a", [shape("sun", [[30, 20], [1e9, 20]], "circle"),
+                                    shape("cat", SQUARE)])
+    flags = ("labelme", tmp_path / "raw", "--out", tmp_path / "out", "--val_fraction=0")
+    assert run(capsys, *flags)[0] == 0
+    assert dict(masks_of(opened(tmp_path / "out"), 0))["sun"].all()
+    labelme(tmp_path / "raw", "a", [shape("sun", [[30, 20], [float("nan"), 20]], "circle")])
+    code, message = run(capsys, *flags)
+    assert code == 2 and "not finite" in message
+
+
+def test_links_are_followed_and_archives_of_macos_left_alone(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    labelme(tmp_path / "elsewhere", "a", [shape("cat", SQUARE)])
+    raw.mkdir()
+    (raw / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "round").symlink_to(raw, target_is_directory=True)
+    (raw / "__MACOSX").mkdir()
+    for name in ("__MACOSX/a.json", "._a.json", "._a.jpg"):
+        (raw / name).write_bytes(b"\0\5\x16\7")
+    code, out = run(capsys, "labelme", raw, "--out", tmp_path / "out", "--val_fraction=0")
+    assert code == 0 and "1 images (0 without objects), 1 objects" in out and "left out" not in out
+
+
+def test_only_files_of_a_conversion_are_replaced(tmp_path, capsys):
+    yolo(tmp_path / "y")
+    own = (tmp_path / "y" / "data.yaml").read_text()
+    code, message = run(capsys, "yolo", tmp_path / "y", "--out", tmp_path / "y")
+    assert code == 2 and "data.yaml is there and was not written by a conversion" in message
+    assert (tmp_path / "y" / "data.yaml").read_text() == own
+    for stem in ("bus", "car", "train", "val"):
+        labelme(tmp_path / "raw", stem, [shape("cat", SQUARE)])
+    own = (tmp_path / "raw" / "train.json").read_text()
+    code, message = run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "raw")
+    assert code == 2 and "train.json is there" in message
+    assert (tmp_path / "raw" / "train.json").read_text() == own
+    for _ in range(2):
+        assert run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "out")[0] == 0
+
+
 def test_class_order_and_unknown_classes(tmp_path, capsys):
     raw = tmp_path / "raw"
     labelme(raw, "a", [shape("dog", SQUARE), shape("cat", SQUARE)])
@@ -178,7 +239,8 @@ def test_split():
 def test_problems_are_shown_in_part():
     problems = Problems(skip=True)
     for n in range(25):
-        problems.add(str(n))
+        with problems.left_out():
+            raise UserError(str(n))
     assert problems.lines()[-1] == "... and 5 more"
 
 
@@ -211,6 +273,40 @@ def test_yolo_lists_names_by_number_and_path(tmp_path, capsys):
     (tmp_path / "raw" / "list.txt").write_text("./train/images/traina.png\n")
     code, out = run(capsys, "yolo", tmp_path / "raw" / "data.yaml", "--out", tmp_path / "out")
     assert code == 0 and len(opened(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("names", ["{'0': cat, '1': dog}", "{1: dog, 0: cat}"])
+def test_yolo_names_by_number(tmp_path, capsys, names):
+    yolo(tmp_path / "raw", yaml="train: train/images\nval: val/images\nnames: " + names)
+    assert run(capsys, "yolo", tmp_path / "raw", "--out", tmp_path / "out")[0] == 0
+    assert opened(tmp_path / "out").class_names == ["cat", "dog"]
+
+
+def test_file_names_that_are_not_text(tmp_path, capsys):
+    """A Chinese Windows' archive unpacked on Linux."""
+    yolo(tmp_path / "raw")
+    name = os.fsdecode("\u88c2\u7f1d".encode("gbk"))
+    try:
+        for folder, suffix in (("images", ".png"), ("labels", ".txt")):
+            (tmp_path / "raw" / "train" / folder / ("traina" + suffix)).rename(
+                tmp_path / "raw" / "train" / folder / (name + suffix))
+    except (OSError, ValueError):
+        pytest.skip("this file system takes only text")
+    code, _ = run(capsys, "yolo", tmp_path / "raw", "--out", tmp_path / "out")
+    assert code == 0
+    dataset = opened(tmp_path / "out")
+    assert sorted(len(dataset[n].labels) for n in range(2)) == [0, 1]
+    assert name + ".png" in [dataset.image_info(n)[0] for n in range(2)]
+
+
+def test_skip_bad_leaves_out_every_kind_of_bad_file(tmp_path, capsys):
+    yolo(tmp_path / "raw")
+    (tmp_path / "raw" / "train" / "images" / "trainb.png").write_bytes(b"x")
+    (tmp_path / "raw" / "val" / "labels" / "valb.txt").write_bytes(b"\xff\xff")
+    code, message = run(capsys, "yolo", tmp_path / "raw", "--out", tmp_path / "out")
+    assert code == 2 and "not an image" in message
+    code, out = run(capsys, "yolo", tmp_path / "raw", "--out", tmp_path / "out", "--skip_bad")
+    assert code == 0 and out.count("left out: ") == 2
 
 
 def test_yolo_without_yaml(tmp_path, capsys):

@@ -101,6 +101,21 @@ def test_broken_voc(tmp_path, capsys, objects, changes, expected):
     voc(tmp_path / "raw", "a", objects, **dict({"mask": instances()}, **changes))
     code, message = run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o")
     assert code == 2 and expected in message and message.count("\n") == 1
+    assert message.count("--skip_bad") == 1
+
+
+@pytest.mark.parametrize("encoding, name", [
+    ("gb2312", "\u88c2\u7f1d"), ("GBK", "\u88c2\u7f1d"), ("x-unknown", "cat"),
+    ("latin-1", "b\u00e4r"), ("utf-16", "cat"), ("utf-8", "\u88c2\u7f1d")])
+def test_declared_encodings(tmp_path, capsys, encoding, name):
+    voc(tmp_path / "raw", "a", [(name, BOXES[0][1])])
+    path = tmp_path / "raw" / "Annotations" / "a.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + path.read_text()
+    path.write_bytes(text.encode("ascii" if encoding == "x-unknown" else encoding))
+    code, out = run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o", "--val_fraction=0",
+                    "--boxes_as_masks")
+    assert code == 0, out
+    assert opened(tmp_path / "o").class_names == [name]
 
 
 def test_broken_voc_files(tmp_path, capsys):

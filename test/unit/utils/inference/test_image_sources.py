@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-from data.image import picture_from_array, picture_from_pil, read_picture
+from data.image import image_from_array, image_from_pil, read_image
 from helpers.prediction_weights import IDS, full_disk, noise, save_weights
 from utils.errors import UserError
 from utils.inference.outputs import (
@@ -78,7 +78,7 @@ FILES = {
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_formats(tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name])
-    image = read_picture(tmp_path / name)
+    image = read_image(tmp_path / name)
     assert image.shape == (20, 30, 3) and image.dtype == np.uint8 and image.flags["C_CONTIGUOUS"]
     for column, color in ((3, LEFT), (26, RIGHT)):
         np.testing.assert_allclose(image[10, column, ::-1], color, atol=6)
@@ -92,7 +92,7 @@ def test_formats(tmp_path, name):
 ])
 def test_grey(tmp_path, content, value):
     (tmp_path / "grey.png").write_bytes(content)
-    image = read_picture(tmp_path / "grey.png")
+    image = read_image(tmp_path / "grey.png")
     assert image.shape == (20, 30, 3)
     assert np.abs(image[10, 3].astype(int) - value).max() <= 1
 
@@ -104,39 +104,53 @@ def test_orientations(tmp_path, kind, options):
                               (8, cv2.ROTATE_90_COUNTERCLOCKWISE)):
         path = tmp_path / "a.bin"
         path.write_bytes(saved(BASE, kind, exif=exif(orientation), **options))
-        image, expected = read_picture(path), cv2.rotate(BGR, turn)
+        image, expected = read_image(path), cv2.rotate(BGR, turn)
         assert image.shape == expected.shape
         assert np.abs(image.astype(int) - expected).mean() < 6
-        other = picture_from_pil(Image.open(str(path)))
+        other = image_from_pil(Image.open(str(path)))
         assert other.shape == image.shape and np.abs(image.astype(int) - other).mean() < 6
 
 
 def test_arrays():
     grey = noise()[:, :, 0]
-    assert (picture_from_array(grey) == grey[:, :, None]).all()
-    assert picture_from_array(grey[:, :, None]).shape == (90, 120, 3)
-    assert (picture_from_array(colors(), rgb=True) == BGR).all()
-    assert (picture_from_array(grey > 99)[:, :, 0] == 255 * (grey > 99)).all()
-    assert (picture_from_array(noise().astype(np.float32) / 255) == noise()).all()
-    assert picture_from_array(np.full((2, 2), np.nan)).max() == 0
-    assert picture_from_array(np.full((2, 2), 1.5)).min() == 255  # overshoot of filters
+    assert (image_from_array(grey) == grey[:, :, None]).all()
+    assert image_from_array(grey[:, :, None]).shape == (90, 120, 3)
+    assert (image_from_array(colors(), rgb=True) == BGR).all()
+    assert (image_from_array(grey > 99)[:, :, 0] == 255 * (grey > 99)).all()
+    assert (image_from_array(noise().astype(np.float32) / 255) == noise()).all()
+    assert image_from_array(np.full((2, 2), np.nan)).max() == 0
+    assert image_from_array(np.full((2, 2), 1.5)).min() == 255  # overshoot of filters
     with pytest.raises(ValueError, match="float64 up to 200, expected floats in 0..1"):
-        picture_from_array(np.full((2, 2), 200.0))
-    assert picture_from_pil(Image.fromarray(np.full((2, 2), 9, np.float32))).min() == 255
+        image_from_array(np.full((2, 2), 200.0))
     for wrong in (np.zeros((2, 2, 2)), np.zeros((0, 4, 3)), np.zeros(3), np.zeros((4, 4), int)):
-        with pytest.raises(ValueError, match="picture is"):
-            picture_from_array(wrong)
+        with pytest.raises(ValueError, match="the image is"):
+            image_from_array(wrong)
+
+
+@pytest.mark.parametrize("values, words", [
+    (np.full((9, 9), 200, np.float32), "float32 up to 200, expected floats in 0..1"),
+    (np.full((9, 9), 200, np.int32), "int32 from 200 to 200, expected"),
+    (np.full((9, 9), -1, np.int32), "int32 from -1"),
+    (np.full((9, 9), 70000, np.int32), "int32 from 70000"),
+])
+def test_files_are_held_to_the_range_of_arrays(tmp_path, values, words):
+    image = Image.fromarray(values)
+    image.save(str(tmp_path / "a.tiff"))
+    for read in (lambda: read_image(tmp_path / "a.tiff"), lambda: image_from_pil(image)):
+        with pytest.raises((UserError, ValueError), match=words):
+            read()
+    assert image_from_pil(Image.fromarray(np.full((2, 2), 40000, np.int32))).max() == 156
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "empty"), (b"hello", "not a picture"), (FILES["a.jpg"][:-300], "truncated"),
-    (FILES["a.tga"][:30], "not a picture"), (None, "not found"),
+    (b"", "empty"), (b"hello", "not an image"), (FILES["a.jpg"][:-300], "truncated"),
+    (FILES["a.tga"][:30], "not an image"), (None, "not found"),
 ])
 def test_unreadable_files_are_named(tmp_path, content, words):
     if content is not None:
         (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(UserError, match=f"(?s)bad.jpg.*{words}|{words}.*bad.jpg"):
-        read_picture(tmp_path / "bad.jpg")
+        read_image(tmp_path / "bad.jpg")
 
 
 def test_pairs(tmp_path):
