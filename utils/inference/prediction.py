@@ -1,4 +1,4 @@
-"""What was found in one picture, as plain arrays.
+"""What was found in one image, as plain arrays.
 
 Masks are kept as run lengths, which take little memory, and become pixels only where they are asked
 for.
@@ -63,10 +63,10 @@ _OUTLINE_TOLERANCE = 0.5
 
 @dataclass
 class Prediction:
-    """The n objects found in a picture, best score first.
+    """The n objects found in an image, best score first.
 
     Attributes:
-        image: uint8 `[h, w, 3]`, BGR: the picture that was looked at, turned as its EXIF says.
+        image: uint8 `[h, w, 3]`, BGR: the pixels that were looked at, turned as its EXIF says.
         boxes: float32 `[n, 4]`, x1 y1 x2 y2 in pixels, not rounded.
         scores: float32 `[n]`, in 0..1.
         class_ids: int64 `[n]`, 0-based class in the network.
@@ -74,7 +74,7 @@ class Prediction:
         rles: n masks as COCO run lengths.
         all_class_names: every class of the network, in order.
         category_ids: what COCO-format files call the classes of the network, in order.
-        path: file that the picture came from, or None.
+        path: file that the image came from, or None.
     """
 
     image: np.ndarray
@@ -95,9 +95,9 @@ class Prediction:
         height, width = self.image.shape[:2]
         found = ", ".join(f"{name} {score:.2f}"
                           for name, score in zip(self.class_names[:5], self.scores))
-        return "Prediction({}x{}, {} objects{}{})".format(
-            width, height, len(self), ": " + found if found else "",
-            ", ..." if len(self) > 5 else "")
+        more = ", ..." if len(self) > 5 else ""
+        listed = ": " + found if found else ""
+        return f"Prediction({width}x{height}, {len(self)} objects{listed}{more})"
 
     # The names under which `supervision.Detections` takes the same arrays.
     @property
@@ -122,7 +122,7 @@ class Prediction:
 
     @property
     def masks(self) -> np.ndarray:
-        """Bool `[n, h, w]`, made when first asked for: n times the picture's pixels in bytes."""
+        """Bool `[n, h, w]`, made when first asked for: n times the image's pixels in bytes."""
         if self._masks is None:
             masks = np.zeros((len(self),) + self.image.shape[:2], bool)
             for n in range(len(self)):
@@ -154,7 +154,7 @@ class Prediction:
 
     def draw(self, top_k: Optional[int] = 15, score_threshold: float = 0.15, masks: bool = True,
              boxes: bool = True, text: bool = True, scores: bool = True) -> np.ndarray:
-        """Draw the best objects and return a new picture, uint8 `[h, w, 3]`, BGR.
+        """Draw the best objects and return a new image, uint8 `[h, w, 3]`, BGR.
 
         Args:
             top_k: at most this many, best first; None for all.
@@ -191,9 +191,9 @@ class Prediction:
                     self.class_ids, self.class_names, self.scores, corners.tolist(), self.rles)]
 
     def cut_outs(self) -> Iterator[Tuple[int, np.ndarray]]:
-        """Yield the number and picture of each object with pixels: uint8 `[h, w, 4]`, BGRA.
+        """Yield the number and image of each object with pixels: uint8 `[h, w, 4]`, BGRA.
 
-        The picture is as large as the mask; what does not belong to the object is transparent.
+        The image is as large as the mask; what does not belong to the object is transparent.
         """
         for n, rle in enumerate(self.rles):
             left, top, pixels = decode_window(rle)

@@ -15,8 +15,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from utils.files import write_whole
-from utils.inference.evaluator import CocoEvaluator
-from utils.inference.results import THRESHOLDS, CocoResults
+from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults
 from utils.report import confusion
 from utils.report.pictures import SCORE_THRESHOLD, Picture, choose_pictures, draw_picture
 from utils.run_environment import timestamp
