@@ -35,7 +35,7 @@ from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import Demand, MemoryNeed, explained, parameter_bytes
 from utils.report.evaluation import Scored
-from utils.report.record import AUTO, folder_for, record_evaluation
+from utils.report.record import AUTO, folder_for, record_evaluation, trouble
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,20 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel, outpu
 
 
 def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: Scored) -> None:
-    """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any."""
+    """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
+
+    Raises:
+        UserError: a folder that was asked for by name cannot be written.
+    """
     folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.to_dict())
-    if folder is not None:
+    if folder is None:
+        return
+    try:
         print("\n".join(record_evaluation(folder, scored, loaded.origin, choice != AUTO)))
-    elif choice == AUTO:
-        print("Run folder : that of the training is not there; --run_folder=FOLDER names one")
+    except UserError as error:
+        if choice != AUTO:
+            raise
+        print(trouble(folder, error), flush=True)
 
 
 def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,

@@ -207,7 +207,11 @@ def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shape
     assert not os.path.exists(folder + "weights/best.pth")
     assert [row["mask_mAP"] for row in rows_of()] == ["", ""]
     capsys.readouterr()
-    assert evaluate(shapes, request, "--trained_model=weights/yolact_shapes_2_12.pth") == 0
+    weights = "--trained_model=weights/yolact_shapes_2_12.pth"
+    assert evaluate(shapes, request, weights, "--score_threshold=0.9") == 0
+    assert [row["mask_mAP"] for row in rows_of()] == ["", ""]  # nobody asked for it
+    assert "Report" not in capsys.readouterr().out
+    assert evaluate(shapes, request, weights, "--run_folder=auto") == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "Report : runs/yolact_shapes/report.html"
     assert [bool(row["mask_mAP"]) for row in rows_of()] == [False, True]
@@ -216,7 +220,7 @@ def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shape
         assert json.load(stream)["images"] == 4
 
     assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
-                    "--max_images=2") == 0
+                    "--max_images=2", "--run_folder=auto") == 0
     assert "keeps its evaluation of 4 images" in capsys.readouterr().out
     assert evaluate(shapes, request, "--trained_model=" + folder + "weights/last.pth",
                     "--max_images=2", "--run_folder=" + folder) == 0
@@ -227,7 +231,7 @@ def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shape
 def test_evaluation_of_weights_without_a_folder(flags, shapes, request, capsys):
     assert train.main(flags + ["--no_run_folder", "--max_iter=1"]) == 0
     weights = "--trained_model=weights/yolact_shapes_0_1.pth"
-    assert evaluate(shapes, request, weights) == 0
+    assert evaluate(shapes, request, weights, "--run_folder=auto") == 0
     assert not os.path.exists("runs") and "Report" not in capsys.readouterr().out
     assert evaluate(shapes, request, weights, "--run_folder=looked/at") == 0
     assert os.path.exists("looked/at/report.html")
@@ -238,7 +242,7 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_scores(flags, shapes,
     assert train.main(flags + ["--max_iter=1"]) == 0
     with open("runs/yolact_shapes/evaluation", "w"):  # a file where a folder should be
         pass
-    assert evaluate(shapes, request, "--trained_model=latest") == 0
+    assert evaluate(shapes, request, "--trained_model=latest", "--run_folder=auto") == 0
     captured = capsys.readouterr().out
     assert "  mask |" in captured and "is left as it was" in captured
     assert evaluate(shapes, request, "--trained_model=latest",
