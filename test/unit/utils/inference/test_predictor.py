@@ -320,7 +320,6 @@ def test_supervision_takes_it_without_glue():
     assert fields["mask"].shape == (3, 120, 160) and fields["mask"].dtype == bool
     assert list(fields["data"]["class_name"]) == NAMES[:3]
     assert found.as_detections(masks=False)["mask"] is None
-    assert found.xyxy is found.boxes and found.confidence is found.scores
     supervision = pytest.importorskip("supervision")
     assert len(supervision.Detections(**fields)) == 3
     assert len(supervision.Detections(**found.best(0).as_detections())) == 0
