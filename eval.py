@@ -1,6 +1,6 @@
 """Score YOLACT: `python eval.py --trained_model=weights/x.pth --val_data=/data/coco`.
 
-Lines printed here avoid two words that the launchers look for; see `utils.inference.results`.
+Lines printed here avoid two words that the launchers look for; see `utils.inference.evaluator`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
 import sys
-from typing import List, Optional, Sequence
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
@@ -26,102 +27,136 @@ from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable
-from utils.inference.detector import Detector
-from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
-from utils.inference.evaluation import Evaluation, choose_images
-from utils.inference.evaluation_record import (
-    AUTO,
-    ScoredEvaluation,
-    folder_for,
-    record_evaluation,
+from utils.inference.detector import Detector, LoadedModel, load_model
+from utils.inference.eval_flags import (
+    changed_settings,
+    input_of,
+    nms_kind,
+    options_of,
+    parse_eval_flags,
 )
+from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.pipeline import StageTimes
-from utils.inference.predict import batch_size_of, input_of, predict
-from utils.inference.predictor import LoadedModel, Predictor, load_model
+from utils.inference.predict import PredictionRun
+from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory
 
 
-def score(args: argparse.Namespace, detector: Detector, loaded: LoadedModel,
-          processes: Processes) -> int:
+@dataclass(frozen=True)
+class ScoreOutputs:
+    """What an evaluation writes beside the lines that it prints."""
+
+    result_files: Optional[Tuple[str, str]]
+    """Of boxes and of masks in COCO's result format, or None."""
+    per_class_file: str
+    """Average precision of each class; empty for none."""
+    is_scored: bool
+    """False writes the result files alone."""
+    run_folder: str
+    """`none`, `auto` or a folder."""
+    settings: Dict[str, Any]
+    """What of the settings that scores depend on is not the default, by flag."""
+    has_stages: bool
+    """Whether the times of the stages are printed."""
+
+    def refuse_in_vain(self) -> None:
+        """Raise a `UserError` if a file could not be written in the end."""
+        paths = list(self.result_files or ())
+        if self.per_class_file and self.is_scored:
+            paths.append(self.per_class_file)
+        for path in paths:
+            refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+
+
+def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel, outputs: ScoreOutputs,
+          notes: Sequence[str]) -> int:
     """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
-    config = loaded.config
-    dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
-                           args.valid_info, "val", require_annotations=False)
+    dataset, is_main = evaluation.dataset, evaluation.processes.is_main
     truth = os.path.basename(dataset.annotation_file)
-    weights = os.path.basename(loaded.report.source.path)
-    ids, notes = match_categories(loaded.class_names, config.num_classes - 1, dataset.categories,
-                                  weights, truth, args.map_classes)
-    evaluation = Evaluation(
-        dataset, ids, choose_images(len(dataset), args.max_images, args.shuffle, args.seed),
-        args.batch_size, args.num_workers, processes, not args.no_bar)
     evaluator = evaluation.evaluator()
-    if args.detect and not args.output_coco_json:
+    if not outputs.is_scored and outputs.result_files is None:
         raise UserError("--detect leaves out the scores: add --output_coco_json to write something")
-    if not evaluator.has_ground_truth and not args.output_coco_json:
+    if not evaluator.has_ground_truth and outputs.result_files is None:
         raise UserError(f"{dataset.annotation_file} has no annotations to score against; "
                         "--output_coco_json writes the result files")
     dataset.check_images_exist(evaluation.indices)
-    for path in _outputs(args):
-        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
-    if processes.is_main:
-        print("\n".join([describe(detector.device), f"Weights : {loaded.report}"] + notes + [
-            f"{weights}: {len(evaluation.indices)} images of {truth}"]), flush=True)
-
-    times = StageTimes((lambda: synchronize(detector.device)) if args.benchmark else None)
+    outputs.refuse_in_vain()
+    if is_main:
+        weights = os.path.basename(loaded.report.source.path)
+        print("\n".join([describe(detector.device), f"Weights : {loaded.report}", *notes,
+                         f"{weights}: {len(evaluation.indices)} images of {truth}"]), flush=True)
+    times = StageTimes((lambda: synchronize(detector.device)) if outputs.has_stages else None)
     evaluation.run(detector, times, evaluator)
-    print(times.sentence(stages=args.benchmark), flush=True)
-    if not processes.is_main:
+    print(times.sentence(stages=outputs.has_stages), flush=True)
+    if not is_main:
         return 0
-    if args.output_coco_json:
-        evaluator.write_json(args.bbox_det_file, args.mask_det_file)
+    if outputs.result_files is not None:
+        evaluator.write_json(*outputs.result_files)
         print(f"Results of {len(evaluator)} images written in COCO's format", flush=True)
-    if args.detect:
+    if not outputs.is_scored:
         return 0
     if not evaluator.has_ground_truth:
         print(f"{truth} has no annotations: nothing to score")
         return 0
     results = evaluator.evaluate()
-    if args.per_class_file:
-        results.write_per_class(args.per_class_file)
+    if outputs.per_class_file:
+        results.write_per_class(outputs.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    keep_in_run_folder(args.run_folder, loaded, ScoredEvaluation(
-        evaluator, results, dataset, loaded.report.source.path,
-        None if loaded.origin is None else loaded.origin.iteration, changed_settings(args)))
+    for line in keep_evaluation(outputs.run_folder, ScoredEvaluation(
+            evaluator, results, dataset, loaded.report.source.path, loaded.origin,
+            outputs.settings), loaded.config.name):
+        print(line, flush=True)
     return 0
 
 
-def _outputs(args: argparse.Namespace) -> List[str]:
-    """Files that an evaluation writes when it is done."""
-    written = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
-    return written + ([args.per_class_file] if args.per_class_file and not args.detect else [])
+def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
+                  processes: Processes) -> Tuple[Evaluation, List[str]]:
+    """What is to be scored, and sentences about the classes."""
+    config = loaded.config
+    dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
+                           args.valid_info, "val", require_annotations=False)
+    category_ids, notes = match_categories(
+        loaded.class_names, config.num_classes - 1, dataset.categories,
+        os.path.basename(loaded.report.source.path), os.path.basename(dataset.annotation_file),
+        args.map_classes)
+    chosen = choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
+    return Evaluation(dataset, category_ids, chosen, args.batch_size, args.num_workers, processes,
+                      show_progress=not args.no_bar), notes
 
 
-def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: ScoredEvaluation) -> None:
-    """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
-
-    Raises:
-        UserError: a folder that was asked for by name cannot be written.
-    """
-    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.name)
-    if folder is None:
-        return
-    try:
-        print("\n".join(record_evaluation(folder, scored, loaded.origin, choice != AUTO)))
-    except UserError as error:
-        if choice != AUTO:
-            raise
-        print(f"Run folder : {folder.path} is left as it was ({error})", flush=True)
-
-
-def predict_on(args: argparse.Namespace, detector: Detector, loaded: LoadedModel,
-               processes: Processes) -> int:
-    """Draw what is found in pictures or a video; the main process alone does it."""
-    if not processes.is_main:
-        return 0
+def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel) -> int:
+    """Draw what is found in images or a video; returns the exit code."""
     start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
-    return predict(Predictor.from_loaded(detector, loaded, batch_size_of(args)), args,
-                   lambda line: print(line, flush=True),
-                   lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
+    print(f"Weights : {loaded.report}", flush=True)
+    run = PredictionRun(predictor, options_of(args), lambda line: print(line, flush=True),
+                        lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
+    if args.image is not None:
+        return run.image(args.image)
+    return run.images(args.images) if args.images is not None else run.video(args.video)
+
+
+def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    is_prediction = input_of(args) is not None
+    loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
+    batch_size = args.batch_size
+    if is_prediction and args.images is None:
+        batch_size = 1 if args.image is not None else args.video_multiframe
+    nms, crop, threshold = nms_kind(args), not args.no_crop, args.score_threshold
+    with explain_out_of_memory(device, batch_size):
+        if is_prediction:
+            # The main process alone does it.
+            return 0 if not processes.is_main else predict(Predictor(
+                loaded, device, score_threshold=threshold, batch_size=batch_size, nms=nms,
+                crop=crop), args, loaded)
+        detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms), device,
+                            crop, threshold)
+        evaluation, notes = evaluation_of(args, loaded, processes)
+        outputs = ScoreOutputs(
+            (args.bbox_det_file, args.mask_det_file) if args.output_coco_json else None,
+            args.per_class_file, not args.detect, args.run_folder, changed_settings(args),
+            args.benchmark)
+        return score(evaluation, detector, loaded, outputs, notes)
 
 
 def _run(argv: List[str]) -> int:
@@ -136,19 +171,6 @@ def _run(argv: List[str]) -> int:
             return evaluate(args, processes, device)
         finally:
             processes.shutdown()
-
-
-def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
-    """Do what the command line asks for; returns the exit code."""
-    source = input_of(args)
-    loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
-    detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms_kind(args)),
-                    device, not args.no_crop, args.score_threshold)
-    batch_size = args.batch_size if source is None else batch_size_of(args)
-    with explain_out_of_memory(device, batch_size):
-        if source is not None:
-            return predict_on(args, detector, loaded, processes)
-        return score(args, detector, loaded, processes)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -244,7 +244,7 @@ evaluate_final_weights() {
         echo "[Error] $train_log names no final weights" >&2
         exit 1
     fi
-    evaluate "$weights"
+    evaluate "$weights" --run_folder=auto
     cat "$eval_log" >> "$train_log"
 }
 

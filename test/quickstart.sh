@@ -176,7 +176,8 @@ train_shapes() {
 }
 
 score() {
-    evaluate "$weights" --output_coco_json "--bbox_det_file=$run_path/bbox_detections.json" \
+    evaluate "$weights" --run_folder=auto --output_coco_json \
+        "--bbox_det_file=$run_path/bbox_detections.json" \
         "--mask_det_file=$run_path/mask_detections.json"
 }
 

@@ -140,8 +140,9 @@ def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str
 def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
     """Resolve `latest`, `interrupt` or a path to a weights file.
 
-    Without `config_name`, `latest` is of the configuration that was trained last: a file that was
-    downloaded with many iterations in its name does not stand before one's own.
+    `latest` is the highest iteration of the training that saved last. A weights file without a
+    state beside it, as people download them, comes from no training here and stands behind all
+    that do; where there are only such files, the newest of them is taken.
 
     Raises:
         UserError: nothing suitable lies in `folder`, or the path does not exist.
@@ -155,12 +156,35 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
     if which == "interrupt":
         found = [path for path in found if path.endswith("_interrupt.pth")]
     if not found:
-        raise UserError("no {} checkpoint{} in '{}'; train first or give the path of a .pth file"
-                        .format(which, f" of '{config_name}'" if config_name else "",
-                                os.path.abspath(folder)))
-    newest = CheckpointName.parse(max(found, key=os.path.getmtime))
-    assert newest is not None  # else it would not have been found
-    return found[-1] if config_name else find_checkpoint(which, folder, newest.config)
+        of_recipe = f" of '{config_name}'" if config_name else ""
+        raise UserError(f"no {which} checkpoint{of_recipe} in '{os.path.abspath(folder)}'; train "
+                        "first or give the path of a .pth file")
+    trained = [path for path in found if os.path.isfile(state_path(path))]
+    newest = max(trained or found, key=os.path.getmtime)
+    if not trained:
+        return newest
+    return [path for path in trained if _recipe_of(path) == _recipe_of(newest)][-1]
+
+
+def _recipe_of(path: str) -> Optional[str]:
+    name = CheckpointName.parse(path)
+    return name.config if name else None
+
+
+def weights_of_run(path: str) -> str:
+    """Where `path` is a run folder, its best weights, else its last; any other path as it is.
+
+    Raises:
+        UserError: the folder has neither.
+    """
+    if not os.path.isdir(path):
+        return path
+    for name in ("best.pth", "last.pth"):
+        weights = os.path.join(path, "weights", name)
+        if os.path.isfile(weights):
+            return weights
+    raise UserError(f"'{path}' is a folder without weights/best.pth and weights/last.pth; give a "
+                    "run folder or the path of a .pth file")
 
 
 def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
@@ -173,10 +197,11 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     if not os.path.isfile(path):
         return None
     state = load_tensors(path)
-    if state.get("format") != STATE_FORMAT:
-        raise UserError("'{}' has state format {!r}, this version reads {}; resume with the "
-                        "version that wrote it, or remove the file to start from the weights alone"
-                        .format(path, state.get("format"), STATE_FORMAT))
+    found = state.get("format")
+    if found != STATE_FORMAT:
+        raise UserError(f"'{path}' has state format {found if type(found) is int else 'unknown'}, "
+                        f"this version reads {STATE_FORMAT}; resume with the version that wrote "
+                        "it, or remove the file to start from the weights alone")
     return state
 
 
@@ -189,12 +214,11 @@ def load_for_inference(path: str, config_name: Optional[str] = None) -> Inferenc
     weights = read_weights(path)
     state = load_state(path) or {"config": weights.config, "class_names": weights.class_names}
     names, category_ids = state.get("class_names"), state.get("category_ids")
-    named = CheckpointName.parse(path)
     return InferenceCheckpoint(
         weights=weights,
         config=state.get("config"),
         class_names=None if names is None else list(names),
-        config_name=config_name or (named.config if named else None),
+        config_name=config_name or _recipe_of(path),
         category_ids=None if category_ids is None else [int(number) for number in category_ids],
         origin=origin_of(state),
     )

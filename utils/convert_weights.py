@@ -6,7 +6,6 @@ IN may be of any kind that `utils.weights.files` recognises; OUT's ending says w
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence
@@ -78,16 +77,16 @@ def _report(source: WeightsFile, contents: Contents, target_path: str, kind: str
             tensors: Dict[str, Tensor], names_known: bool) -> List[str]:
     lines = [f"Read    : {source}, {len(source.tensors)} tensors"]
     if source.renamed:
-        lines.append("Renamed : {}".format("; ".join(source.renamed)))
+        lines.append(f"Renamed : {'; '.join(source.renamed)}")
     if source.unused:
         lines.append(f"Unused  : {len(source.unused)} ({some(source.unused)})")
-    counters = sum(name.endswith(COUNTER) for name in source.tensors)
-    left = counters - sum(name.endswith(COUNTER) for name in tensors)
+    left = (sum(name.endswith(COUNTER) for name in source.tensors)
+            - sum(name.endswith(COUNTER) for name in tensors))
     if left:
         lines.append(f"Left out: {left} batch counters at 0, which Paddle does not have")
-    single = [name for name, value in tensors.items() if value.dtype == torch.bfloat16]
-    if kind == "pdparams" and single:
-        lines.append(f"Widened : {len(single)} bfloat16 tensors to float32")
+    short = sum(value.dtype == torch.bfloat16 for value in tensors.values())
+    if kind == "pdparams" and short:
+        lines.append(f"Widened : {short} bfloat16 tensors to float32")
     lines += source.warnings
     lines.append(f"Wrote   : {target_path} ({kind}), {len(tensors)} tensors, "
                  f"{os.path.getsize(target_path) / 1e6:.1f} MB")
@@ -100,7 +99,7 @@ def _report(source: WeightsFile, contents: Contents, target_path: str, kind: str
     return lines
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _run(argv: List[str]) -> int:
     parser = ArgumentParser(prog="python -m utils.convert_weights",
                             description="Convert weights of a YOLACT network or of a backbone.")
     parser.add_argument("source", metavar="IN", help=".pth, .safetensors, .pdparams, or DarkNet's "
@@ -108,11 +107,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("target", metavar="OUT", help="file to write; its ending says which kind")
     parser.add_argument("--to", default=None, choices=KINDS, help="kind of OUT, where its ending "
                         "does not say")
-    return parser.parse_args(argv)
-
-
-def _run(argv: List[str]) -> int:
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     print("\n".join(convert(args.source, args.target, args.to)))
     return 0
 

@@ -1,14 +1,13 @@
-"""Pictures of detections and of ground truth.
+"""Images of detections and of ground truth.
 
 Boxes and masks in the colour of their class, names and scores on plates that never leave the
-picture, all anti-aliased. Images are uint8 `[h, w, 3]` BGR, as OpenCV reads and writes them.
+image, all anti-aliased. Images are uint8 `[h, w, 3]` BGR, as OpenCV reads and writes them.
 """
 
 from __future__ import annotations
 
 import colorsys
-import zlib
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -23,12 +22,11 @@ _SHIFT = 4
 _GOLDEN_RATIO = 0.618033988749895
 _TONES = ((0.85, 1.0), (0.55, 0.95), (1.0, 0.65))
 """Saturation and value, in turns."""
-_HASHED_COLORS = 997
-_PIXELS_AT_ONCE = 1 << 20
+_PIXELS_IN_CHUNK = 1 << 20
 
 
 class _Style(NamedTuple):
-    """Sizes in pixels that follow from the size of the picture."""
+    """Sizes in pixels that follow from the size of the image."""
 
     line: int
     font_scale: float
@@ -62,16 +60,9 @@ class MaskWindow(NamedTuple):
     """bool or 0/1 `[h, w]`."""
 
 
-def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Color:
-    """Return the colour of a class.
-
-    With `class_names` neighbours in that list get hues far apart, and no two classes the same
-    colour. Without, the colour follows from the name alone, the same in every picture.
-    """
-    if class_names is not None and label in class_names:
-        index = list(class_names).index(label)
-    else:
-        index = zlib.crc32(label.encode("utf-8")) % _HASHED_COLORS
+def class_color(label: str, class_names: Sequence[str]) -> Color:
+    """Return the colour of one of the classes: neighbours in the list get hues far apart."""
+    index = list(class_names).index(label) if label in class_names else 0
     saturation, value = _TONES[index % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, saturation, value)
     return int(round(blue * 255)), int(round(green * 255)), int(round(red * 255))
@@ -79,10 +70,9 @@ def class_color(label: str, class_names: Optional[Sequence[str]] = None) -> Colo
 
 def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
                    masks: Optional[Sequence[Union[np.ndarray, MaskWindow]]], labels: Sequence[str],
-                   scores: Optional[Sequence[float]] = None,
-                   class_names: Optional[Sequence[str]] = None,
-                   texts: Optional[Sequence[str]] = None, outline_boxes: bool = True) -> np.ndarray:
-    """Draw n objects and return a new picture.
+                   class_names: Sequence[str] = (), texts: Optional[Sequence[str]] = None,
+                   outline_boxes: bool = True) -> np.ndarray:
+    """Draw n objects and return a new image.
 
     Args:
         image_bgr: uint8 `[h, w, 3]`; not changed.
@@ -90,59 +80,56 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
         masks: n of bool (or 0/1) `[h, w]`, or windows of such, or None. Each is asked for once,
             so that a sequence may make them as it goes.
         labels: n class names; an empty one draws no plate.
-        scores: n scores in 0..1, or None (ground truth).
         class_names: all classes, for colours that differ as much as they can.
-        texts: what is written on the plates, in place of label and score; '' draws no plate.
+        texts: what is written on the plates in place of the labels; '' draws no plate.
         outline_boxes: draw the boxes.
 
     Raises:
         ValueError: the lengths or sizes do not fit together.
     """
     boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
-    _check(image_bgr, boxes, masks, labels, scores)
-    picture = np.ascontiguousarray(image_bgr).copy()
-    style = _style(picture)
+    _check(image_bgr, boxes, masks, labels)
+    image = np.ascontiguousarray(image_bgr).copy()
+    style = _style(image)
     colors = [class_color(label, class_names) for label in labels]
     # Large ones first, so that what is small is not buried.
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     order = np.argsort(-sides.prod(axis=1), kind="stable").tolist()
     if masks is not None:
-        outlines = [_fill_mask(picture, masks[i], colors[i]) for i in order]
+        outlines = [_fill_mask(image, masks[i], colors[i]) for i in order]
         for i, outline in zip(order, outlines):
             if outline:
-                cv2.polylines(picture, outline, True, colors[i], 1, cv2.LINE_AA)
+                cv2.polylines(image, outline, True, colors[i], 1, cv2.LINE_AA)
     if outline_boxes:
         for i in order:
-            _draw_box(picture, boxes[i], colors[i], style)
-    if texts is None:
-        texts = labels if scores is None else [
-            f"{label} {score:.2f}".strip() for label, score in zip(labels, scores)]
+            _draw_box(image, boxes[i], colors[i], style)
+    texts = labels if texts is None else texts
     placed: List[_Plate] = []
     for i in order:
         if texts[i]:
-            plate = _place(picture, boxes[i], texts[i], style, placed)
-            _draw_plate(picture, plate, colors[i], style)
+            plate = _place(image, boxes[i], texts[i], style, placed)
+            _draw_plate(image, plate, colors[i], style)
             placed.append(plate)
-    return picture
+    return image
 
 
-def draw_corner_text(picture: np.ndarray, text: str) -> None:
+def draw_corner_text(image: np.ndarray, text: str) -> None:
     """Write a line into the upper left corner of uint8 `[h, w, 3]`, in place."""
-    style = _style(picture)
-    plate = _place(picture, np.zeros(4), text, style, [])
-    _draw_plate(picture, plate, (60, 60, 60), style)
+    style = _style(image)
+    plate = _place(image, np.zeros(4), text, style, [])
+    _draw_plate(image, plate, (60, 60, 60), style)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Put pictures beside each other, each under its title, on a white ground.
+    """Put images beside each other, each under its title, on a white ground.
 
-    Pictures may differ in size; they are not scaled. A title that is too wide is made smaller.
+    Images may differ in size; they are not scaled. A title that is too wide is made smaller.
 
     Raises:
-        ValueError: no pictures, or not one title for each.
+        ValueError: no images, or not one title for each.
     """
     if not images or len(images) != len(titles):
-        raise ValueError(f"{len(images)} pictures and {len(titles)} titles")
+        raise ValueError(f"{len(images)} images and {len(titles)} titles")
     height = max(image.shape[0] for image in images)
     gap = max(4, height // 40)
     bar = max(18, height // 16)
@@ -161,21 +148,16 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
 
 
 def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[Any]],
-           labels: Sequence[str], scores: Optional[Sequence[float]]) -> None:
+           labels: Sequence[str]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
-    counts: Dict[str, int] = {"labels": len(labels)}
-    if scores is not None:
-        counts["scores"] = len(scores)
-    if masks is not None:
-        counts["masks"] = len(masks)
-    for name, count in counts.items():
-        if count != len(boxes):
-            raise ValueError(f"{len(boxes)} boxes and {count} {name}")
+    for name, items in (("labels", labels), ("masks", boxes if masks is None else masks)):
+        if len(items) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes and {len(items)} {name}")
 
 
-def _style(picture: np.ndarray) -> _Style:
-    side = (picture.shape[0] * picture.shape[1]) ** 0.5
+def _style(image: np.ndarray) -> _Style:
+    side = (image.shape[0] * image.shape[1]) ** 0.5
     scale = float(np.clip(side / 1100, 0.33, 1.6))
     return _Style(line=max(1, int(round(side / 380))), font_scale=scale,
                   font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
@@ -191,11 +173,11 @@ def _trim(mask: np.ndarray, shape: Tuple[int, ...]) -> MaskWindow:
                       mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
 
 
-def _fill_mask(picture: np.ndarray, mask: Union[np.ndarray, MaskWindow],
+def _fill_mask(image: np.ndarray, mask: Union[np.ndarray, MaskWindow],
                color: Color) -> List[np.ndarray]:
     """Blend a colour into the mask's pixels; returns the outlines of the mask."""
     if not isinstance(mask, MaskWindow):
-        mask = _trim(np.asarray(mask), picture.shape[:2])
+        mask = _trim(np.asarray(mask), image.shape[:2])
     left, top, pixels = mask
     if not pixels.size:
         return []
@@ -203,18 +185,18 @@ def _fill_mask(picture: np.ndarray, mask: Union[np.ndarray, MaskWindow],
     inside = np.ascontiguousarray(pixels, dtype=np.uint8)
     share = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
     table = (share + 0.5).astype(np.uint8)[None]
-    at_once = max(1, _PIXELS_AT_ONCE // (right - left))  # bounds the memory for large masks
-    for start in range(0, bottom - top, at_once):
-        chosen = inside[start:start + at_once]
-        part = picture[top + start:top + start + len(chosen), left:right]
+    chunk = max(1, _PIXELS_IN_CHUNK // (right - left))  # bounds the memory for large masks
+    for start in range(0, bottom - top, chunk):
+        chosen = inside[start:start + chunk]
+        part = image[top + start:top + start + len(chosen), left:right]
         cv2.copyTo(cv2.LUT(part, table), chosen, part)
     return list(cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
                                  offset=(left, top))[-2])
 
 
-def _draw_box(picture: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:
+def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:
     """Outline a box; one that reaches the border is drawn just inside, so that it is seen whole."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     inset = (style.line - 1) / 2
     low = np.full(2, inset)
     high = np.maximum(np.array([width, height]) - 1 - inset, low)
@@ -223,7 +205,7 @@ def _draw_box(picture: np.ndarray, box: np.ndarray, color: Color, style: _Style)
     second = np.clip(box[2:] - 0.5, low, high)
     corners = np.array([first, (second[0], first[1]), second, (first[0], second[1])])
     points = np.round(corners * 2 ** _SHIFT).astype(np.int32).reshape(-1, 1, 2)
-    cv2.polylines(picture, [points], True, color, style.line, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(image, [points], True, color, style.line, cv2.LINE_AA, _SHIFT)
 
 
 def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str, float]:
@@ -242,10 +224,10 @@ def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str,
     return (shortened + ".." if shortened else ""), scale
 
 
-def _place(picture: np.ndarray, box: np.ndarray, text: str, style: _Style,
+def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
            placed: List[_Plate]) -> _Plate:
-    """Find a place for a plate: wholly inside the picture and, if there is one, on no other."""
-    height, width = picture.shape[:2]
+    """Find a place for a plate: wholly inside the image and, if there is one, on no other."""
+    height, width = image.shape[:2]
     text, scale = _fit_text(text, style.font_scale, style.font_line, width - 2 * style.padding)
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, style.font_line)
     plate_width = text_width + 2 * style.padding
@@ -264,10 +246,10 @@ def _place(picture: np.ndarray, box: np.ndarray, text: str, style: _Style,
     return min(candidates, key=lambda plate: sum(plate.overlap(other) for other in placed))
 
 
-def _draw_plate(picture: np.ndarray, plate: _Plate, color: Color, style: _Style) -> None:
-    picture[plate.top:plate.bottom, plate.left:plate.right] = color
+def _draw_plate(image: np.ndarray, plate: _Plate, color: Color, style: _Style) -> None:
+    image[plate.top:plate.bottom, plate.left:plate.right] = color
     blue, green, red = color
     # Rec. 601 luma: black text on light colours, white on dark ones.
     ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
-    cv2.putText(picture, plate.text, (plate.left + style.padding, plate.baseline), _FONT,
+    cv2.putText(image, plate.text, (plate.left + style.padding, plate.baseline), _FONT,
                 plate.font_scale, ink, style.font_line, cv2.LINE_AA)

@@ -73,25 +73,31 @@ class ProgressBar:
 
 
 class ImageProgress(ProgressBar):
-    """The line of an evaluation or a prediction; ends by itself with the last image."""
+    """The line of an evaluation or a prediction; ends by itself with the last image.
+
+    Args:
+        total, stream, enabled: as of a `ProgressBar`.
+        failed: how many images failed; they count as done.
+    """
+
+    def __init__(self, total: int, stream: TextIO, enabled: bool = True,
+                 failed: Callable[[], int] = lambda: 0) -> None:
+        super().__init__(total, stream, enabled=enabled)
+        self._failed = failed
 
     def show_images(self, done: int, images_per_second: float) -> None:
         """Show that `done` images are finished."""
-        counted = self.counted(done)
-        if self.total and counted >= self.total:
+        left = self.total - done - self._failed()
+        if self.total and left <= 0:
             self.finish_images(done, images_per_second)
-        elif self.is_due:
-            left = (self.total - counted) / max(images_per_second, 1e-9)
-            self.show(counted, (["ETA " + duration(left)] if self.total else [])
-                      + [_speed(images_per_second)])
+        else:
+            eta = ["ETA " + duration(left / max(images_per_second, 1e-9))] if self.total else []
+            self.show(self.total - left if self.total else done, eta + [_speed(images_per_second)])
 
     def finish_images(self, done: int, images_per_second: float) -> None:
         """Show the line a last time."""
-        self.finish(self.counted(done), [_speed(images_per_second)])
-
-    def counted(self, done: int) -> int:
-        """What the line shows where `done` images are finished."""
-        return done
+        counted = min(done + self._failed(), self.total) if self.total else done
+        self.finish(counted, [_speed(images_per_second)])
 
 
 class StepPace:
@@ -148,7 +154,7 @@ def compose(done: int, total: int, parts: Sequence[str], columns: int) -> str:
     room = min(columns - 1 - len(line) - 3, _LARGEST_BAR)
     if total and room >= _SMALLEST_BAR:
         filled = room * min(done, total) // total
-        line = "[{}{}] {}".format("=" * filled, " " * (room - filled), line)
+        line = f"[{'=' * filled}{' ' * (room - filled)}] {line}"
     return line[:max(columns - 1, 1)]
 
 
@@ -157,7 +163,7 @@ def duration(seconds: float) -> str:
     whole = int(seconds)
     days, rest = divmod(whole, 86400)
     text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return text if not days else "{} day{}, {}".format(days, "" if days == 1 else "s", text)
+    return f"{days} day{'' if days == 1 else 's'}, {text}" if days else text
 
 
 def short_seconds(seconds: float) -> str:

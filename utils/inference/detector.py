@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.config import Config, get_config
 from layers.detection import Detect, Detections
 from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
+from utils import checkpoint
+from utils.errors import UserError
 from utils.inference.pipeline import StageTimes
-from yolact import Yolact
+from utils.inference.prediction import Rle
+from utils.weights.loading import LoadReport, load_network
+from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
-
-Rle = Dict[str, Any]
-"""`{"size": [h, w], "counts": str}`, compressed run lengths in COCO's format."""
 
 
 class ImageObjects(NamedTuple):
@@ -90,3 +92,55 @@ class Detector:
         return ImageObjects(boxes_to_pixels(found.boxes, height, width).numpy(), rles,
                             found.classes.numpy(), found.scores.numpy(),
                             fetched.mask_scores[n, :len(rles)].numpy())
+
+
+class LoadedModel(NamedTuple):
+    """A network in evaluation mode, on the CPU, and what is known about it."""
+
+    model: Yolact
+    config: Config
+    class_names: Optional[List[str]]
+    """Of the foreground classes as stored with the weights; None if unknown."""
+    category_ids: Optional[List[int]]
+    """What the training data called these classes; None if unknown."""
+    report: LoadReport
+    origin: Optional[checkpoint.Origin]
+    """Iteration and run folder; None if unknown."""
+
+
+def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
+               max_num_detections: Optional[int] = None) -> LoadedModel:
+    """Build the network that a weights file belongs to and load it.
+
+    Args:
+        which: path of a weights file or of a run folder, or `latest` or `interrupt` in
+            `save_folder`.
+        save_folder: see `which`.
+        config_name: recipe; None for that stored with the weights, or of the file's name.
+        max_num_detections: detections per image; None for the configuration's.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or does not fit the recipe.
+    """
+    wanted = get_config(config_name) if config_name else None
+    name = wanted.name if wanted else None
+    path = checkpoint.find_checkpoint(checkpoint.weights_of_run(which), save_folder, name)
+    stored = checkpoint.load_for_inference(path, name)
+    if stored.config is not None and name in (None, stored.config["name"]):
+        config = Config.from_dict(stored.config)
+    elif stored.config_name is not None:
+        config = get_config(stored.config_name)
+    else:
+        raise UserError(f"'{path}' does not say which configuration it belongs to; give it with "
+                        "--config")
+    contents = stored.weights.contents
+    changes = {} if contents is None or contents.num_classes is None else {
+        "num_classes": contents.num_classes + 1}
+    if max_num_detections is not None:
+        changes["max_num_detections"] = max_num_detections
+        changes["nms_top_k"] = max(config.nms_top_k, max_num_detections)
+    config = config.replace(**changes)
+    model = build_yolact(config)
+    report = load_network(model, stored.weights)
+    return LoadedModel(model.eval(), config, stored.class_names, stored.category_ids, report,
+                       stored.origin)

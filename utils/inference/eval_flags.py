@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from utils.cli import ArgumentParser, add_switch
 from utils.errors import UserError
+from utils.inference.outputs import PredictionOptions
 
 RETIRED = {
-    "--display": "pictures go to files: --image=IN:OUT, --images=FOLDER:OUT, --video=IN:OUT",
+    "--display": "images go to files: --image=IN:OUT, --images=FOLDER:OUT, --video=IN:OUT",
     "--ap_data_file": "scores come from COCO's own evaluation: --output_coco_json",
     "--resume": "scores come from COCO's own evaluation, which has nothing to resume",
     "--output_web_json": "results are written in COCO's format: --output_coco_json",
@@ -49,7 +50,7 @@ def eval_parser() -> ArgumentParser:
                             "dataset, or draw what they find in an image.")
     _add_weights(parser)
     _add_data(parser)
-    _add_pictures(parser)
+    _add_images(parser)
     _add_detection(parser)
     _add_output(parser)
     _add_device(parser)
@@ -90,10 +91,10 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=None, help="of --shuffle")
 
 
-def _add_pictures(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures, instead of scoring a dataset")
+def _add_images(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("images, instead of scoring a dataset")
     group.add_argument("--image", default=None, metavar="IN[:OUT]",
-                       help="draw what is found in one picture; default output: results/IN.png")
+                       help="draw what is found in one image; default output: results/IN.png")
     group.add_argument("--images", default=None, metavar="FOLDER[:OUT]",
                        help="the same for a folder, or for a pattern such as 'in/*.jpg'")
     group.add_argument("--video", default=None, metavar="IN[:OUT]",
@@ -101,7 +102,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
                        "0:out.mp4; a camera without output is shown in a window")
     group.add_argument("--video_multiframe", type=int, default=1,
                        help="frames of a video that pass together")
-    group.add_argument("--top_k", type=int, default=5, help="objects shown per picture, best first")
+    group.add_argument("--top_k", type=int, default=5, help="objects shown per image, best first")
     for flag, what in (("masks", "masks"), ("bboxes", "boxes"), ("text", "class names"),
                        ("scores", "scores behind the class names")):
         add_switch(group, "--display_" + flag, default=True, help="draw " + what)
@@ -134,8 +135,8 @@ def _add_output(parser: ArgumentParser) -> None:
     group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
                        help="average precision of each class; '' writes none")
-    group.add_argument("--run_folder", default="auto", metavar="auto|none|FOLDER",
-                       help="run folder that gets scores, confusion matrix, pictures and report; "
+    group.add_argument("--run_folder", default="none", metavar="none|auto|FOLDER",
+                       help="run folder that gets scores, confusion matrix, images and report; "
                             "auto: that of the training that made the weights, if it is there")
     add_switch(group, "--no_bar", help="show no progress, also on a terminal")
     add_switch(group, "--benchmark", help="time each stage of the evaluation")
@@ -163,3 +164,24 @@ def nms_kind(args: argparse.Namespace) -> str:
     if not args.fast_nms:
         return "traditional"
     return "cross_class" if args.cross_class_nms else "fast"
+
+
+def options_of(args: argparse.Namespace) -> PredictionOptions:
+    """What the flags ask a prediction to show and to write."""
+    return PredictionOptions(
+        top_k=args.top_k, score_threshold=args.score_threshold, masks=args.display_masks,
+        boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,
+        speed=args.display_fps, json=args.output_json, polygons=args.json_masks == "polygon",
+        crops=args.crops, benchmark=args.benchmark, show_progress=not args.no_bar)
+
+
+def input_of(args: argparse.Namespace) -> Optional[str]:
+    """What is predicted on instead of scoring a dataset, or None.
+
+    Raises:
+        UserError: more than one of --image, --images and --video.
+    """
+    given = [name for name in ("image", "images", "video") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+    return getattr(args, given[0]) if given else None

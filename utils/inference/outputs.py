@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import IO, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -20,13 +20,16 @@ from utils.inference.prediction import Prediction
 
 RESULTS = "results"
 
+_SHOWN_FAILURES = 20
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
-class Picture(NamedTuple):
-    """One picture of a run."""
+
+class ImageFile(NamedTuple):
+    """One image of a run."""
 
     source: str
     target: str
-    """Picture file that is drawn."""
+    """File that is drawn."""
     image_id: int
     """Of the records in JSON."""
 
@@ -40,75 +43,57 @@ def split_pair(value: str) -> Tuple[str, Optional[str]]:
     return source, target or None
 
 
-def image_pair(value: str) -> Tuple[str, str]:
-    """Paths of `--image=in.jpg[:out.png]`; the output is results/in.png if left out.
+def output_pair(value: str, ending: str) -> Tuple[str, str]:
+    """Paths of `in.jpg[:out.png]`; an output left out is `results/in` with the ending.
 
     Raises:
         UserError: both are the same file.
     """
     source, target = split_pair(value)
     if target is None:
-        target = os.path.join(RESULTS, _stem(source) + ".png")
-    _refuse_overwriting(source, target)
+        target = os.path.join(RESULTS, _stem(source) + ending)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError(f"'{source}' is both input and output; choose another name for the output")
     return source, target
 
 
-def video_pair(value: str) -> Tuple[str, Optional[str]]:
-    """Source and output of `--video=in.mp4[:out.mp4]` or `--video=0[:out.mp4]`.
-
-    A file's output is results/in.mp4 if left out; a camera's is None then.
-
-    Raises:
-        UserError: both are the same file.
-    """
-    source, target = split_pair(value)
-    if source.isdigit():
-        return source, target
-    if target is None:
-        target = os.path.join(RESULTS, _stem(source) + ".mp4")
-    _refuse_overwriting(source, target)
-    return source, target
-
-
-def find_pictures(value: str, suffixes: Sequence[str]) -> Tuple[List[Picture], str, int]:
+def find_images(value: str, suffixes: Sequence[str]) -> Tuple[List[ImageFile], str, int]:
     """Resolve `--images=in_dir[:out_dir]`; `in_dir` may be a pattern such as `in/*.jpg`.
 
     Args:
         value: of the flag.
-        suffixes: endings, in lower case, of files that are taken for pictures. Files without any
+        suffixes: endings, in lower case, of files that are taken for images. Files without any
             ending are tried, too; hidden ones are not.
 
     Returns:
-        The pictures in the order of their names, the output folder, and how many other files there
+        The images in the order of their names, the output folder, and how many other files there
         were. Image ids are the numbers that the files' names are, as in COCO; if they are not all
         different numbers, 1, 2, 3, ...
 
     Raises:
-        UserError: no such folder, no pictures in it, or both folders are the same.
+        UserError: no such folder, no images in it, or both folders are the same.
     """
     source, target = split_pair(value)
     is_folder = os.path.isdir(source)
     folder = target or os.path.join(RESULTS, os.path.basename(os.path.normpath(
         source if is_folder else os.path.dirname(source) or ".")))
-    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*")) if is_folder
-                   else glob.glob(source))
+    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
     if not paths and not is_folder:
         raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
-                        "it as a pattern; give a folder with pictures")
+                        "it as a pattern; give a folder with images")
     files = [path for path in paths if os.path.isfile(path)]
     known = set(suffixes) | {""}
     chosen = [path for path in files if os.path.splitext(path)[1].lower() in known]
     if not chosen:
-        raise UserError("--images: none of the {} files of '{}' is a picture (known: {})".format(
-            len(files), source, " ".join(suffixes)))
+        raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
+                        f"(known: {' '.join(suffixes)})")
     if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder) for path in chosen):
-        raise UserError("--images: '{}' is both the folder of the pictures and the output folder; "
-                        "choose another output folder, e.g. --images={}:{}".format(
-                            folder, source, os.path.join(RESULTS, "drawn")))
-    names, ids = _output_names(chosen), _image_ids(chosen)
-    pictures = [Picture(path, os.path.join(folder, name + ".png"), image_id)
-                for path, name, image_id in zip(chosen, names, ids)]
-    return pictures, folder, len(files) - len(chosen)
+        raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
+                        "folder; choose another output folder, e.g. "
+                        f"--images={source}:{os.path.join(RESULTS, 'drawn')}")
+    images = [ImageFile(path, os.path.join(folder, name + ".png"), image_id)
+              for path, name, image_id in zip(chosen, _output_names(chosen), _image_ids(chosen))]
+    return images, folder, len(files) - len(chosen)
 
 
 def _stem(path: str) -> str:
@@ -132,21 +117,8 @@ def _image_ids(paths: Sequence[str]) -> List[int]:
     return list(range(1, len(paths) + 1))
 
 
-def _refuse_overwriting(source: str, target: str) -> None:
-    if os.path.realpath(source) == os.path.realpath(target):
-        raise UserError(f"'{source}' is both input and output; choose another name for the output")
-
-
-_SHOWN_FAILURES = 20
-_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
-
-
 class Failures:
-    """Count what failed and say the first ones; the run goes on.
-
-    Args:
-        say: takes a sentence.
-    """
+    """Counts what failed and says the first ones through `say`; the run goes on."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -154,175 +126,115 @@ class Failures:
 
     def report(self, error: Exception, times: int = 1) -> None:
         """Count a failure `times` times."""
-        self.count += times
-        if self.count - times < _SHOWN_FAILURES:
+        if self.count < _SHOWN_FAILURES:
             self._say(f"failed: {error}")
-        elif self.count - times == _SHOWN_FAILURES:
+        elif self.count == _SHOWN_FAILURES:
             self._say(f"failed: more than {_SHOWN_FAILURES}; the others are only counted")
+        self.count += times
 
-
-class JsonList:
-    """A JSON file with a list that grows record by record and takes its name at the end.
-
-    Raises:
-        UserError: the file cannot be written; only the first time, then records are dropped.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.records = 0
-        self._temporary = f"{path}.{os.getpid()}.tmp"
-        self._file: Optional[IO[str]] = None
-        self.is_broken = False
-
-    def extend(self, records: List[Dict[str, Any]]) -> None:
-        """Append records."""
-        if self.is_broken:
-            return
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Whether `action` ended without a `UserError`, which is counted."""
         try:
-            file = self._open()
-            for record in records:
-                file.write((",\n" if self.records else "[") + json.dumps(
-                    record, separators=(",", ":"), ensure_ascii=False))
-                self.records += 1
-            file.flush()
-        except OSError as error:
-            raise self._give_up(error) from None
-
-    def close(self) -> None:
-        """Finish the file; without records it is an empty list."""
-        if self.is_broken:
-            return
-        try:
-            file = self._open()
-            file.write("]\n" if self.records else "[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise self._give_up(error) from None
-
-    def _open(self) -> IO[str]:
-        if self._file is None:
-            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-            self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115
-        return self._file
-
-    def _give_up(self, error: OSError) -> UserError:
-        self.is_broken = True
-        try:
-            if self._file is not None:
-                self._file.close()
-        except OSError:
-            pass  # what is buffered still finds no place
-        if os.path.exists(self._temporary):
-            os.unlink(self._temporary)
-        return UserError(f"cannot write '{self.path}': {error.strerror or error}; it is left out")
+            action()
+        except UserError as error:
+            self.report(error)
+            return False
+        return True
 
 
 @dataclass(frozen=True)
-class DrawingChoice:
-    """Which objects are shown, and what of them."""
+class PredictionOptions:
+    """What is shown of the objects that were found, and what is written beside the drawings."""
 
     top_k: Optional[int] = 5
+    """At most this many objects an image, best first; None for all."""
     score_threshold: float = 0.0
     masks: bool = True
     boxes: bool = True
     text: bool = True
     scores: bool = True
-
-    def select(self, prediction: Prediction) -> Prediction:
-        """The objects that are drawn, cut out and recorded."""
-        return prediction.best(self.top_k, self.score_threshold)
-
-    def draw(self, prediction: Prediction) -> np.ndarray:
-        """Draw all objects of `prediction`."""
-        return prediction.draw(None, 0, self.masks, self.boxes, self.text, self.scores)
+    speed: bool = False
+    """Frames per second, written onto the frames of a video."""
+    json: bool = False
+    """Records in COCO's result format."""
+    polygons: bool = False
+    """Outlines instead of run lengths in them."""
+    crops: bool = False
+    """Each object cut out, with a transparent background."""
+    benchmark: bool = False
+    """Wait for the device after each stage, so that its time is its own."""
+    show_progress: bool = True
 
 
 class PredictionOutput:
-    """Draw and write the predictions of a run.
+    """Draws and writes the predictions of a run.
 
     Args:
-        choice: what is shown.
+        options: what is shown and written.
         failures: gets what could not be written.
         times: of the stages "drawing" and "writing".
-        json_path: file for records in COCO's result format, or None.
-        polygons: outlines instead of run lengths in it.
-        crops_folder: for cut-outs, or None.
+        json_path: of the records, written by `close`.
+        crops_folder: of the cut-outs.
+
+    Attributes:
+        objects: shown so far.
+        images: files drawn so far.
     """
 
-    def __init__(self, choice: DrawingChoice, failures: Failures, times: StageTimes,
-                 json_path: Optional[str] = None, polygons: bool = False,
-                 crops_folder: Optional[str] = None) -> None:
-        self.choice = choice
-        self.failures = failures
-        self.times = times
+    def __init__(self, options: PredictionOptions, failures: Failures, times: StageTimes,
+                 json_path: str, crops_folder: str) -> None:
+        self._options, self._failures, self._times = options, failures, times
+        self._json_path, self._crops_folder = json_path, crops_folder
+        self._records: List[str] = []
         self.objects = 0
-        self.pictures = 0
-        self.json = None if json_path is None else JsonList(json_path)
-        self._polygons = polygons
-        self._crops_folder = crops_folder
+        self.images = 0
 
-    def picture(self, prediction: Prediction, image_id: int, target: str) -> None:
-        """Write a drawn picture and whatever else was asked for."""
-        shown = self.choice.select(prediction)
-        with self.times.stage("drawing"):
-            drawn = self.choice.draw(shown)
-        with self.times.stage("writing"):
-            self.pictures += self._try(lambda: write_picture(target, drawn))
-        self.records(shown, image_id, os.path.splitext(os.path.basename(target))[0])
-
-    def frame(self, prediction: Prediction, number: int) -> np.ndarray:
-        """Draw a video's frame and return it; write whatever else was asked for."""
-        shown = self.choice.select(prediction)
-        with self.times.stage("drawing"):
-            drawn = self.choice.draw(shown)
-        self.records(shown, number, f"{number:06d}")
+    def draw(self, prediction: Prediction, image_id: int, name: str) -> np.ndarray:
+        """Draw an image's objects and return it; `name` is that of the cut-outs."""
+        options = self._options
+        shown = prediction.best(options.top_k, options.score_threshold)
+        with self._times.stage("drawing"):
+            drawn = shown.draw(None, 0, options.masks, options.boxes, options.text, options.scores)
+        self.objects += len(shown)
+        with self._times.stage("writing"):
+            if options.crops:
+                self._failures.attempt(lambda: write_cut_outs(shown, self._crops_folder, name))
+            if options.json:
+                file = {} if shown.path is None else {"file_name": os.path.basename(shown.path)}
+                self._records += [
+                    json.dumps(dict(record, **file), separators=(",", ":"), ensure_ascii=False)
+                    for record in shown.to_coco(image_id, options.polygons)]
         return drawn
 
-    def records(self, shown: Prediction, image_id: int, name: str) -> None:
-        """Write the cut-outs and records of one picture."""
-        self.objects += len(shown)
-        with self.times.stage("writing"):
-            if self._crops_folder is not None:
-                folder = self._crops_folder
-                self._try(lambda: write_cut_outs(shown, folder, name))
-            if self.json is not None:
-                found = shown.to_coco(image_id, self._polygons)
-                file = {} if shown.path is None else {"file_name": os.path.basename(shown.path)}
-                json_file = self.json
-                self._try(lambda: json_file.extend([dict(record, **file) for record in found]))
+    def write(self, prediction: Prediction, file: ImageFile) -> None:
+        """Draw an image into its file; one that cannot be written is a failure."""
+        drawn = self.draw(prediction, file.image_id, _stem(file.target))
+        with self._times.stage("writing"):
+            self.images += self._failures.attempt(lambda: write_image(file.target, drawn))
 
-    def close(self) -> None:
-        """Finish the JSON file."""
-        if self.json is not None:
-            self._try(self.json.close)
-
-    def _try(self, write: Callable[[], Any]) -> bool:
-        try:
-            write()
-        except UserError as error:
-            self.failures.report(error)
-            return False
-        return True
+    def close(self) -> Optional[str]:
+        """Write the JSON file; returns a sentence about it, None where there is none."""
+        text = "[" + ",\n".join(self._records) + "]\n"
+        if self._options.json and self._failures.attempt(lambda: write_whole(
+                self._json_path, lambda stream: stream.write(text.encode("utf-8")))):
+            return f"{len(self._records)} records in {self._json_path}"
+        return None
 
 
-def write_picture(path: str, picture: np.ndarray) -> None:
-    """Encode a picture as its name says (PNG without an ending) and write it whole.
+def write_image(path: str, image: np.ndarray) -> None:
+    """Encode an image as its name says (PNG without an ending) and write it whole.
 
     Raises:
         UserError: OpenCV does not know the ending, or the file cannot be written.
     """
     ending = os.path.splitext(path)[1] or ".png"
     try:
-        written, data = cv2.imencode(ending, picture)
+        written, data = cv2.imencode(ending, image)
     except cv2.error:
         written = False
     if not written:
         raise UserError(f"cannot write '{path}': OpenCV does not write {ending} files of "
-                        f"{picture.shape[1]}x{picture.shape[0]} pixels; try .png")
+                        f"{image.shape[1]}x{image.shape[0]} pixels; try .png")
     write_whole(path, lambda stream: stream.write(data.data))
 
 
@@ -330,4 +242,4 @@ def write_cut_outs(shown: Prediction, folder: str, name: str) -> None:
     """Write each object as `<name>_<number>_<class>.png` with a transparent background."""
     for n, cut_out in shown.cut_outs():
         label = _NOT_IN_NAMES.sub("_", shown.class_names[n])
-        write_picture(os.path.join(folder, f"{name}_{n + 1:02d}_{label}.png"), cut_out)
+        write_image(os.path.join(folder, f"{name}_{n + 1:02d}_{label}.png"), cut_out)

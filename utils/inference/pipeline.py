@@ -15,6 +15,8 @@ from utils.progress import ImageProgress
 
 T = TypeVar("T")
 
+B = TypeVar("B", bound="ImageBatch")
+
 
 @dataclass
 class ImageBatch:
@@ -86,8 +88,8 @@ class StageTimes:
             for name, seconds in self.seconds.items())
 
 
-def run_pipelined(batches: Iterable[ImageBatch], launch: Callable[[Tensor], T],
-                  finish: Callable[[ImageBatch, T], None], times: StageTimes,
+def run_pipelined(batches: Iterable[B], launch: Callable[[Tensor], T],
+                  finish: Callable[[B, T], None], times: StageTimes,
                   progress: ImageProgress) -> None:
     """Finish each batch after the next one is launched: the device and the host work together.
 
@@ -98,7 +100,7 @@ def run_pipelined(batches: Iterable[ImageBatch], launch: Callable[[Tensor], T],
         times: counts the images; waiting for `batches` is its stage "loading".
         progress: shown after each batch.
     """
-    before: Optional[Tuple[ImageBatch, T]] = None
+    before: Optional[Tuple[B, T]] = None
 
     def finish_before() -> None:
         if before is not None:

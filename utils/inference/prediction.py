@@ -1,4 +1,4 @@
-"""What was found in one picture, as plain arrays.
+"""What was found in one image, as plain arrays.
 
 Masks are kept as run lengths, which take little memory, and become pixels only where they are asked
 for.
@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+import pycocotools.mask
 
 from utils.drawing import MaskWindow, draw_instances
 
@@ -18,43 +19,11 @@ Rle = Dict[str, Any]
 """`{"size": [h, w], "counts": str}`, compressed run lengths in COCO's format."""
 
 
-def run_lengths(counts: str) -> np.ndarray:
-    """Read the compressed form: int64 lengths of the runs out, in, out, ... of the mask.
-
-    A character holds 5 bits of a number, low ones first, and bit 0x20 says that the number goes on;
-    from the fourth run on the numbers are differences to the run before the last.
-    """
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    if not len(codes):
-        return codes
-    stops = np.flatnonzero((codes & 0x20) == 0)
-    starts = np.concatenate(([0], stops[:-1] + 1))
-    lengths = stops - starts + 1
-    place = np.arange(len(codes)) - np.repeat(starts, lengths)
-    values = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    values = np.where(codes[stops] & 0x10, values - (1 << (5 * lengths)), values)
-    for first in (1, 2):
-        values[first::2] = np.cumsum(values[first::2])
-    return values
-
-
 def decode_window(rle: Rle) -> MaskWindow:
     """Pixels of a mask within the rectangle around them; without any if the mask is empty."""
-    height = int(rle["size"][0])
-    ends = np.cumsum(run_lengths(rle["counts"]))
-    begin, end = ends[0::2][:len(ends) // 2], ends[1::2]
-    used = end > begin
-    if not used.any():
-        return MaskWindow(0, 0, np.zeros((0, 0), bool))
-    begin, end = begin[used], end[used]
-    left, right = int(begin[0]) // height, (int(end[-1]) - 1) // height + 1
-    edges = np.stack((begin, end), 1).reshape(-1)
-    edges = np.concatenate(([left * height], edges, [right * height]))
-    inside = np.arange(len(edges) - 1) % 2 == 1
-    columns = np.repeat(inside, np.diff(edges)).reshape(right - left, height)
-    rows = np.flatnonzero(columns.any(axis=0))
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    return MaskWindow(left, top, np.ascontiguousarray(columns[:, top:bottom].T))
+    left, top, width, height = (int(side) for side in pycocotools.mask.toBbox(rle))
+    pixels = pycocotools.mask.decode(rle)[top:top + height, left:left + width]
+    return MaskWindow(left, top, np.ascontiguousarray(pixels).astype(bool))
 
 
 _OUTLINE_TOLERANCE = 0.5
@@ -63,10 +32,10 @@ _OUTLINE_TOLERANCE = 0.5
 
 @dataclass
 class Prediction:
-    """The n objects found in a picture, best score first.
+    """The n objects found in an image, best score first.
 
     Attributes:
-        image: uint8 `[h, w, 3]`, BGR: the picture that was looked at, turned as its EXIF says.
+        image: uint8 `[h, w, 3]`, BGR: the pixels that were looked at, turned as its EXIF says.
         boxes: float32 `[n, 4]`, x1 y1 x2 y2 in pixels, not rounded.
         scores: float32 `[n]`, in 0..1.
         class_ids: int64 `[n]`, 0-based class in the network.
@@ -74,7 +43,7 @@ class Prediction:
         rles: n masks as COCO run lengths.
         all_class_names: every class of the network, in order.
         category_ids: what COCO-format files call the classes of the network, in order.
-        path: file that the picture came from, or None.
+        path: file that the image came from, or None.
     """
 
     image: np.ndarray
@@ -95,34 +64,13 @@ class Prediction:
         height, width = self.image.shape[:2]
         found = ", ".join(f"{name} {score:.2f}"
                           for name, score in zip(self.class_names[:5], self.scores))
-        return "Prediction({}x{}, {} objects{}{})".format(
-            width, height, len(self), ": " + found if found else "",
-            ", ..." if len(self) > 5 else "")
-
-    # The names under which `supervision.Detections` takes the same arrays.
-    @property
-    def xyxy(self) -> np.ndarray:
-        """`boxes`."""
-        return self.boxes
-
-    @property
-    def confidence(self) -> np.ndarray:
-        """`scores`."""
-        return self.scores
-
-    @property
-    def class_id(self) -> np.ndarray:
-        """`class_ids`."""
-        return self.class_ids
-
-    @property
-    def mask(self) -> np.ndarray:
-        """`masks`."""
-        return self.masks
+        more = ", ..." if len(self) > 5 else ""
+        listed = ": " + found if found else ""
+        return f"Prediction({width}x{height}, {len(self)} objects{listed}{more})"
 
     @property
     def masks(self) -> np.ndarray:
-        """Bool `[n, h, w]`, made when first asked for: n times the picture's pixels in bytes."""
+        """Bool `[n, h, w]`, made when first asked for: n times the image's pixels in bytes."""
         if self._masks is None:
             masks = np.zeros((len(self),) + self.image.shape[:2], bool)
             for n in range(len(self)):
@@ -132,10 +80,7 @@ class Prediction:
 
     def mask_of(self, n: int) -> np.ndarray:
         """Bool `[h, w]`, the mask of object n alone."""
-        left, top, pixels = decode_window(self.rles[n])
-        mask = np.zeros(self.image.shape[:2], bool)
-        mask[top:top + pixels.shape[0], left:left + pixels.shape[1]] = pixels
-        return mask
+        return pycocotools.mask.decode(self.rles[n]).astype(bool)
 
     def as_detections(self, masks: bool = True) -> Dict[str, Any]:
         """Arguments of `supervision.Detections`; without `masks` they stay unmade."""
@@ -154,7 +99,7 @@ class Prediction:
 
     def draw(self, top_k: Optional[int] = 15, score_threshold: float = 0.15, masks: bool = True,
              boxes: bool = True, text: bool = True, scores: bool = True) -> np.ndarray:
-        """Draw the best objects and return a new picture, uint8 `[h, w, 3]`, BGR.
+        """Draw the best objects and return a new image, uint8 `[h, w, 3]`, BGR.
 
         Args:
             top_k: at most this many, best first; None for all.
@@ -191,9 +136,9 @@ class Prediction:
                     self.class_ids, self.class_names, self.scores, corners.tolist(), self.rles)]
 
     def cut_outs(self) -> Iterator[Tuple[int, np.ndarray]]:
-        """Yield the number and picture of each object with pixels: uint8 `[h, w, 4]`, BGRA.
+        """Yield the number and image of each object with pixels: uint8 `[h, w, 4]`, BGRA.
 
-        The picture is as large as the mask; what does not belong to the object is transparent.
+        The image is as large as the mask; what does not belong to the object is transparent.
         """
         for n, rle in enumerate(self.rles):
             left, top, pixels = decode_window(rle)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
+import shutil
 import sys
-import threading
 import time
-from types import TracebackType
-from typing import Any, Generic, Iterable, Iterator, NamedTuple, Optional, Tuple, Type, TypeVar
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,82 +20,21 @@ T = TypeVar("T")
 _END = object()
 
 
-class _Failure:
-    """An exception on its way from the thread to the reader."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-class Prefetch(Generic[T]):
-    """Iterate `source` in one thread, at most `depth` items ahead.
+def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Iterate `source` in a thread of its own, `depth` items ahead.
 
     An exception in the thread is raised where the items are read, at its place in their order.
-    Close it, or leave the `with` block, to end the thread early; the source is closed in any case.
-
-    Args:
-        source: read by the thread alone.
-        depth: items that may wait.
-        newest_only: items that nobody had time for are dropped, as of a camera.
+    Closing the generator ends the thread.
     """
-
-    def __init__(self, source: Iterable[T], depth: int = 2, newest_only: bool = False) -> None:
-        self._source = source
-        self._newest_only = newest_only
-        self._items: queue.Queue = queue.Queue(depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Prefetch[T]:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[T]:
+    iterator = iter(source)
+    with ThreadPoolExecutor(1, "read_ahead") as reader:
+        ahead = deque(reader.submit(next, iterator, _END) for _ in range(depth))
         while True:
-            item = self._items.get()
+            item: Any = ahead.popleft().result()
             if item is _END:
                 return
-            if isinstance(item, _Failure):
-                raise item.error
+            ahead.append(reader.submit(next, iterator, _END))
             yield item
-
-    def close(self) -> None:
-        """End the thread; what it prepared is dropped."""
-        self._stopped.set()
-        self._thread.join(timeout=10)
-
-    def _work(self) -> None:
-        try:
-            for item in self._source:
-                if not self._put(item, self._newest_only):
-                    break
-            self._put(_END)
-        except BaseException as error:  # whatever it is, the reader has to know
-            self._put(_Failure(error))
-        finally:
-            close = getattr(self._source, "close", None)
-            if close is not None:
-                close()
-
-    def _put(self, item: Any, drop: bool = False) -> bool:
-        """Hand on an item; False if nobody wants it any more."""
-        while not self._stopped.is_set():
-            try:
-                self._items.put(item, timeout=0 if drop else 0.1)
-                return True
-            except queue.Full:
-                if drop:
-                    self._drop_oldest()
-        return False
-
-    def _drop_oldest(self) -> None:
-        try:
-            self._items.get_nowait()
-        except queue.Empty:
-            pass
 
 
 _EXACT_COUNTS = (".mp4", ".m4v", ".mov", ".avi")
@@ -149,6 +88,8 @@ class VideoReader:
                                 "a video that OpenCV can read?")
             raise UserError(f"{source} is not a video that OpenCV can read; it may be incomplete, "
                             "or in a format unknown to it")
+        if self.is_camera:
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # frames as they are, not as they were
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
         total = 0 if self._is_stream else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -197,8 +138,8 @@ class VideoWriter:
     def __init__(self, path: str, fps: float, size: Tuple[int, int]) -> None:
         ending = os.path.splitext(path)[1].lower()
         if ending not in _CODECS:
-            raise UserError("cannot write a video to '{}'; its name must end in one of {}".format(
-                path, ", ".join(_CODECS)))
+            raise UserError(f"cannot write a video to '{path}'; its name must end in one of "
+                            f"{', '.join(_CODECS)}")
         folder = os.path.dirname(os.path.abspath(path))
         self.path, self.frames = path, 0
         self._size = size
@@ -216,19 +157,18 @@ class VideoWriter:
             raise UserError(f"OpenCV cannot write '{path}' ({size[0]}x{size[1]} at {fps:g} "
                             "frames/s)")
 
-    def write(self, picture: np.ndarray, times: int = 1) -> None:
+    def write(self, frame: np.ndarray, times: int = 1) -> None:
         """Append a frame, uint8 `[h, w, 3]` BGR, `times` times."""
-        if picture.shape[1::-1] != self._size:
-            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
+        if frame.shape[1::-1] != self._size:
+            frame = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
         for _ in range(times):
-            self._writer.write(picture)
+            self._writer.write(frame)
         self.frames += times
 
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-                 traceback: Optional[TracebackType]) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -241,7 +181,7 @@ class VideoWriter:
         os.replace(self._temporary, self.path)
         if found < self.frames:
             # OpenCV does not report failing writes.
-            free = _free_bytes(os.path.dirname(os.path.abspath(self.path)))
+            free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.path))).free
             raise UserError(f"{self.path} holds {found} of {self.frames} frames; {free / 1e6:.0f} "
                             "MB are free on its disk")
 
@@ -261,12 +201,6 @@ class VideoWriter:
     def _remove(self) -> None:
         if os.path.exists(self._temporary):
             os.unlink(self._temporary)
-
-
-def _free_bytes(folder: str) -> int:
-    import shutil
-
-    return shutil.disk_usage(folder).free
 
 
 def window_problem() -> str:
@@ -294,9 +228,9 @@ class Window:
                             f"--video={source}:out.mp4 (Ctrl-C ends it)")
         self._title = title
 
-    def show(self, picture: np.ndarray) -> bool:
+    def show(self, frame: np.ndarray) -> bool:
         """Show a frame; False when the user wants to leave."""
-        cv2.imshow(self._title, picture)
+        cv2.imshow(self._title, frame)
         return cv2.waitKey(1) & 0xFF not in (27, ord("q"))
 
     def __enter__(self) -> Window:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
 import torch
 from torch import Tensor, nn
+
 from utils.errors import UserError
-from utils.weights.files import WeightsFile, some
-from utils.weights.names import COUNTER
-import os
-from typing import Dict, Sequence
-from torch import nn
 from utils.weights.darknet import DARKNET53
-from utils.weights.files import read_weights
+from utils.weights.files import WeightsFile, read_weights, some
+from utils.weights.names import COUNTER
 
 _HEAD = re.compile(r"^prediction_layers\.\d+\.conf_layer\.|^semantic_seg_conv\.")
 _RESCORING = re.compile(r"^maskiou_net\.maskiou_net\.(\d+)\.")
@@ -33,16 +32,15 @@ class LoadReport(NamedTuple):
     """Names in the file that have no place in the network."""
 
     def __str__(self) -> str:
-        parts = ["{} tensors loaded".format(len(self.loaded))]
+        parts = [f"{len(self.loaded)} tensors loaded"]
         if self.source.renamed:
-            parts.append("renamed ({})".format("; ".join(self.source.renamed)))
+            parts.append(f"renamed ({'; '.join(self.source.renamed)})")
         if self.reinitialised:
-            parts.append("{} re-initialised ({})".format(len(self.reinitialised),
-                                                         ", ".join(self.reinitialised)))
+            parts.append(f"{len(self.reinitialised)} re-initialised "
+                         f"({', '.join(self.reinitialised)})")
         if self.unused:
-            parts.append("{} unused ({})".format(len(self.unused), some(self.unused)))
-        return "\n".join(["{}: {}".format(self.source, "; ".join(parts))]
-                         + self.source.warnings)
+            parts.append(f"{len(self.unused)} unused ({some(self.unused)})")
+        return "\n".join([f"{self.source}: {'; '.join(parts)}"] + self.source.warnings)
 
 
 def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:
@@ -54,12 +52,7 @@ def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:
         UserError: tensors are missing or foreign, or shapes differ (another class count, for one);
             names the first of them.
     """
-    own, found = model.state_dict(), source.tensors
-    _check_names(source, own, [])
-    wrong = _of_other_shape(own, found)
-    if wrong:
-        raise _misfit(source, own, wrong)
-    return _copy(own, source, [])
+    return _load(model, source, [])
 
 
 def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int,
@@ -83,111 +76,11 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int
     """
     contents = source.contents
     if contents is not None and not contents.is_network:
-        raise UserError("'{}' holds a {} alone, expected weights of a whole network; give it with "
-                        "--backbone_weights".format(source.path, contents.backbone))
-    own, found = model.state_dict(), source.tensors
-    of_classes = class_dependent(list(own))
+        raise UserError(f"'{source.path}' holds a {contents.backbone} alone, expected weights of a "
+                        "whole network; give it with --backbone_weights")
     other_classes = contents is not None and (contents.num_classes != num_classes or (
         known_names is not None and list(known_names) != list(class_names)))
-    fresh = of_classes if other_classes else []
-    _check_names(source, own, fresh)
-    wrong = [name for name in _of_other_shape(own, found) if name not in fresh]
-    if wrong:
-        raise _misfit(source, own, wrong)
-    return _copy(own, source, fresh)
-
-
-def load_into_backbone(backbone: nn.Module, source: WeightsFile) -> LoadReport:
-    """Set every tensor of a backbone from ImageNet weights, or from those of a whole network.
-
-    Deformable convolutions take the kernels of plain ones and keep their own initial values for
-    what plain ones do not have.
-
-    Raises:
-        UserError: weights are missing or have another shape. The backbone is unchanged then.
-    """
-    if source.contents is not None and source.contents.is_network:
-        source = _part(source, "backbone.")
-    own = backbone.state_dict()
-    missing = [name for name in own if name not in source.tensors and not name.endswith(COUNTER)]
-    fresh = [name for name in missing if _DEFORMABLE.search(name)]
-    missing = [name for name in missing if name not in fresh]
-    if missing:
-        raise UserError("'{}' lacks {} of the {} weights of this backbone ({}); it belongs to "
-                        "another backbone, choose the file that the configuration names".format(
-                            source.path, len(missing),
-                            sum(not name.endswith(COUNTER) for name in own), some(missing)))
-    wrong = ["{} is {}, expected {}".format(
-        name, list(source.tensors[name].shape), list(own[name].shape))
-        for name in _of_other_shape(own, source.tensors)]
-    if wrong:
-        raise UserError("'{}' has {} weights of another shape ({}); it belongs to another "
-                        "backbone, choose the file that the configuration names".format(
-                            source.path, len(wrong), some(wrong)))
-    report = _copy(own, source, fresh)
-    return report._replace(unused=tuple(name for name in report.unused
-                                        if not name.startswith("fc.")))
-
-
-def class_dependent(names: Sequence[str]) -> List[str]:
-    """Those of a network's tensors whose meaning depends on the classes."""
-    layers = [int(match.group(1)) for match in map(_RESCORING.match, names) if match]
-    last = "maskiou_net.maskiou_net.{}.".format(max(layers)) if layers else None
-    return [name for name in names
-            if _HEAD.match(name) or (last is not None and name.startswith(last))]
-
-
-def _part(source: WeightsFile, prefix: str) -> WeightsFile:
-    tensors = {name[len(prefix):]: value for name, value in source.tensors.items()
-               if name.startswith(prefix)}
-    return WeightsFile(source.path, "{} of {}".format(prefix[:-1], source.contents), tensors,
-                       source.renamed, source.unused, source.warnings)
-
-
-def _check_names(source: WeightsFile, own: Dict[str, Tensor], fresh: Sequence[str]) -> None:
-    found = source.tensors
-    missing = [name for name in own
-               if name not in found and not name.endswith(COUNTER) and name not in fresh]
-    foreign = [name for name in found if name not in own and not _SUPERFLUOUS.match(name)]
-    if missing or foreign:
-        contents = source.contents
-        raise UserError(
-            "'{}' does not hold this network: {} tensors missing{}, {} unknown{}; {}check --config"
-            .format(source.path, len(missing), _first(missing), len(foreign), _first(foreign),
-                    "the file is {}, ".format(contents) if contents else ""))
-
-
-def _first(names: List[str]) -> str:
-    return " (first: {})".format(some(names)) if names else ""
-
-
-def _of_other_shape(own: Dict[str, Tensor], found: Dict[str, Tensor]) -> List[str]:
-    return [name for name, value in own.items()
-            if name in found and found[name].shape != value.shape]
-
-
-def _misfit(source: WeightsFile, own: Dict[str, Tensor], wrong: List[str]) -> UserError:
-    found = source.tensors
-    name = next((name for name in wrong if "conf_layer.weight" in name), wrong[0])
-    semantic, hint = "semantic_seg_conv.weight", "check --config"
-    if semantic in wrong:
-        hint = ("the file was trained for {} classes, the dataset has {}: give it with --weights "
-                "to train on from it".format(len(found[semantic]), len(own[semantic])))
-    return UserError(
-        "'{}' does not fit this network: {} is {}, expected {} ({} tensors differ); {}".format(
-            source.path, name, list(found[name].shape), list(own[name].shape), len(wrong), hint))
-
-
-def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
-    """Copy what is in both, except `fresh`, into the tensors that `own` refers to."""
-    skipped = set(fresh)
-    loaded = [name for name in own if name in source.tensors and name not in skipped]
-    with torch.no_grad():
-        for name in loaded:
-            own[name].copy_(source.tensors[name])
-    taken = set(own)
-    unused = [name for name in source.tensors if name not in taken] + source.unused
-    return LoadReport(source, tuple(loaded), tuple(fresh), tuple(unused))
+    return _load(model, source, class_dependent(list(model.state_dict())) if other_classes else [])
 
 
 def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
@@ -196,18 +89,91 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
     Understands every kind of file that `utils.weights.files` reads: torchvision's names
     (`layer1.0.conv1.weight`), the backbone's own (`layers.0.0.conv1.weight`), DarkNet's binaries,
     and whole networks, whose backbone is taken. The classifier (`fc`) is left out, and batch
-    counters may be missing, as they are in files older than torch 0.4.1.
+    counters may be missing, as they are in files older than torch 0.4.1. Deformable convolutions
+    take the kernels of plain ones and keep their own initial values for what plain ones lack.
 
     Raises:
         UserError: the file is missing or not a checkpoint, lacks a weight, or holds one of another
             shape. The backbone is unchanged then.
     """
     if not os.path.exists(path):
-        raise UserError(
-            "no backbone weights '{}': looked for {}; put the file there, or pass "
-            "--backbone_weights none to train from scratch".format(
-                os.path.basename(path), os.path.abspath(path)))
-    return load_into_backbone(backbone, read_weights(path, _darknet_blocks(backbone)))
+        raise UserError(f"no backbone weights '{os.path.basename(path)}': looked for "
+                        f"{os.path.abspath(path)}; put the file there, or pass --backbone_weights "
+                        "none to train from scratch")
+    source = read_weights(path, _darknet_blocks(backbone))
+    if source.contents is not None and source.contents.is_network:
+        prefix = "backbone."
+        source = WeightsFile(path, f"backbone of {source.contents}", {
+            name[len(prefix):]: value for name, value in source.tensors.items()
+            if name.startswith(prefix)}, source.renamed, source.unused, source.warnings)
+    own = backbone.state_dict()
+    missing = _missing(own, source)
+    fresh = [name for name in missing if _DEFORMABLE.search(name)]
+    missing = [name for name in missing if name not in fresh]
+    wrong = [f"{name} is {list(source.tensors[name].shape)}, expected {list(own[name].shape)}"
+             for name in _of_other_shape(own, source)]
+    for problem, names in ((f"lacks {len(missing)} of the weights of this backbone", missing),
+                           (f"has {len(wrong)} weights of another shape", wrong)):
+        if names:
+            raise UserError(f"'{path}' {problem} ({some(names)}); it belongs to another backbone, "
+                            "choose the file that the configuration names")
+    report = _copy(own, source, fresh)
+    return report._replace(unused=tuple(name for name in report.unused
+                                        if not name.startswith("fc.")))
+
+
+def class_dependent(names: Sequence[str]) -> List[str]:
+    """Those of a network's tensors whose meaning depends on the classes."""
+    layers = [int(match.group(1)) for match in map(_RESCORING.match, names) if match]
+    last = f"maskiou_net.maskiou_net.{max(layers)}." if layers else None
+    return [name for name in names
+            if _HEAD.match(name) or (last is not None and name.startswith(last))]
+
+
+def _load(model: nn.Module, source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
+    """Set all tensors of a network but `fresh`; nothing is changed where the file does not fit."""
+    own = model.state_dict()
+    missing = [name for name in _missing(own, source) if name not in fresh]
+    foreign = [name for name in source.tensors if name not in own and not _SUPERFLUOUS.match(name)]
+    if missing or foreign:
+        what = f"the file is {source.contents}, " if source.contents else ""
+        raise UserError(f"'{source.path}' does not hold this network: {len(missing)} tensors "
+                        f"missing{_first(missing)}, {len(foreign)} unknown{_first(foreign)}; "
+                        f"{what}check --config")
+    wrong = [name for name in _of_other_shape(own, source) if name not in fresh]
+    if wrong:
+        name = next((name for name in wrong if "conf_layer.weight" in name), wrong[0])
+        semantic, hint = "semantic_seg_conv.weight", "check --config"
+        if semantic in wrong:
+            hint = (f"the file was trained for {len(source.tensors[semantic])} classes, the "
+                    f"dataset has {len(own[semantic])}: give it with --weights to train on from it")
+        raise UserError(f"'{source.path}' does not fit this network: {name} is "
+                        f"{list(source.tensors[name].shape)}, expected {list(own[name].shape)} "
+                        f"({len(wrong)} tensors differ); {hint}")
+    return _copy(own, source, fresh)
+
+
+def _first(names: List[str]) -> str:
+    return f" (first: {some(names)})" if names else ""
+
+
+def _missing(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
+    return [name for name in own if name not in source.tensors and not name.endswith(COUNTER)]
+
+
+def _of_other_shape(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
+    return [name for name, value in own.items()
+            if name in source.tensors and source.tensors[name].shape != value.shape]
+
+
+def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
+    """Copy what is in both, except `fresh`, into the tensors that `own` refers to."""
+    loaded = [name for name in own if name in source.tensors and name not in fresh]
+    with torch.no_grad():
+        for name in loaded:
+            own[name].copy_(source.tensors[name])
+    unused = [name for name in source.tensors if name not in own] + source.unused
+    return LoadReport(source, tuple(loaded), tuple(fresh), tuple(unused))
 
 
 def _darknet_blocks(backbone: nn.Module) -> Sequence[int]:

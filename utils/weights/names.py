@@ -8,7 +8,7 @@ alone has them without `backbone.`, and torchvision's `layer1.0.conv1.weight` be
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ COUNTER = ".num_batches_tracked"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "yolact.")
 _STAGE = re.compile(r"^(backbone\.)?layer(\d+)\.")
+_PADDLE_RULE = "_mean, _variance -> running_mean, running_var"
 _RUN_STATE = {"format", "config", "class_names"}
 
 
@@ -26,8 +27,8 @@ class NamedTensors(NamedTuple):
     """A file's tensors under the network's own names."""
 
     tensors: Dict[str, Tensor]
-    renamed: Dict[str, str]
-    """What was changed in the names, and an example of a file's own name for each."""
+    renamed: List[str]
+    """What was changed in the names."""
     unused: List[str]
     """Names in the file that are no weights, or stand for the same tensor as another."""
 
@@ -39,37 +40,32 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
         UserError: there are no tensors by name.
     """
     content, unused = _unwrap(content, path)
-    found: Dict[str, Tensor] = {}
-    for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
-            found[name] = value
-        else:
-            unused.append(str(name))
+    found = {name: value for name, value in content.items()
+             if isinstance(name, str) and isinstance(value, Tensor)}
+    unused += [str(name) for name in content if name not in found]
     if not found:
         name, value = next(iter(content.items()), ("nothing", None))
-        raise UserError("'{}' holds a {} under {!r}, expected tensors by name; it is not a "
-                        "network's weights".format(path, type(value).__name__, name))
-    renamed: Dict[str, str] = {}
+        raise UserError(f"'{path}' holds a {type(value).__name__} under {str(name)[:40]!r}, "
+                        "expected tensors by name; it is not a network's weights")
+    renamed: List[str] = []
     found = _strip_prefixes(found, renamed)
-    result: Dict[str, Tensor] = {}
-    for name in sorted(found, key=lambda name: _own_name(name)[0] != name):
+    result: Dict[str, Tensor] = {_own_name(name)[0]: value for name, value in found.items()}
+    for name, value in found.items():
         own, rule = _own_name(name)
-        if own in result:  # the original's early files have every stage twice
+        if own == name:
+            result[name] = value
+        elif own in found:  # the original's early files have every stage twice
             unused.append(name)
-            continue
-        result[own] = found[name]
-        if rule:
-            renamed.setdefault(rule, name)
-    order = {_own_name(name)[0]: None for name in found}
-    return NamedTensors(_with_counters({name: result[name] for name in order}, renamed), renamed,
-                        unused)
+        elif rule not in renamed:
+            renamed.append(rule)
+    return NamedTensors(_with_counters(result, renamed), renamed, unused)
 
 
 def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], List[str]]:
     """The state dict inside a checkpoint, and the names of what stands beside it."""
     if set(content) >= _RUN_STATE:
-        raise UserError("'{}' is the state of a training run and holds no weights; give the .pth "
-                        "file beside it".format(path))
+        raise UserError(f"'{path}' is the state of a training run and holds no weights; give the "
+                        ".pth file beside it")
     for wrapper in _WRAPPERS:
         inner = content.get(wrapper)
         if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
@@ -77,34 +73,31 @@ def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], L
     return content, []
 
 
-def _strip_prefixes(found: Dict[str, Tensor], renamed: Dict[str, str]) -> Dict[str, Tensor]:
+def _strip_prefixes(found: Dict[str, Tensor], renamed: List[str]) -> Dict[str, Tensor]:
     """Without what DataParallel, DDP, torch.compile and trainers put before every name."""
     for _ in range(len(_PREFIXES)):
-        prefix = next((prefix for prefix in _PREFIXES
-                       if all(name.startswith(prefix) for name in found)), None)
-        if prefix is None:
-            break
-        renamed["'{}' removed".format(prefix)] = next(iter(found))
-        found = {name[len(prefix):]: value for name, value in found.items()}
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in found):
+                renamed.append(f"'{prefix}' removed")
+                found = {name[len(prefix):]: value for name, value in found.items()}
     return found
 
 
-def _own_name(name: str) -> Tuple[str, Optional[str]]:
+def _own_name(name: str) -> Tuple[str, str]:
     """The network's own name, and what was changed."""
     stage = _STAGE.match(name)
     if stage is not None:
-        number = int(stage.group(2)) - 1
-        return ("{}layers.{}.{}".format(stage.group(1) or "", number, name[stage.end():]),
+        return (f"{stage.group(1) or ''}layers.{int(stage.group(2)) - 1}.{name[stage.end():]}",
                 "layer1.. -> layers.0..")
     for paddle, own in (("._mean", ".running_mean"), ("._variance", ".running_var")):
         if name.endswith(paddle):
-            return name[:-len(paddle)] + own, "_mean, _variance -> running_mean, running_var"
-    return name, None
+            return name[:-len(paddle)] + own, _PADDLE_RULE
+    return name, ""
 
 
-def _with_counters(tensors: Dict[str, Tensor], renamed: Dict[str, str]) -> Dict[str, Tensor]:
+def _with_counters(tensors: Dict[str, Tensor], renamed: Sequence[str]) -> Dict[str, Tensor]:
     """Add the batch counters that Paddle does not have."""
-    if not any("_variance" in rule for rule in renamed):
+    if _PADDLE_RULE not in renamed:
         return tensors
     result = {}
     for name, value in tensors.items():
@@ -130,8 +123,8 @@ def published_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """Names as in published files: a ResNet alone has torchvision's."""
     if "conv1.weight" not in tensors:
         return dict(tensors)
-    return {re.sub(r"^layers\.(\d+)\.", lambda match: "layer{}.".format(int(match.group(1)) + 1),
-                   name): value for name, value in tensors.items()}
+    return {re.sub(r"^layers\.(\d+)\.", lambda stage: f"layer{int(stage.group(1)) + 1}.", name):
+            value for name, value in tensors.items()}
 
 
 class Contents(NamedTuple):
@@ -146,9 +139,9 @@ class Contents(NamedTuple):
 
     def __str__(self) -> str:
         if not self.is_network:
-            return "{} backbone".format(self.backbone)
-        return "{}, {}, {} classes".format("YOLACT++" if self.is_plus else "YOLACT", self.backbone,
-                                           self.num_classes)
+            return f"{self.backbone} backbone"
+        return (f"YOLACT{'++' if self.is_plus else ''}, {self.backbone}, {self.num_classes} "
+                "classes")
 
 
 def identify(tensors: Mapping[str, Tensor]) -> Optional[Contents]:
@@ -170,9 +163,9 @@ def _identify_backbone(tensors: Mapping[str, Tensor], prefix: str) -> Optional[s
         return "DarkNet"
     if prefix + "conv1.weight" not in tensors or prefix + "layers.0.0.conv1.weight" not in tensors:
         return None
-    pattern = re.compile(r"^{}layers\.(\d+)\.(\d+)\.conv1\.weight$".format(re.escape(prefix)))
+    pattern = re.compile(re.escape(prefix) + r"layers\.\d+\.\d+\.conv1\.weight$")
     blocks = sum(pattern.match(name) is not None for name in tensors)
     if prefix + "layers.0.0.conv3.weight" not in tensors:
         return "ResNet of basic blocks"
     # A stem and a classifier around three convolutions a block give a ResNet its number.
-    return "ResNet-{}".format(3 * blocks + 2)
+    return f"ResNet-{3 * blocks + 2}"

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import pickle
 from typing import Any, BinaryIO, Dict, Mapping
+
 import torch
 from torch import Tensor
+
 from utils.errors import UserError
+from utils.weights.elements import ELEMENT_TYPES, tensor_to_bytes, type_name
 from utils.weights.pickles import Named, plain, plain_names, unpickle
-from utils.weights.raw import tensor_to_bytes, type_name
 
 NAME_TABLE = "StructuredToParameterName@@"
 _SPLIT_TABLE = "UnpackBigParamInfor@@"
 PROTOCOL = 4
-_CODES = {"float64": "f8", "float32": "f4", "float16": "f2", "int64": "i8", "int32": "i4",
-          "int16": "i2", "int8": "i1", "uint8": "u1", "bool": "b1"}
 
 
 def _tuple(items: Any = ()) -> Any:
@@ -43,29 +43,22 @@ def read_pdparams(path: str) -> Any:
             raise pickle.UnpicklingError("something follows the pickle")
     if isinstance(content, dict):
         content.pop(NAME_TABLE, None)
-        _join_split(content, path)
+        # What protocols 2 and 3 wrote in parts of 1 GiB.
+        for name, table in content.pop(_SPLIT_TABLE, {}).items():
+            parts = [content.pop(part, None) for part in table["slices"]]
+            if not all(isinstance(part, Tensor) for part in parts):
+                raise UserError(f"'{path}' lacks a part of '{name}', which was written in "
+                                f"{len(parts)}; save it again with protocol=4")
+            content[name] = torch.cat(parts).view(tuple(table["OriginShape"]))
     return content
-
-
-def _join_split(content: Dict[Any, Any], path: str) -> None:
-    """Put together what protocols 2 and 3 wrote in parts of 1 GiB."""
-    for name, table in content.pop(_SPLIT_TABLE, {}).items():
-        parts = [content.pop(part, None) for part in table["slices"]]
-        if not all(isinstance(part, Tensor) for part in parts):
-            raise UserError("'{}' lacks a part of '{}', which was written in {}; save it again "
-                            "with protocol=4".format(path, name, len(parts)))
-        content[name] = torch.cat(parts).view(tuple(table["OriginShape"]))
 
 
 class _Array:
     """A tensor that the pickler writes as a NumPy array."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.shape = tuple(tensor.shape)
-        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
-            tensor = tensor.float()
-        self.code = _CODES[type_name(tensor)]
-        self.tensor = tensor
+        # NumPy does not have bfloat16.
+        self.tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 _PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]
@@ -76,17 +69,18 @@ class _Pickler(_PythonPickler):
 
     def _save_array(self, array: _Array) -> None:
         """The instructions by which NumPy 1 pickles an array in row-major order."""
+        kind = type_name(array.tensor)
+        code = "|b1" if kind == "bool" else ELEMENT_TYPES[kind].str
         self.write(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n")
         self.save((0,))
         self.save(b"b")
         self.write(pickle.TUPLE3 + pickle.REDUCE + pickle.MARK)
         self.save(1)
-        self.save(array.shape)
+        self.save(tuple(array.tensor.shape))
         self.write(b"cnumpy\ndtype\n")
-        self.save((array.code, False, True))
+        self.save((code[1:], False, True))
         self.write(pickle.REDUCE)
-        self.save((3, "|" if array.code in ("i1", "u1", "b1") else "<", None, None, None, -1, -1,
-                   0))
+        self.save((3, code[0], None, None, None, -1, -1, 0))
         self.write(pickle.BUILD)
         self.save(False)
         self.save(tensor_to_bytes(array.tensor))

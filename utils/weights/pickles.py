@@ -1,8 +1,9 @@
-"""An unpickler for tensors, arrays and plain values, which calls nothing that a file names.
+"""The one reader of pickles: tensors, arrays and plain values, and nothing that a file names runs.
 
 The names in a pickle are looked up in a table of stand-ins written here, so that neither torch's
-nor NumPy's functions see what a file says. Python's C unpickler is not used: a forged memo index
-makes it allocate gigabytes.
+nor NumPy's functions see what a file says. Nothing that a file brought is hashed or printed but
+text and numbers: small files can hold structures that are endless to walk. Python's C unpickler is
+not used: a forged memo index makes it allocate gigabytes.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ import io
 import os
 import pickle
 from collections import OrderedDict
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple
+
 import numpy as np
 from torch import Tensor
-from utils.weights.raw import tensor_from_bytes
+
+from utils.weights.elements import element_count, tensor_from_bytes
 
 MAX_DEPTH = 64
+MAX_VALUES = 1 << 22
+"""Of a file's content when it is written out, with everything that occurs twice counted twice."""
+MAX_BITS = 4096
+"""Of a whole number: longer ones take for ever to print."""
 ANY_MODULE = "*."
 """Before a name in a table: the name may come from any module."""
 _PLAIN = (str, bytes, int, float, bool, type(None))
-_REFUSED_OPCODES = (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1,
-                    pickle.EXT2, pickle.EXT4, pickle.PERSID)
+_OBJECTS_OF_CLASSES = (
+    pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+    pickle.PERSID, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
 # Paddle writes the bits of bfloat16 as uint16; weights are never whole numbers of that type.
 _ARRAY_TYPES = {"f8": "float64", "f4": "float32", "f2": "float16", "u2": "bfloat16", "i8": "int64",
                 "i4": "int32", "i2": "int16", "i1": "int8", "u1": "uint8", "b1": "bool"}
@@ -31,116 +39,101 @@ class ForbiddenName(pickle.UnpicklingError):
     """The pickle names something that is neither a tensor nor a plain value."""
 
 
-class Named:
+class Named(NamedTuple):
     """What a pickle gets for a name it may use; `function` None: it may be named, not called."""
 
-    __slots__ = ("name", "function")
-
-    def __init__(self, name: str, function: Optional[Callable[..., Any]] = None) -> None:
-        self.name = name
-        self.function = function
+    name: str
+    function: Optional[Callable[..., Any]] = None
 
 
-class Pending:
-    """A tensor whose parts are known; made when the whole pickle was read."""
+class _ArrayType:
+    """Stand-in for `numpy.dtype`."""
 
-    def resolve(self) -> Tensor:
-        """Make the tensor; the same object gives the same tensor."""
-        raise NotImplementedError
-
-    def set_state(self, state: Any) -> None:
-        """Take what the pickle says after the object was named."""
-        raise ForbiddenName("state of a {}".format(type(self).__name__))
-
-
-class _ArrayType(Pending):
     def __init__(self, code: Any, *_: Any) -> None:
-        self.code, self.order = str(code), "<"
-        if self.code not in _ARRAY_TYPES:
-            raise ForbiddenName("numpy.dtype {}".format(self.code))
+        if type(code) is not str or code not in _ARRAY_TYPES:
+            raise ForbiddenName(f"numpy.dtype {code[:9] if type(code) is str else ''}")
+        self.code, self.order = code, "<"
 
     def set_state(self, state: Any) -> None:
-        self.order = str(state[1])
+        self.order = state[1]
         if any(part is not None for part in state[2:5]):
             raise ForbiddenName("numpy.dtype with fields")
 
-    def resolve(self) -> Tensor:
-        raise pickle.UnpicklingError("a type stands where a tensor is expected")
 
-
-class _Array(Pending):
-    """A NumPy array: shape, element type and bytes have to agree."""
+class _Array:
+    """Stand-in for a NumPy array: shape, element type and bytes have to agree."""
 
     def __init__(self, *_: Any) -> None:
-        self.is_number = False
-        self.state: Optional[Tuple[Any, ...]] = None
         self._tensor: Optional[Tensor] = None
+        self._is_number = False
+
+    def content(self) -> Any:
+        """The tensor, or the number that the array is."""
+        if self._tensor is None:
+            raise pickle.UnpicklingError("an array without elements")
+        return self._tensor.item() if self._is_number else self._tensor
 
     def set_state(self, state: Any) -> None:
-        self.state = tuple(state)[-4:]
-
-    def resolve(self) -> Tensor:
-        if self._tensor is None:
-            self._tensor = self._build()
-        return self._tensor
-
-    def _build(self) -> Tensor:
-        if self.state is None or not isinstance(self.state[1], _ArrayType):
-            raise pickle.UnpicklingError("an array without elements")
-        shape, kind, fortran, data = self.state
+        shape, kind, is_fortran, data = tuple(state)[-4:]
+        if not isinstance(kind, _ArrayType):
+            raise pickle.UnpicklingError("an array without a type")
         if isinstance(data, str):  # from Python 2
             data = data.encode("latin1")
         flat = np.frombuffer(data, dtype=np.uint8)
         width = int(kind.code[1:])
-        if _count(shape) * width != len(flat):
-            raise pickle.UnpicklingError("an array {} of {} bytes each has {} bytes".format(
-                list(shape), width, len(flat)))
+        if element_count(shape) * width != len(flat):
+            raise pickle.UnpicklingError(
+                f"an array {list(shape)} of {width} bytes each has {len(flat)} bytes")
         if kind.order == ">":
             flat = flat.reshape(-1, width)[:, ::-1].reshape(-1)
         tensor = tensor_from_bytes(np.array(flat), _ARRAY_TYPES[kind.code])
-        if fortran:
-            return tensor.view(tuple(shape)[::-1]).permute(
+        if is_fortran:
+            self._tensor = tensor.view(tuple(shape)[::-1]).permute(
                 *range(len(shape) - 1, -1, -1)).contiguous()
-        return tensor.view(tuple(shape))
+        else:
+            self._tensor = tensor.view(tuple(shape))
 
+    @classmethod
+    def from_buffer(cls, data: Any, kind: Any, shape: Any, order: Any) -> _Array:
+        """Stand-in for NumPy's `_frombuffer`, of protocol 5."""
+        array = cls()
+        array.set_state((shape, kind, order == "F", data))
+        return array
 
-def _count(shape: Any) -> int:
-    count = 1
-    for side in shape:
-        if type(side) is not int or side < 0:
-            raise pickle.UnpicklingError("an array with the shape {!r}".format(shape))
-        count *= side
-    return count
-
-
-def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.set_state((shape, kind, order == "F", bytes(data)))
-    return array
-
-
-def _scalar(kind: Any, data: Any) -> _Array:
-    array = _Array()
-    array.is_number = True
-    array.set_state(((), kind, False, data))
-    return array
+    @classmethod
+    def scalar(cls, kind: Any, data: Any) -> _Array:
+        """Stand-in for NumPy's `scalar`."""
+        array = cls()
+        array.set_state(((), kind, False, data))
+        array._is_number = True
+        return array
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding != "latin1" or not isinstance(text, str):
+    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
         raise ForbiddenName("_codecs.encode")
     return text.encode("latin1")
+
+
+def _plain_key(key: Any) -> Any:
+    if type(key) not in _PLAIN or (type(key) is int and key.bit_length() > MAX_BITS):
+        raise pickle.UnpicklingError("a dictionary with a key that is not a plain value")
+    return key
+
+
+def _ordered(pairs: Iterable[Any] = ()) -> Dict[Any, Any]:
+    return OrderedDict((_plain_key(key), value) for key, value in pairs)
 
 
 def plain_names() -> Dict[str, Named]:
     """The names of ordered dicts and of NumPy arrays, as NumPy 1 and 2 spell them."""
     functions: Dict[str, Optional[Callable[..., Any]]] = {
-        "collections.OrderedDict": OrderedDict, "numpy.ndarray": None, "numpy.dtype": _ArrayType,
+        "collections.OrderedDict": _ordered, "numpy.ndarray": None, "numpy.dtype": _ArrayType,
         "_codecs.encode": _encode}
     for package in ("numpy.core", "numpy._core"):
         functions[package + ".multiarray._reconstruct"] = _Array
-        functions[package + ".multiarray.scalar"] = _scalar
-        functions[package + ".numeric._frombuffer"] = _from_buffer
+        functions[package + ".multiarray.scalar"] = _Array.scalar
+        functions[package + ".numeric._frombuffer"] = _Array.from_buffer
     return {name: Named(name, function) for name, function in functions.items()}
 
 
@@ -159,7 +152,7 @@ class _Unpickler(_PythonUnpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        full_name = "{}.{}".format(module, name)
+        full_name = f"{module}.{name}"
         for known in (full_name, ANY_MODULE + name):
             if known in self._names:
                 return self._names[known]
@@ -175,18 +168,36 @@ class _Unpickler(_PythonUnpickler):
         arguments = self.stack.pop()
         named = self.stack[-1]
         if not isinstance(named, Named) or named.function is None:
-            raise ForbiddenName(named.name if isinstance(named, Named)
-                                else "a {}".format(type(named).__name__))
+            raise ForbiddenName(_what(named))
         self.stack[-1] = named.function(*arguments)
 
     def load_build(self) -> None:
         """Give an object its state. A dict's attributes (`_metadata`) are left out."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Pending):
+        if isinstance(target, (_Array, _ArrayType)):
             target.set_state(state)
         elif not isinstance(target, OrderedDict):
-            raise ForbiddenName("attributes {!r}".format(state)[:100])
+            raise ForbiddenName(f"attributes{_names_in(state)} of {_what(target)}")
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        self._set_items([self.stack.pop(), value])
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
+
+    def _set_items(self, items: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise pickle.UnpicklingError("items by name of what is no dictionary")
+        for key, value in zip(items[::2], items[1::2]):
+            target[_plain_key(key)] = value
 
     def refuse_opcode(self) -> None:
         """End at an instruction that makes objects of a class, or uses a registry."""
@@ -194,8 +205,23 @@ class _Unpickler(_PythonUnpickler):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
-    for _opcode in _REFUSED_OPCODES:
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    for _opcode in _OBJECTS_OF_CLASSES:
         dispatch[_opcode[0]] = refuse_opcode
+
+
+def _what(value: Any) -> str:
+    return value.name if isinstance(value, Named) else f"a {type(value).__name__}"
+
+
+def _names_in(state: Any) -> str:
+    """The first attribute that a state would set, for a sentence."""
+    for part in state if type(state) is tuple else (state,):
+        if isinstance(part, dict) and part:
+            return f" '{str(next(iter(part)))[:40]}'"
+    return ""
 
 
 class _Bounded:
@@ -203,19 +229,21 @@ class _Bounded:
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self._size = stream, size
-        self.readline = stream.readline
 
     def read(self, count: int) -> bytes:
         if count > self._size - self._stream.tell():
             raise EOFError("the file ends too early")
         return self._stream.read(count)
 
+    def readline(self) -> bytes:
+        return self._stream.readline(MAX_BITS // 4)
+
 
 def unpickle(stream: BinaryIO, names: Dict[str, Named],
              storage: Optional[Callable[[Any], Any]] = None) -> Any:
     """Read one pickle from a file; what follows it is left in the file.
 
-    `storage` turns a persistent id into an object. Tensors come back as `Pending`: see `plain`.
+    `storage` turns a persistent id into an object. Arrays come back as stand-ins: see `plain`.
 
     Raises:
         ForbiddenName: the pickle uses a name that is not in `names`, or sets attributes.
@@ -226,35 +254,36 @@ def unpickle(stream: BinaryIO, names: Dict[str, Named],
 
 
 def plain(content: Any) -> Any:
-    """Content of a pickle with tensors in place of `Pending`; anything foreign is refused.
+    """Content of a pickle with tensors in place of stand-ins; anything foreign is refused.
 
-    A container or tensor that occurs twice is the same object afterwards too, so a small file
-    cannot unfold into a large structure.
+    A container or tensor that occurs twice is the same object afterwards too.
     """
-    return _plain(content, {}, 0)
+    return _plain(content, {}, 0)[0]
 
 
-def _plain(value: Any, known: Dict[int, Any], depth: int) -> Any:
+def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[Any, int]:
+    """The value, and of how many values it consists when it is written out."""
     if type(value) in _PLAIN or isinstance(value, Tensor):
-        return value
+        if type(value) is int and value.bit_length() > MAX_BITS:
+            raise pickle.UnpicklingError(f"a whole number of {value.bit_length()} bits")
+        return value, 1
     if id(value) in known:
         return known[id(value)]
     if depth > MAX_DEPTH:
-        raise pickle.UnpicklingError("more than {} levels of lists".format(MAX_DEPTH))
-    if isinstance(value, Pending):
-        tensor = value.resolve()
-        result: Any = tensor
-        if isinstance(value, _Array) and value.is_number:
-            result = tensor.item()
+        raise pickle.UnpicklingError(f"more than {MAX_DEPTH} levels of lists")
+    if isinstance(value, _Array):
+        result, size = value.content(), 1
     elif isinstance(value, dict):
-        if not all(type(key) in _PLAIN for key in value):
-            raise pickle.UnpicklingError("a dictionary with a key that is not a plain value")
-        result = {key: _plain(item, known, depth + 1) for key, item in value.items()}
+        items = [_plain(item, known, depth + 1) for item in value.values()]
+        result = dict(zip(value, (item for item, _ in items)))
+        size = 1 + sum(count for _, count in items)
     elif type(value) in (list, tuple):
-        items: List[Any] = [_plain(item, known, depth + 1) for item in value]
-        result = items if isinstance(value, list) else tuple(items)
+        items = [_plain(item, known, depth + 1) for item in value]
+        result = type(value)(item for item, _ in items)
+        size = 1 + sum(count for _, count in items)
     else:
-        raise ForbiddenName(value.name if isinstance(value, Named)
-                            else "a {}".format(type(value).__name__))
-    known[id(value)] = result
-    return result
+        raise ForbiddenName(_what(value))
+    if size > MAX_VALUES:
+        raise pickle.UnpicklingError(f"more than {MAX_VALUES} values")
+    known[id(value)] = result, size
+    return result, size

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, BinaryIO, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, BinaryIO, Dict, List, Mapping, Tuple
+
 from torch import Tensor
-from utils.weights.raw import (
+
+from utils.weights.elements import (
     ELEMENT_TYPES,
-    read_bytes,
-    tensor_from_bytes,
+    element_count,
+    read_tensor,
     tensor_to_bytes,
     type_name,
 )
@@ -27,18 +29,6 @@ _CODES = {name: code for code, name in _TYPES.items()}
 _LENGTH_BYTES = 8
 
 
-class FormatError(ValueError):
-    """The header contradicts itself or the file."""
-
-
-class _Entry(NamedTuple):
-    name: str
-    kind: str
-    shape: Tuple[int, ...]
-    begin: int
-    end: int
-
-
 def looks_like_safetensors(start: bytes) -> bool:
     """Whether a file that starts with `start` may be in this format."""
     return start[_LENGTH_BYTES:_LENGTH_BYTES + 1] == b"{"
@@ -48,92 +38,84 @@ def read_safetensors(path: str) -> Tuple[Dict[str, Tensor], Dict[str, str]]:
     """Tensors in the order of the header, and the metadata.
 
     Raises:
-        FormatError, ValueError, EOFError: the header or the file is damaged.
+        ValueError, EOFError: the header contradicts itself or the file, or is damaged.
     """
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         if length > min(MAX_HEADER, size - _LENGTH_BYTES):
-            raise FormatError("a header of {} bytes in a file of {}".format(length, size))
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
         header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
         if not isinstance(header, dict):
-            raise FormatError("the header is a {}".format(type(header).__name__))
+            raise ValueError(f"the header is a {type(header).__name__}")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(
                 isinstance(value, str) for value in metadata.values()):
-            raise FormatError("the metadata is not text by name")
-        entries = [_entry(name, value) for name, value in header.items()]
-        _check_layout(entries, size - _LENGTH_BYTES - length)
+            raise ValueError("the metadata is not text by name")
+        for name, entry in header.items():
+            _check_entry(name, entry)
+        _check_layout(header, size - _LENGTH_BYTES - length)
         tensors = {}
-        for entry in entries:
-            stream.seek(_LENGTH_BYTES + length + entry.begin)
-            data = read_bytes(stream, entry.end - entry.begin)
-            tensors[entry.name] = tensor_from_bytes(data, entry.kind).view(entry.shape)
+        for name, entry in header.items():
+            stream.seek(_LENGTH_BYTES + length + entry["data_offsets"][0])
+            tensors[name] = read_tensor(stream, _TYPES[entry["dtype"]], element_count(
+                entry["shape"])).view(entry["shape"])
         return tensors, metadata
 
 
 def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise FormatError("a name stands twice in the header")
+        raise ValueError("a name stands twice in the header")
     return found
 
 
-def _entry(name: str, value: Any) -> _Entry:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError("'{}' is not described by dtype, shape and data_offsets".format(name))
-    kind = _TYPES.get(str(value["dtype"]))
-    if kind is None:
-        raise FormatError("'{}' has the type {}, expected one of {}".format(
-            name, value["dtype"], ", ".join(_TYPES)))
-    shape, offsets = value["shape"], value["data_offsets"]
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(
-                type(number) is int and number >= 0 for number in numbers):
-            raise FormatError("'{}' has {!r}, expected whole numbers".format(name, numbers))
-    if len(offsets) != 2:
-        raise FormatError("'{}' has the offsets {}".format(name, offsets))
-    expected = ELEMENT_TYPES[kind].itemsize
-    for side in shape:
-        expected *= side
+def _check_entry(name: str, entry: Any) -> None:
+    """Refuse a tensor whose type, shape and offsets do not agree."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"'{name}' is not described by dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _TYPES:
+        raise ValueError(f"'{name}' has the type {code}, expected one of {', '.join(_TYPES)}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"'{name}' has no shape or no two offsets")
+    element_count(offsets)  # whole numbers, as those of the shape
+    expected = element_count(shape) * ELEMENT_TYPES[_TYPES[code]].itemsize
     if offsets[1] - offsets[0] != expected:
-        raise FormatError("'{}' of shape {} needs {} bytes, its offsets are {}".format(
-            name, shape, expected, offsets))
-    return _Entry(name, kind, tuple(shape), offsets[0], offsets[1])
+        raise ValueError(f"'{name}' of shape {shape} needs {expected} bytes, its offsets are "
+                         f"{offsets}")
 
 
-def _check_layout(entries: List[_Entry], size: int) -> None:
+def _check_layout(header: Dict[str, Any], size: int) -> None:
     """Every byte behind the header belongs to exactly one tensor."""
     position = 0
-    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
-        if entry.begin != position:
-            raise FormatError("'{}' starts at byte {}, expected {}: tensors {}".format(
-                entry.name, entry.begin, position,
-                "overlap" if entry.begin < position else "leave a gap"))
-        position = entry.end
+    for (begin, end), name in sorted((entry["data_offsets"], name)
+                                     for name, entry in header.items()):
+        if begin != position:
+            problem = "overlap" if begin < position else "leave a gap"
+            raise ValueError(f"'{name}' starts at byte {begin}, expected {position}: tensors "
+                             f"{problem}")
+        position = end
     if position != size:
-        raise FormatError("the tensors take {} bytes, the file has {}".format(position, size))
+        raise ValueError(f"the tensors take {position} bytes, the file has {size}")
 
 
 def write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor],
                       metadata: Mapping[str, str]) -> None:
     """Write tensors; wide elements come first, so that every one lies aligned."""
-    begin = {}
-    position = 0
-    order = sorted(tensors, key=lambda name: -ELEMENT_TYPES[type_name(tensors[name])].itemsize)
+    width = {name: ELEMENT_TYPES[type_name(tensor)].itemsize for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: -width[name])
+    begin, position = {}, 0
     for name in order:
         begin[name] = position
-        position += _num_bytes(tensors[name])
+        position += tensors[name].numel() * width[name]
     header: Dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors.items():
-        header[name] = {"dtype": _CODES[type_name(tensor)], "shape": list(tensor.shape),
-                        "data_offsets": [begin[name], begin[name] + _num_bytes(tensor)]}
+        header[name] = {
+            "dtype": _CODES[type_name(tensor)], "shape": list(tensor.shape),
+            "data_offsets": [begin[name], begin[name] + tensor.numel() * width[name]]}
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % _LENGTH_BYTES)
     stream.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
     for name in order:
         stream.write(tensor_to_bytes(tensors[name]))
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * ELEMENT_TYPES[type_name(tensor)].itemsize

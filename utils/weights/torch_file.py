@@ -11,125 +11,94 @@ import io
 import os
 import pickle
 import zipfile
-from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence
-import numpy as np
-from torch import Tensor
-from utils.errors import UserError
-from utils.weights.pickles import (
-    ANY_MODULE,
-    ForbiddenName,
-    Named,
-    Pending,
-    plain,
-    plain_names,
-    unpickle,
-)
-from utils.weights.raw import ELEMENT_TYPES, read_bytes, tensor_from_bytes
+from typing import Any, BinaryIO, Callable, Dict, NamedTuple, Tuple
 
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.weights.elements import ELEMENT_TYPES, element_count, read_tensor
+from utils.weights.pickles import ANY_MODULE, ForbiddenName, Named, plain, plain_names, unpickle
+
+ZIP_START = b"PK\x03\x04"
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """Follows the protocol's two bytes at the start of a file in the older format."""
-_STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
-             "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8",
-             "Bool": "bool"}
+_MAGIC_NUMBER = 0x1950a86a20f9469cfc6c
+_STORAGES = {"torch.DoubleStorage": "float64", "torch.FloatStorage": "float32",
+             "torch.HalfStorage": "float16", "torch.BFloat16Storage": "bfloat16",
+             "torch.LongStorage": "int64", "torch.IntStorage": "int32",
+             "torch.ShortStorage": "int16", "torch.CharStorage": "int8",
+             "torch.ByteStorage": "uint8", "torch.BoolStorage": "bool"}
 _END_RECORD = b"PK\x05\x06"
 _END_RECORD_SIZE = 22
 
 
-class _Storage:
-    """Elements that tensors look into; `data` follows later in the older format."""
+class _Elements(NamedTuple):
+    """What tensors look into."""
 
-    def __init__(self, kind: str, numel: int) -> None:
-        self.kind, self.numel = kind, numel
-        self.data: Optional[np.ndarray] = None
-        self._flat: Optional[Tensor] = None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.numel * ELEMENT_TYPES[self.kind].itemsize
-
-    def flat(self) -> Tensor:
-        """All elements as one tensor, shared by every tensor of this storage."""
-        if self._flat is None:
-            if self.data is None or len(self.data) != self.num_bytes:
-                raise EOFError("the elements of a tensor are missing")
-            self._flat = tensor_from_bytes(self.data, self.kind)
-        return self._flat
+    flat: Tensor
 
 
-class _View(NamedTuple):
-    """Part of a storage, as files before torch 0.4 have it."""
+class _Storages:
+    """Turns persistent ids into elements, each of which `load(key, kind, count)` makes once."""
 
-    storage: _Storage
-    offset: int
+    def __init__(self, load: Callable[[str, str, int], Tensor]) -> None:
+        self._load = load
+        self.found: Dict[str, Tuple[str, Tensor]] = {}
+
+    def __call__(self, pid: Any) -> _Elements:
+        """`("storage", type, key, place, count)`; before torch 0.4 with a view into another."""
+        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or pid[0] != "storage":
+            raise ForbiddenName("something else instead of elements")
+        name, key, count = pid[1], pid[2], pid[4]
+        if not isinstance(name, Named) or name.name not in _STORAGES:
+            raise pickle.UnpicklingError("elements without a type")
+        if type(key) is not str:
+            raise pickle.UnpicklingError("elements without a name")
+        kind = _STORAGES[name.name]
+        element_count((count,))
+        if key not in self.found:
+            self.found[key] = kind, self._load(key, kind, count)
+        known, flat = self.found[key]
+        if (known, len(flat)) != (kind, count):
+            raise pickle.UnpicklingError("elements with two types")
+        if len(pid) == 6 and pid[5] is not None:
+            element_count((pid[5][1],))
+            flat = flat[pid[5][1]:]
+        return _Elements(flat)
 
 
-class _StridedTensor(Pending):
-    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
-        if isinstance(storage, _View):
-            storage, offset = storage.storage, storage.offset + offset
-        if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("a tensor without a storage")
-        self.storage, self.offset = storage, offset
-        self.size, self.stride = tuple(size), tuple(stride)
-        self._tensor: Optional[Tensor] = None
-
-    def resolve(self) -> Tensor:
-        if self._tensor is None:
-            self._check()
-            self._tensor = self.storage.flat().as_strided(self.size, self.stride, self.offset)
-        return self._tensor
-
-    def _check(self) -> None:
-        """Refuse a shape that reaches beyond the storage, or repeats its elements."""
-        numbers = self.size + self.stride + (self.offset,)
-        if len(self.size) != len(self.stride) or any(
-                type(number) is not int or number < 0 for number in numbers):
-            raise pickle.UnpicklingError("a tensor with the shape {!r}".format(self.size))
-        count, last = 1, self.offset
-        for side, step in zip(self.size, self.stride):
-            count *= side
-            last += (side - 1) * step
-        if count and (last >= self.storage.numel or count > self.storage.numel):
-            raise pickle.UnpicklingError("a tensor of shape {} is declared, but the file has {} "
-                                         "elements for it".format(list(self.size),
-                                                                  self.storage.numel))
+def _tensor(elements: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A tensor that looks into elements; refused if it reaches beyond them, or repeats them."""
+    if not isinstance(elements, _Elements):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    flat, size, stride = elements.flat, tuple(size), tuple(stride)
+    count = element_count(size)
+    element_count(stride + (offset,))  # whole numbers, as those of the size
+    last = offset + sum((side - 1) * step for side, step in zip(size, stride))
+    if len(size) != len(stride) or (count and max(last + 1, count) > len(flat)):
+        raise pickle.UnpicklingError(f"a tensor of shape {list(size)} is declared, but the file "
+                                     f"has {len(flat)} elements for it")
+    return flat.as_strided(size, stride, flat.storage_offset() + offset if count else 0)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _size(sides: Any) -> Any:
-    return tuple(sides)
-
-
 def _names() -> Dict[str, Named]:
-    names = plain_names()
     functions: Dict[str, Any] = {
-        "torch.Size": _size,
-        "torch._utils._rebuild_tensor": _StridedTensor,
-        "torch._utils._rebuild_tensor_v2": _StridedTensor,
+        "torch.Size": tuple,
+        "torch._utils._rebuild_tensor": _tensor,
+        "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
         # Tensors saved on an Ascend card, whatever the plugin's version calls the module: elements
         # in the plain order, and then the format that they had on the card.
-        ANY_MODULE + "_rebuild_npu_tensor": _StridedTensor,
-    }
-    functions.update({"torch.{}Storage".format(name): None for name in _STORAGES})
+        ANY_MODULE + "_rebuild_npu_tensor": _tensor,
+        **{name: None for name in _STORAGES}}
+    names = plain_names()
     names.update({name: Named(name, function) for name, function in functions.items()})
     return names
-
-
-def _storage_of(pid: Any, fields: int) -> Sequence[Any]:
-    """The parts of a persistent id: kind, type, key, place, elements, .."""
-    if not isinstance(pid, tuple) or len(pid) < fields or pid[0] != "storage":
-        raise ForbiddenName("a {} instead of elements".format(
-            pid[0] if isinstance(pid, tuple) and pid else type(pid).__name__))
-    name, count = pid[1], pid[4]
-    if not isinstance(name, Named) or not name.name.endswith("Storage"):
-        raise pickle.UnpicklingError("elements without a type")
-    if type(count) is not int or count < 0 or not isinstance(pid[2], str):
-        raise pickle.UnpicklingError("{!r} elements".format(count))
-    return (_STORAGES[name.name[len("torch."):-len("Storage")]],) + pid[2:]
 
 
 def read_torch_file(path: str) -> Any:
@@ -141,7 +110,7 @@ def read_torch_file(path: str) -> Any:
         Exception: of many kinds, where the file is damaged.
     """
     with open(path, "rb") as stream:
-        if stream.read(4) == b"PK\x03\x04":
+        if stream.read(4) == ZIP_START:
             return _read_archive(path, stream)
         stream.seek(0)
         return _read_legacy(stream, os.fstat(stream.fileno()).st_size)
@@ -153,28 +122,21 @@ def _read_archive(path: str, stream: BinaryIO) -> Any:
         raise EOFError("the archive does not end with its directory")
     with zipfile.ZipFile(stream) as archive:
         root = _check_entries(archive, path)
-        if archive.NameToInfo.get(root + "/byteorder") is not None and (
+        if root + "/byteorder" in archive.NameToInfo and (
                 archive.read(root + "/byteorder") != b"little"):
-            raise UserError("'{}' was written on a big-endian machine; save it again on a "
-                            "little-endian one".format(path))
-        storages: Dict[str, _Storage] = {}
+            raise UserError(f"'{path}' was written on a big-endian machine; save it again on a "
+                            "little-endian one")
 
-        def storage(pid: Any) -> _Storage:
-            kind, key, _, numel = _storage_of(pid, 5)[:4]
-            if key not in storages:
-                entry = archive.getinfo("{}/data/{}".format(root, key))
-                found = _Storage(kind, numel)
-                if found.num_bytes != entry.file_size:
-                    raise pickle.UnpicklingError("{} elements of {} in {} bytes".format(
-                        numel, kind, entry.file_size))
-                with archive.open(entry) as elements:
-                    found.data = read_bytes(elements, entry.file_size)  # type: ignore[arg-type]
-                storages[key] = found
-            if (storages[key].kind, storages[key].numel) != (kind, numel):
-                raise pickle.UnpicklingError("elements with two types")
-            return storages[key]
+        def load(key: str, kind: str, count: int) -> Tensor:
+            entry = archive.getinfo(f"{root}/data/{key}")
+            if count * ELEMENT_TYPES[kind].itemsize != entry.file_size:
+                raise pickle.UnpicklingError(
+                    f"{count} elements of {kind} in {entry.file_size} bytes")
+            with archive.open(entry) as elements:
+                return read_tensor(elements, kind, count)
 
-        return plain(unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _names(), storage))
+        return plain(unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _names(),
+                              _Storages(load)))
 
 
 def _check_entries(archive: zipfile.ZipFile, path: str) -> str:
@@ -182,59 +144,55 @@ def _check_entries(archive: zipfile.ZipFile, path: str) -> str:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if any(name.split("/")[-1] == "constants.pkl" for name in names):
-        raise UserError("'{}' is a TorchScript program, not a checkpoint; expected the "
-                        "state_dict() of a network".format(path))
+        raise UserError(f"'{path}' is a TorchScript program, not a checkpoint; expected the "
+                        "state_dict() of a network")
     for entry in entries:
         name = entry.filename
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise UserError("'{}' has an entry '{}' that leaves the archive's folder; nothing was "
-                            "read: get the file from a source you trust".format(path, name))
+            raise UserError(f"'{path}' has an entry '{name}' that leaves the archive's folder; "
+                            "nothing was read: get the file from a source you trust")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise UserError(
-                "'{}' has a compressed entry '{}' ({} bytes that unpack to {}); torch.save never "
-                "compresses, nothing was read: get the file from a source you trust, or unpack it "
-                "and save it again".format(path, name, entry.compress_size, entry.file_size))
+                f"'{path}' has a compressed entry '{name}' ({entry.compress_size} bytes that "
+                f"unpack to {entry.file_size}); torch.save never compresses, nothing was read: get "
+                "the file from a source you trust, or unpack it and save it again")
     size = os.path.getsize(path)
     if sum(entry.file_size for entry in entries) > size:
-        raise EOFError("the archive's entries are larger than the file, which has {} bytes".format(
-            size))
+        raise EOFError(f"the archive's entries are larger than the file, which has {size} bytes")
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1 or len(set(names)) != len(names):
-        raise UserError("'{}' is a zip archive, but not from torch.save: it has {} entries named "
-                        "data.pkl, expected one".format(path, len(pickles)))
+        raise UserError(f"'{path}' is a zip archive, but not from torch.save: it has "
+                        f"{len(pickles)} entries named data.pkl, expected one")
     return pickles[0][:-len("/data.pkl")]
 
 
 def _read_legacy(stream: BinaryIO, size: int) -> Any:
+    """Pickles of a number, a version, the machine, the content and the keys; then the elements."""
     names = _names()
-    if unpickle(stream, names) != 0x1950a86a20f9469cfc6c:
+    if unpickle(stream, names) != _MAGIC_NUMBER:
         raise pickle.UnpicklingError("the first number is not PyTorch's")
-    unpickle(stream, names)  # version of the format
+    unpickle(stream, names)
     machine = unpickle(stream, names)
     if isinstance(machine, dict) and machine.get("little_endian") is False:
         raise pickle.UnpicklingError("written on a big-endian machine")
-    storages: Dict[str, _Storage] = {}
-    declared = [0]
+    declared = 0
 
-    def storage(pid: Any) -> Any:
-        parts = _storage_of(pid, 5)
-        kind, key, _, numel = parts[:4]
-        if key not in storages:
-            storages[key] = _Storage(kind, numel)
-            declared[0] += storages[key].num_bytes
-            if declared[0] > size:
-                raise pickle.UnpicklingError("more elements are declared than the file has")
-        found = storages[key]
-        if (found.kind, found.numel) != (kind, numel):
-            raise pickle.UnpicklingError("elements with two types")
-        view = parts[4] if len(parts) > 4 else None
-        return found if view is None else _View(found, int(view[1]))
+    def load(key: str, kind: str, count: int) -> Tensor:
+        nonlocal declared
+        declared += count * ELEMENT_TYPES[kind].itemsize
+        if declared > size:
+            raise pickle.UnpicklingError("more elements are declared than the file has")
+        return torch.zeros(count, dtype=getattr(torch, kind))  # filled below
 
-    content = unpickle(stream, names, storage)
-    keys: List[str] = unpickle(stream, names)
+    storages = _Storages(load)
+    content = unpickle(stream, names, storages)
+    keys = unpickle(stream, names)
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or (
+            set(keys) != set(storages.found)):
+        raise pickle.UnpicklingError("the elements of a tensor are missing")
     for key in keys:
-        found = storages[key]
-        if int.from_bytes(stream.read(8), "little") != found.numel:
+        kind, flat = storages.found[key]
+        if int.from_bytes(stream.read(8), "little") != len(flat):
             raise pickle.UnpicklingError("elements are fewer or more than declared")
-        found.data = read_bytes(stream, found.num_bytes)
+        flat.copy_(read_tensor(stream, kind, len(flat)))
     return plain(content)

@@ -37,14 +37,52 @@ def test_plain_weights_are_a_plain_state_dict(tmp_path):
     assert os.path.getsize(path) < 3000
 
 
+def aged(path, seconds):
+    for each in (str(path), checkpoint.state_path(str(path))):
+        if os.path.exists(each):
+            os.utime(each, (seconds, seconds))
+
+
 def test_latest_of_any_configuration_is_of_the_one_trained_last(tmp_path):
-    names = ["yolact_base_54_800000.pth", "mine_2_200.pth", "mine_1_100.pth"]
-    for age, name in enumerate(names):
+    first = write(tmp_path, 800000, config="yolact_base")
+    second, third = (write(tmp_path, iteration, config="mine") for iteration in (200, 100))
+    for age, path in enumerate((first, second, third)):
+        aged(path, 1000 + age)
+    assert checkpoint.find_checkpoint("latest", str(tmp_path)) == second
+    aged(first, 2000)
+    assert checkpoint.find_checkpoint("latest", str(tmp_path)) == first
+
+
+@pytest.mark.parametrize("recipe", [None, "yolact_base"])
+@pytest.mark.parametrize("own", ["yolact_base", "mine"])
+def test_latest_is_no_downloaded_file_where_something_was_trained(tmp_path, own, recipe):
+    downloaded = tmp_path / "yolact_base_54_800000.pth"
+    downloaded.write_bytes(b"x")
+    trained = write(tmp_path, 4000, config=own)
+    aged(trained, 1000)
+    aged(downloaded, 2000)  # fetched after the training, even
+    if recipe is None or own == recipe:
+        assert checkpoint.find_checkpoint("latest", str(tmp_path), recipe) == trained
+    os.unlink(trained)
+    assert checkpoint.find_checkpoint("latest", str(tmp_path), recipe) == str(downloaded)
+
+
+def test_without_a_training_latest_is_the_newest_file(tmp_path):
+    for age, name in enumerate(("yolact_base_54_800000.pth", "yolact_im700_54_800000.pth",
+                                "yolact_base_10_20000.pth")):
         (tmp_path / name).write_bytes(b"x")
-        os.utime(str(tmp_path / name), (1000 + age, 1000 + age))
-    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith("mine_2_200.pth")
-    os.utime(str(tmp_path / names[0]), (2000, 2000))
-    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith(names[0])
+        aged(tmp_path / name, 1000 + age)
+    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith("yolact_base_10_20000.pth")
+
+
+def test_a_run_folder_stands_for_its_weights(tmp_path):
+    with pytest.raises(UserError, match="without weights/best.pth"):
+        checkpoint.weights_of_run(str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    for name in ("last.pth", "best.pth"):
+        (tmp_path / "weights" / name).write_bytes(b"x")
+        assert checkpoint.weights_of_run(str(tmp_path)) == str(tmp_path / "weights" / name)
+    assert checkpoint.weights_of_run("latest") == "latest"
 
 
 def test_latest_and_interrupt(tmp_path):

@@ -21,15 +21,13 @@ def mask(top, bottom, left, right, height=120, width=160):
     return result
 
 
-def test_colors_differ_between_classes_and_follow_the_name():
+def test_colors_differ_between_classes():
     names = [f"class{i}" for i in range(80)]
     colors = np.array([class_color(name, names) for name in names], float)
     apart = np.linalg.norm(colors[:, None] - colors[None], axis=2)
     np.fill_diagonal(apart, 999)
     assert apart.min() > 8
     assert apart[:8, :8].min() > 90
-    assert class_color("dog") == class_color("dog")
-    assert class_color("dog") != class_color("cat")
 
 
 def test_mask_is_blended_and_the_rest_untouched():
@@ -37,7 +35,7 @@ def test_mask_is_blended_and_the_rest_untouched():
     region = mask(40, 80, 50, 100)
     result = draw_instances(image, np.array([[50, 40, 100, 80]]), region, [""])
     assert (image == GREY).all()
-    color = np.array(class_color(""))
+    color = np.array(class_color("", ()))
     expected = GREY * (1 - drawing.MASK_OPACITY) + color * drawing.MASK_OPACITY
     assert np.abs(result[60, 75] - expected).max() <= 1
     assert np.abs(result[60, 50].astype(int) - color).max() < 80
@@ -88,8 +86,7 @@ def test_nothing_to_draw():
     image = picture()
     for masks in (None, np.zeros((0, 120, 160), bool)):
         assert np.array_equal(draw_instances(image, np.zeros((0, 4)), masks, []), image)
-    empty = draw_instances(image, np.array([[5, 5, 5, 5]]), np.zeros((1, 120, 160), bool), ["x"],
-                           [0.5])
+    empty = draw_instances(image, np.array([[5, 5, 5, 5]]), np.zeros((1, 120, 160), bool), ["x"])
     assert empty.shape == image.shape
 
 
@@ -97,8 +94,6 @@ def test_what_does_not_fit_together_is_refused():
     image, box = picture(), np.array([[1, 1, 9, 9]])
     with pytest.raises(ValueError, match="2 labels"):
         draw_instances(image, box, None, ["a", "b"])
-    with pytest.raises(ValueError, match="0 scores"):
-        draw_instances(image, box, None, ["a"], [])
     with pytest.raises(ValueError, match="masks are"):
         draw_instances(image, box, np.zeros((1, 9, 9), bool), ["a"])
     with pytest.raises(ValueError, match="uint8"):
@@ -111,7 +106,7 @@ def test_side_by_side():
     assert both.dtype == np.uint8 and both.shape[0] > 100 and both.shape[1] > 280
     assert (both == GREY).all(axis=2).sum() >= 100 * 80
     assert (both == 200).all(axis=2).sum() >= 60 * 200
-    with pytest.raises(ValueError, match="1 pictures and 2 titles"):
+    with pytest.raises(ValueError, match="1 images and 2 titles"):
         side_by_side([first], ["a", "b"])
     with pytest.raises(ValueError):
         side_by_side([], [])

@@ -15,8 +15,8 @@ from data.shapes import write_dataset
 from utils import ema
 from utils.checkpoint import load_state
 from utils.engine import train_flags
+from utils.inference.detector import load_model
 from utils.inference.evaluation import Evaluation
-from utils.inference.predictor import load_model
 from yolact import build_yolact
 
 STEPS = 12

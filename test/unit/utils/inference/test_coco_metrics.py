@@ -14,8 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from utils.errors import UserError
-from utils.inference.evaluator import CocoEvaluator
-from utils.inference.results import STATISTICS
+from utils.inference.evaluator import STATISTICS, CocoEvaluator
 
 SIDE = 60
 

@@ -18,14 +18,15 @@ from helpers.prediction_weights import IDS, full_disk, noise, save_weights
 from utils.errors import UserError
 from utils.inference.outputs import (
     Failures,
-    JsonList,
-    find_pictures,
-    image_pair,
+    PredictionOptions,
+    PredictionOutput,
+    find_images,
+    output_pair,
     split_pair,
-    video_pair,
-    write_picture,
+    write_image,
 )
-from utils.inference.video import Prefetch
+from utils.inference.pipeline import StageTimes
+from utils.inference.video import read_ahead
 
 LEFT, RIGHT = (200, 100, 50), (10, 20, 220)  # RGB
 
@@ -158,32 +159,31 @@ def test_pairs(tmp_path):
     assert split_pair("C:\\a.jpg") == ("C:\\a.jpg", None) and split_pair("a:") == ("a", None)
     assert split_pair("rtsp://a/b") == ("rtsp://a/b", None)
     assert split_pair("rtsp://a:5/b:c.mp4") == ("rtsp://a:5/b", "c.mp4")
-    assert image_pair("x/b.jpg") == ("x/b.jpg", os.path.join("results", "b.png"))
-    assert image_pair("x/b.jpg:c.png") == ("x/b.jpg", "c.png")
-    assert video_pair("b.avi") == ("b.avi", os.path.join("results", "b.mp4"))
-    assert video_pair("0") == ("0", None) and video_pair("0:c.mp4") == ("0", "c.mp4")
+    assert output_pair("x/b.jpg", ".png") == ("x/b.jpg", os.path.join("results", "b.png"))
+    assert output_pair("x/b.jpg:c.png", ".png") == ("x/b.jpg", "c.png")
+    assert output_pair("b.avi", ".mp4") == ("b.avi", os.path.join("results", "b.mp4"))
     with pytest.raises(UserError, match="both input and output"):
-        image_pair("a.png:./a.png")
+        output_pair("a.png:./a.png", ".png")
 
 
 def test_folders(tmp_path):
     for name in ("b.JPG", "a.png", "a.jpg", "notes.txt", "noending", ".hidden.png"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub.png").mkdir()
-    pictures, folder, others = find_pictures(f"{tmp_path}:out", (".jpg", ".png"))
+    images, folder, others = find_images(f"{tmp_path}:out", (".jpg", ".png"))
     assert folder == "out" and others == 1
-    assert [(os.path.basename(one.source), one.target, one.image_id) for one in pictures] == [
+    assert [(os.path.basename(one.source), one.target, one.image_id) for one in images] == [
         ("a.jpg", os.path.join("out", "a.jpg.png"), 1),
         ("a.png", os.path.join("out", "a.png.png"), 2),
         ("b.JPG", os.path.join("out", "b.png"), 3),
         ("noending", os.path.join("out", "noending.png"), 4)]
-    pictures, folder, _ = find_pictures(str(tmp_path / "*.png"), (".png",))
-    assert len(pictures) == 1 and folder == os.path.join("results", tmp_path.name)
+    images, folder, _ = find_images(str(tmp_path / "*.png"), (".png",))
+    assert len(images) == 1 and folder == os.path.join("results", tmp_path.name)
     for value, words in (("nowhere", "no folder 'nowhere'|no folder '/.*nowhere'"),
                          (f"{tmp_path}:{tmp_path}", "both"),
                          ("{}:o".format(tmp_path / "sub.png"), "none of the 0 files")):
         with pytest.raises(UserError, match=words):
-            find_pictures(value, (".jpg", ".png"))
+            find_images(value, (".jpg", ".png"))
 
 
 def run(capsys, *flags):
@@ -206,7 +206,7 @@ def test_a_folder(weights, tmp_path, capsys):
                           f"--images={folder}:{out}", "--crops", "--top_k=3",
                           "--benchmark")
     assert code == 0 and err == ""
-    assert "5 of 5 pictures drawn" in text and "15 objects" in text and "drawing" in text
+    assert "5 of 5 images drawn" in text and "15 objects" in text and "drawing" in text
     for n in range(5):
         drawn = cv2.imread(str(out / f"{20 + n:012d}.png"))
         assert drawn.shape == (60 + 7 * n, 80, 3) and (drawn != noise(60 + 7 * n, 80, n)).any()
@@ -251,7 +251,7 @@ def test_unreadable_files_in_a_folder_are_counted(weights, tmp_path, capsys):
     (folder / "a.jpg").write_bytes(b"")
     code, text, err = run(capsys, "--trained_model=" + weights, "--batch_size=2",
                           f"--images={folder}:{out}")
-    assert code == 1 and "4 of 6 pictures drawn" in text and "2 failed" in text
+    assert code == 1 and "4 of 6 images drawn" in text and "2 failed" in text
     assert len(err.splitlines()) == 2 and "000000000022.png" in err and "a.jpg is an empty" in err
     assert len(os.listdir(str(out))) == 4
 
@@ -263,7 +263,7 @@ def test_a_full_disk_is_counted_and_the_rest_goes_on(weights, tmp_path, capsys):
         code, text, err = run(capsys, "--trained_model=" + weights, "--output_json",
                               f"--images={folder}:{out}")
     assert code == 1 and "1 failed" in text and len(err.splitlines()) == 1
-    assert "5 of 6 pictures drawn" in text
+    assert "5 of 6 images drawn" in text
     assert "large.png" in err and "File too large" in err
     assert sorted(os.listdir(str(out))) == [f"{20 + n:012d}.png" for n in range(5)] + [
         "predictions.json"]
@@ -272,17 +272,15 @@ def test_a_full_disk_is_counted_and_the_rest_goes_on(weights, tmp_path, capsys):
 def test_json_that_cannot_be_written(tmp_path):
     said = []
     failures = Failures(said.append)
-    written = JsonList(str(tmp_path / "p.json"))
-    with full_disk(1000):
-        for _ in range(3):
-            try:
-                written.extend([{"x": "y" * 700}])
-            except UserError as error:
-                failures.report(error)
-    written.close()
-    assert failures.count == 1 and "p.json" in said[0] and os.listdir(str(tmp_path)) == []
-    empty = JsonList(str(tmp_path / "deep" / "empty.json"))
-    empty.close()
+    (tmp_path / "file").write_text("")
+
+    def close(path):
+        return PredictionOutput(PredictionOptions(json=True), failures, StageTimes(), str(path),
+                                "crops").close()
+
+    assert close(tmp_path / "file" / "p.json") is None
+    assert failures.count == 1 and "p.json" in said[0] and os.listdir(str(tmp_path)) == ["file"]
+    assert close(tmp_path / "deep" / "empty.json").startswith("0 records in ")
     assert json.loads((tmp_path / "deep" / "empty.json").read_text()) == []
 
 
@@ -310,7 +308,7 @@ def test_mistakes_are_one_sentence(weights, tmp_path, capsys, flags, words):
 
 def test_what_cannot_be_written_is_said(weights, tmp_path, capsys):
     with pytest.raises(UserError, match="does not write .xyz files"):
-        write_picture(str(tmp_path / "a.xyz"), noise())
+        write_image(str(tmp_path / "a.xyz"), noise())
     folder = make_folder(tmp_path, 1)
     (tmp_path / "file").write_text("")
     code, _, err = run(capsys, "--trained_model=" + weights, "--image={}:{}".format(
@@ -318,45 +316,29 @@ def test_what_cannot_be_written_is_said(weights, tmp_path, capsys):
     assert code == 2 and "o.png" in err
 
 
-def test_prefetch_keeps_order_and_raises_in_place():
+def test_reading_ahead_keeps_order_and_raises_in_place():
     def items():
         yield 1
         yield 2
         raise OSError("the disk is gone")
 
     seen = []
-    with Prefetch(items()) as ahead:
-        with pytest.raises(OSError, match="gone"):
-            for item in ahead:
-                seen.append(item)
+    with pytest.raises(OSError, match="gone"):
+        for item in read_ahead(items()):
+            seen.append(item)
     assert seen == [1, 2]
 
 
-def test_prefetch_ends_its_thread_and_closes_the_source():
-    closed = []
+def test_reading_ahead_stays_near_and_ends_its_thread():
+    taken = []
 
     def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.append(True)
+        while True:
+            taken.append(0)
+            yield 0
 
     before = threading.active_count()
-    with Prefetch(endless(), 2) as ahead:
-        assert next(iter(ahead)) == 0
-    assert closed == [True] and threading.active_count() == before
-
-
-def test_prefetch_drops_what_is_old():
-    ready = threading.Event()
-
-    def camera():
-        for n in range(20):
-            yield n
-        ready.set()
-
-    with Prefetch(camera(), 1, newest_only=True) as ahead:
-        assert ready.wait(10)
-        seen = list(ahead)
-    assert seen[-1] == 19 and len(seen) < 5
+    ahead = read_ahead(endless(), 2)
+    assert next(ahead) == 0 and threading.active_count() == before + 1
+    ahead.close()
+    assert threading.active_count() == before and len(taken) <= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,10 @@ from data.coco import CocoDataset
 from data.config import get_config
 from helpers.paths import ROOT
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
+from utils.checkpoint import state_path
 from utils.errors import UserError
 from utils.inference import Predictor
+from utils.inference.detector import load_model
 from utils.inference.pipeline import StageTimes
 from utils.inference.prediction import Prediction, decode_window, outline
 from yolact import build_yolact
@@ -160,6 +163,32 @@ def test_rescored_masks_set_the_order(predictor):
     assert rescored.rles[last] == plain.rles[0]
 
 
+def test_weights_that_hold_nan_are_said(weights, tmp_path, capsys):
+    state = torch.load(weights)
+    state["proto_net.0.bias"][0] = float("nan")
+    path = str(tmp_path / "yolact_shapes_1_20.pth")
+    torch.save(state, path)
+    shutil.copy(state_path(weights), state_path(path))
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    for flag in ("--image={0}/a.png:{0}/o.png", "--images={0}/*.png:{0}/out"):
+        assert evaluation.main(["--eval_device=cpu", "--trained_model=" + path,
+                                flag.format(tmp_path)]) == 0
+        first, second = capsys.readouterr().out.splitlines()[:2]
+        assert first.startswith("Weights : yolact_shapes_1_20.pth (YOLACT, ")
+        assert second.startswith("Warning: 1 of ") and "first: proto_net.0.bias" in second
+    with pytest.warns(UserWarning, match="first: proto_net.0.bias"):
+        Predictor(path, device="cpu")
+
+
+def test_a_network_that_is_loaded_and_a_run_folder(weights, tmp_path):
+    (tmp_path / "weights").mkdir()
+    for path in (weights, state_path(weights)):
+        shutil.copy(path, str(tmp_path / "weights" / ("best" + os.path.splitext(path)[1])))
+    expected = Predictor(weights, device="cpu")(noise())
+    equal(Predictor(load_model(weights), torch.device("cpu"))(noise()), expected)
+    equal(Predictor(tmp_path, device="cpu")(noise()), expected)
+
+
 @pytest.mark.parametrize("threshold", [30, -0.1, float("nan")])
 def test_thresholds_are_fractions(threshold):
     with pytest.raises(ValueError, match="score_threshold is .*, expected 0 to 1"):
@@ -291,7 +320,6 @@ def test_supervision_takes_it_without_glue():
     assert fields["mask"].shape == (3, 120, 160) and fields["mask"].dtype == bool
     assert list(fields["data"]["class_name"]) == NAMES[:3]
     assert found.as_detections(masks=False)["mask"] is None
-    assert found.xyxy is found.boxes and found.confidence is found.scores
     supervision = pytest.importorskip("supervision")
     assert len(supervision.Detections(**fields)) == 3
     assert len(supervision.Detections(**found.best(0).as_detections())) == 0

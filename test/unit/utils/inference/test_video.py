@@ -90,6 +90,9 @@ class Broken:
     def get(self, which):
         return {cv2.CAP_PROP_FPS: 10, cv2.CAP_PROP_FRAME_COUNT: self.count}[which]
 
+    def set(self, which, value):
+        return False
+
     def read(self):
         n = self.position
         if n >= self.readable:
@@ -190,7 +193,7 @@ def test_a_camera_keeps_its_pace(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(video.cv2, "VideoCapture", lambda path: camera if path == 0 else real(path))
     monkeypatch.setattr(video.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(video, "_ATTEMPTS", 0)
-    monkeypatch.setattr(predict_run, "Prefetch", NotAhead)
+    monkeypatch.setattr(predict_run, "read_ahead", in_order)
     code, out, _ = run(capsys, "--trained_model=" + weights, "--display_masks=False",
                        "--video=0:{}".format(tmp_path / "c.mp4"), "--display_bboxes=False",
                        "--display_text=False")
@@ -198,17 +201,9 @@ def test_a_camera_keeps_its_pace(weights, tmp_path, capsys, monkeypatch):
     assert shades(tmp_path / "c.mp4") == [0, 1, 2, 2, 3, 3, 3, 5]
 
 
-class NotAhead:
-    """`Prefetch` without a thread: a patched clock is read in order."""
-
-    def __init__(self, source, depth, newest_only):
-        self.source = source
-
-    def __enter__(self):
-        return self.source
-
-    def __exit__(self, *exception):
-        pass
+def in_order(source):
+    """`read_ahead` without a thread: a patched clock is read in order."""
+    yield from source
 
 
 def test_without_a_camera_or_a_display(weights, tmp_path, capsys, monkeypatch):

@@ -7,21 +7,22 @@ import os
 
 import pytest
 import torch
+from conftest import ROOT
 
 import eval as evaluation
 import train
 from backbone import BatchNorm2d
+from data.classes import match_categories
 from data.config import get_config
 from data.shapes import write_dataset
-from utils.engine import learner
 from helpers.weight_files import NAMES, network, save
 from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint
-from data.classes import match_categories
+from utils.engine import learner
 from utils.errors import UserError
 from utils.weights.files import WeightsFile, metadata_of, read_weights
-from utils.weights.safetensors import write_safetensors
 from utils.weights.loading import class_dependent, load_for_fine_tuning, load_network
+from utils.weights.safetensors import write_safetensors
 
 OF_CLASSES = ["prediction_layers.0.conf_layer.weight", "prediction_layers.0.conf_layer.bias",
               "semantic_seg_conv.weight", "semantic_seg_conv.bias"]
@@ -63,9 +64,8 @@ def test_same_count_depends_on_the_names(known, fresh):
 
 
 def test_last_layer_of_mask_rescoring_belongs_to_the_classes():
-    with open(os.path.join(os.path.dirname(__file__), "..", "golden",
-                           "state_dict_keys.json")) as stream:
-        keys = list(json.load(stream)["yolact_plus_base"]["keys"])
+    golden = ROOT / "test" / "golden" / "state_dict_keys.json"
+    keys = list(json.loads(golden.read_text())["yolact_plus_base"]["keys"])
     expected = {"maskiou_net.maskiou_net.10.weight", "maskiou_net.maskiou_net.10.bias"}
     assert set(class_dependent(keys)) == expected | set(OF_CLASSES)
 

@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import subprocess
+import time
 import tracemalloc
 import zipfile
 
@@ -138,7 +139,37 @@ def test_lists_that_double_do_not_unfold(tmp_path):
         body += b"0(h" + bytes([n]) + b"h" + bytes([n]) + b"l\x94"
     path = tmp_path / "laughs.pdparams"
     path.write_bytes(b"\x80\x04}X\x01\x00\x00\x00k" + body + b"s.")
-    refused(path, "expected tensors by name")
+    refused(path, "more than 4194304 values")
+
+
+def doubling(levels, opcode):
+    """Instructions for a container that holds the last one twice, over and over."""
+    body = b"]\x94" if opcode == b"l" else b")\x94"
+    for n in range(levels):
+        body += b"0(h" + bytes([n]) + b"h" + bytes([n]) + opcode + b"\x94"
+    return body
+
+
+@pytest.mark.parametrize("opcodes,words", [
+    (b"}" + doubling(40, b"t") + b"K\x01s", "key that is not a plain value"),   # hashes for ever
+    (b"}(" + doubling(40, b"t") + b"K\x01u", "key that is not a plain value"),
+    (b"(" + doubling(40, b"t") + b"K\x01d", "key that is not a plain value"),
+    (b"ccollections\nOrderedDict\n(((" + doubling(40, b"t") + b"K\x01tttR",
+     "key that is not a plain value"),
+    (b"\x8f(" + doubling(40, b"t") + b"\x90", "object of a class"),            # a set
+    (b"(" + doubling(40, b"t") + b"\x91", "object of a class"),
+    (b"}" + doubling(40, b"l") + b"b", "attributes"),                          # prints for ever
+    (b"cnumpy\ndtype\n(" + doubling(40, b"l") + b"tR", "numpy.dtype"),
+    (b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + doubling(40, b"t")
+     + b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tRI00\nC\x00tb", "expected whole numbers"),
+    (b"\x8b" + struct.pack("<i", 100000) + b"\x01" * 100000, "a whole number of 799993 bits")
+])
+def test_contents_that_are_endless_to_walk(tmp_path, opcodes, words):
+    path = tmp_path / "endless.pdparams"
+    path.write_bytes(b"\x80\x04}X\x01\x00\x00\x00k" + opcodes + b"s.")
+    began = time.process_time()
+    refused(path, words)
+    assert time.process_time() - began < 5
 
 
 def archive(path, entries, compression=zipfile.ZIP_STORED):

@@ -18,14 +18,12 @@ from backbone import BasicBlock, DarkNet, ResNet
 from data.config import get_config
 from helpers.weight_files import network, other_python, renamed, same, save, write_darknet
 from utils.errors import UserError
-from utils.weights.loading import load_backbone
-from utils.weights.files import read_weights
 from utils.weights import darknet
+from utils.weights.files import load_tensors, read_weights
+from utils.weights.loading import load_backbone, load_network
+from utils.weights.names import identify, own_names
 from utils.weights.paddle import read_pdparams, write_pdparams
 from utils.weights.safetensors import read_safetensors, write_safetensors
-from utils.weights.loading import load_network
-from utils.weights.names import identify, own_names
-from utils.weights.files import load_tensors
 from yolact import build_yolact
 
 TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8",
@@ -182,7 +180,7 @@ def test_darknet_binary(tmp_path, version):
 def test_darknet53_has_the_size_of_the_published_file():
     layers = darknet.convolutions(darknet.DARKNET53)
     assert len(layers) == 52
-    assert 20 + 4 * sum(darknet._numbers(layer) for layer in layers) == 162482580
+    assert 20 + 4 * sum(layer.numbers for layer in layers) == 162482580
     names = {layer.name for layer in layers}
     state = build_yolact(get_config("yolact_darknet53")).backbone.state_dict()
     assert names == {key[:-len(".0.weight")] for key in state if state[key].dim() == 4}
