@@ -32,12 +32,7 @@ from utils.errors import UserError
 from utils.files import refuse_unwritable
 from utils.inference import pipeline
 from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
-from utils.inference.evaluation_record import (
-    AUTO,
-    ScoredEvaluation,
-    folder_for,
-    record_evaluation,
-)
+from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
 from utils.inference.evaluator import CocoEvaluator
 from utils.inference.pipeline import StageTimes
 from utils.inference.predict import batch_size_of, input_of, predict
@@ -168,9 +163,11 @@ def score(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    keep_in_run_folder(args.run_folder, loaded, ScoredEvaluation(
-        evaluator, results, dataset, loaded.report.source.path,
-        None if loaded.origin is None else loaded.origin.iteration, changed_settings(args)))
+    lines = keep_evaluation(args.run_folder, ScoredEvaluation(
+        evaluator, results, dataset, loaded.report.source.path, loaded.origin,
+        changed_settings(args)), config.name)
+    if lines:
+        print("\n".join(lines), flush=True)
     return 0
 
 
@@ -178,23 +175,6 @@ def _outputs(args: argparse.Namespace) -> List[str]:
     """Files that an evaluation writes when it is done."""
     written = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
     return written + ([args.per_class_file] if args.per_class_file and not args.detect else [])
-
-
-def keep_in_run_folder(choice: str, loaded: LoadedModel, scored: ScoredEvaluation) -> None:
-    """Add an evaluation to the run folder that `choice` (--run_folder) stands for, if any.
-
-    Raises:
-        UserError: a folder that was asked for by name cannot be written.
-    """
-    folder = folder_for(choice, scored.weights, loaded.origin, loaded.config.name)
-    if folder is None:
-        return
-    try:
-        print("\n".join(record_evaluation(folder, scored, loaded.origin, choice != AUTO)))
-    except UserError as error:
-        if choice != AUTO:
-            raise
-        print(f"Run folder : {folder.path} is left as it was ({error})", flush=True)
 
 
 def predict_on(args: argparse.Namespace, finder: Finder, loaded: LoadedModel,

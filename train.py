@@ -225,7 +225,8 @@ def validate(run: Run, dataset: CocoDataset, done: int, log: Optional[RunLog]) -
                   **results.summary())
     if run.folder is not None:
         trouble = add_validation(
-            run.folder, ScoredEvaluation(found, results, dataset, "best.pth", done, {}),
+            run.folder, ScoredEvaluation(found, results, dataset, "best.pth",
+                                         checkpoint.Origin(done), {}),
             (lambda: (weights_of(run), state_of(run, done))) if is_best else None)
         if trouble is not None:
             print(trouble, flush=True)
