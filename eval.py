@@ -14,7 +14,7 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 import argparse
 import sys
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -36,6 +36,7 @@ from utils.inference.eval_flags import (
     parse_eval_flags,
 )
 from utils.inference.evaluation import Evaluation, choose_images
+from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
 from utils.inference.pipeline import StageTimes
 from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor

@@ -181,7 +181,8 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
     if is_best:
         record.keep_best(learner, training.saver, done)
     print_lines(record.add_validation(ScoredEvaluation(
-        evaluator, results, validation.evaluation.dataset, "best.pth", done, {}), is_best))
+        evaluator, results, validation.evaluation.dataset, "best.pth", checkpoint.Origin(done),
+        {}), is_best))
 
 
 def save(training: Training, done: int, record: RunRecord,

@@ -55,8 +55,8 @@ class ScoredEvaluation(NamedTuple):
     dataset: CocoDataset
     weights: str
     """Which weights were scored, in words."""
-    iteration: Optional[int]
-    """Of the training that made them; None if unknown."""
+    origin: Optional[Origin]
+    """Iteration and training that made them; None if unknown."""
     settings: Mapping[str, Any]
     """What of score threshold, NMS and the like was not the default, by flag."""
 
@@ -66,38 +66,18 @@ class ScoredEvaluation(NamedTuple):
         return not self.settings and len(self.evaluator) == len(self.dataset)
 
 
-def folder_for(choice: str, weights_path: str, origin: Optional[Origin],
-               config_name: str) -> Optional[RunFolder]:
-    """The folder that an evaluation goes to.
-
-    Args:
-        choice: `none`; `auto` for that of the run that made the weights, if it is there; or a
-            folder, which is made if it does not exist.
-        weights_path: what is evaluated.
-        origin: what the state beside the weights says of them.
-        config_name: of the network's recipe, for a folder that is made.
-    """
-    if choice in (NONE, AUTO):
-        return None if choice == NONE else folder_of_weights(weights_path, origin)
-    found = open_run_folder(choice)
-    if found is None:
-        found = RunFolder(choice, launch_id({}))
-        found.write_config({"program": "eval.py", "config": config_name})
-    return found
-
-
-def record_evaluation(folder: RunFolder, evaluation: ScoredEvaluation, origin: Optional[Origin],
-                      replace: bool) -> List[str]:
+def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str) -> List[str]:
     """Put an evaluation into a run folder and draw its report.
 
     Where the training did not validate at the weights' iteration, its row of results.csv gets the
-    scores of a comparable evaluation, and the best of all rows are best.pth.
+    scores of a comparable evaluation, and the weights of the best of all rows are best.pth.
 
     Args:
-        folder: of the weights' run, or any other.
+        choice: of the folder: `none`; `auto` for that of the run that made the weights, if it is
+            there; or a path, which is made if it does not exist. With a path an evaluation of more
+            images, or with the default settings, is replaced; with `auto` it stays.
         evaluation: with `weights` a path.
-        origin: of the weights.
-        replace: take the place of an evaluation of more images, or with the default settings.
+        config_name: of the network's recipe, for a folder that is made.
 
     Returns:
         Lines for the user.
@@ -105,35 +85,48 @@ def record_evaluation(folder: RunFolder, evaluation: ScoredEvaluation, origin: O
     Raises:
         UserError: the folder cannot be written.
     """
+    folder = _folder_for(choice, evaluation, config_name)
+    if folder is None:
+        return []
     before, images, lines = folder.read(SUMMARY), len(evaluation.evaluator), []
     if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
             images < before["images"] or (evaluation.settings and not before.get("settings"))):
         kind = "{} images{}".format(before["images"], "" if before.get("settings")
                                     else " with the default settings")
-        if not replace:
+        if choice == AUTO:
             return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
                     f"--run_folder={folder.path} replaces it"]
         lines.append(f"Run folder : this replaces the evaluation of {kind}")
     write_evaluation(folder, evaluation)
-    if origin is not None and origin.run_id == folder.run_id and evaluation.is_comparable:
-        _fill_row(folder, evaluation, origin)
+    if evaluation.is_comparable and evaluation.origin is not None and (
+            evaluation.origin.run_id == folder.run_id):
+        _fill_row(folder, evaluation, str(evaluation.origin.iteration))
     return lines + build_report(folder)
+
+
+def _folder_for(choice: str, evaluation: ScoredEvaluation,
+                config_name: str) -> Optional[RunFolder]:
+    if choice in (NONE, AUTO):
+        return None if choice == NONE else folder_of_weights(evaluation.weights, evaluation.origin)
+    found = open_run_folder(choice)
+    if found is None:
+        found = RunFolder(choice, launch_id({}))
+        found.write_config({"program": "eval.py", "config": config_name})
+    return found
 
 
 def _same_file(first: str, second: str) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)
 
 
-def _fill_row(folder: RunFolder, evaluation: ScoredEvaluation, origin: Origin) -> None:
-    """Give the weights' iteration its scores, unless it has some or these are of other data."""
+def _fill_row(folder: RunFolder, evaluation: ScoredEvaluation, iteration: str) -> None:
+    """Give an iteration its scores, unless it has some or these are of other data."""
     config = folder.read_config()
     data = config.get("data", {})
     known = data.get("val", {}).get("annotation_file")
     if known is not None and not _same_file(known, evaluation.dataset.annotation_file):
         return
-    scored = {row["iteration"] for row in folder.results.rows() if row.get("mask_mAP")}
-    iteration = str(origin.iteration)
-    if iteration in scored:
+    if any(row["iteration"] == iteration and row.get("mask_mAP") for row in folder.results.rows()):
         return
     if known is None:
         config["data"] = dict(data, val=describe_data(evaluation.dataset))
@@ -177,7 +170,8 @@ def write_evaluation(folder: RunFolder, evaluation: ScoredEvaluation) -> None:
             "objects": sum(not item["iscrowd"] for item in image.objects),
             "detections": len(_surest(image))})
     folder.write(SUMMARY, {
-        "weights": evaluation.weights, "iteration": evaluation.iteration, "time": timestamp(),
+        "weights": evaluation.weights, "time": timestamp(),
+        "iteration": None if evaluation.origin is None else evaluation.origin.iteration,
         "annotations": os.path.realpath(dataset.annotation_file), "images": len(images),
         "images_in_file": len(dataset), "settings": dict(evaluation.settings),
         "notes": results.notes,

@@ -312,11 +312,10 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_scores(flags, shapes,
     assert train.main(flags + ["--max_iter=1"]) == 0
     with open("runs/yolact_shapes/evaluation", "w"):  # a file where a folder should be
         pass
-    assert evaluate(shapes, request, "--trained_model=latest", AUTO) == 0
-    captured = capsys.readouterr().out
-    assert "  mask |" in captured and "is left as it was" in captured
-    assert evaluate(shapes, request, "--trained_model=latest",
-                    "--run_folder=runs/yolact_shapes") == 2
+    for choice in (AUTO, NAMED):
+        assert evaluate(shapes, request, "--trained_model=latest", choice) == 2
+        captured = capsys.readouterr()
+        assert "  mask |" in captured.out and "cannot write" in captured.err
 
 
 def test_a_report_that_fails_does_not_lose_the_training(flags, monkeypatch, capsys):
