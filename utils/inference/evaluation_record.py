@@ -23,8 +23,7 @@ import pycocotools.mask
 from data.coco import CocoDataset
 from utils.checkpoint import Origin
 from utils.drawing import draw_instances, side_by_side
-from utils.inference.evaluator import CocoEvaluator, ScoredImage
-from utils.inference.results import THRESHOLDS, CocoResults
+from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
 from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
 from utils.run_folder import (
     RunFolder,

@@ -13,7 +13,7 @@ import pytest
 from data import check
 from data.check import quick_check
 from data.coco import CocoDataset
-from data.config import get_config
+from data.config import get_config, parse_setting
 from data.datasets import open_dataset
 from data.tools.findings import FindingsCache, duplicates, overlap_findings
 from data.tools.statistics import (
@@ -25,7 +25,7 @@ from data.tools.statistics import (
 )
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.cli import run_main
-from utils.engine.train_flags import AnchorSides, train_parser
+from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 
 
@@ -385,16 +385,17 @@ def test_recall_and_fitted_anchors():
     assert np.allclose([level[0] for level in fitted], [7, 30, 100], rtol=0.1)
     assert shape_recall(boxes, anchor_shapes(fitted, (1,), True)) == 1
     assert shape_recall(boxes, anchor_shapes(((30,),), (1,), True)) == pytest.approx(1 / 3)
-    assert AnchorSides()(format_scales(((20, 30.5), (42, 60)))) == ((20, 30.5), (42, 60))
+    assert parse_setting("pred_scales=" + format_scales(((20, 30.5), (42, 60))))[1] == (
+        (20, 30.5), (42, 60))
 
 
 @pytest.mark.parametrize("text,expected", [
-    ("20,", "expected sides above 0"), ("a", "expected sides above 0"),
-    ("20,-3", "expected sides above 0"), ("nan", "expected sides above 0"),
-    ("20+30,4", "same number of sides in each level"),
+    ("20,", "such as 24,48,96 or 20+30,42+60"), ("a", "such as 24,48,96 or 20+30,42+60"),
+    ("20,-3,4,5,6", "sides and aspect ratios above 0"), ("nan", "such as 24,48,96"),
+    ("20+30,4,5,6,7", "all of the same length"),
 ])
 def test_mistakes_in_anchor_sides(capsys, text, expected):
-    assert run_main(train_parser().parse_args, ["--pred_scales=" + text]) == 2
+    assert run_main(parse_train_flags, ["--pred_scales=" + text]) == 2
     assert expected in capsys.readouterr().err
 
 
