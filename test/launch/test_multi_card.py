@@ -165,3 +165,22 @@ else:
 def test_bytes_of_any_length_are_gathered_in_chunks(tmp_path):
     codes, texts = run_ranks(3, GATHER, [], tmp_path)
     assert codes == [0, 0, 0], texts
+
+
+def test_what_strict_finds_ends_all_processes(shapes, tmp_path):
+    """The data check runs in the main process alone; the others must not wait for it."""
+    import json
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(str(shapes), str(data))
+    path = data / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [item for item in content["annotations"]
+                              if item["category_id"] != 4]  # a class without an object
+    path.write_text(json.dumps(content))
+    codes, texts, weights = train_ranks(2, data, tmp_path / "run", batch_size=2, max_iter=2,
+                                        strict="True")
+    assert codes == [2, 2], texts
+    assert texts[0].rstrip().splitlines()[-1].startswith("error: ") and weights is None
+    assert "the main process has refused the data" in texts[1]

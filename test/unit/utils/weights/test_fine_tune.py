@@ -16,6 +16,7 @@ from data.classes import match_categories
 from data.config import get_config
 from data.shapes import write_dataset
 from helpers.weight_files import NAMES, network, save
+from layers.sync_batch_norm import SyncBatchNorm2d
 from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.engine import learner
@@ -179,6 +180,12 @@ def test_batch_norm_is_frozen_as_for_a_pretrained_backbone(tmp_path):
         model = learner.build_model(args, config, per_card, 1, NAMES)
         assert model.bn_frozen is frozen
         assert any(isinstance(module, BatchNorm2d) for module in model.modules())
+    # Over all cards enough images come together: where it is wanted most.
+    args.sync_bn = True
+    for cards, frozen in ((4, False), (2, True)):
+        model = learner.build_model(args, config, 2, cards, NAMES)
+        assert model.bn_frozen is frozen
+        assert any(isinstance(module, SyncBatchNorm2d) for module in model.modules()) is not frozen
 
 
 CATEGORIES = list(zip((3, 5, 8), ("cat", "dog", "Bus")))
