@@ -140,7 +140,7 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
             validate(training, done, record)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,
-                                 training.learner.device)
+                                        training.learner.device)
     if done % training.saver.plan.interval == 0 and done != training.schedule.max_iter:
         save(training, done, record)  # after a validation, so that its scores are in the state
     return early
