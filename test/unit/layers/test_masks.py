@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
@@ -15,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.paths import ROOT
 from layers.box_ops import crop
 from layers.masks import (
     _Axis,
@@ -24,8 +24,6 @@ from layers.masks import (
     encode_masks,
     iterate_masks,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_scene(seed, count=24, side=46, prototypes=8):
