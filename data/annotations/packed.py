@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 import numpy as np
 
 from data.annotations import reader as raw
-from data.annotations.defects import AnnotationReport, DefectLog
+from data.annotations.defects import DROPPED, REPAIRED, AnnotationReport, DefectLog
 from data.annotations.outlines import (
     Outlines,
     check_boxes,
@@ -136,11 +136,7 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         objects_per_category=dict(zip([category.name for category in categories], per_class)),
         defects=log.defects, notes=geometry_notes(columns, extents, log))
     if strict and log.defects:
-        first = min(defect.examples[0] for defect in log.defects.values())
-        image = columns.ids[columns.ids[:, 0] == first][0, 1]
-        raise UserError(f"{path}: annotation {first} (image {image}) is not as it should be: "
-                        f"{'; '.join(report.sentences()[1:])}; correct the file, or load it "
-                        "without strict")
+        _refuse_first(path, columns, log)
     return Annotations(
         categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),
@@ -151,6 +147,16 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         num_parts=np.where(outlines.is_rle, 0, outlines.num_parts)[rows].astype(np.int32),
         part_offsets=outlines.part_offsets, coordinates=outlines.coordinates,
         rle_offsets=outlines.rle_offsets, rle_bytes=columns.rle_bytes, report=report)
+
+
+def _refuse_first(path: Path, columns: raw.Columns, log: DefectLog) -> None:
+    """Raise a `UserError` that names the first annotation with a defect."""
+    key, text = next((key, text) for table in (DROPPED, REPAIRED) for key, text in table.items()
+                     if key in log.defects)
+    first = log.defects[key].examples[0]
+    image = columns.ids[columns.ids[:, 0] == first][0, 1]
+    raise UserError(f"{path}: annotation {first} (image {image}) has {text}; correct the file, or "
+                    "load it without strict to have such annotations counted and dropped")
 
 
 def _categories(path: Path, records: List[Any]) -> List[Category]:

@@ -356,32 +356,6 @@ def test_unrelated_nested_objects_do_no_harm(tmp_path):
     assert len(packed.labels) == 4
 
 
-def test_box_that_misses_its_polygons_is_noted(tmp_path):
-    packed = _load(tmp_path, _edited(_set(0, bbox=[25, 20, 10, 5])))
-    notes = packed.report.notes
-    assert len(notes) == 1 and "101" in notes[0] and packed.report.dropped == 0
-
-
-def test_a_box_of_zeros_is_derived(tmp_path):
-    packed = _load(tmp_path, _edited(_set(0, bbox=[0, 0, 0, 0])))
-    assert packed.report.dropped == 0 and packed.report.defects["derived_box"].examples == [101]
-    assert packed.boxes.tolist() == _load(tmp_path, document()).boxes.tolist()
-
-
-def test_masks_that_miss_their_boxes_are_noted_as_polygons_are(tmp_path):
-    content = document()
-    rle = {"size": [HEIGHT, WIDTH], "counts": [0, 12, WIDTH * HEIGHT - 12]}
-    for number, box in ((300, [0, 0, 1, 12]), (301, [20, 20, 8, 8])):
-        content["annotations"].append({"id": number, "image_id": 20, "category_id": 7, "bbox": box,
-                                       "iscrowd": 0, "segmentation": rle})
-    notes = _load(tmp_path, content).report.notes
-    assert len(notes) == 1 and "1 of 5 boxes" in notes[0] and "annotation id 301;" in notes[0]
-
-
-def test_annotation_id_zero_is_noted(tmp_path):
-    assert "id 0" in _load(tmp_path, _edited(_set(0, id=0))).report.notes[0]
-
-
 def test_no_annotations_key_only_where_allowed(tmp_path):
     content = document()
     del content["annotations"]
@@ -407,15 +381,3 @@ def test_numbers_and_names_that_no_file_can_have(tmp_path):
 
 def test_byte_order_mark_is_skipped(tmp_path):
     assert len(_load(tmp_path, "\ufeff" + json.dumps(document())).labels) == 4
-
-
-def test_report_sentences(tmp_path):
-    content = document()
-    content["annotations"] += [
-        dict(content["annotations"][0], id=200 + n, bbox=[5, 5, 0, 10]) for n in range(7)]
-    sentences = _load(tmp_path, content).report.sentences()
-    assert sentences[0].endswith(
-        "instances.json: 3 images (1 without objects), 3 objects of 3 categories, 1 crowd regions; "
-        "7 of 11 annotations were dropped")
-    assert sentences[1:] == ["dropped 7 annotations with a bbox of zero or negative size: "
-                             "id 200, 201, 202, 203, 204, ..."]
