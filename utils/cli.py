@@ -137,6 +137,9 @@ def run_main(main: Callable[[List[str]], Optional[int]],
     the command line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal or log that does not take every letter
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main(arguments) or 0
     except SystemExit as leave:  # argparse leaves this way, after --help too

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from helpers.paths import ROOT
 from utils.cli import ArgumentParser, add_switch, run_main, str2bool
 from utils.errors import UserError
 
@@ -127,3 +132,13 @@ def test_run_main_leaves_defects_their_traceback():
 
     with pytest.raises(ZeroDivisionError):
         run_main(main, [])
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
+    script = "import sys; from utils.cli import run_main; from utils.errors import UserError\n" \
+             "def fail(argv):\n    print('caf\\u00e9')\n    raise UserError('class \\ud800')\n" \
+             "sys.exit(run_main(fail, []))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=str(ROOT), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=dict(os.environ, PYTHONIOENCODING="ascii"))
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2, b"caf\\xe9\n", b"error: class \\ud800\n")
