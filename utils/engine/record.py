@@ -14,6 +14,7 @@ from utils.engine.learner import Learner
 from utils.engine.log import RunLog
 from utils.engine.saving import Saver
 from utils.engine.setup import Training
+from utils.engine.train_flags import flagged_fields
 from utils.errors import UserError
 from utils.files import refuse_unwritable
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
@@ -126,7 +127,7 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     if training.saver.plan.enabled:
         refuse_unwritable(training.saver.plan.folder)
     flags = {name: value for name, value in vars(args).items()
-             if name not in _NOT_RERUN and name not in training.config.to_dict()}
+             if name not in _NOT_RERUN and name not in flagged_fields()}
     folder = None
     if not (args.no_run_folder or args.train_performance):
         folder = open_folder(args, training, flags, start)
