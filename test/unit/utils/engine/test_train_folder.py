@@ -18,6 +18,7 @@ import eval as evaluation
 import train
 from data.shapes import write_dataset
 from utils import checkpoint
+from utils.engine.record import RunRecord
 from utils.engine.records import BestScore
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.run_folder import RunFolder, open_run_folder, read_run_config
@@ -101,17 +102,17 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
 
 def test_best_weights_are_those_of_the_best_row(flags, monkeypatch):
     """The first validation is made the best one: its weights stay, later ones do not replace it."""
-    real, seen = train.add_validation, []
+    real, seen = RunRecord.add_validation, []
 
-    def watch(folder, evaluation, best):
-        seen.append(best is not None)
-        return real(folder, evaluation, best)
+    def watch(self, evaluation, is_best):
+        seen.append(is_best)
+        return real(self, evaluation, is_best)
 
     def first_is_best(self, iteration, mask_ap, box_ap):
         return update(self, iteration, 1.0 / iteration, box_ap)
 
     update = BestScore.update
-    monkeypatch.setattr(train, "add_validation", watch)
+    monkeypatch.setattr(RunRecord, "add_validation", watch)
     monkeypatch.setattr(BestScore, "update", first_is_best)
     assert train.main(flags + ["--validation_epoch=1", "--save_interval=6"]) == 0
     assert seen == [True, False]
@@ -322,7 +323,7 @@ def test_a_report_that_fails_does_not_lose_the_training(flags, monkeypatch, caps
     def fail(folder):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("utils.engine.folder.build_report", fail)
+    monkeypatch.setattr("utils.engine.record.build_report", fail)
     assert train.main(flags + ["--validation_epoch=1"]) == 0
     assert "The report is not complete (RuntimeError: no ink)" in capsys.readouterr().out
     assert os.path.exists("weights/yolact_shapes_2_12.pth")
