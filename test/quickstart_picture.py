@@ -89,8 +89,8 @@ def _pair(sample: Sample, found: List[Dict[str, Any]], names: Dict[int, str]) ->
     prediction = draw_instances(
         image, corners * ENLARGED,
         _enlarge([_decode(item["segmentation"], height, width) for item in found], image),
-        [names[item["category_id"]] for item in found], [item["score"] for item in found],
-        class_names)
+        [names[item["category_id"]] for item in found], class_names,
+        [f"{names[item['category_id']]} {item['score']:.2f}" for item in found])
     return side_by_side([truth, prediction], SHORTENED)
 
 
