@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 from xml.etree import ElementTree
@@ -28,27 +27,23 @@ _VOID = 255
 _FITS = 0.3
 """IoU of an object's box and an instance's extent from which the instance may be its mask."""
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
-_ENCODING = re.compile(rb"""^[^>]*encoding\s*=\s*["']([\w.:-]+)["']""")
 
 Listed = Tuple[ElementTree.Element, str, str, List[float]]
 """An object's element, its name, its place for sentences, and its box x1 y1 x2 y2 in pixels."""
 
 
-def read_voc(folder: Path, problems: Problems, boxes_as_masks: bool,
-             images_folder: Optional[Path] = None) -> Dict[str, List[FoundImage]]:
+def read_voc(folder: Path, problems: Problems,
+             boxes_as_masks: bool) -> Dict[str, List[FoundImage]]:
     """Images with objects of each split; all as `train` where ImageSets has no train.txt.
 
     Masks come from SegmentationObject, else from a polygon in the XML, else, with
     `boxes_as_masks`, from the box.
     """
-    annotations = folder / "Annotations"
-    if not annotations.is_dir():
-        raise UserError(f"{folder.absolute()}: no folder Annotations; give the folder that holds "
-                        "Annotations, JPEGImages and SegmentationObject")
-    images_folder = images_folder or folder / "JPEGImages"
-    if not images_folder.is_dir():
-        raise UserError(f"image folder not found: {images_folder.absolute()}; name it with "
-                        "--images")
+    annotations, images_folder = folder / "Annotations", folder / "JPEGImages"
+    for place in (annotations, images_folder):
+        if not place.is_dir():
+            raise UserError(f"{folder.absolute()}: no folder {place.name}; give the folder that "
+                            "holds Annotations, JPEGImages and SegmentationObject")
     known = {path.stem: path for path in list_files(images_folder)}
     files = {path.stem: path for path in list_files(annotations, (".xml",))}
     if not files:
@@ -107,13 +102,12 @@ def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
 
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        with open(str(file), "rb") as stream:
-            declared = _ENCODING.match(stream.read(200))
-        # As text: the parser itself knows few encodings.
-        return ElementTree.fromstring(read_text(
-            file, declared.group(1).decode("ascii") if declared else ""))
-    except (ElementTree.ParseError, OSError, ValueError) as problem:
-        raise UserError(f"{file}: not XML: {problem}") from None
+        return ElementTree.parse(str(file)).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError):
+        try:
+            return ElementTree.fromstring(read_text(file))  # Chinese encodings are read by it
+        except (ElementTree.ParseError, ValueError) as problem:
+            raise UserError(f"{file}: not XML: {problem}") from None
 
 
 def _listed(file: Path, position: int, node: ElementTree.Element) -> Listed:
