@@ -11,7 +11,7 @@ import numpy as np
 
 from data.augment import AugmentedSample
 from data.masks import MaskShrinker
-from utils.box_coding import encode_parts
+from layers.box_ops import encode_parts
 
 SLOT_STEP = 8
 """Ground-truth slots are a multiple of this."""
@@ -195,7 +195,7 @@ def _grid_shape(priors: np.ndarray, corners: np.ndarray) -> Tuple[int, int]:
 
 
 def _encode(boxes: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """SSD's box encoding: `[n, 4]` corners against `[n, 4]` cxcywh priors."""
+    """Targets of corner boxes `[n, 4]` against `[n, 4]` cxcywh priors; finite for empty boxes."""
     low, high = boxes[:, :2], boxes[:, 2:]
     sides = np.maximum(high - low, _SMALLEST_SIDE)
     return np.concatenate(encode_parts((low + high) / np.float32(2), sides, priors, np.log), axis=1)
