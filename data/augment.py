@@ -14,11 +14,11 @@ from typing import Optional, Tuple
 
 import numpy as np
 
+from data.coco import Sample
 from data.config import Config
 from data.geometry import Placement, resample
 from data.masks import draw_masks
 from data.photometric import Distortion, distort, draw_distortion
-from data.sample import Sample
 
 FILL_BGR = (104, 117, 124)
 """ImageNet's mean as whole levels: the canvas around an expanded image, whatever the backbone."""

@@ -7,9 +7,8 @@ recipe, and an image of the first batch as the network sees it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional
 
 import cv2
 import numpy as np
@@ -18,12 +17,10 @@ from data.coco import CocoDataset
 from data.config import Config, get_config
 from data.datasets import find_dataset_file, open_dataset, read_dataset_file
 from data.tools.findings import (
-    FindingsCache,
     annotation_findings,
+    copy_findings,
     counted,
-    file_state,
     image_findings,
-    overlap_findings,
     turned_notes,
 )
 from data.tools.statistics import measure, suggestions, table
@@ -37,66 +34,29 @@ _COLUMNS = 4
 _SIDE = 400
 """Smaller inputs are shown enlarged to about this many pixels, larger ones reduced."""
 
-Splits = Dict[str, CocoDataset]
-"""Training data as `train` and, where there is any, validation data as `val`."""
-
 
 def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
                 strict: bool = False) -> List[str]:
-    """Lines to print before training; annotation files that did not change are looked at once.
+    """Lines to print before training; no image is opened.
 
-    What the annotation file's own report says is not repeated. Unreadable images are known where
-    `python -m data.check` was run before.
+    What the annotation file's own report says is not repeated.
 
     Raises:
         UserError: `strict`, and something was found.
     """
     splits = {"train": train} if val is None else {"train": train, "val": val}
-    cache = FindingsCache(train.annotation_file)
-    kept = cache.recall("annotations of " + _state(splits))
-    if kept is None:
-        kept = json.dumps(annotation_findings(splits))
-        cache.keep("annotations of " + _state(splits), kept)
-        cache.save()
-    found = json.loads(kept)
-    of_images = _recall_images(cache, splits)
-    if of_images is not None:
-        found += of_images
-    elif val is not None:
-        found += overlap_findings(train, val)
+    found = annotation_findings(splits) + copy_findings(splits, same_name=True)
     if strict and found:
         raise UserError(f"the data check found: {'; '.join(found)}")
     said = {text for dataset in splits.values() for text in dataset.report.sentences()}
     new = [text for text in found if text.split(": ", 1)[-1] not in said]
-    line = f"Data check : {counted(len(found), 'finding') if found else 'nothing found'}"
-    if of_images is None:
-        line += " in the annotations; python -m data.check reads the images too"
-    lines = [line] + ["  " + text for text in new[:_SHOWN]]
+    lines = [f"Data check : {counted(len(found), 'finding') if found else 'nothing found'} in the "
+             "annotations; python -m data.check reads the images too"]
+    lines += ["  " + text for text in new[:_SHOWN]]
     if len(new) > _SHOWN:
         lines.append(f"  ... and {len(new) - _SHOWN} more; python -m data.check shows them")
     return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
                     if "--pred_scales" in text]
-
-
-def _state(splits: Splits) -> str:
-    """Changes with the annotation files and the image folders' names."""
-    return " | ".join(f"{file_state(dataset.annotation_file)} {dataset.images_dir}"
-                      for dataset in splits.values())
-
-
-def _keep_images(cache: FindingsCache, splits: Splits, findings: Sequence[str],
-                 files: Sequence[str]) -> None:
-    """Remember what was found in the image files, until one of `files` changes."""
-    cache.keep("images of " + _state(splits), json.dumps(
-        {"findings": list(findings), "files": [[path, file_state(path)] for path in files]}))
-
-
-def _recall_images(cache: FindingsCache, splits: Splits) -> Optional[List[str]]:
-    """Findings that `_keep_images` remembered; None for none, or where a file changed since."""
-    kept = json.loads(cache.recall("images of " + _state(splits)) or "null")
-    if kept is None or any(file_state(path) != state for path, state in kept["files"]):
-        return None
-    return kept["findings"]
 
 
 def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: int = 8,
@@ -129,18 +89,15 @@ def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: in
             image, batch.gt_boxes[n].numpy()[rows] * side, masks,
             [names[label - 1] for label in batch.gt_labels[n].numpy()[rows]], class_names=names))
         titles.append(f"image {int(batch.image_ids[n])}: {counted(len(rows), 'object')}")
-    data = cv2.imencode(".png", _grid(drawn, titles))[1].tobytes()
+    columns = min(_COLUMNS, count)
+    while len(drawn) % columns:
+        drawn.append(np.full_like(drawn[0], 255))
+        titles.append("")
+    grid = np.concatenate([side_by_side(drawn[n:n + columns], titles[n:n + columns])
+                           for n in range(0, len(drawn), columns)])
+    data = cv2.imencode(".png", grid)[1].tobytes()
     write_whole(path, lambda stream: stream.write(data))
     return count
-
-
-def _grid(images: List[np.ndarray], titles: List[str]) -> np.ndarray:
-    rows = [side_by_side(images[n:n + _COLUMNS], titles[n:n + _COLUMNS])
-            for n in range(0, len(images), _COLUMNS)]
-    width = max(row.shape[1] for row in rows)
-    return np.concatenate([cv2.copyMakeBorder(
-        row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        for row in rows])
 
 
 def check_parser() -> ArgumentParser:
@@ -164,7 +121,7 @@ def check_parser() -> ArgumentParser:
     return parser
 
 
-def _open_splits(args: argparse.Namespace, layout: str) -> Splits:
+def _open_splits(args: argparse.Namespace, layout: str) -> Dict[str, CocoDataset]:
     splits = {"train": open_dataset(layout, args.data, args.train_images, args.train_info, "train",
                                     allow_empty=True)}
     described = find_dataset_file(args.data)
@@ -176,31 +133,10 @@ def _open_splits(args: argparse.Namespace, layout: str) -> Splits:
     return splits
 
 
-def _check_images(splits: Splits, workers: int) -> List[str]:
-    """Findings in the image files, remembered for the quick check."""
-    cache = FindingsCache(splits["train"].annotation_file)
-    found, files = image_findings(splits, cache, workers, _progress)
-    _keep_images(cache, splits, found, files)
-    if "val" in splits:  # a training that does not validate opens train alone
-        _keep_images(cache, {"train": splits["train"]},
-                     [text for text in found if text.startswith("train: ")], files)
-    cache.save(forget=True)
-    return found
-
-
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty() and (done % 100 == 0 or done == total):
         print(f"\rreading images: {done} of {total}", end="\n" if done == total else "",
               file=sys.stderr, flush=True)
-
-
-def _draw(args: argparse.Namespace, train: CocoDataset, config: Config) -> None:
-    try:
-        count = write_first_batch(train, config, args.pictures, seed=args.seed)
-    except UserError as problem:
-        print(f"The first batch cannot be drawn: {problem}")
-        return
-    print(f"The first {count} images as the network sees them: {args.pictures}")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -209,12 +145,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     config = get_config(args.config)
     splits = _open_splits(args, args.dataset or config.dataset)
     statistics = [measure(name, dataset) for name, dataset in splits.items()]
-    print("\n".join(table(statistics, config.max_size)), flush=True)
+    print("\n".join(table(statistics)), flush=True)
     found = annotation_findings(splits)
     if not args.quick:
-        found += _check_images(splits, args.num_workers)
-    elif "val" in splits:
-        found += overlap_findings(splits["train"], splits["val"])
+        found += image_findings(splits, args.num_workers, _progress)
+    found += copy_findings(splits, same_name=args.quick)
     if "val" not in splits:
         print("\nno validation split: training cannot be scored")
     print(f"\n{counted(len(found), 'finding')}:" if found else "\nNothing wrong was found.")
@@ -224,7 +159,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     print(f"For {config.name}:")
     print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
     if args.pictures and not args.quick:
-        _draw(args, splits["train"], config)
+        try:
+            count = write_first_batch(splits["train"], config, args.pictures, seed=args.seed)
+            print(f"The first {count} images as the network sees them: {args.pictures}")
+        except UserError as problem:
+            print(f"The first batch cannot be drawn: {problem}")
     return EXIT_USER_ERROR if found and args.strict else 0
 
 

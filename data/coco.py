@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
@@ -11,17 +11,38 @@ import numpy as np
 
 from data.annotations import Annotations, Category, load_annotations
 from data.annotations.defects import AnnotationReport
-from data.image import image_size, read_image
-from data.sample import Sample
-from utils.errors import UserError
+from data.image import read_header, read_image
+from data.masks import Segmentation
+from utils.errors import UserError, first_line
 
 _NAMED_MISSING = 5
 _UP = 3
 """Folders above the image folder in which a missing image is looked for."""
 
 
+@dataclass
+class Sample:
+    """An image and its usable objects; n may be 0 (a background image).
+
+    Attributes:
+        image_id: COCO image id.
+        image: uint8 `[h, w, 3]`, BGR as OpenCV decodes it.
+        boxes: float32 `[n, 4]`, x1 y1 x2 y2 relative to the image, in [0, 1].
+        labels: int64 `[n]`, 1..C-1.
+        crowd: bool `[n]`, True where the annotation outlines a group (COCO's iscrowd).
+        segmentations: the outline of each object, length n.
+    """
+
+    image_id: int
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    segmentations: List[Segmentation]
+
+
 class CocoDataset:
-    """Images with their usable objects; item n is a `data.sample.Sample`.
+    """Images with their usable objects; item n is a `Sample`.
 
     Every image of the file takes part, also those without objects. What annotations were dropped
     is in `report`. The dataset is read-only after construction, picklable and safe to share with
@@ -63,10 +84,10 @@ class CocoDataset:
         index = range(len(self))[index]
         image_id = int(packed.image_ids[index])
         width, height = packed.image_sizes[index].tolist()
-        image = self._read(index, image_id, width, height)
         first, last = packed.object_offsets[index:index + 2].tolist()
         return Sample(
-            image_id=image_id, image=image, boxes=packed.boxes[first:last].copy(),
+            image_id=image_id, image=self._read(index, image_id, width, height),
+            boxes=packed.boxes[first:last].copy(),
             labels=packed.labels[first:last].astype(np.int64),
             crowd=packed.crowd[first:last].copy(),
             segmentations=[packed.segmentation(row, width, height) for row in range(first, last)])
@@ -150,8 +171,13 @@ class CocoDataset:
         return image
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
-        return image_size(os.path.join(self.images_dir, file_name),
-                          f"image {image_id} of {self.annotation_file}")
+        path = os.path.join(self.images_dir, file_name)
+        try:
+            return read_header(path).shown
+        except (OSError, ValueError) as problem:
+            raise UserError(f"image {image_id} of {self.annotation_file}: the width and height "
+                            f"that it does not give cannot be read from {path}: "
+                            f"{first_line(problem)}") from None
 
 
 def _file_names(folder: str) -> Set[str]:
@@ -170,21 +196,10 @@ def missing_hint(images_dir: str, file_name: str) -> str:
         file_name: of an image that is not there, as the annotation file gives it.
     """
     folder = os.path.abspath(images_dir)
-    written = file_name.replace("\\", "/")
-    parent, base = os.path.split(os.path.join(folder, written))
     for above in list(Path(folder).parents)[:_UP]:
-        if os.path.isfile(os.path.join(str(above), written)):
+        if os.path.isfile(os.path.join(str(above), file_name)):
             return f"; it is found where {above} is given as the image folder"
-    if written != file_name and os.path.isfile(os.path.join(folder, written)):
-        return f"; {written} is there: write / in place of \\ in file_name"
+    base = file_name.replace("\\", "/").rsplit("/", 1)[-1]
     if base != file_name and os.path.isfile(os.path.join(folder, base)):
         return f"; {base} itself is there: leave the folders out of file_name"
-    for name in sorted(_file_names(parent)):
-        if name != base and _plain(name) == _plain(base):
-            return (f"; there is {name}, which differs in upper and lower case or in the form of "
-                    "its accents (Unicode)")
     return ""
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional
 
+from data.datasets import FOLDER_FILE
 from data.tools.conversion import (
-    FoundImage,
     Problems,
     choose_classes,
     refuse_foreign_files,
@@ -29,7 +29,6 @@ FORMATS = {
     "yolo": "YOLO segmentation text with data.yaml, or with images/, labels/ and classes.txt",
     "voc": "Pascal VOC XML with SegmentationObject masks",
 }
-_IGNORED_LABELS = "__ignore__,_background_"
 
 
 def parser_of(kind: str) -> ArgumentParser:
@@ -46,45 +45,33 @@ def parser_of(kind: str) -> ArgumentParser:
                         help="of the images for validation, where the source has no split")
     parser.add_argument("--seed", type=int, default=0, help="of that split")
     add_switch(parser, "--skip_bad", help="leave out and count what cannot be converted")
-    if kind == "labelme":
-        parser.add_argument("--ignore_labels", default=_IGNORED_LABELS, metavar="A,B,..")
-        parser.add_argument("--ignore_shapes", default="", metavar="TYPE,..",
-                            help="shape types to leave out, e.g. point,line")
-    else:
+    if kind != "labelme":
         add_switch(parser, "--boxes_as_masks", help="objects without an outline get their box")
-    if kind == "voc":
-        parser.add_argument("--images", default=None, metavar="FOLDER",
-                            help="images; default: JPEGImages in the source")
     return parser
-
-
-def _read(kind: str, args: argparse.Namespace, problems: Problems
-          ) -> Tuple[Dict[str, List[FoundImage]], Optional[List[str]], List[str]]:
-    """Images of each split, the class names where the source has them, and notes."""
-    source, classes = Path(args.source), _words(args.classes) or None
-    if kind == "labelme":
-        images, notes = read_labelme(source, problems, _words(args.ignore_labels),
-                                     _words(args.ignore_shapes))
-        return {"train": images}, classes, notes
-    if kind == "yolo":
-        splits, names = read_yolo(source, problems, args.boxes_as_masks, classes)
-        return splits, classes or names, []
-    return read_voc(source, problems, args.boxes_as_masks,
-                    Path(args.images) if args.images else None), classes, []
 
 
 def convert(kind: str, args: argparse.Namespace) -> List[str]:
     """Convert a dataset; returns the lines to print."""
     refuse_foreign_files(Path(args.out))
     problems = Problems(args.skip_bad)
-    splits, classes, lines = _read(kind, args, problems)
+    source, classes = Path(args.source), _words(args.classes)
+    lines: List[str] = []
+    if kind == "labelme":
+        images, lines = read_labelme(source, problems)
+        splits = {"train": images}
+    elif kind == "yolo":
+        splits, names = read_yolo(source, problems, args.boxes_as_masks, classes)
+        classes = classes or names
+    else:
+        splits = read_voc(source, problems, args.boxes_as_masks)
     if list(splits) == ["train"]:
         splits = split_randomly(splits["train"], args.val_fraction, args.seed)
     splits = {split: images for split, images in splits.items() if images}
     if "train" not in splits:
         raise UserError(f"{args.source}: no image for training was left")
     names = choose_classes(splits, classes, problems)
-    path = write_dataset(splits, names, Path(args.out), lines.append)
+    lines += write_dataset(splits, names, Path(args.out))
+    path = Path(args.out) / FOLDER_FILE
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     return problems.lines() + lines + [f"{path}: {len(names)} classes ({shown})",
                                        f"next: python -m data.check {path}"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from data.coco import CocoDataset
 from utils.errors import UserError, nearest
@@ -93,13 +94,16 @@ def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
     if split not in splits:
         raise UserError(f"{described}: has no '{split}', only {', '.join(splits)}; "
                         f"{_EXAMPLE.replace('train', split)}")
-    for part, what, there in zip(splits[split], ("image folder", "annotation file"),
-                                 (os.path.isdir, os.path.isfile)):
-        if not there(str(part)):
-            raise UserError(f"{described}: the {what} of '{split}' was not found: looked for "
-                            f"{part.absolute()} (paths are relative to the file they stand "
-                            f"in){_similar(part)}")
+    for part in _missing(splits[split]):
+        raise UserError(f"{described}: '{split}' names {part.absolute()}, which was not found "
+                        f"(paths are relative to the file they stand in){_similar(part)}")
     return splits[split]
+
+
+def _missing(split: Split) -> List[Path]:
+    """Those of image folder and annotation file that are not there."""
+    images, annotations = split
+    return ([] if images.is_dir() else [images]) + ([] if annotations.is_file() else [annotations])
 
 
 def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
@@ -125,24 +129,20 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     parts = splits[split]
     expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
     if not root.is_dir():
-        found = "is not a folder" if root.exists() else "not found"
-        raise UserError(f"data folder {found}: looked for {root.absolute()}; {expected}")
+        raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")
     images, annotations = root / parts[0], root / parts[1]
-    for path, what, there in ((images, "image folder", images.is_dir()),
-                              (annotations, "annotation file", annotations.is_file())):
-        if not there:
-            raise UserError(f"{what} not found: looked for {path.absolute()}; "
-                            f"{expected}{_elsewhere(root, parts)}")
+    for path in _missing((images, annotations)):
+        what = "image folder" if path == images else "annotation file"
+        hint = "".join(f"; did you mean {folder}?" for folder in _around(root)
+                       if all((folder / part).exists() for part in parts))
+        raise UserError(f"{what} not found: looked for {path.absolute()}; {expected}{hint}")
     return images, annotations
 
 
-def _elsewhere(root: Path, parts: Tuple[str, str]) -> str:
-    """A hint where the layout is one folder up or down."""
+def _around(root: Path) -> List[Path]:
+    """The folder above `root`, and those in it."""
     root = root.absolute()
-    for candidate in [root.parent] + sorted(path for path in root.iterdir() if path.is_dir())[:50]:
-        if all((candidate / part).exists() for part in parts):
-            return f"; did you mean {candidate}?"
-    return ""
+    return [root.parent] + sorted(path for path in root.iterdir() if path.is_dir())[:50]
 
 
 @dataclass
@@ -175,7 +175,7 @@ def read_dataset_file(path: Path) -> DatasetFile:
     """
     content = _parse(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {_kind(content)}, {_EXAMPLE}")
+        raise UserError(f"{path}: holds {_shown(content)}, {_EXAMPLE}")
     if isinstance(content.get("images"), list):
         raise UserError(f"{path} is an annotation file, --data takes a folder or a description of "
                         "the dataset; give --train_images and --train_info (--valid_images and "
@@ -228,7 +228,7 @@ def parse_yaml(text: str, path: str) -> Any:
     """Plain values of a YAML text; nothing in it is executed.
 
     Raises:
-        UserError: it is not YAML (says line and column), repeats a key, or PyYAML is not installed.
+        UserError: it is not YAML (says line and column), or PyYAML is not installed.
     """
     try:
         import yaml  # the only reader of YAML here; all else works without
@@ -236,41 +236,22 @@ def parse_yaml(text: str, path: str) -> Any:
         raise UserError(f"{path}: reading YAML needs PyYAML: pip install pyyaml (or write the same "
                         "as .json)") from None
     try:
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path, set())
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as problem:
         # Dates and characters that do not exist are ValueErrors.
         raise UserError(f"{path}: not YAML: {' '.join(str(problem).split())}") from None
 
 
-def _refuse_repeated_keys(node: Any, path: str, visited: Set[int]) -> None:
-    """YAML's reader would take the last of them without a word; `node` is PyYAML's tree."""
-    if node is None or isinstance(node.value, str) or id(node) in visited:
-        return
-    visited.add(id(node))  # an alias may lead back to where it stands
-    seen: Dict[str, int] = {}
-    for item in node.value:
-        key, value = item if isinstance(item, tuple) else (None, item)
-        if key is not None:
-            line, name = key.start_mark.line + 1, str(key.value)
-            if name in seen:
-                raise UserError(f"{path}: '{name}' is given in line {seen[name]} and again in line "
-                                f"{line}")
-            seen[name] = line
-        _refuse_repeated_keys(value, path, visited)
-
-
 def _split(path: Path, split: str, value: Any) -> Split:
     if not isinstance(value, dict):
-        raise UserError(f"{path}: '{split}' is {_kind(value)}, "
+        raise UserError(f"{path}: '{split}' is {_shown(value)}, "
                         f"{_EXAMPLE.replace('train', split)}")
     _refuse_unknown(path, split + ".", value, _PARTS)
     found = []
     for part, expected in zip(_PARTS, ("a folder with images", "a COCO instances file")):
         text = value.get(part)
         if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise UserError(f"{path}: '{split}.{part}' is "
-                            f"{'missing' if text is None else _kind(text)}, expected the path of "
+            raise UserError(f"{path}: '{split}.{part}' is {_shown(text)}, expected the path of "
                             f"{expected}")
         expanded = os.path.expanduser(text)  # leaves the home of an unknown user as it is
         found.append(Path(os.path.normpath(os.path.join(str(path.parent), expanded))))
@@ -280,20 +261,13 @@ def _split(path: Path, split: str, value: Any) -> Split:
 def _names(path: Path, value: Any) -> Optional[List[str]]:
     if value is None:
         return None
-    if isinstance(value, str):
-        raise UserError(f"{path}: names is the text '{value}', expected a list; did you mean "
-                        f"['{value}']?")
-    if isinstance(value, dict):
-        if not all(type(key) is int for key in value):
-            raise UserError(f"{path}: the keys of names have to be whole numbers, or names a list")
-        value = [value[key] for key in sorted(value)]
     if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: names is {_kind(value)}, expected a list of class names")
+        raise UserError(f"{path}: names is {_shown(value)}, expected a list of class names such as "
+                        "[cat, dog]")
     for name in value:
         if not isinstance(name, str) or not name.strip():
-            hint = " (YAML reads no, yes, on, off as truth values: put names in quotes)" \
-                if isinstance(name, bool) else " (put it in quotes)" if name is not None else ""
-            raise UserError(f"{path}: names holds {_kind(name)}, expected texts{hint}")
+            raise UserError(f"{path}: names holds {_shown(name)}, expected texts; put it in quotes "
+                            "(YAML reads no, yes, on, off as truth values)")
         if value.count(name) > 1:
             raise UserError(f"{path}: names holds '{name}' {value.count(name)} times; class names "
                             "have to be unique")
@@ -332,8 +306,6 @@ def _similar(path: Path) -> str:
         return ""
 
 
-def _kind(value: Any) -> str:
-    kinds = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing",
-             bool: "a truth value", int: "a number", float: "a number"}
-    shown = f" ({value!r})" if isinstance(value, (str, bool, int, float)) else ""
-    return kinds.get(type(value), type(value).__name__) + shown
+def _shown(value: Any) -> str:
+    """A value of the wrong kind, for a sentence."""
+    return "nothing" if value is None else reprlib.repr(value)

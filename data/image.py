@@ -233,8 +233,8 @@ def read_header(path: Union[str, Path]) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(str(path))
-    except Image.DecompressionBombError:
-        return _decoded_header(Path(path).read_bytes())
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
     with image:
         stored = int(image.size[0]), int(image.size[1])
         if image.format == "TIFF":  # some versions of Pillow give the size as shown
@@ -246,29 +246,3 @@ def read_header(path: Union[str, Path]) -> Header:
             orientation = 1  # damaged EXIF data: viewers show the image as stored
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
-
-
-def _decoded_header(data: bytes) -> Header:
-    """The same for an image of more pixels than Pillow opens; OpenCV reads some of them."""
-    sizes = []
-    for as_stored in (True, False):
-        image = _decode(data, as_stored)
-        if image is None:
-            raise ValueError("not an image")
-        sizes.append((int(image.shape[1]), int(image.shape[0])))
-    return Header(sizes[0], sizes[1], sizes[0] != sizes[1])
-
-
-def image_size(path: Union[str, Path], name: str = "image") -> Size:
-    """Width and height in pixels of the image as viewers show it, from the header alone.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
-    try:
-        return read_header(path).shown
-    except FileNotFoundError:
-        raise UserError(f"{name}: file not found: {Path(path).absolute()}") from None
-    except (OSError, ValueError):
-        raise UserError(f"{name}: {str(path)!r} is not an image; its width and height are needed "
-                        "because the annotation file does not give them") from None

@@ -100,7 +100,7 @@ class TrainDataset(Dataset):
     """Images as rows of a `Batch`; item (epoch, index) is image `index` as epoch `epoch` sees it.
 
     Args:
-        coco: dataset of `data.sample.Sample`.
+        coco: dataset of `data.coco.Sample`.
         augmenter: first half of the way; see `SamplePath`.
         target_maker: second half.
         seed: of the run.

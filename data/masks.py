@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple, Union
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from data.geometry import Affine
-from data.sample import Polygons, Rle, Segmentation
+
+Polygons = List[np.ndarray]
+"""Outlines of one object: float32 `[m, 2]` arrays of x, y in pixels of the stored image."""
+
+Rle = Dict[str, Any]
+"""Compressed COCO run lengths: `{"size": [h, w], "counts": bytes}`, for pycocotools.mask."""
+
+Segmentation = Union[Polygons, Rle]
 
 Extent = Tuple[int, int, int, int]
 """x1 y1 x2 y2 in whole pixels; all that is set in a mask lies inside."""

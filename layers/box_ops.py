@@ -6,12 +6,17 @@ says so; both relative to the image.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import TYPE_CHECKING, Callable, Tuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from utils.box_coding import decode_parts, encode_parts
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = TypeVar("Array", np.ndarray, Tensor)
+
+CENTER_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 
 def point_form(boxes: Tensor) -> Tensor:
@@ -47,6 +52,25 @@ def _area(boxes: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
+def encode_parts(center: Array, size: Array, priors_cxcywh: Array,
+                 log: Callable[[Array], Array]) -> Tuple[Array, Array]:
+    """SSD's box coding (Liu et al., 2016), for tensors and for the arrays of `data.targets`.
+
+    Args:
+        center: `[.., 2]` cx cy of the boxes.
+        size: `[.., 2]` their w h, above 0.
+        priors_cxcywh: `[.., 4]`, relative to the image as the boxes are.
+        log: `torch.log` or `numpy.log`.
+
+    Returns:
+        `[.., 2]` offsets of the centre in sizes of the prior and `[.., 2]` logarithms of the size,
+        each divided by its variance.
+    """
+    prior_center, prior_size = priors_cxcywh[..., :2], priors_cxcywh[..., 2:]
+    return ((center - prior_center) / (prior_size * CENTER_VARIANCE),
+            log(size / prior_size) / SIZE_VARIANCE)
+
+
 def encode(boxes: Tensor, priors_cxcywh: Tensor) -> Tensor:
     """Regression targets of corner boxes `[..,4]` against priors `[..,4]` cx cy w h.
 
@@ -58,7 +82,9 @@ def encode(boxes: Tensor, priors_cxcywh: Tensor) -> Tensor:
 
 def decode(loc: Tensor, priors_cxcywh: Tensor) -> Tensor:
     """Corner boxes from regression outputs `[..,4]` and priors `[..,4]` cx cy w h."""
-    center, size = decode_parts(loc, priors_cxcywh, torch.exp)
+    prior_center, prior_size = priors_cxcywh[..., :2], priors_cxcywh[..., 2:]
+    center = prior_center + loc[..., :2] * (prior_size * CENTER_VARIANCE)
+    size = prior_size * torch.exp(loc[..., 2:] * SIZE_VARIANCE)
     low = center - size / 2
     # The original's order of rounding: an IoU at a threshold is decided by the last bit.
     return torch.cat((low, low + size), -1)

@@ -17,9 +17,11 @@ import pycocotools.mask
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from data.coco import CocoDataset  # noqa: E402
+from data.coco import (
+    CocoDataset,  # noqa: E402
+    Sample,  # noqa: E402
+)
 from data.datasets import dataset_paths  # noqa: E402
-from data.sample import Sample  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 from utils.drawing import draw_instances, side_by_side  # noqa: E402
 from utils.errors import UserError  # noqa: E402

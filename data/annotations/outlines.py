@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 
 from data.annotations import reader as raw
 from data.annotations.defects import DefectLog
-from data.sample import Rle
+from data.masks import Rle
 from utils.errors import UserError
 
 _CHUNK = 4096

@@ -25,7 +25,7 @@ from data.annotations.outlines import (
     offsets,
     refuse_corner_boxes,
 )
-from data.sample import Segmentation
+from data.masks import Segmentation
 from utils.errors import UserError
 
 SizeReader = Callable[[str, int], Tuple[int, int]]

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 BOX_GIVEN, BOX_MISSING, BOX_MALFORMED = 0, 1, 2
 """Values of `Columns.box_state`."""
@@ -177,18 +177,14 @@ class _Collector:
 
 def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     """Say which of the four integers of an annotation is missing or not an integer."""
-    where = "annotation {!r} (image_id {!r})".format(record.get("id"), record["image_id"])
+    where = f"annotation {record.get('id')!r} (image_id {record['image_id']!r})"
     if "category_id" not in record:
-        kind = ("looks like a captions file" if "caption" in record
-                else "looks like a panoptic file" if "segments_info" in record
-                else "is not a COCO instances file")
-        return UserError(f"{path}: {where} has no category_id; the file {kind}, expected COCO "
-                         "instances such as instances_train2017.json")
-    if "id" not in record:
-        return UserError("{}: an annotation of image_id {!r} has no id; every annotation needs a "
-                         "unique integer id".format(path, record["image_id"]))
+        kind = "captions" if "caption" in record else \
+            "panoptic segmentation" if "segments_info" in record else "something else"
+        return UserError(f"{path}: {where} has no category_id; the file looks like {kind}, "
+                         "expected COCO instances such as instances_train2017.json")
     for key in ("id", "image_id", "category_id", "iscrowd"):
-        value = record.get(key, 0)
+        value = record.get(key, 0 if key == "iscrowd" else None)
         if not isinstance(value, int) or abs(value) >= 2 ** 63:
             expected = ("0 or 1" if key == "iscrowd" else
                         "an integer (64 bit); write ids as numbers without quotes")
@@ -230,8 +226,8 @@ def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
         return
     for number, entry in enumerate(annotations):
         if isinstance(entry, dict):
-            raise UserError("{}: annotation {!r} (number {} in the list) has no image_id; every "
-                            "annotation needs one".format(path, entry.get("id"), number))
+            raise UserError(f"{path}: annotation {entry.get('id')!r} (number {number} in the list) "
+                            "has no image_id; every annotation needs one")
         if entry != number:
             break
     raise UserError(f"{path}: 'annotations' does not hold exactly the file's annotations; expected "
@@ -267,22 +263,11 @@ def _parse(path: Path, text: str, collector: _Collector) -> Any:
     try:
         return json.loads(text, object_hook=collector)
     except json.JSONDecodeError as error:
-        start = text.lstrip()[:40]
-        if start.startswith("<"):
-            found = "an HTML or XML page"
-        elif start.startswith("version https://git-lfs"):
-            found = "a Git LFS pointer (fetch the real file with `git lfs pull`)"
-        elif not start.startswith(("{", "[")):
-            found = "not JSON"
-        elif "Unterminated" in error.msg or (len(text.rstrip()) - error.pos <= 1
-                                             and not text.rstrip().endswith("}")):
-            found = f"truncated JSON ({error.msg} at its end)"
-        else:
-            found = f"broken JSON ({error.msg} at line {error.lineno}, column {error.colno})"
-        raise UserError(f"{path}: {found}, expected a complete COCO annotation file; download or "
-                        "export it again") from None
-    except ValueError:  # more digits than Python converts
-        raise UserError(f"{path}: a number of thousands of digits, expected a COCO annotation file"
+        hint = " (a Git LFS pointer: fetch the real file with `git lfs pull`)" \
+            if text.startswith("version https://git-lfs") else ""
+        raise UserError(f"{path}: not JSON ({error.msg} at line {error.lineno}, column "
+                        f"{error.colno}){hint}, expected a complete COCO annotation file; download "
+                        "or export it again") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise UserError(f"{path}: cannot be read as a COCO annotation file: {first_line(error)}"
                         ) from None
-    except RecursionError:
-        raise UserError(f"{path}: JSON nested too deeply to be a COCO annotation file") from None

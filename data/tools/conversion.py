@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -19,6 +18,7 @@ from utils.errors import UserError, nearest
 from utils.files import write_whole
 
 _SHOWN_PROBLEMS = 20
+_WAY_OUT = "; correct it, or leave all such shapes and files out with --skip_bad"
 _SIGNATURE = "converted by python -m data.convert"
 """Stands at the beginning of every file that a converter writes."""
 
@@ -51,10 +51,6 @@ class FoundImage:
         return self.width, self.height
 
 
-class _RefusedError(UserError):
-    """A problem that ends the conversion; its sentence is complete."""
-
-
 @dataclass
 class Problems:
     """What cannot be converted: an error, or counted and left out where `skip` is set."""
@@ -67,12 +63,10 @@ class Problems:
         """A `UserError` inside ends the block: it is remembered, or raised with the way out."""
         try:
             yield
-        except _RefusedError:
-            raise
         except UserError as problem:
             if not self.skip:
-                raise _RefusedError(f"{problem}; correct it, or leave all such shapes and files "
-                                    "out with --skip_bad") from None
+                text = str(problem)
+                raise UserError(text if text.endswith(_WAY_OUT) else text + _WAY_OUT) from None
             self.sentences.append(str(problem))
 
     def lines(self) -> List[str]:
@@ -118,8 +112,7 @@ def union(first: Outline, second: Outline, size: Size) -> Outline:
     """Both outlines as one."""
     if isinstance(first, list) and isinstance(second, list):
         return first + second
-    masks = [mask_utils.decode(_runs(outline, size)) for outline in (first, second)]
-    return run_lengths(masks[0] | masks[1])
+    return run_lengths(mask_utils.decode([_runs(first, size), _runs(second, size)]).any(axis=2))
 
 
 def _runs(outline: Outline, size: Size) -> Dict[str, Any]:
@@ -142,10 +135,10 @@ def open_image(path: Path, where: str, given: Optional[Tuple[float, float]] = No
     """
     try:
         width, height = read_header(path).annotated(given)  # type: ignore[arg-type]
-    except (OSError, ValueError) as problem:
-        missing = isinstance(problem, FileNotFoundError)
-        raise UserError(f"{where}: {path} " + ("does not exist" if missing else
-                                               "is not an image that can be read")) from None
+    except FileNotFoundError:
+        raise UserError(f"{where}: {path} does not exist") from None
+    except (OSError, ValueError):
+        raise UserError(f"{where}: {path} is not an image that can be read") from None
     if given is not None and given != (width, height):
         raise UserError(f"{where}: says {given[0]:g} x {given[1]:g} pixels, but {path} has "
                         f"{width} x {height}")
@@ -178,11 +171,11 @@ def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
     return sorted(found)
 
 
-def read_text(path: Path, declared: str = "") -> str:
-    """Text of a file: UTF-8, the encoding that it is `declared` to have, or a Chinese Windows'.
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8 or a Chinese Windows' encoding.
 
     Raises:
-        UserError: it is missing, or none of these.
+        UserError: it is missing, or neither of these.
     """
     try:
         data = path.read_bytes()
@@ -190,12 +183,10 @@ def read_text(path: Path, declared: str = "") -> str:
         raise UserError(f"file not found: {path.absolute()}") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from None
-    wide = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ""
-    for encoding in (wide, "utf-8-sig", declared, "gb18030"):
+    for encoding in ("utf-8-sig", "gb18030"):
         try:
-            if encoding and codecs.lookup(encoding):
-                return data.decode(encoding)
-        except (LookupError, ValueError):
+            return data.decode(encoding)
+        except ValueError:
             continue
     raise UserError(f"{path}: is not text in UTF-8")
 
@@ -249,14 +240,14 @@ def refuse_foreign_files(out: Path) -> None:
                             "replaced: give --out another folder, or move it away")
 
 
-def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str], out: Path,
-                  progress: Callable[[str], None]) -> str:
-    """Write one COCO file for each split and the description; returns the description's path.
+def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str],
+                  out: Path) -> List[str]:
+    """Write one COCO file for each split and the description; returns a line about each split.
 
     Images stay where they are. Ids count from 1 through all splits: the same input gives the same
     files.
     """
-    described = {}
+    described, lines = {}, []
     image_id = annotation_id = 1
     for split, images in splits.items():
         folder = Path(os.path.commonpath([os.path.abspath(str(image.path.parent))
@@ -264,15 +255,15 @@ def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str], out
         content = _coco(images, names, folder, image_id, annotation_id)
         image_id += len(images)
         annotation_id += len(content["annotations"])
+        file = out / (split + ".json")
         # ASCII, as file names need not be text.
-        _write(out / (split + ".json"), json.dumps(content, separators=(",", ":")))
-        described[split] = (_relative(folder, out), split + ".json")
-        progress(f"{out / (split + '.json')}: {len(images)} images "
-                 f"({sum(not image.objects for image in images)} without objects), "
-                 f"{len(content['annotations'])} objects")
-    path = out / FOLDER_FILE
-    _write(path, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
-    return str(path)
+        _write(file, json.dumps(content, separators=(",", ":")))
+        described[split] = (_relative(folder, out), file.name)
+        empty = sum(not image.objects for image in images)
+        lines.append(f"{file}: {len(images)} images ({empty} without objects), "
+                     f"{len(content['annotations'])} objects")
+    _write(out / FOLDER_FILE, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
+    return lines
 
 
 def _coco(images: Sequence[FoundImage], names: Sequence[str], folder: Path, image_id: int,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from data.coco import CocoDataset, missing_hint
 from data.image import read_header
 from utils.errors import UserError
-from utils.files import write_whole
+
+Splits = Mapping[str, CocoDataset]
+"""Training data as `train` and, where there is any, validation data as `val`."""
+
+Files = List[Tuple[str, str]]
+"""Split and path of images."""
 
 Progress = Callable[[int, int], None]
 
-_VERSION = 4
 _EXAMPLES = 5
 _SHOWN = 10
 _SAME = 1e-4
@@ -33,71 +36,17 @@ def some(values: Iterable[Any]) -> str:
     return ", ".join(texts[:_EXAMPLES]) + (", ..." if len(texts) > _EXAMPLES else "")
 
 
-def counted(number: int, noun: str, verb: str = "") -> str:
-    """`1 image is` or `3 images are`, for a sentence."""
-    verbs = {"is": "are", "has": "have", "repeats": "repeat"}
-    text = f"{number} {noun}" + ("" if number == 1 else "s")
-    return text + (f" {verb if number == 1 else verbs[verb]}" if verb else "")
+def counted(number: int, noun: str) -> str:
+    """`1 image` or `3 images`, for a sentence."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def file_state(path: str) -> str:
-    """Path, size and time of a file: another text as soon as the file changes; '' for none."""
-    try:
-        state = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return ""
-    return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}"
-
-
-class FindingsCache:
-    """What was found out about a dataset, as texts by key, in the user's cache folder.
-
-    Args:
-        name: what the dataset is known by, for example the path of its annotation file.
-    """
-
-    def __init__(self, name: str) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        digest = hashlib.sha1(os.path.abspath(name).encode("utf-8", "surrogatepass")).hexdigest()
-        self.path = Path(root) / "yolact" / f"check-{digest[:16]}.json"
-        self._used: Dict[str, str] = {}
-        self._known: Dict[str, str] = {}
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if content["version"] == _VERSION:
-                self._known = {str(key): str(text) for key, text in content["known"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # none yet, or not ours: everything is found out anew
-
-    def recall(self, key: str) -> Optional[str]:
-        """The text kept for `key`, or None."""
-        if key in self._known:
-            self._used[key] = self._known[key]
-        return self._known.get(key)
-
-    def keep(self, key: str, text: str) -> None:
-        """Remember `text`."""
-        self._known[key] = self._used[key] = text
-
-    def save(self, forget: bool = False) -> bool:
-        """Write it; `forget` drops what was neither asked for nor new.
-
-        Returns False where the cache folder cannot be written.
-        """
-        text = json.dumps({"version": _VERSION, "known": self._used if forget else self._known})
-        try:
-            write_whole(str(self.path), lambda stream: stream.write(text.encode("utf-8")))
-        except UserError:
-            return False
-        return True
-
-
-def annotation_findings(splits: Mapping[str, CocoDataset]) -> List[str]:
+def annotation_findings(splits: Splits) -> List[str]:
     """Sentences about the annotations of each split, and about the classes of both."""
     found = []
     for name, dataset in splits.items():
-        found += [f"{name}: {text}" for text in dataset.report.sentences()[1:]]
-        found += [f"{name}: {text}" for text in _crowds(dataset) + _duplicates(dataset)]
+        texts = dataset.report.sentences()[1:] + _crowds(dataset) + _duplicates(dataset)
+        found += [f"{name}: {text}" for text in texts]
     return found + _classes(splits)
 
 
@@ -126,11 +75,12 @@ def _duplicates(dataset: CocoDataset) -> List[str]:
     if not len(rows):
         return []
     images = np.unique(dataset.image_ids[dataset.annotations.owners[rows]])
-    return [f"{counted(len(rows), 'object', 'repeats')} the box and class of another in the same "
-            f"image: image id {some(images)}; each counts as a missed object in the score"]
+    return [f"{counted(len(rows), 'object')} {'repeats' if len(rows) == 1 else 'repeat'} the box "
+            f"and class of another in the same image: image id {some(images)}; each counts as a "
+            "missed object in the score"]
 
 
-def _classes(splits: Mapping[str, CocoDataset]) -> List[str]:
+def _classes(splits: Splits) -> List[str]:
     """Sentences about classes without objects and classes that differ."""
     counts = {split: dataset.report.objects_per_category for split, dataset in splits.items()}
     found = []
@@ -156,72 +106,80 @@ def _classes(splits: Mapping[str, CocoDataset]) -> List[str]:
     return found
 
 
-def overlap_findings(train: CocoDataset, val: CocoDataset) -> List[str]:
-    """Sentences about files that are in both, under one name; only those are read."""
-    places: Dict[str, List[int]] = {}
-    for index in range(len(train)):
-        places.setdefault(os.path.basename(train.image_info(index)[0]), []).append(index)
-    shared = []
-    for index in range(len(val)):
-        name = val.image_info(index)[0]
-        others = [train.image_path(other) for other in places.get(os.path.basename(name), ())]
-        if any(_same_file(other, val.image_path(index)) for other in others):
-            shared.append(name)
-    if not shared:
-        return []
-    return [f"{len(shared)} of the {len(val)} images of val are in train too: {some(shared)}; "
-            "scores on them say nothing"]
+def copy_findings(splits: Splits, same_name: bool = False) -> List[str]:
+    """Sentences about images whose files are equal, within a split and between both.
 
-
-def _same_file(path: str, other: str) -> bool:
-    if os.path.abspath(path) == os.path.abspath(other):
-        return True
-    try:
-        return os.stat(path).st_size == os.stat(other).st_size and _digest(path) == _digest(other)
-    except (OSError, ValueError):
-        return False
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
-
-
-def image_findings(splits: Mapping[str, CocoDataset], cache: FindingsCache, workers: int = 2,
-                   progress: Optional[Progress] = None) -> Tuple[List[str], List[str]]:
-    """Read every image that the cache does not know as it is now.
-
-    Returns:
-        Sentences about files that are missing, cannot be read or repeat another's content, and the
-        paths of the files that the sentences are about.
+    Only files of equal size are read; with `same_name`, only those of equal names too.
     """
-    found, concerned = [], []
-    by_size: Dict[int, List[Tuple[str, str]]] = {}
+    found, leaks = [], []
+    groups = _equal_files(splits, (os.path.basename,) if same_name else ())
+    for split in splits:
+        copies: List[str] = []
+        for files in groups:
+            copies += [os.path.basename(path) for owner, path in files if owner == split][1:]
+        if copies:
+            found.append(f"{split}: {counted(len(copies), 'image')} of the same content as "
+                         f"another: {some(copies)}")
+    for files in groups:
+        if len({split for split, _ in files}) > 1:
+            leaks += [os.path.basename(path) for split, path in files if split == "val"]
+    if leaks:
+        found.append(f"{len(leaks)} of the {len(splits['val'])} images of val are in train too: "
+                     f"{some(leaks)}; scores on them say nothing")
+    return found
+
+
+def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> List[Files]:
+    """Groups of equal files: each property, cheap ones first, parts what the last left together."""
+    groups: List[Files] = [[(split, dataset.image_path(index))
+                            for split, dataset in splits.items() for index in range(len(dataset))]]
+    for property_of in (*first, _size, _digest):
+        finer: List[Files] = []
+        for files in groups:
+            alike: Dict[Any, Files] = {}
+            for split, path in files:
+                alike.setdefault(property_of(path), []).append((split, path))
+            finer += [group for key, group in alike.items() if key is not None and len(group) > 1]
+        groups = finer
+    return groups
+
+
+def _size(path: str) -> Optional[int]:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+
+
+def _digest(path: str) -> Optional[bytes]:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+    except OSError:
+        return None
+
+
+def image_findings(splits: Splits, workers: int = 2,
+                   progress: Optional[Progress] = None) -> List[str]:
+    """Read every image: sentences about files that are missing or cannot be used."""
+    found = []
     for name, dataset in splits.items():
-        paths = [dataset.image_path(index) for index in range(len(dataset))]
-        keys = {index: f"{state} {dataset.image_info(index)[1:]}"
-                for index, state in enumerate(map(file_state, paths)) if state}
-        missing = [index for index in range(len(paths)) if index not in keys]
+        missing = [index for index in range(len(dataset))
+                   if not os.path.exists(dataset.image_path(index))]
         if missing:
             names = [dataset.image_info(index)[0] for index in missing]
-            found.append(f"{name}: {counted(len(names), 'image file', 'is')} missing: "
-                         f"{some(names)}{missing_hint(dataset.images_dir, names[0])}")
-        _read_images(dataset, keys, cache, workers, progress)
-        problems = {index: cache.recall(key) for index, key in keys.items() if cache.recall(key)}
-        found += [f"{name}: {text}" for text in list(problems.values())[:_SHOWN]]
+            found.append(f"{name}: {counted(len(names), 'image file')} missing: {some(names)}"
+                         f"{missing_hint(dataset.images_dir, names[0])}")
+        problems = _read_images(dataset, sorted(set(range(len(dataset))) - set(missing)), workers,
+                                progress)
+        found += [f"{name}: {text}" for text in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             found.append(f"{name}: {len(problems) - _SHOWN} more images cannot be used")
-        concerned += [paths[index] for index in missing + list(problems)]
-        for index in sorted(set(keys) - set(problems)):
-            by_size.setdefault(os.path.getsize(paths[index]), []).append((name, paths[index]))
-    copies = _copies(by_size)
-    return (found + _copy_findings(copies),
-            concerned + [path for group in copies for _, path in group])
+    return found
 
 
-def _read_images(dataset: CocoDataset, keys: Mapping[int, str], cache: FindingsCache,
-                 workers: int, progress: Optional[Progress]) -> None:
-    """Keep what is wrong with each image, '' for nothing, under its key."""
+def _read_images(dataset: CocoDataset, indices: List[int], workers: int,
+                 progress: Optional[Progress]) -> List[str]:
+    """What is wrong with each of the images that cannot be used."""
     def problem_of(index: int) -> str:
         try:
             dataset[index]
@@ -229,71 +187,36 @@ def _read_images(dataset: CocoDataset, keys: Mapping[int, str], cache: FindingsC
             return str(problem)
         return ""
 
-    unknown = [index for index, key in keys.items() if cache.recall(key) is None]
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for done, (index, text) in enumerate(zip(unknown, pool.map(problem_of, unknown)), 1):
-            cache.keep(keys[index], text)
+    problems = []
+    with ThreadPoolExecutor(workers) as pool:
+        for done, text in enumerate(pool.map(problem_of, indices), 1):
+            problems += [text] if text else []
             if progress is not None:
-                progress(done, len(unknown))
+                progress(done, len(indices))
+    return problems
 
 
-def _copies(by_size: Mapping[int, Sequence[Tuple[str, str]]]) -> List[List[Tuple[str, str]]]:
-    """Groups of split and path whose files are equal; only files of the same size are read."""
-    groups: Dict[str, List[Tuple[str, str]]] = {}
-    for entries in by_size.values():
-        for entry in entries if len(entries) > 1 else ():
-            groups.setdefault(_digest(entry[1]), []).append(entry)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _copy_findings(copies: Sequence[Sequence[Tuple[str, str]]]) -> List[str]:
-    repeated: Dict[str, List[str]] = {}
-    between = []
-    for group in copies:
-        splits = sorted({split for split, _ in group})
-        if len(splits) > 1:
-            between.append(" = ".join(os.path.basename(path) for _, path in group[:2]))
-        for split in splits:
-            names = [os.path.basename(path) for owner, path in group if owner == split]
-            repeated.setdefault(split, []).extend(names[1:])
-    found = [f"{split}: {counted(len(names), 'image', 'is')} of the same content as another: "
-             f"{some(names)}" for split, names in sorted(repeated.items()) if names]
-    if between:
-        found.append(f"{counted(len(between), 'image')} of val "
-                     f"{'has' if len(between) == 1 else 'have'} the content of one of train: "
-                     f"{some(between)}; scores on them say nothing")
-    return found
-
-
-_HOW = {
-    "shown": "turned, as their sizes in the annotation file say",
-    "stored": "as stored, as their sizes in the annotation file say",
-    "either": "turned, as viewers show them (square, mirrored or upside down: the size does not "
-              "tell)",
-}
-
-
-def turned_notes(splits: Mapping[str, CocoDataset]) -> List[str]:
+def turned_notes(splits: Splits) -> List[str]:
     """A sentence about the images of each split that have an EXIF orientation.
 
     Headers alone are read. Files that cannot be read are left to those who report them.
     """
     notes = []
     for split, dataset in splits.items():
-        found: Dict[str, List[str]] = {}
+        turned, stored = [], []
         for index in range(len(dataset)):
             file_name, width, height = dataset.image_info(index)
             try:
                 header = read_header(dataset.image_path(index))
             except (OSError, ValueError):
                 continue
-            if header.turned and (width, height) in (header.stored, header.shown):
-                how = ("either" if header.stored == header.shown else
-                       "stored" if (width, height) == header.stored else "shown")
-                found.setdefault(how, []).append(file_name)
-        if found:
-            total = counted(sum(map(len, found.values())), "image", "has")
-            kinds = "; ".join(f"{how}: {len(found[key])} ({some(found[key])})"
-                              for key, how in _HOW.items() if key in found)
-            notes.append(f"{split}: {total} an EXIF orientation; read {kinds}")
+            if header.turned and (width, height) in header[:2]:
+                turned.append(file_name)
+                if header.annotated((width, height)) != header.shown:
+                    stored.append(file_name)
+        if turned:
+            notes.append(f"{split}: {counted(len(turned), 'image')} with an EXIF orientation "
+                         f"({some(turned)}), read upright as viewers show them" + (
+                             f", but {len(stored)} ({some(stored)}) as stored, as the size in the "
+                             "annotation file says" if stored else ""))
     return notes

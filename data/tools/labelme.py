@@ -29,14 +29,14 @@ from data.tools.conversion import (
 )
 from utils.errors import UserError
 
+_IGNORED_LABELS = ("__ignore__", "_background_")
 _POLYGONS = ("polygon", "rotation")
 _CIRCLE_STEP = 2.0
 """Pixels along a circle between corners of its polygon."""
 _MOST_CORNERS = 2000
 
 
-def read_labelme(folder: Path, problems: Problems, ignore_labels: Sequence[str] = (),
-                 ignore_shapes: Sequence[str] = ()) -> Tuple[List[FoundImage], List[str]]:
+def read_labelme(folder: Path, problems: Problems) -> Tuple[List[FoundImage], List[str]]:
     """Images with objects of all labelme files in and below `folder`, and notes.
 
     Shapes of one label that share a group_id are one object.
@@ -45,35 +45,24 @@ def read_labelme(folder: Path, problems: Problems, ignore_labels: Sequence[str] 
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
     files = list_files(folder, (".json",))
     images: Dict[str, FoundImage] = {}
-    ignored = foreign = 0
     for file in files:
         with problems.left_out():
             content = _read(file)
             if content is None:
-                foreign += 1
                 continue
             image = _image(file, content)
             key = str(image.path.resolve())
             if key in images:
                 raise UserError(f"{file}: its image {image.path} has an annotation file already")
-            kept = [(n, shape) for n, shape in enumerate(content["shapes"], 1)
-                    if not (isinstance(shape, dict) and (shape.get("label") in ignore_labels
-                                                         or shape.get("shape_type")
-                                                         in ignore_shapes))]
-            ignored += len(content["shapes"]) - len(kept)
-            _add_objects(image, file, kept, problems)
+            _add_objects(image, file, content["shapes"], problems)
             images[key] = image
     if not images:
         raise UserError(f"{folder}: no labelme files ({len(files)} .json files are there); "
                         "expected JSON files with 'shapes' and 'imagePath'")
-    notes = [f"{ignored} shapes were ignored, as asked for"] if ignored else []
-    if foreign:
-        notes.append(f"{foreign} other .json files were not read")
     unmarked = sum(str(path.resolve()) not in images for path in list_files(folder))
-    if unmarked:
-        notes.append(f"left out: {unmarked} image{'' if unmarked == 1 else 's'} without a labelme "
-                     "file; save one, with no shapes, for images that show no object")
-    return list(images.values()), notes
+    return list(images.values()), [] if not unmarked else [
+        f"left out: {unmarked} image{'' if unmarked == 1 else 's'} without a labelme file; save "
+        "one, with no shapes, for images that show no object"]
 
 
 def _read(file: Path) -> Optional[Dict[str, Any]]:
@@ -98,12 +87,14 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
                       else (width, height))
 
 
-def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Tuple[int, Any]],
+def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
                  problems: Problems) -> None:
     groups: Dict[Tuple[str, str], FoundObject] = {}
-    for position, shape in shapes:
+    for position, shape in enumerate(shapes, 1):
         with problems.left_out():
             label = shape.get("label") if isinstance(shape, dict) else None
+            if label in _IGNORED_LABELS:
+                continue
             if not isinstance(label, (str, int, float)) or not str(label).strip():
                 raise UserError(f"{file}: shape {position}: has no label")
             where = f"{file}: shape {position} ('{label}')"
@@ -130,8 +121,7 @@ def _outline(shape: Dict[str, Any], size: Size, where: str) -> Outline:
         points = rectangle(*points[0], *points[1])
     elif kind not in _POLYGONS and not (kind == "rectangle" and len(points) == 4):
         raise UserError(f"{where}: a shape_type '{kind}' of {len(points)} points has no area; "
-                        "expected a polygon, rectangle, circle or mask (leave others out with "
-                        f"--ignore_shapes={kind})")
+                        "expected a polygon, rectangle, circle or mask")
     return polygon(points, size, where)
 
 

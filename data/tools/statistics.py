@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from data.targets import ground_truth_slots
 
 SMALL, MEDIUM = 32.0 ** 2, 96.0 ** 2
 """Areas in pixels of the stored image between COCO's small, medium and large objects."""
-PERCENTILES = (5, 25, 50, 75, 95)
 
 _RECALL_IOU = 0.5
 _WORTH_IT = 0.02
@@ -30,69 +29,50 @@ class SplitStatistics:
     """Numbers of one split; n usable objects that are not crowds."""
 
     name: str
-    images: int
-    empty: int
-    objects: int
-    crowds: int
-    class_names: List[str]
-    objects_per_class: np.ndarray
-    images_per_class: np.ndarray
-    """int64 `[C - 1]`."""
-    sizes: Tuple[int, int, int]
-    """Small, medium and large objects by the area of their boxes."""
+    counts: List[int]
+    """Rows of the table, see `_TITLES`."""
+    classes: Dict[str, Tuple[int, int]]
+    """Objects and images by class name."""
     sides: np.ndarray
     """float64 `[n, 2]`, widths and heights of boxes relative to the image."""
     most_objects: Tuple[int, int]
     """Largest number in an image, and that image's id."""
 
 
+_TITLES = ("images", "  without objects", "objects", "  small (below 32 x 32 px)", "  medium",
+           "  large (from 96 x 96 px)", "crowd regions", "most objects in an image")
+
+
 def measure(name: str, dataset: CocoDataset) -> SplitStatistics:
     """Count `dataset`."""
-    packed = dataset.annotations
+    packed, report = dataset.annotations, dataset.report
     solid = ~packed.crowd
     labels, owner = packed.labels[solid].astype(np.int64), packed.owners[solid]
     sides = (packed.boxes[solid, 2:] - packed.boxes[solid, :2]).astype(np.float64)
     area = sides.prod(axis=1) * packed.image_sizes[owner].astype(np.float64).prod(axis=1)
+    of_size = np.bincount(np.searchsorted([SMALL, MEDIUM], area, side="right"), minlength=3)
     classes = len(dataset.categories)
     pairs = np.unique(owner * (classes + 1) + labels) % (classes + 1)
+    images = np.bincount(pairs, minlength=classes + 1)[1:].tolist()
     per_image = np.bincount(owner, minlength=len(dataset))
     fullest = int(per_image.argmax())
+    most = int(per_image[fullest]), int(dataset.image_ids[fullest])
     return SplitStatistics(
-        name=name, images=len(dataset), empty=dataset.report.empty_images, objects=len(labels),
-        crowds=dataset.report.crowds, class_names=dataset.class_names,
-        objects_per_class=np.bincount(labels, minlength=classes + 1)[1:],
-        images_per_class=np.bincount(pairs, minlength=classes + 1)[1:],
-        sizes=(int((area < SMALL).sum()), int(((area >= SMALL) & (area < MEDIUM)).sum()),
-               int((area >= MEDIUM).sum())),
-        sides=sides, most_objects=(int(per_image[fullest]), int(dataset.image_ids[fullest])))
+        name=name, sides=sides, most_objects=most,
+        counts=[len(dataset), report.empty_images, len(labels), *of_size.tolist(), report.crowds,
+                most[0]],
+        classes=dict(zip(dataset.class_names, zip(report.objects_per_category.values(), images))))
 
 
-def table(splits: Sequence[SplitStatistics], input_size: int) -> List[str]:
-    """Lines of a table with a column for each split."""
-    titles = ["", "images", "  without objects", "objects", "  small (below 32 x 32 px)",
-              "  medium", "  large (from 96 x 96 px)", "crowd regions", "most objects in an image"]
-    titles += [f"side at {input_size} px input, {share} % below" for share in PERCENTILES]
-    columns = [titles]
-    for split in splits:
-        counts = [split.images, split.empty, split.objects, *split.sizes, split.crowds,
-                  split.most_objects[0]]
-        sides = ["-"] * len(PERCENTILES)
-        if split.objects:
-            side = np.sqrt(split.sides.prod(axis=1)) * input_size
-            sides = [f"{value:.0f}" for value in np.percentile(side, PERCENTILES)]
-        columns.append([split.name] + [str(count) for count in counts] + sides)
-    return _aligned(list(zip(*columns))) + [""] + _class_table(splits)
-
-
-def _class_table(splits: Sequence[SplitStatistics]) -> List[str]:
-    rows = [["class"] + [head for split in splits for head in (split.name, "images")]]
-    counts = [dict(zip(split.class_names, zip(split.objects_per_class.tolist(),
-                                              split.images_per_class.tolist())))
-              for split in splits]
-    for name in dict.fromkeys(name for split in splits for name in split.class_names):
-        rows.append([name] + [str(value) for count in counts
-                              for value in count.get(name, ("-", "-"))])
-    return _aligned(rows)
+def table(splits: Sequence[SplitStatistics]) -> List[str]:
+    """Lines of two tables: counts with a column for each split, and classes."""
+    titles = ["class"] + [head for split in splits for head in (split.name, "images")]
+    rows = [titles]
+    for name in dict.fromkeys(name for split in splits for name in split.classes):
+        rows.append([name] + [str(value) for split in splits
+                              for value in split.classes.get(name, ("-", "-"))])
+    columns = [["", *_TITLES]] + [[split.name, *map(str, split.counts)] for split in splits]
+    return _aligned(list(zip(*columns))) + [""] + _aligned(rows)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
@@ -102,13 +82,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
         for row in rows]
 
 
-def anchor_shapes(scales: Sequence[Sequence[float]], ratios: Sequence[float],
-                  square: bool) -> np.ndarray:
-    """Width and height in pixels of every anchor: float64 `[k, 2]`."""
-    roots = np.sqrt(np.asarray(ratios, np.float64))
+def anchor_shapes(scales: Sequence[Sequence[float]], config: Config) -> np.ndarray:
+    """Width and height in pixels of every anchor of these sides: float64 `[k, 2]`."""
+    roots = np.sqrt(np.asarray(config.pred_aspect_ratios, np.float64))
     sides = np.concatenate([np.asarray(level, np.float64) for level in scales])[:, None]
     width = (sides * roots).ravel()
-    return np.column_stack([width, width if square else (sides / roots).ravel()])
+    height = width if config.use_square_anchors else (sides / roots).ravel()
+    return np.column_stack([width, height])
 
 
 def shape_recall(boxes: np.ndarray, anchors: np.ndarray) -> float:
@@ -146,26 +126,23 @@ def format_scales(scales: Sequence[Sequence[float]]) -> str:
 def suggestions(train: SplitStatistics, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     count, image_id = train.most_objects
-    slots = ground_truth_slots(count)
-    lines = [f"ground-truth slots: {slots} (image {image_id} has {count} "
+    lines = [f"ground-truth slots: {ground_truth_slots(count)} (image {image_id} has {count} "
              f"object{'' if count == 1 else 's'})"]
-    if not train.objects:
+    if not len(train.sides):
         return lines
     boxes = (train.sides * config.max_size).clip(1e-3)
     tiny = int((np.sqrt(boxes.prod(axis=1)) < _TINY).sum())
     if tiny:
-        lines.append(f"{tiny} of {train.objects} objects are smaller than {_TINY:g} px at the "
+        lines.append(f"{tiny} of {len(boxes)} objects are smaller than {_TINY:g} px at the "
                      f"{config.max_size} px input; a larger input or cut-out images would show "
                      "them")
     if len(boxes) > _SAMPLE:
         boxes = boxes[np.random.RandomState(0).choice(len(boxes), _SAMPLE, replace=False)]
-    recall = shape_recall(boxes, anchor_shapes(
-        config.pred_scales, config.pred_aspect_ratios, config.use_square_anchors))
+    recall = shape_recall(boxes, anchor_shapes(config.pred_scales, config))
     lines.append(f"anchors {format_scales(config.pred_scales)} ({config.name}): {100 * recall:.1f} "
                  "% of the boxes have one of 0.5 IoU in shape")
     fitted = fitted_scales(boxes, config.pred_scales)
-    better = shape_recall(boxes, anchor_shapes(
-        fitted, config.pred_aspect_ratios, config.use_square_anchors))
+    better = shape_recall(boxes, anchor_shapes(fitted, config))
     if better > recall + _WORTH_IT:
         lines.append(f"anchors that fit better: --pred_scales={format_scales(fitted)} "
                      f"({100 * better:.1f} %)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 from xml.etree import ElementTree
@@ -28,27 +27,23 @@ _VOID = 255
 _FITS = 0.3
 """IoU of an object's box and an instance's extent from which the instance may be its mask."""
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
-_ENCODING = re.compile(rb"""^[^>]*encoding\s*=\s*["']([\w.:-]+)["']""")
 
 Listed = Tuple[ElementTree.Element, str, str, List[float]]
 """An object's element, its name, its place for sentences, and its box x1 y1 x2 y2 in pixels."""
 
 
-def read_voc(folder: Path, problems: Problems, boxes_as_masks: bool,
-             images_folder: Optional[Path] = None) -> Dict[str, List[FoundImage]]:
+def read_voc(folder: Path, problems: Problems,
+             boxes_as_masks: bool) -> Dict[str, List[FoundImage]]:
     """Images with objects of each split; all as `train` where ImageSets has no train.txt.
 
     Masks come from SegmentationObject, else from a polygon in the XML, else, with
     `boxes_as_masks`, from the box.
     """
-    annotations = folder / "Annotations"
-    if not annotations.is_dir():
-        raise UserError(f"{folder.absolute()}: no folder Annotations; give the folder that holds "
-                        "Annotations, JPEGImages and SegmentationObject")
-    images_folder = images_folder or folder / "JPEGImages"
-    if not images_folder.is_dir():
-        raise UserError(f"image folder not found: {images_folder.absolute()}; name it with "
-                        "--images")
+    annotations, images_folder = folder / "Annotations", folder / "JPEGImages"
+    for place in (annotations, images_folder):
+        if not place.is_dir():
+            raise UserError(f"{folder.absolute()}: no folder {place.name}; give the folder that "
+                            "holds Annotations, JPEGImages and SegmentationObject")
     known = {path.stem: path for path in list_files(images_folder)}
     files = {path.stem: path for path in list_files(annotations, (".xml",))}
     if not files:
@@ -107,13 +102,12 @@ def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
 
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        with open(str(file), "rb") as stream:
-            declared = _ENCODING.match(stream.read(200))
-        # As text: the parser itself knows few encodings.
-        return ElementTree.fromstring(read_text(
-            file, declared.group(1).decode("ascii") if declared else ""))
-    except (ElementTree.ParseError, OSError, ValueError) as problem:
-        raise UserError(f"{file}: not XML: {problem}") from None
+        return ElementTree.parse(str(file)).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError):
+        try:
+            return ElementTree.fromstring(read_text(file))  # Chinese encodings are read by it
+        except (ElementTree.ParseError, ValueError) as problem:
+            raise UserError(f"{file}: not XML: {problem}") from None
 
 
 def _listed(file: Path, position: int, node: ElementTree.Element) -> Listed:
@@ -144,63 +138,43 @@ def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, w
 
 def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
            problems: Problems) -> Dict[int, Outline]:
-    """The instance of each object: number n for object n as VOC has it, else by its box."""
+    """The instance of each object by its index: number n + 1 for object n, where their boxes agree.
+
+    Numbers in another order are taken by the boxes alone.
+    """
     numbers = _instances(file, image)
     present = [int(n) for n in np.unique(numbers) if n not in (0, _VOID)]
-    extents = [_extent(numbers == n) for n in present]
-    overlap = np.array([[_iou(box, extent) for extent in extents] for _, _, _, box in listed])
-    chosen = _assign(overlap.reshape(len(listed), len(present)), present)
-    left = [n for index, n in enumerate(present) if index not in chosen.values()]
+    extents = {number: _extent(numbers == number) for number in present}
+    chosen: Dict[int, int] = {}
+    for n, (_, _, _, box) in enumerate(listed):
+        left = [number for number in present if number not in chosen.values()]
+        fits = {number: _iou(box, extents[number]) for number in left}
+        best = n + 1 if fits.get(n + 1, 0) >= _FITS else max(left, key=fits.__getitem__, default=0)
+        if fits.get(best, 0) >= _FITS:
+            chosen[n] = best
+    left = [number for number in present if number not in chosen.values()]
     if left and len(chosen) == len(listed):
         with problems.left_out():
             raise UserError(f"{file}: instance {left[0]} fits no object of the XML file")
-    return {n: run_lengths(numbers == present[index]) for n, index in chosen.items()}
-
-
-def _assign(overlap: np.ndarray, present: Sequence[int]) -> Dict[int, int]:
-    """Index of the instance for each object that has one, by falling IoU."""
-    if list(present) == list(range(1, len(overlap) + 1)) and (overlap.diagonal() >= _FITS).all():
-        return {n: n for n in range(len(overlap))}
-    chosen: Dict[int, int] = {}
-    for flat in np.argsort(-overlap, axis=None, kind="stable").tolist():
-        row, column = divmod(flat, overlap.shape[1])
-        if overlap[row, column] < _FITS:
-            break
-        if row not in chosen and column not in chosen.values():
-            chosen[row] = column
-    return chosen
+    return {n: run_lengths(numbers == number) for n, number in chosen.items()}
 
 
 def _instances(file: Path, photo: FoundImage) -> np.ndarray:
-    """Instance number of each pixel `[h, w]`; an image in VOC's colours is read back."""
+    """Instance number of each pixel `[h, w]`."""
     from PIL import Image
 
     try:
         with Image.open(str(file)) as image:
-            if image.mode in ("P", "L"):
-                numbers = np.array(image)
-            else:
-                colors = np.array(image.convert("RGB")).astype(np.int64)
-                numbers = _from_colors(colors @ np.array([65536, 256, 1]))
+            numbers = np.array(image)
     except (OSError, ValueError):
         raise UserError(f"{file}: is not an image that can be read") from None
+    if numbers.ndim != 2:
+        raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
+                        "as VOC has it)")
     if numbers.shape != photo.size[::-1]:
         raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
                         f"{photo.width} x {photo.height}")
     return numbers
-
-
-def _from_colors(colors: np.ndarray) -> np.ndarray:
-    palette = {}
-    for instance in range(256):
-        color = 0
-        for bit in range(8):
-            for channel, shift in enumerate((16, 8, 0)):
-                color |= (instance >> (3 * bit + channel) & 1) << (7 - bit) << shift
-        palette[color] = instance
-    values, index = np.unique(colors, return_inverse=True)
-    return np.array([palette.get(int(value), _VOID) for value in values])[index].reshape(
-        colors.shape)
 
 
 def _extent(mask: np.ndarray) -> List[float]:

@@ -15,7 +15,7 @@ from documents import OWN_WEIGHTS, ROOT, SMALL
 from PIL import Image
 
 from data.config import get_config
-from data.tools.synthetic import CLASS_NAMES, annotate, draw_scene
+from data.shapes import CLASS_NAMES, annotate, draw_scene
 from yolact import build_yolact
 
 NOT_LINKED = ("test", "weights", "runs", "logs", "results")

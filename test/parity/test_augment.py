@@ -7,9 +7,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from data.augment import Augmenter
+from data.coco import Sample
 from data.geometry import Placement
 from data.photometric import Distortion, distort
-from data.sample import Sample
 from helpers import augment_reference as reference
 
 SIZE = 138

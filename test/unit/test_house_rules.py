@@ -28,9 +28,9 @@ GROUND = {"utils"}
 NETWORK = {"yolact", "backbone", "layers", "data", "utils"}
 ALLOWED_IMPORTS = {
     "utils": GROUND,
-    "data": {"data", "utils.box_coding", "utils.errors", "utils.compat", "utils.cli", "utils.files",
+    "data": {"data", "layers.box_ops", "utils.errors", "utils.compat", "utils.cli", "utils.files",
              "utils.drawing"},
-    "layers": {"layers", "utils.box_coding", "utils.errors"},
+    "layers": {"layers", "utils.errors"},
     "backbone": {"layers", "utils.errors"},
     "yolact": {"backbone", "layers", "data.config", "utils.errors"},
     "utils.inference": NETWORK | {"utils.inference"},

@@ -14,7 +14,6 @@ from data.config import Config
 from data.datasets import open_dataset
 from data.loader import TrainLoader, build_train_loader
 from data.targets import ground_truth_slots
-from data.tools.statistics import measure
 from layers.anchors import make_priors
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
@@ -93,7 +92,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     factors: Optional[Sequence[float]] = None
     if config.class_weights:
         factors = class_factors(config.class_weights, dataset.class_names,
-                                measure("train", dataset).objects_per_class.tolist())
+                                list(dataset.report.objects_per_category.values()))
     per_card = (automatic_batch(args, config, dataset, processes, device, step, resumed)
                 if args.batch_size == AUTO and args.batch_alloc is None
                 else images_per_card(args, config.batch_size, processes.world_size))

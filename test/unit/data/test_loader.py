@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from data.augment import Augmenter
+from data.coco import Sample
 from data.loader import DevicePrefetcher, TrainDataset, TrainLoader
-from data.sample import Sample
 from data.targets import TargetMaker
 from utils.errors import UserError
 

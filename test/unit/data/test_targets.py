@@ -7,8 +7,7 @@ import pytest
 
 from data.augment import AugmentedSample
 from data.config import get_config
-from data.matching import Matcher
-from data.targets import TargetMaker, match, smallest_int
+from data.targets import Matcher, TargetMaker, match, smallest_int
 from helpers.loss_reference import match_slowly
 from layers.anchors import make_priors
 

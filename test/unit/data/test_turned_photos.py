@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.coco import CocoDataset
-from data.image import image_size, read_header, read_image
+from data.image import read_header, read_image
 from data.tools.findings import turned_notes
 from helpers.coco_files import document, write_images, write_json
 from helpers.convert_files import opened, run
@@ -49,7 +49,7 @@ def test_the_annotated_size_tells_how_to_read(tmp_path, suffix, orientation):
     assert like(read_image(path), shown)
     header = read_header(path)
     assert header == (stored.shape[1::-1], shown.shape[1::-1], orientation > 1)
-    assert image_size(path) == header.shown == header.annotated(None)
+    assert header.shown == header.annotated(None)
 
 
 def test_tiff_is_always_as_shown(tmp_path):
@@ -67,10 +67,8 @@ def test_large_images_are_measured_without_a_warning(tmp_path, monkeypatch, recw
     assert read_header(tmp_path / "a.jpg") == (WIDE, TALL, True)
     assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)  # Pillow refuses
-    assert read_header(tmp_path / "a.jpg") == (WIDE, TALL, True)
-    (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes([255, 255, 255, 255, 0, 0, 0]))
-    with pytest.raises((OSError, ValueError)):
-        read_header(tmp_path / "a.gif")
+    with pytest.raises(ValueError):
+        read_header(tmp_path / "a.jpg")
 
 
 def make(tmp_path, photos):
@@ -92,9 +90,8 @@ def test_datasets_read_and_count_them(tmp_path):
     assert [sample.image.shape[1::-1] for sample in map(dataset.__getitem__, range(6))] == [
         TALL, TALL, WIDE, WIDE, SQUARE, WIDE]
     note, = turned_notes({"train": dataset})
-    assert note.startswith("train: 5 images have an EXIF orientation; read turned, as their sizes")
-    for part in ("say: 2 (1.jpg, 2.jpg)", "as stored", "say: 1 (3.jpg)", "tell): 2 (4.jpg, 5.jpg)"):
-        assert part in note
+    assert note.startswith("train: 5 images with an EXIF orientation (1.jpg, 2.jpg, 3.jpg, 4.jpg, ")
+    assert "5.jpg), read upright as viewers show them, but 1 (3.jpg) as stored" in note
     (tmp_path / "images" / "1.jpg").write_bytes(b"no image")
     assert "train: 4 images" in turned_notes({"train": dataset})[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 
@@ -15,18 +14,13 @@ from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import get_config
 from data.datasets import open_dataset
-from data.tools.findings import FindingsCache, duplicates, overlap_findings
+from data.tools.findings import copy_findings, duplicates
 from data.tools.statistics import (
     measure,
 )
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.cli import run_main
 from utils.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def make(folder, content=None, name="train"):
@@ -154,11 +148,11 @@ def leak(folder):
 
 
 FILE_DEFECTS = {
-    "missing": (delete, "train: 1 image file is missing: a.png"),
+    "missing": (delete, "train: 1 image file missing: a.png"),
     "truncated": (truncate, "a.png is truncated"),
     "other size": (resize, "a.png is 42 x 30 pixels (width x height)"),
-    "copy": (copy, "train: 1 image is of the same content as another"),
-    "leak": (leak, "1 image of val has the content of one of train: b.jpg = b.jpg"),
+    "copy": (copy, "train: 1 image of the same content as another"),
+    "leak": (leak, "1 of the 3 images of val are in train too: b.jpg"),
 }
 
 
@@ -182,16 +176,13 @@ def test_the_same_file_in_both_splits(tmp_path, capsys):
 
 
 class Files:
-    """As much of a dataset as `overlap_findings` looks at."""
+    """As much of a dataset as `copy_findings` looks at."""
 
     def __init__(self, folder, names):
         self.folder, self.names = folder, names
 
     def __len__(self):
         return len(self.names)
-
-    def image_info(self, index):
-        return self.names[index], 8, 8
 
     def image_path(self, index):
         return str(self.folder / self.names[index])
@@ -202,8 +193,11 @@ def test_files_of_one_name_in_several_folders_are_all_compared(tmp_path):
         (tmp_path / place).parent.mkdir()
         (tmp_path / place).write_bytes(content)
     train, val = Files(tmp_path, ["a/x.png", "b/x.png"]), Files(tmp_path, ["c/x.png"])
-    assert "1 of the 1 images of val are in train too" in overlap_findings(train, val)[0]
-    assert overlap_findings(Files(tmp_path, ["b/x.png"]), val) == []
+    for same_name in (False, True):
+        found, = copy_findings({"train": train, "val": val}, same_name)
+        assert found.startswith("1 of the 1 images of val are in train too: x.png")
+        others = {"train": Files(tmp_path, ["b/x.png", "none.png"]), "val": val}
+        assert copy_findings(others, same_name) == []
 
 
 def test_another_image_of_equal_name_and_size_is_no_leak(tmp_path, capsys):
@@ -216,21 +210,6 @@ def test_another_image_of_equal_name_and_size_is_no_leak(tmp_path, capsys):
     shutil.copy(str(tmp_path / "train" / "images" / "b.jpg"),
                 str(tmp_path / "val" / "images" / "b.jpg"))
     assert "1 of the 3 images of val are in train too: b.jpg" in run(capsys, path, "--quick")[1]
-
-
-def test_what_was_found_in_an_image_goes_with_the_image(tmp_path, capsys):
-    path = described(tmp_path)
-    train, val = (CocoDataset(tmp_path / split / "images", tmp_path / split / "instances.json")
-                  for split in ("train", "val"))
-    config, image = get_config("yolact_shapes"), tmp_path / "val" / "images" / "b.jpg"
-    other = image.read_bytes()
-    leak(tmp_path / "train" / "images")
-    run(capsys, path, "--pictures=")
-    assert any("content of one of train" in line for line in quick_check(train, val, config))
-    image.write_bytes(other)
-    assert not any("of train" in line for line in quick_check(train, val, config))
-    leak(tmp_path / "train" / "images")
-    assert any("are in train too: b.jpg" in line for line in quick_check(train, val, config))
 
 
 def mark_crowds(content, share):
@@ -293,57 +272,18 @@ def test_a_batch_that_cannot_be_drawn_is_said(tmp_path, capsys):
     assert code == 0 and "first batch cannot be drawn: image 10" in out
 
 
-def test_images_are_read_once(tmp_path, capsys, monkeypatch):
-    path = described(tmp_path)
-    reads = []
-    original = CocoDataset.__getitem__
-    monkeypatch.setattr(CocoDataset, "__getitem__",
-                        lambda self, index: (reads.append(index), original(self, index))[1])
-    counts = []
-    for _ in range(2):
-        run(capsys, path, "--pictures=")
-        counts.append(len(reads))
-    resize(tmp_path / "train" / "images")
-    run(capsys, path, "--pictures=")
-    assert counts == [6, 6] and len(reads) == 7
-
-
-def test_the_cache_survives_anything_in_its_place(tmp_path, monkeypatch):
-    memory = FindingsCache("x")
-    memory.keep("a", "1")
-    memory.keep("b", "2")
-    assert memory.save() and FindingsCache("x").recall("b") == "2"
-    assert FindingsCache("y").recall("b") is None
-    later = FindingsCache("x")
-    later.recall("a")
-    assert later.save(forget=True) and FindingsCache("x").recall("b") is None
-    for text in ("{", "[]", '{"version": 0, "known": {"a": "1"}}', '{"version": 1}'):
-        memory.path.write_text(text)
-        assert FindingsCache("x").recall("a") is None
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    (tmp_path / "file").write_text("")
-    assert FindingsCache("x").save() is False
-
-
-def test_quick_check_before_training(tmp_path, capsys, monkeypatch):
+def test_quick_check_before_training(tmp_path):
     config = get_config("yolact_shapes", pred_scales=[[2, 3], [4, 5], [6, 7]])
-    path = described(tmp_path)
+    described(tmp_path)
     train = CocoDataset(tmp_path / "train" / "images", tmp_path / "train" / "instances.json")
     lines = quick_check(train, None, config)
     assert lines[0].startswith("Data check : 1 finding in the annotations; python -m data.check")
     assert lines[1] == "  train: 1 of 3 classes has no object: cup"
     assert lines[2].startswith("  suggestion: anchors that fit better: --pred_scales=")
-    monkeypatch.setattr("data.check.annotation_findings", None)  # kept from the first time
-    assert quick_check(train, None, config) == lines
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    delete(tmp_path / "train" / "images")
-    run(capsys, path, "--pictures=")
-    assert quick_check(train, None, config)[:3] == [
-        "Data check : 2 findings", lines[1], "  train: 1 image file is missing: a.png"]
-    with pytest.raises(UserError) as error:
-        quick_check(train, None, config, strict=True)
-    assert "a.png" in str(error.value)
+    leak(tmp_path / "train" / "images")
+    val = CocoDataset(tmp_path / "val" / "images", tmp_path / "val" / "instances.json")
+    with pytest.raises(UserError, match="the data check found: .* in train too: b.jpg"):
+        quick_check(train, val, config, strict=True)
 
 
 def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
@@ -354,9 +294,8 @@ def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
     dataset = make(tmp_path, content)
     assert len(duplicates(dataset)) == 2
     statistics = measure("train", dataset)
-    assert statistics.objects == 6 and statistics.crowds == 2
-    assert statistics.objects_per_class.tolist() == [2, 4, 0]
-    assert statistics.images_per_class.tolist() == [2, 2, 0]
+    assert statistics.counts == [3, 0, 6, 6, 0, 0, 2, 4]
+    assert list(statistics.classes.values()) == [(2, 2), (4, 2), (0, 0)]
 
 
 def test_no_objects_at_all(tmp_path, capsys):
@@ -364,28 +303,3 @@ def test_no_objects_at_all(tmp_path, capsys):
     content["annotations"] = []
     code, out = run(capsys, described(tmp_path, content), "--quick")
     assert code == 0 and "3 of 3 classes have no object" in out
-
-
-def test_an_image_that_was_seen_to_is_no_finding_any_more(tmp_path, capsys):
-    path = described(tmp_path)
-    image = tmp_path / "train" / "images" / "a.png"
-    good = image.read_bytes()
-    image.write_bytes(good[:100])
-    assert "is truncated" in run(capsys, path, "--pictures=")[1]
-    train, config = CocoDataset(image.parent, tmp_path / "train" / "instances.json"), get_config(
-        "yolact_shapes")
-    assert any("is truncated" in line for line in quick_check(train, None, config))
-    image.write_bytes(good)
-    assert not any("is truncated" in line for line in quick_check(train, None, config))
-    image.unlink()
-    run(capsys, path, "--pictures=")
-    assert any("is missing" in line for line in quick_check(train, None, config))
-    image.write_bytes(good)
-    assert not any("is missing" in line for line in quick_check(train, None, config))
-
-
-def test_json_is_what_is_kept(tmp_path, capsys):
-    path = described(tmp_path)
-    run(capsys, path, "--pictures=")
-    kept = json.loads(FindingsCache(str(tmp_path / "train" / "instances.json")).path.read_text())
-    assert kept["version"] == 4 and len(kept["known"]) == 8

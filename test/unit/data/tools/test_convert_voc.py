@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.tools.voc import _from_colors
 from helpers.convert_files import HEIGHT, WIDTH, drawn, masks_of, opened, picture, run
 
 
@@ -52,10 +51,9 @@ def instances():
 BOXES = [("cat", (4, 4, 20, 20)), ("dog", (30, 10, 50, 40))]
 
 
-@pytest.mark.parametrize("colors", [False, True])
 @pytest.mark.parametrize("order", [1, -1])
-def test_voc_masks(tmp_path, capsys, order, colors):
-    voc(tmp_path / "raw", "a", BOXES[::order], instances(), colors=colors)
+def test_voc_masks(tmp_path, capsys, order):
+    voc(tmp_path / "raw", "a", BOXES[::order], instances())
     assert run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o", "--val_fraction=0")[0] == 0
     found = masks_of(opened(tmp_path / "o"), 0)
     assert [name for name, _ in found] == ["cat", "dog"][::order]
@@ -95,6 +93,7 @@ def test_voc_polygons_and_boxes(tmp_path, capsys):
     ([("", (4, 4, 20, 20))], {}, "object 1 (''): needs a name and a bndbox"),
     ([("cat", (30, 4, 20, 20))], {}, "object 1 ('cat'): needs a name and a bndbox"),
     (BOXES, {"size": (10, 10)}, "says 10 x 10 pixels"),
+    (BOXES, {"colors": True}, "holds colours, expected instance numbers"),
     (BOXES, {"mask": np.zeros((9, 9), int)}, "has 9 x 9 pixels, its image 64 x 48"),
 ])
 def test_broken_voc(tmp_path, capsys, objects, changes, expected):
@@ -127,8 +126,3 @@ def test_broken_voc_files(tmp_path, capsys):
     (tmp_path / "raw" / "JPEGImages" / "a.jpg").unlink()
     code, message = run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o")
     assert code == 2 and "its image 'a.jpg' was not found" in message
-
-
-def test_voc_colors_are_read_back():
-    colors = np.array(palette()).reshape(-1, 3) @ np.array([65536, 256, 1])
-    assert (_from_colors(colors) == np.arange(256)).all()

@@ -16,8 +16,7 @@ def test_anchor_shapes_are_the_priors_of_the_recipe():
 
     for name in ("yolact_base", "yolact_resnet50_pascal", "yolact_shapes", "yolact_plus_base"):
         config = get_config(name)
-        shapes = anchor_shapes(config.pred_scales, config.pred_aspect_ratios,
-                               config.use_square_anchors)
+        shapes = anchor_shapes(config.pred_scales, config)
         priors = make_priors(config).numpy()[:, 2:] * config.max_size
         assert np.allclose(np.unique(priors.round(2), axis=0), np.unique(shapes.round(2), axis=0),
                            atol=0.02)
@@ -30,8 +29,9 @@ def test_recall_and_fitted_anchors():
     boxes = np.column_stack([sides, sides]) * np.linspace(0.95, 1.05, 150)[:, None]
     fitted = fitted_scales(boxes, ((1,), (2,), (3,)))
     assert np.allclose([level[0] for level in fitted], [7, 30, 100], rtol=0.1)
-    assert shape_recall(boxes, anchor_shapes(fitted, (1,), True)) == 1
-    assert shape_recall(boxes, anchor_shapes(((30,),), (1,), True)) == pytest.approx(1 / 3)
+    config = get_config("yolact_base", pred_aspect_ratios=[1])
+    assert shape_recall(boxes, anchor_shapes(fitted, config)) == 1
+    assert shape_recall(boxes, anchor_shapes(((30,),), config)) == pytest.approx(1 / 3)
     assert parse_setting("pred_scales=" + format_scales(((20, 30.5), (42, 60))))[1] == (
         (20, 30.5), (42, 60))
 

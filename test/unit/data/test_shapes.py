@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 
 from data import shapes
-from data.tools import synthetic
 from utils.errors import UserError
 
 
 def test_a_seed_gives_the_same_scene():
-    first, again, other = (synthetic.draw_scene(seed, "train", 5) for seed in (7, 7, 8))
+    first, again, other = (shapes.draw_scene(seed, "train", 5) for seed in (7, 7, 8))
     assert np.array_equal(first.image, again.image)
-    assert synthetic.annotate(first) == synthetic.annotate(again)
+    assert shapes.annotate(first) == shapes.annotate(again)
     assert first.image.shape != other.image.shape or (first.image != other.image).any()
-    assert (synthetic.draw_scene(7, "val", 5).image[:180, :180] != first.image[:180, :180]).any()
+    assert (shapes.draw_scene(7, "val", 5).image[:180, :180] != first.image[:180, :180]).any()
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [synthetic.draw_scene(3, "train", index) for index in range(150)]
+    return [shapes.draw_scene(3, "train", index) for index in range(150)]
 
 
 def decode(annotation, shape):
@@ -40,8 +39,8 @@ def test_scenes_have_all_that_is_promised(scenes):
     assert sorted(set(labels)) == [0, 1, 2, 3]
     assert any(not scene.objects for scene in scenes)
     assert any(item.points is None for scene in scenes for item in scene.objects)
-    assert max(len(scene.objects) for scene in scenes) in (synthetic.MAX_OBJECTS,
-                                                           synthetic.MAX_OBJECTS + 1)
+    assert max(len(scene.objects) for scene in scenes) in (shapes.MAX_OBJECTS,
+                                                           shapes.MAX_OBJECTS + 1)
     whole = [item for scene in scenes for item in scene.objects if item.points is not None]
     shares = np.array([item.visible.sum() / item.area for item in whole])
     assert shares.min() >= 0.4
@@ -57,7 +56,7 @@ def test_annotations_say_what_is_visible(scenes):
     kinds = set()
     for scene in scenes:
         height, width = scene.image.shape[:2]
-        annotations = synthetic.annotate(scene)
+        annotations = shapes.annotate(scene)
         assert len(annotations) == len(scene.objects)
         for item, annotation in zip(scene.objects, annotations):
             drawn = decode(annotation, scene.image.shape)
@@ -81,8 +80,8 @@ def test_a_hole_is_annotated_as_run_lengths():
     visible = np.zeros((40, 50), bool)
     visible[5:30, 5:35] = True
     visible[10:15, 10:20] = False
-    item = synthetic.ShapeObject(1, np.zeros((4, 2)), visible, int(visible.sum()) + 50)
-    annotation = synthetic.annotate(synthetic.Scene(np.zeros((40, 50, 3), np.uint8), [item]))[0]
+    item = shapes.ShapeObject(1, np.zeros((4, 2)), visible, int(visible.sum()) + 50)
+    annotation = shapes.annotate(shapes.Scene(np.zeros((40, 50, 3), np.uint8), [item]))[0]
     assert annotation["iscrowd"] == 0
     assert np.array_equal(decode(annotation, visible.shape), visible)
     assert annotation["bbox"] == [5.0, 5.0, 30.0, 25.0]
@@ -93,7 +92,7 @@ def test_coverage_of_polygons():
 
     def cover(points):
         full = np.zeros(canvas.shape[:2])
-        place, part = synthetic._cover(points, canvas)
+        place, part = shapes._cover(points, canvas)
         full[place] = part
         return full
 
@@ -108,20 +107,6 @@ def test_coverage_of_polygons():
     assert abs(cover(circle).sum() - 36 / 2 * math.sin(math.radians(10)) * 50 ** 2) < 30
     assert np.allclose(cover(circle - 40)[:80, :80], cover(circle)[40:, 40:], atol=1 / 8)
     assert cover(circle + 200).sum() == 0
-
-
-def test_outlines_of_masks():
-    blocks = np.zeros((30, 20), bool)
-    assert synthetic.outlines(blocks) == []
-    blocks[2:8, 2:8] = blocks[20:28, 8:14] = True
-    polygons = synthetic.outlines(blocks)
-    assert len(polygons) == 2
-    drawn = decode({"segmentation": [polygon.ravel().tolist() for polygon in polygons]}, (30, 20))
-    assert np.array_equal(drawn, blocks)
-    blocks[15, 15] = True
-    assert len(synthetic.outlines(blocks)) == 2
-    blocks[4, 4] = False
-    assert synthetic.outlines(blocks) == []
 
 
 def test_dataset_in_coco_layout(tmp_path):
@@ -139,7 +124,7 @@ def test_dataset_in_coco_layout(tmp_path):
         for index, image in enumerate(content["images"]):
             pixels = cv2.imread(str(folder / (split + "2017") / image["file_name"]))
             assert pixels.shape == (image["height"], image["width"], 3)
-            assert np.array_equal(pixels, synthetic.draw_scene(5, split, index).image)
+            assert np.array_equal(pixels, shapes.draw_scene(5, split, index).image)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
