@@ -27,17 +27,10 @@ from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable
-from utils.inference.detector import Detector, LoadedModel, load_model
-from utils.inference.eval_flags import (
-    changed_settings,
-    input_of,
-    nms_kind,
-    options_of,
-    parse_eval_flags,
-)
+from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
+from utils.inference.eval_flags import changed_settings, nms_kind, options_of, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
-from utils.inference.pipeline import StageTimes
 from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory
@@ -138,20 +131,19 @@ def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel)
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Do what the command line asks for; returns the exit code."""
-    is_prediction = input_of(args) is not None
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
     batch_size = args.batch_size
-    if is_prediction and args.images is None:
+    if args.image is not None or args.video is not None:
         batch_size = 1 if args.image is not None else args.video_multiframe
-    nms, crop, threshold = nms_kind(args), not args.no_crop, args.score_threshold
+    nms, crop = nms_kind(args), not args.no_crop
     with explain_out_of_memory(device, batch_size):
-        if is_prediction:
+        if any(source is not None for source in (args.image, args.images, args.video)):
             # The main process alone does it.
             return 0 if not processes.is_main else predict(Predictor(
-                loaded, device, score_threshold=threshold, batch_size=batch_size, nms=nms,
-                crop=crop), args, loaded)
+                loaded, device, score_threshold=args.score_threshold, batch_size=batch_size,
+                nms=nms, crop=crop), args, loaded)
         detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms), device,
-                            crop, threshold)
+                            crop, args.score_threshold)
         evaluation, notes = evaluation_of(args, loaded, processes)
         outputs = ScoreOutputs(
             (args.bbox_det_file, args.mask_det_file) if args.output_coco_json else None,

@@ -8,6 +8,7 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.coco import CocoDataset
@@ -17,13 +18,20 @@ from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_state, shard
 from utils.errors import UserError
-from utils.inference.detector import Detector, PendingDetections
+from utils.inference.detector import (
+    Detector,
+    PendingDetections,
+    StageTimes,
+    run_pipelined,
+    to_network_input,
+)
 from utils.inference.evaluator import CocoEvaluator
-from utils.inference.pipeline import ImageBatch, StageTimes, run_pipelined, to_network_input
-from utils.progress import ImageProgress
+from utils.progress import ProgressBar
 
-Item = Tuple[np.ndarray, int, int, int]
-"""Planes `[3, S, S]`, image id, height and width of the stored image."""
+ImageFacts = Tuple[int, int, int]
+"""Image id, height and width of the stored image."""
+Item = Tuple[np.ndarray, ImageFacts]
+"""Planes `[3, S, S]` and the image's facts."""
 
 
 class EvaluationImages(Dataset):
@@ -44,40 +52,39 @@ class EvaluationImages(Dataset):
         except UserError as error:
             return error
         height, width = sample.image.shape[:2]
-        return to_network_input(sample.image, self.side), sample.image_id, height, width
+        return to_network_input(sample.image, self.side), (sample.image_id, height, width)
 
 
-class EvaluationLoader:
-    """Batches of `images`, all of `batch_size`: the last one is filled up with black images.
+def evaluation_batches(images: EvaluationImages, batch_size: int, num_workers: int = 0,
+                       pin_memory: bool = False) -> Iterator[Tuple[Tensor, List[ImageFacts]]]:
+    """Yield uint8 `[B, 3, S, S]` and the facts of its images; the last one has black ones, too.
 
-    Raises, while iterating, the `UserError` of an image that cannot be read.
+    Raises:
+        UserError: an image cannot be read.
     """
+    for items in iterate(DataLoader(images, batch_size=batch_size, num_workers=num_workers,
+                                    pin_memory=pin_memory, collate_fn=_Collate(batch_size),
+                                    worker_init_fn=start_worker)):
+        if isinstance(items, UserError):
+            raise items
+        yield items
 
-    def __init__(self, images: EvaluationImages, batch_size: int, num_workers: int = 0,
-                 pin_memory: bool = False) -> None:
-        self.batch_size = batch_size
-        self._loader = DataLoader(
-            images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
-            collate_fn=self._collate, worker_init_fn=start_worker)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for batch in iterate(self._loader):
-            if isinstance(batch, UserError):
-                raise batch
-            yield ImageBatch(*batch)
+@dataclass(frozen=True)
+class _Collate:
+    """Makes a batch of always the same size from items; from errors the first error."""
 
-    def _collate(self, items: List[Union[Item, UserError]]) -> Any:
-        """Fields of an `ImageBatch`, or the first error."""
+    batch_size: int
+
+    def __call__(self, items: List[Union[Item, UserError]]) -> Any:
         good: List[Item] = []
         for item in items:
             if isinstance(item, UserError):
                 return item
             good.append(item)
         planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
-        for n, item in enumerate(good):
-            planes[n] = item[0]
-        return (torch.from_numpy(planes), [item[1] for item in good],
-                [(item[2], item[3]) for item in good])
+        planes[:len(good)] = [item[0] for item in good]
+        return torch.from_numpy(planes), [item[1] for item in good]
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,
@@ -141,25 +148,26 @@ class Evaluation:
     def _detect(self, detector: Detector, found: CocoEvaluator, times: StageTimes) -> None:
         """Add the detections of this process's share of the images to `found`."""
         share = shard(self.indices, self.batch_size, self.processes)
-        loader = EvaluationLoader(
+        batches = evaluation_batches(
             EvaluationImages(self.dataset, share, detector.model.input_size), self.batch_size,
             self.num_workers, pin_memory_supported(detector.device))
-        progress = ImageProgress(len(share), sys.stderr,
-                                 enabled=self.show_progress and self.processes.is_main)
+        progress = ProgressBar(len(share), sys.stderr,
+                               enabled=self.show_progress and self.processes.is_main)
 
-        def finish(batch: ImageBatch, pending: PendingDetections) -> None:
+        def finish(images: List[ImageFacts], pending: PendingDetections) -> None:
             with times.stage("transfer"):
                 fetched = pending.fetch()
             with times.stage("run lengths"):
-                for n, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes)):
-                    objects = detector.objects(fetched, n, *size)
+                for n, (image_id, height, width) in enumerate(images):
+                    objects = detector.objects(fetched, n, height, width)
                     found.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
                               objects.scores.tolist(), objects.mask_scores.tolist())
+            times.images += len(images)
 
         was_training = detector.model.training
         detector.model.eval()
         try:
-            run_pipelined(loader, lambda images: detector.launch(images, times), finish, times,
+            run_pipelined(batches, lambda images: detector.launch(images, times), finish, times,
                           progress)
         finally:
             detector.model.train(was_training)

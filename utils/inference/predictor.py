@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 
 from data.classes import ClassList, find_classes
-from data.image import SUFFIXES, image_from_array, image_from_pil, read_image
+from data.image import image_from_array, image_from_pil, read_image
 from layers.detection import Detect
 from utils.device import select_device, synchronize
-from utils.inference.detector import Detector, LoadedModel, PendingDetections, load_model
-from utils.inference.pipeline import StageTimes, to_network_input
+from utils.inference.detector import (
+    Detector,
+    LoadedModel,
+    PendingDetections,
+    StageTimes,
+    load_model,
+    to_network_input,
+)
 from utils.inference.prediction import Prediction
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
@@ -50,9 +56,6 @@ class Predictor:
     Raises:
         UserError: the weights cannot be loaded, or there is no such device.
     """
-
-    suffixes = SUFFIXES
-    """Endings of files that are taken for images."""
 
     def __init__(self, weights: Union[str, os.PathLike, LoadedModel] = "latest",
                  device: Union[str, torch.device] = "auto", config: Optional[str] = None,
@@ -113,10 +116,6 @@ class Predictor:
                 waiting = []
         yield from self._find(waiting)
 
-    def read(self, path: str) -> np.ndarray:
-        """Decode a file as predictions need it; see `data.image.read_image`."""
-        return read_image(path)
-
     def planes(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B images `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
         side = self._detector.model.input_size
@@ -149,7 +148,7 @@ class Predictor:
 
     def _open(self, source: Source, rgb: bool) -> np.ndarray:
         if isinstance(source, (str, os.PathLike)):
-            return self.read(os.fspath(source))
+            return read_image(os.fspath(source))
         if isinstance(source, np.ndarray):
             return image_from_array(source, rgb)
         if hasattr(source, "convert") and hasattr(source, "mode"):
