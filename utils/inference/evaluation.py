@@ -120,7 +120,9 @@ class Evaluation:
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""
-        return CocoEvaluator.for_dataset(self.dataset, self.category_ids)
+        sizes = {int(image_id): self.dataset.image_info(n)[1:]
+                 for n, image_id in enumerate(self.dataset.image_ids)}
+        return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
 
     def run(self, detector: Detector, times: Optional[StageTimes] = None,
             evaluator: Optional[CocoEvaluator] = None) -> CocoEvaluator:

@@ -14,6 +14,7 @@ import csv
 import functools
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -143,13 +144,6 @@ class CocoEvaluator:
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
         self._truth: Optional[COCO] = None
 
-    @classmethod
-    def for_dataset(cls, dataset: Any, category_ids: Sequence[Optional[int]]) -> CocoEvaluator:
-        """An evaluator on the annotation file of a `data.coco.CocoDataset`."""
-        sizes = {int(image_id): dataset.image_info(n)[1:]
-                 for n, image_id in enumerate(dataset.image_ids)}
-        return cls(dataset.annotation_file, category_ids, sizes)
-
     def __len__(self) -> int:
         """Number of images added."""
         return len(self._detections)
@@ -241,10 +235,9 @@ class CocoEvaluator:
 
     def _write_kind(self, kind: str, stream: Any) -> None:
         stream.write(b"[")
-        separator = b""
-        for record in self._records(kind):
-            stream.write(separator + json.dumps(record, separators=(",", ":")).encode("ascii"))
-            separator = b",\n"
+        for n, record in enumerate(self._records(kind)):
+            text = json.dumps(record, separators=(",", ":"))
+            stream.write(((",\n" if n else "") + text).encode("ascii"))
         stream.write(b"]\n")
 
     def _records(self, kind: str) -> Iterable[Dict[str, Any]]:
@@ -271,33 +264,27 @@ class CocoEvaluator:
         return self._truth
 
     def _score(self, truth: COCO, iou_type: str) -> Scores:
-        counts = self._count_objects(truth)
         records = list(self._records("bbox" if iou_type == "bbox" else "segmentation"))
-        if not records:
-            return _all_zero(truth, counts)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, truth.loadRes(records), iou_type)
+            # pycocotools refuses to load nothing.
+            found = truth.loadRes(records) if records else COCO()
+            evaluation = COCOeval(truth, found, iou_type)
             evaluation.params.imgIds = sorted(self._detections)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         # [threshold, recall, class, area range, detections per image]; -1 where no ground truth is.
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        objects = Counter(annotation["category_id"] for annotation in truth.dataset["annotations"]
+                          if annotation["image_id"] in self._detections
+                          and not annotation["iscrowd"])
         return Scores(
-            statistics=dict(zip(STATISTICS, (_present(value) for value in evaluation.stats))),
+            statistics={name: None if value < 0 else float(value)
+                        for name, value in zip(STATISTICS, evaluation.stats)},
             per_threshold=[_mean(values) for values in precision],
-            per_class=[ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
+            per_class=[ClassScore(number, truth.cats[number]["name"], objects[number],
                                   _mean(precision[:, :, k]), _mean(precision[0, :, k]))
                        for k, number in enumerate(evaluation.params.catIds)])
-
-    def _count_objects(self, truth: COCO) -> Dict[int, int]:
-        """Objects of each category, crowds not counted, in the images that were added."""
-        counts: Dict[int, int] = {}
-        for annotation in truth.dataset["annotations"]:
-            if annotation["image_id"] in self._detections and not annotation["iscrowd"]:
-                number = annotation["category_id"]
-                counts[number] = counts.get(number, 0) + 1
-        return counts
 
 
 def _round_score(score: float) -> float:
@@ -309,18 +296,6 @@ def _mean(precision: np.ndarray) -> Optional[float]:
     """Mean without the entries that have no ground truth (-1); None if nothing is left."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
-
-
-def _present(value: float) -> Optional[float]:
-    return None if value < 0 else float(value)
-
-
-def _all_zero(truth: COCO, counts: Dict[int, int]) -> Scores:
-    """Scores of no detections, which pycocotools refuses to load."""
-    classes = [ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
-                          *((0.0, 0.0) if number in counts else (None, None)))
-               for number in sorted(truth.cats)]
-    return Scores({name: 0.0 for name in STATISTICS}, [0.0] * 10, classes)
 
 
 def _load(path: str) -> COCO:

@@ -110,8 +110,7 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
     missing = _missing(own, source)
     fresh = [name for name in missing if _DEFORMABLE.search(name)]
     missing = [name for name in missing if name not in fresh]
-    wrong = [f"{name} is {list(source.tensors[name].shape)}, expected {list(own[name].shape)}"
-             for name in _of_other_shape(own, source)]
+    wrong = [_shapes(name, own, source) for name in _of_other_shape(own, source)]
     for problem, names in ((f"lacks {len(missing)} of the weights of this backbone", missing),
                            (f"has {len(wrong)} weights of another shape", wrong)):
         if names:
@@ -147,9 +146,8 @@ def _load(model: nn.Module, source: WeightsFile, fresh: Sequence[str]) -> LoadRe
         if semantic in wrong:
             hint = (f"the file was trained for {len(source.tensors[semantic])} classes, the "
                     f"dataset has {len(own[semantic])}: give it with --weights to train on from it")
-        raise UserError(f"'{source.path}' does not fit this network: {name} is "
-                        f"{list(source.tensors[name].shape)}, expected {list(own[name].shape)} "
-                        f"({len(wrong)} tensors differ); {hint}")
+        raise UserError(f"'{source.path}' does not fit this network: "
+                        f"{_shapes(name, own, source)} ({len(wrong)} tensors differ); {hint}")
     return _copy(own, source, fresh)
 
 
@@ -164,6 +162,10 @@ def _missing(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
 def _of_other_shape(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
     return [name for name, value in own.items()
             if name in source.tensors and source.tensors[name].shape != value.shape]
+
+
+def _shapes(name: str, own: Dict[str, Tensor], source: WeightsFile) -> str:
+    return f"{name} is {list(source.tensors[name].shape)}, expected {list(own[name].shape)}"
 
 
 def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
