@@ -22,7 +22,7 @@ from helpers.evaluation import evaluate
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
 from utils.inference.detector import StageTimes, run_pipelined, to_network_input
-from utils.inference.evaluation import EvaluationImages, choose_images, evaluation_batches
+from utils.inference.evaluation import EvaluationBatches, choose_images, load_batches
 from utils.progress import ProgressBar
 from yolact import build_yolact
 
@@ -320,11 +320,11 @@ def test_network_input_is_rgb_planes():
 
 
 def test_the_last_batch_is_filled_up(data):
-    batches = list(evaluation_batches(EvaluationImages(dataset_of(data), [4, 2, 0], 32), 2))
+    batches = list(load_batches(EvaluationBatches(dataset_of(data), [4, 2, 0], 2, 32)))
     assert [[fact[0] for fact in facts] for _, facts in batches] == [[104, 102], [100]]
     assert all(images.shape == (2, 3, 32, 32) for images, _ in batches)
     assert not batches[1][0][1].bool().any()
-    assert [fact[1:] for fact in batches[0][1]] == [SIZES[4], SIZES[2]]
+    assert [tuple(fact[1:]) for fact in batches[0][1]] == [SIZES[4], SIZES[2]]
 
 
 def test_choice_of_images():
@@ -343,7 +343,7 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
         events.append(f"finish {facts[0][0]} {launched}")
         times.images += len(facts)
 
-    run_pipelined(evaluation_batches(EvaluationImages(dataset_of(data), range(3), 32), 1),
+    run_pipelined(load_batches(EvaluationBatches(dataset_of(data), range(3), 1, 32)),
                   lambda images: events.append("launch") or len(events), finish, times,
                   ProgressBar(3, stream))
     assert events == ["launch", "launch", "finish 100 1", "launch", "finish 101 2", "finish 102 4"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -28,63 +28,54 @@ from utils.inference.detector import (
 from utils.inference.evaluator import CocoEvaluator
 from utils.progress import ProgressBar
 
-ImageFacts = Tuple[int, int, int]
+ImageFacts = Sequence[int]
 """Image id, height and width of the stored image."""
-Item = Tuple[np.ndarray, ImageFacts]
-"""Planes `[3, S, S]` and the image's facts."""
 
 
-class EvaluationImages(Dataset):
-    """Images `indices` of a dataset, resized for a network of input side `side`."""
+class EvaluationBatches(Dataset):
+    """Batches of a dataset's images, resized for a network, and the facts of the images.
 
-    def __init__(self, dataset: CocoDataset, indices: Sequence[int], side: int) -> None:
-        self.dataset = dataset
-        self.indices = list(indices)
-        self.side = side
+    A batch is uint8 `[B, 3, S, S]`; the last one is filled up with black images.
+
+    Args:
+        dataset: with the images.
+        indices: of the images.
+        batch_size: B.
+        side: S, the network's input side.
+    """
+
+    def __init__(self, dataset: CocoDataset, indices: Sequence[int], batch_size: int,
+                 side: int) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+        self.batch_size, self.side = batch_size, side
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return -(-len(self.indices) // self.batch_size)
 
-    def __getitem__(self, number: int) -> Union[Item, UserError]:
-        """Return the item, or the error: raised in a worker it would lose its type."""
+    def __getitem__(self, number: int) -> Union[Tuple[Tensor, List[ImageFacts]], UserError]:
+        """Return a batch, or an image's error: raised in a worker it would lose its type."""
+        planes = np.zeros((self.batch_size, 3, self.side, self.side), np.uint8)
+        facts: List[ImageFacts] = []
+        first = number * self.batch_size
         try:
-            sample = self.dataset[self.indices[number]]
+            for n, index in enumerate(self.indices[first:first + self.batch_size]):
+                sample = self.dataset[index]
+                planes[n] = to_network_input(sample.image, self.side)
+                facts.append([sample.image_id, *sample.image.shape[:2]])
         except UserError as error:
             return error
-        height, width = sample.image.shape[:2]
-        return to_network_input(sample.image, self.side), (sample.image_id, height, width)
+        return torch.from_numpy(planes), facts
 
 
-def evaluation_batches(images: EvaluationImages, batch_size: int, num_workers: int = 0,
-                       pin_memory: bool = False) -> Iterator[Tuple[Tensor, List[ImageFacts]]]:
-    """Yield uint8 `[B, 3, S, S]` and the facts of its images; the last one has black ones, too.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-    for items in iterate(DataLoader(images, batch_size=batch_size, num_workers=num_workers,
-                                    pin_memory=pin_memory, collate_fn=_Collate(batch_size),
-                                    worker_init_fn=start_worker)):
-        if isinstance(items, UserError):
-            raise items
-        yield items
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """Makes a batch of always the same size from items; from errors the first error."""
-
-    batch_size: int
-
-    def __call__(self, items: List[Union[Item, UserError]]) -> Any:
-        good: List[Item] = []
-        for item in items:
-            if isinstance(item, UserError):
-                return item
-            good.append(item)
-        planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
-        planes[:len(good)] = [item[0] for item in good]
-        return torch.from_numpy(planes), [item[1] for item in good]
+def load_batches(batches: EvaluationBatches, num_workers: int = 0,
+                 pin_memory: bool = False) -> Iterator[Tuple[Tensor, List[ImageFacts]]]:
+    """Yield the batches in their order; an image that cannot be read raises its `UserError`."""
+    for batch in iterate(DataLoader(batches, batch_size=None, num_workers=num_workers,
+                                    pin_memory=pin_memory, worker_init_fn=start_worker)):
+        if isinstance(batch, UserError):
+            raise batch
+        images, facts = batch
+        yield images, facts
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,
@@ -150,9 +141,7 @@ class Evaluation:
     def _detect(self, detector: Detector, found: CocoEvaluator, times: StageTimes) -> None:
         """Add the detections of this process's share of the images to `found`."""
         share = shard(self.indices, self.batch_size, self.processes)
-        batches = evaluation_batches(
-            EvaluationImages(self.dataset, share, detector.model.input_size), self.batch_size,
-            self.num_workers, pin_memory_supported(detector.device))
+        batches = EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size)
         progress = ProgressBar(len(share), sys.stderr,
                                enabled=self.show_progress and self.processes.is_main)
 
@@ -169,7 +158,8 @@ class Evaluation:
         was_training = detector.model.training
         detector.model.eval()
         try:
-            run_pipelined(batches, lambda images: detector.launch(images, times), finish, times,
-                          progress)
+            run_pipelined(load_batches(batches, self.num_workers,
+                                       pin_memory_supported(detector.device)),
+                          lambda images: detector.launch(images, times), finish, times, progress)
         finally:
             detector.model.train(was_training)

@@ -22,6 +22,7 @@ from layers.detection import Detect
 from utils.device import select_device, synchronize
 from utils.inference.detector import (
     Detector,
+    ImageObjects,
     LoadedModel,
     PendingDetections,
     StageTimes,
@@ -114,7 +115,8 @@ class Predictor:
             if len(waiting) == self.batch_size:
                 yield from self._find(waiting)
                 waiting = []
-        yield from self._find(waiting)
+        if waiting:
+            yield from self._find(waiting)
 
     def planes(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B images `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
@@ -135,7 +137,8 @@ class Predictor:
         with times.stage("transfer"):
             fetched = pending.fetch()
         with times.stage("run lengths"):
-            return [self._prediction(fetched, n, image, None if paths is None else paths[n])
+            return [self._prediction(self._detector.objects(fetched, n, *image.shape[:2]), image,
+                                     None if paths is None else paths[n])
                     for n, image in enumerate(images)]
 
     def warm_up(self) -> None:
@@ -157,16 +160,12 @@ class Predictor:
                          "PIL image")
 
     def _find(self, waiting: Sequence[Tuple[np.ndarray, Optional[str]]]) -> List[Prediction]:
-        if not waiting:
-            return []
-        images = [image for image, _ in waiting]
-        times = StageTimes()
+        images, times = [image for image, _ in waiting], StageTimes()
         return self.collect(self.launch(self.planes(images), times), images, times,
                             [path for _, path in waiting])
 
-    def _prediction(self, fetched: PendingDetections, n: int, image: np.ndarray,
+    def _prediction(self, objects: ImageObjects, image: np.ndarray,
                     path: Optional[str]) -> Prediction:
-        objects = self._detector.objects(fetched, n, *image.shape[:2])
         # YOLACT++ ranks by the masks' scores; otherwise this changes nothing.
         scores = objects.mask_scores
         order = np.argsort(-scores, kind="stable")
