@@ -314,34 +314,30 @@ def _complete(source: COCO, image_sizes: Mapping[int, Tuple[int, int]]) -> COCO:
     annotation with id 0 would never count as found (COCOeval takes 0 for "no match"). Outlines
     become run lengths; an annotation without a usable outline is left out.
     """
-    completed = COCO()
-    completed.dataset = dict(source.dataset)
     sizes = {number: image_sizes.get(number) or (image.get("width"), image.get("height"))
              for number, image in source.imgs.items()}
-    completed.dataset["images"] = [
+    completed = COCO()
+    completed.dataset = dict(source.dataset, images=[
         dict(image, width=sizes[number][0], height=sizes[number][1])
-        for number, image in source.imgs.items()]
+        for number, image in source.imgs.items()])
     if "annotations" in source.dataset:
-        annotations = [_complete_annotation(annotation, sizes.get(annotation["image_id"]))
-                       for annotation in source.dataset["annotations"]]
-        kept = [annotation for annotation in annotations if annotation is not None]
+        completed.dataset["annotations"] = kept = []
+        for annotation in source.dataset["annotations"]:
+            if annotation["image_id"] not in sizes:
+                raise UserError(f"annotation {annotation.get('id')} refers to image id "
+                                f"{annotation['image_id']}, which is not in 'images'")
+            rle = _to_rle(annotation.get("segmentation"), *sizes[annotation["image_id"]])
+            if rle is not None:
+                kept.append(_complete_annotation(annotation, rle))
         if any(annotation.get("id", 0) == 0 for annotation in kept):
             for number, annotation in enumerate(kept):
                 annotation["id"] = number + 1
-        completed.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):
         completed.createIndex()
     return completed
 
 
-def _complete_annotation(annotation: Dict[str, Any],
-                         size: Optional[Tuple[int, int]]) -> Optional[Dict[str, Any]]:
-    if size is None:
-        raise UserError(f"annotation {annotation.get('id')} refers to image id "
-                        f"{annotation['image_id']}, which is not in 'images'")
-    rle = _to_rle(annotation.get("segmentation"), *size)
-    if rle is None:
-        return None
+def _complete_annotation(annotation: Dict[str, Any], rle: Rle) -> Dict[str, Any]:
     completed = dict(annotation, segmentation=rle, iscrowd=int(annotation.get("iscrowd") or 0))
     if completed.get("area") is None:
         completed["area"] = float(pycocotools.mask.area(rle))
@@ -353,10 +349,9 @@ def _complete_annotation(annotation: Dict[str, Any],
 def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:
     """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
     if isinstance(segmentation, list):
-        parts = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
-        if not parts:
-            return None
-        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(parts, height, width))
+        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+        rles = pycocotools.mask.frPyObjects(segmentation, height, width) if segmentation else None
+        return rles and pycocotools.mask.merge(rles)
     if not isinstance(segmentation, dict) or not segmentation.get("counts"):
         return None
     if isinstance(segmentation["counts"], list):
