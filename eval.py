@@ -13,8 +13,7 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
 import sys
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 
@@ -27,85 +26,63 @@ from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable
-from utils.inference.detector import Detector, LoadedModel, load_model
-from utils.inference.eval_flags import (
-    changed_settings,
-    input_of,
-    nms_kind,
-    options_of,
-    parse_eval_flags,
-)
+from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
+from utils.inference.eval_flags import changed_settings, nms_kind, options_of, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
-from utils.inference.pipeline import StageTimes
+from utils.inference.evaluator import CocoEvaluator
 from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory
 
 
-@dataclass(frozen=True)
-class ScoreOutputs:
-    """What an evaluation writes beside the lines that it prints."""
-
-    result_files: Optional[Tuple[str, str]]
-    """Of boxes and of masks in COCO's result format, or None."""
-    per_class_file: str
-    """Average precision of each class; empty for none."""
-    is_scored: bool
-    """False writes the result files alone."""
-    run_folder: str
-    """`none`, `auto` or a folder."""
-    settings: Dict[str, Any]
-    """What of the settings that scores depend on is not the default, by flag."""
-    has_stages: bool
-    """Whether the times of the stages are printed."""
-
-    def refuse_in_vain(self) -> None:
-        """Raise a `UserError` if a file could not be written in the end."""
-        paths = list(self.result_files or ())
-        if self.per_class_file and self.is_scored:
-            paths.append(self.per_class_file)
-        for path in paths:
-            refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
+                 args: argparse.Namespace) -> List[str]:
+    """Files in COCO's result format that are asked for; refuses what could not end well."""
+    files = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
+    if args.detect and not files:
+        raise UserError("--detect leaves out the scores: add --output_coco_json to write something")
+    if not evaluator.has_ground_truth and not files:
+        raise UserError(f"{evaluation.dataset.annotation_file} has no annotations to score "
+                        "against; --output_coco_json writes the result files")
+    evaluation.dataset.check_images_exist(evaluation.indices)
+    for path in files + ([args.per_class_file] if args.per_class_file and not args.detect else []):
+        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+    return files
 
 
-def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel, outputs: ScoreOutputs,
-          notes: Sequence[str]) -> int:
+def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
+          args: argparse.Namespace, notes: Sequence[str]) -> int:
     """Evaluate on a dataset; the main process prints the scores and writes what was asked for."""
     dataset, is_main = evaluation.dataset, evaluation.processes.is_main
     truth = os.path.basename(dataset.annotation_file)
     evaluator = evaluation.evaluator()
-    if not outputs.is_scored and outputs.result_files is None:
-        raise UserError("--detect leaves out the scores: add --output_coco_json to write something")
-    if not evaluator.has_ground_truth and outputs.result_files is None:
-        raise UserError(f"{dataset.annotation_file} has no annotations to score against; "
-                        "--output_coco_json writes the result files")
-    dataset.check_images_exist(evaluation.indices)
-    outputs.refuse_in_vain()
+    files = result_files(evaluation, evaluator, args)
+    weights = loaded.report.source.path
     if is_main:
-        weights = os.path.basename(loaded.report.source.path)
         print("\n".join([describe(detector.device), f"Weights : {loaded.report}", *notes,
-                         f"{weights}: {len(evaluation.indices)} images of {truth}"]), flush=True)
-    times = StageTimes((lambda: synchronize(detector.device)) if outputs.has_stages else None)
+                         f"{os.path.basename(weights)}: {len(evaluation.indices)} images of "
+                         f"{truth}"]), flush=True)
+    times = StageTimes((lambda: synchronize(detector.device)) if args.benchmark else None)
     evaluation.run(detector, times, evaluator)
-    print(times.sentence(stages=outputs.has_stages), flush=True)
+    print(times.sentence(stages=args.benchmark), flush=True)
     if not is_main:
         return 0
-    if outputs.result_files is not None:
-        evaluator.write_json(*outputs.result_files)
+    if files:
+        evaluator.write_json(args.bbox_det_file, args.mask_det_file)
         print(f"Results of {len(evaluator)} images written in COCO's format", flush=True)
-    if not outputs.is_scored:
+    if args.detect:
         return 0
     if not evaluator.has_ground_truth:
         print(f"{truth} has no annotations: nothing to score")
         return 0
     results = evaluator.evaluate()
-    if outputs.per_class_file:
-        results.write_per_class(outputs.per_class_file)
+    if args.per_class_file:
+        results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    for line in keep_evaluation(outputs.run_folder, ScoredEvaluation(
-            evaluator, results, dataset, loaded.report.source.path, loaded.origin,
-            outputs.settings), loaded.config.name):
+    scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.origin,
+                              changed_settings(args))
+    for line in keep_evaluation(args.run_folder, scored, loaded.config.name):
         print(line, flush=True)
     return 0
 
@@ -138,26 +115,21 @@ def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel)
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Do what the command line asks for; returns the exit code."""
-    is_prediction = input_of(args) is not None
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
     batch_size = args.batch_size
-    if is_prediction and args.images is None:
+    if args.image is not None or args.video is not None:
         batch_size = 1 if args.image is not None else args.video_multiframe
-    nms, crop, threshold = nms_kind(args), not args.no_crop, args.score_threshold
+    nms, crop = nms_kind(args), not args.no_crop
     with explain_out_of_memory(device, batch_size):
-        if is_prediction:
+        if any(source is not None for source in (args.image, args.images, args.video)):
             # The main process alone does it.
             return 0 if not processes.is_main else predict(Predictor(
-                loaded, device, score_threshold=threshold, batch_size=batch_size, nms=nms,
-                crop=crop), args, loaded)
+                loaded, device, score_threshold=args.score_threshold, batch_size=batch_size,
+                nms=nms, crop=crop), args, loaded)
         detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms), device,
-                            crop, threshold)
+                            crop, args.score_threshold)
         evaluation, notes = evaluation_of(args, loaded, processes)
-        outputs = ScoreOutputs(
-            (args.bbox_det_file, args.mask_det_file) if args.output_coco_json else None,
-            args.per_class_file, not args.detect, args.run_folder, changed_settings(args),
-            args.benchmark)
-        return score(evaluation, detector, loaded, outputs, notes)
+        return score(evaluation, detector, loaded, args, notes)
 
 
 def _run(argv: List[str]) -> int:

@@ -9,10 +9,10 @@ file with a state beside it is always a complete pair. Both hold tensors and pla
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import re
-from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import numpy as np
@@ -60,25 +60,19 @@ class Origin(NamedTuple):
     run_id: Optional[str] = None
 
 
-@dataclass
-class InferenceCheckpoint:
-    """Weights with what is known about them.
-
-    Attributes:
-        weights: the network's tensors, on the CPU, and where they come from.
-        config: `Config.to_dict()` of the run, or None for a plain weights file.
-        class_names: names of the foreground classes in order, or None if unknown.
-        config_name: recipe that the file's name or the caller names, or None if neither does.
-        category_ids: what the training data called these classes, or None if unknown.
-        origin: iteration and run folder, or None if there is no state beside the weights.
-    """
+class InferenceCheckpoint(NamedTuple):
+    """Weights with what is known about them; None for what is not."""
 
     weights: WeightsFile
     config: Optional[Dict[str, Any]]
+    """`Config.to_dict()` of the run."""
     class_names: Optional[List[str]]
+    """Of the foreground classes in order."""
     config_name: Optional[str]
-    category_ids: Optional[List[int]] = None
-    origin: Optional[Origin] = None
+    """Recipe that the caller or the file's name names."""
+    category_ids: Optional[List[int]]
+    """What the training data called the classes."""
+    origin: Optional[Origin]
 
 
 def state_path(weights_path: str) -> str:
@@ -126,13 +120,10 @@ def remove_checkpoint(path: str) -> None:
 
 def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str]:
     """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
-    if not os.path.isdir(folder):
-        return []
     found = []
-    for entry in os.listdir(folder):
-        name = CheckpointName.parse(entry) if entry.endswith(".pth") else None
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
+        name = CheckpointName.parse(path)
         if name is not None and config_name in (None, name.config):
-            path = os.path.join(folder, entry)
             found.append((name.iteration, os.path.getmtime(path), path))
     return [path for _, _, path in sorted(found)]
 
@@ -152,18 +143,15 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
             raise UserError(f"no weights file '{which}' (looked for {os.path.abspath(which)}); "
                             "give the path of a .pth file, 'latest' or 'interrupt'")
         return which
-    found = list_checkpoints(folder, config_name)
-    if which == "interrupt":
-        found = [path for path in found if path.endswith("_interrupt.pth")]
+    found = [path for path in list_checkpoints(folder, config_name)
+             if which == "latest" or path.endswith("_interrupt.pth")]
     if not found:
         of_recipe = f" of '{config_name}'" if config_name else ""
         raise UserError(f"no {which} checkpoint{of_recipe} in '{os.path.abspath(folder)}'; train "
                         "first or give the path of a .pth file")
     trained = [path for path in found if os.path.isfile(state_path(path))]
     newest = max(trained or found, key=os.path.getmtime)
-    if not trained:
-        return newest
-    return [path for path in trained if _recipe_of(path) == _recipe_of(newest)][-1]
+    return [path for path in trained or [newest] if _recipe_of(path) == _recipe_of(newest)][-1]
 
 
 def _recipe_of(path: str) -> Optional[str]:

@@ -18,7 +18,7 @@ from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.weights.files import WeightsFile, metadata_of, some
-from utils.weights.names import COUNTER, Contents, paddle_names, published_names
+from utils.weights.names import paddle_names, published_names
 from utils.weights.paddle import write_pdparams
 from utils.weights.safetensors import write_safetensors
 
@@ -39,8 +39,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     kind = kind or _kind_of(target_path)
     if os.path.isdir(target_path):
         raise UserError(f"'{target_path}' is a folder, expected the name of a file")
-    if os.path.exists(target_path) and os.path.exists(source_path) and (
-            os.path.samefile(source_path, target_path)):
+    if os.path.realpath(source_path) == os.path.realpath(target_path):
         raise UserError(f"'{target_path}' is the file to read and the file to write; give another "
                         "name for the result")
     stored = load_for_inference(source_path)
@@ -59,8 +58,14 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
         "pdparams": lambda stream: write_pdparams(stream, tensors),
     }
     write_whole(target_path, writers[kind])
-    return _report(source, contents, target_path, kind, tensors,
-                   stored.class_names is not None)
+    lines = _report(source, target_path, kind, tensors)
+    if kind == "pth" and contents.is_network and os.path.exists(state_path(target_path)):
+        lines.append(f"Warning: {state_path(target_path)} was there before and belongs to other "
+                     "weights; remove it")
+    elif stored.class_names is not None and kind != "safetensors":
+        lines.append(f"Class names and configuration do not fit into a .{kind}; .safetensors keeps "
+                     "them")
+    return lines
 
 
 def _kind_of(path: str) -> str:
@@ -73,30 +78,22 @@ def _kind_of(path: str) -> str:
     return ending
 
 
-def _report(source: WeightsFile, contents: Contents, target_path: str, kind: str,
-            tensors: Dict[str, Tensor], names_known: bool) -> List[str]:
+def _report(source: WeightsFile, target_path: str, kind: str,
+            tensors: Dict[str, Tensor]) -> List[str]:
     lines = [f"Read    : {source}, {len(source.tensors)} tensors"]
     if source.renamed:
         lines.append(f"Renamed : {'; '.join(source.renamed)}")
     if source.unused:
         lines.append(f"Unused  : {len(source.unused)} ({some(source.unused)})")
-    left = (sum(name.endswith(COUNTER) for name in source.tensors)
-            - sum(name.endswith(COUNTER) for name in tensors))
+    left = len(source.tensors) - len(tensors)
     if left:
         lines.append(f"Left out: {left} batch counters at 0, which Paddle does not have")
     short = sum(value.dtype == torch.bfloat16 for value in tensors.values())
     if kind == "pdparams" and short:
         lines.append(f"Widened : {short} bfloat16 tensors to float32")
-    lines += source.warnings
-    lines.append(f"Wrote   : {target_path} ({kind}), {len(tensors)} tensors, "
-                 f"{os.path.getsize(target_path) / 1e6:.1f} MB")
-    if kind == "pth" and contents.is_network and os.path.exists(state_path(target_path)):
-        lines.append(f"Warning: {state_path(target_path)} was there before and belongs to other "
-                     "weights; remove it")
-    elif names_known and kind != "safetensors":
-        lines.append(f"Class names and configuration do not fit into a .{kind}; .safetensors keeps "
-                     "them")
-    return lines
+    return lines + source.warnings + [
+        f"Wrote   : {target_path} ({kind}), {len(tensors)} tensors, "
+        f"{os.path.getsize(target_path) / 1e6:.1f} MB"]
 
 
 def _run(argv: List[str]) -> int:

@@ -22,7 +22,6 @@ _SHIFT = 4
 _GOLDEN_RATIO = 0.618033988749895
 _TONES = ((0.85, 1.0), (0.55, 0.95), (1.0, 0.65))
 """Saturation and value, in turns."""
-_PIXELS_IN_CHUNK = 1 << 20
 
 
 class _Style(NamedTuple):
@@ -98,8 +97,7 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
     if masks is not None:
         outlines = [_fill_mask(image, masks[i], colors[i]) for i in order]
         for i, outline in zip(order, outlines):
-            if outline:
-                cv2.polylines(image, outline, True, colors[i], 1, cv2.LINE_AA)
+            cv2.polylines(image, outline, True, colors[i], 1, cv2.LINE_AA)
     if outline_boxes:
         for i in order:
             _draw_box(image, boxes[i], colors[i], style)
@@ -107,17 +105,15 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
     placed: List[_Plate] = []
     for i in order:
         if texts[i]:
-            plate = _place(image, boxes[i], texts[i], style, placed)
-            _draw_plate(image, plate, colors[i], style)
-            placed.append(plate)
+            placed.append(_place(image, boxes[i], texts[i], style, placed))
+            _draw_plate(image, placed[-1], colors[i], style)
     return image
 
 
 def draw_corner_text(image: np.ndarray, text: str) -> None:
     """Write a line into the upper left corner of uint8 `[h, w, 3]`, in place."""
     style = _style(image)
-    plate = _place(image, np.zeros(4), text, style, [])
-    _draw_plate(image, plate, (60, 60, 60), style)
+    _draw_plate(image, _place(image, np.zeros(4), text, style, []), (60, 60, 60), style)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
@@ -131,18 +127,18 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
     if not images or len(images) != len(titles):
         raise ValueError(f"{len(images)} images and {len(titles)} titles")
     height = max(image.shape[0] for image in images)
-    gap = max(4, height // 40)
+    gap = left = max(4, height // 40)
     bar = max(18, height // 16)
+    thickness = max(1, bar // 24)
     width = sum(image.shape[1] for image in images) + gap * (len(images) + 1)
     canvas = np.full((height + bar + gap, width, 3), 255, dtype=np.uint8)
-    left = gap
     for image, title in zip(images, titles):
         h, w = image.shape[:2]
         canvas[bar:bar + h, left:left + w] = image
-        text, scale = _fit_text(title, bar / 40, max(1, bar // 24), w)
-        (_, text_height), _ = cv2.getTextSize(text, _FONT, scale, max(1, bar // 24))
+        text, scale = _fit_text(title, bar / 40, thickness, w)
+        text_height = cv2.getTextSize(text, _FONT, scale, thickness)[0][1]
         cv2.putText(canvas, text, (left, (bar + text_height) // 2), _FONT, scale, (30, 30, 30),
-                    max(1, bar // 24), cv2.LINE_AA)
+                    thickness, cv2.LINE_AA)
         left += w + gap
     return canvas
 
@@ -163,47 +159,31 @@ def _style(image: np.ndarray) -> _Style:
                   font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
 
 
-def _trim(mask: np.ndarray, shape: Tuple[int, ...]) -> MaskWindow:
-    if mask.shape != shape:
-        raise ValueError(f"masks are {list(mask.shape)}, the image is {list(shape)}")
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    if not len(rows):
-        return MaskWindow(0, 0, mask[:0, :0])
-    return MaskWindow(int(columns[0]), int(rows[0]),
-                      mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
-
-
 def _fill_mask(image: np.ndarray, mask: Union[np.ndarray, MaskWindow],
                color: Color) -> List[np.ndarray]:
     """Blend a colour into the mask's pixels; returns the outlines of the mask."""
     if not isinstance(mask, MaskWindow):
-        mask = _trim(np.asarray(mask), image.shape[:2])
-    left, top, pixels = mask
-    if not pixels.size:
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"masks are {list(mask.shape)}, the image is {list(image.shape[:2])}")
+        mask = MaskWindow(0, 0, mask)
+    if not mask.pixels.size:
         return []
-    bottom, right = top + pixels.shape[0], left + pixels.shape[1]
-    inside = np.ascontiguousarray(pixels, dtype=np.uint8)
+    left, top = mask.left, mask.top
+    inside = np.ascontiguousarray(mask.pixels, dtype=np.uint8)
+    part = image[top:top + inside.shape[0], left:left + inside.shape[1]]
     share = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
-    table = (share + 0.5).astype(np.uint8)[None]
-    chunk = max(1, _PIXELS_IN_CHUNK // (right - left))  # bounds the memory for large masks
-    for start in range(0, bottom - top, chunk):
-        chosen = inside[start:start + chunk]
-        part = image[top + start:top + start + len(chosen), left:right]
-        cv2.copyTo(cv2.LUT(part, table), chosen, part)
+    cv2.copyTo(cv2.LUT(part, (share + 0.5).astype(np.uint8)[None]), inside, part)
     return list(cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE,
                                  offset=(left, top))[-2])
 
 
 def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, style: _Style) -> None:
     """Outline a box; one that reaches the border is drawn just inside, so that it is seen whole."""
-    height, width = image.shape[:2]
     inset = (style.line - 1) / 2
-    low = np.full(2, inset)
-    high = np.maximum(np.array([width, height]) - 1 - inset, low)
+    high = np.maximum(np.array(image.shape[1::-1]) - 1 - inset, inset)
     # Box edges lie between pixels, OpenCV's coordinates at their centres.
-    first = np.clip(box[:2] - 0.5, low, high)
-    second = np.clip(box[2:] - 0.5, low, high)
-    corners = np.array([first, (second[0], first[1]), second, (first[0], second[1])])
+    (x1, y1), (x2, y2) = np.clip(box.reshape(2, 2) - 0.5, inset, high)
+    corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     points = np.round(corners * 2 ** _SHIFT).astype(np.int32).reshape(-1, 1, 2)
     cv2.polylines(image, [points], True, color, style.line, cv2.LINE_AA, _SHIFT)
 
@@ -218,10 +198,9 @@ def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str,
         scale = max(scale * 0.9, smallest)
     if is_fit(text):
         return text, scale
-    shortened = text
-    while shortened and not is_fit(shortened + ".."):
-        shortened = shortened[:-1]
-    return (shortened + ".." if shortened else ""), scale
+    while text and not is_fit(text + ".."):
+        text = text[:-1]
+    return (text + ".." if text else ""), scale
 
 
 def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
@@ -232,14 +211,12 @@ def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, style.font_line)
     plate_width = text_width + 2 * style.padding
     plate_height = text_height + below + 2 * (style.padding // 2)
-    x1, y1, x2, y2 = (int(round(float(np.clip(value, -1e6, 1e6)))) for value in box)
-    lefts = (x1, x2 - plate_width)
-    tops = (y1 - plate_height, y1, y2 - plate_height, y2)
+    x1, y1, x2, y2 = np.round(np.clip(box, -1e6, 1e6)).astype(int).tolist()
     candidates = []
-    for wanted_top in tops:
-        for wanted_left in lefts:
-            left = int(np.clip(wanted_left, 0, max(width - plate_width, 0)))
-            top = int(np.clip(wanted_top, 0, max(height - plate_height, 0)))
+    for wanted_top in (y1 - plate_height, y1, y2 - plate_height, y2):
+        for wanted_left in (x1, x2 - plate_width):
+            left = max(min(wanted_left, width - plate_width), 0)
+            top = max(min(wanted_top, height - plate_height), 0)
             candidates.append(_Plate(left, top, left + plate_width, top + plate_height, text,
                                      top + style.padding // 2 + text_height, scale))
     # The least covered one; the first of several such.
@@ -248,8 +225,7 @@ def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
 
 def _draw_plate(image: np.ndarray, plate: _Plate, color: Color, style: _Style) -> None:
     image[plate.top:plate.bottom, plate.left:plate.right] = color
-    blue, green, red = color
     # Rec. 601 luma: black text on light colours, white on dark ones.
-    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+    ink = (0, 0, 0) if np.dot((0.114, 0.587, 0.299), color) > 140 else (255, 255, 255)
     cv2.putText(image, plate.text, (plate.left + style.padding, plate.baseline), _FONT,
                 plate.font_scale, ink, style.font_line, cv2.LINE_AA)

@@ -38,12 +38,11 @@ class ProgressBar:
         self._clock = clock
         self._next = 0.0
         self._drawn = False
-        self._finished = False
 
     @property
     def is_due(self) -> bool:
         """Whether `show` would draw: lets a caller leave out the work for what it would say."""
-        return self._enabled and not self._finished and self._clock() >= self._next
+        return self._enabled and self._clock() >= self._next
 
     def show(self, done: int, parts: Sequence[str] = ()) -> None:
         """Draw the line if it is due, with `parts` behind the count, most important first."""
@@ -52,59 +51,31 @@ class ProgressBar:
 
     def finish(self, done: int, parts: Sequence[str] = ()) -> None:
         """Draw the line a last time and leave it there; more calls do nothing."""
-        if self._enabled and not self._finished:
+        if self._enabled:
             self._draw(done, parts)
-            self._stream.write("\n")
-            self._stream.flush()
-            self._drawn, self._finished = False, True
+            self._write("\n")
+            self._enabled = self._drawn = False
 
     def clear(self) -> None:
         """Make room for a line of the log; the next `show` draws at once."""
         if self._drawn:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            self._write("\r\x1b[K")
             self._drawn, self._next = False, 0.0
 
     def _draw(self, done: int, parts: Sequence[str]) -> None:
         line = compose(done, self.total, parts, _columns(self._stream))
-        self._stream.write(f"\r{line}\x1b[K")
-        self._stream.flush()
+        self._write(f"\r{line}\x1b[K")
         self._drawn, self._next = True, self._clock() + INTERVAL
 
-
-class ImageProgress(ProgressBar):
-    """The line of an evaluation or a prediction; ends by itself with the last image.
-
-    Args:
-        total, stream, enabled: as of a `ProgressBar`.
-        failed: how many images failed; they count as done.
-    """
-
-    def __init__(self, total: int, stream: TextIO, enabled: bool = True,
-                 failed: Callable[[], int] = lambda: 0) -> None:
-        super().__init__(total, stream, enabled=enabled)
-        self._failed = failed
-
-    def show_images(self, done: int, images_per_second: float) -> None:
-        """Show that `done` images are finished."""
-        left = self.total - done - self._failed()
-        if self.total and left <= 0:
-            self.finish_images(done, images_per_second)
-        else:
-            eta = ["ETA " + duration(left / max(images_per_second, 1e-9))] if self.total else []
-            self.show(self.total - left if self.total else done, eta + [_speed(images_per_second)])
-
-    def finish_images(self, done: int, images_per_second: float) -> None:
-        """Show the line a last time."""
-        counted = min(done + self._failed(), self.total) if self.total else done
-        self.finish(counted, [_speed(images_per_second)])
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
 
 class StepPace:
     """Mean seconds of a step and of its wait for data, from one drawing to the next.
 
-    Means are those of the last drawings, the newest counting most, so that they follow a change
-    within seconds and do not jump.
+    Older drawings count less and less: the means follow a change and do not jump.
     """
 
     KEPT = 0.7
@@ -112,8 +83,7 @@ class StepPace:
     def __init__(self, start: int = 0, waited: float = 0.0,
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._mean_step = 0.0
-        self._mean_data = 0.0
+        self._mean_step, self._mean_data = 0.0, 0.0
         self.restart(start, waited)
 
     def restart(self, done: int, waited: float) -> None:
@@ -171,8 +141,10 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def _speed(images_per_second: float) -> str:
-    return f"{images_per_second:.2f} images/s"
+def image_parts(left: int, images_per_second: float) -> List[str]:
+    """What a line of images says behind its count; `left` 0 leaves out the time that is left."""
+    eta = [f"ETA {duration(left / max(images_per_second, 1e-9))}"] if left > 0 else []
+    return eta + [f"{images_per_second:.2f} images/s"]
 
 
 def _columns(stream: TextIO) -> int:

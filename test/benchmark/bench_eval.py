@@ -120,7 +120,7 @@ def bench_masks(scenes: List[Scene]) -> None:
 
 def bench_scoring(dataset: CocoDataset, scenes: List[Scene]) -> None:
     """COCOeval of both kinds on these images."""
-    evaluator = CocoEvaluator.for_dataset(dataset, [c.id for c in dataset.categories])
+    evaluator = CocoEvaluator(dataset.annotation_file, [c.id for c in dataset.categories])
     with_objects = [n for n in range(len(dataset)) if len(dataset[n].boxes)]
     rng = np.random.default_rng(0)
     for n, scene in zip(with_objects, scenes):

@@ -21,9 +21,9 @@ from data.config import get_config
 from helpers.evaluation import evaluate
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
-from utils.inference.evaluation import EvaluationImages, EvaluationLoader, choose_images
-from utils.inference.pipeline import StageTimes, run_pipelined, to_network_input
-from utils.progress import ImageProgress
+from utils.inference.detector import StageTimes, run_pipelined, to_network_input
+from utils.inference.evaluation import EvaluationBatches, choose_images, load_batches
+from utils.progress import ProgressBar
 from yolact import build_yolact
 
 NAMES = ["circle", "square", "star", "moon"]
@@ -234,8 +234,8 @@ def test_other_class_count(data, weights, tmp_path, capsys):
     (["--config=yolact_bass"], "did you mean 'yolact_base'?"),
     (["--eval_device=npx"], "npu"),
     (["--fast_nms=maybe"], "True or False"),
-    (["--batch_size=0"], "--batch_size is 0"),
-    (["--seed=-1", "--shuffle"], "--seed is -1, expected at least 0"),
+    (["--batch_size=0"], "--batch_size is '0', expected a whole number of at least 1"),
+    (["--seed=-1", "--shuffle"], "--seed is '-1', expected a whole number of at least 0"),
     (["--score_threshold=30"], "--score_threshold is 30, expected 0 to 1"),
     (["--score_threshold=nan"], "expected 0 to 1"),
     (["--trained_model=nowhere.pth"], "nowhere.pth"),
@@ -320,11 +320,11 @@ def test_network_input_is_rgb_planes():
 
 
 def test_the_last_batch_is_filled_up(data):
-    loader = EvaluationLoader(EvaluationImages(dataset_of(data), [4, 2, 0], 32), 2)
-    batches = list(loader)
-    assert [batch.image_ids for batch in batches] == [[104, 102], [100]]
-    assert all(batch.images.shape == (2, 3, 32, 32) for batch in batches)
-    assert not batches[1].images[1].bool().any() and batches[0].sizes == [SIZES[4], SIZES[2]]
+    batches = list(load_batches(EvaluationBatches(dataset_of(data), [4, 2, 0], 2, 32)))
+    assert [[fact[0] for fact in facts] for _, facts in batches] == [[104, 102], [100]]
+    assert all(images.shape == (2, 3, 32, 32) for images, _ in batches)
+    assert not batches[1][0][1].bool().any()
+    assert [tuple(fact[1:]) for fact in batches[0][1]] == [SIZES[4], SIZES[2]]
 
 
 def test_choice_of_images():
@@ -338,11 +338,14 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
     events = []
     times = StageTimes()
     stream = io.StringIO()
-    run_pipelined(
-        EvaluationLoader(EvaluationImages(dataset_of(data), range(3), 32), 1),
-        lambda images: events.append("launch") or len(events),
-        lambda batch, launched: events.append(f"finish {batch.image_ids[0]} {launched}"),
-        times, ImageProgress(3, stream))
+
+    def finish(facts, launched):
+        events.append(f"finish {facts[0][0]} {launched}")
+        times.images += len(facts)
+
+    run_pipelined(load_batches(EvaluationBatches(dataset_of(data), range(3), 1, 32)),
+                  lambda images: events.append("launch") or len(events), finish, times,
+                  ProgressBar(3, stream))
     assert events == ["launch", "launch", "finish 100 1", "launch", "finish 101 2", "finish 102 4"]
     assert times.images == 3 and "loading" in times.seconds
     assert stream.getvalue() == ""  # not a terminal

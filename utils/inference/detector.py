@@ -1,10 +1,13 @@
-"""A network with everything between its predictions and the objects of an image."""
+"""Batches of images on their way through a network, to the objects of each image."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from dataclasses import dataclass
-from typing import List, NamedTuple, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,12 +18,73 @@ from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.errors import UserError
-from utils.inference.pipeline import StageTimes
 from utils.inference.prediction import Rle
+from utils.progress import ProgressBar, image_parts
 from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
+
+T = TypeVar("T")
+Items = TypeVar("Items")
+
+
+def to_network_input(image_bgr: np.ndarray, side: int) -> np.ndarray:
+    """Resize `[h, w, 3]` BGR to planes `[3, side, side]` RGB, uint8; the aspect is not kept."""
+    resized = cv2.resize(image_bgr, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+class StageTimes:
+    """Wall time of the stages of a loop, from construction on.
+
+    Args:
+        synchronize: called at the end of each stage, so that work queued on the device is counted
+            where it was queued; None leaves the device alone and the stages overlap.
+
+    Attributes:
+        seconds: by stage, in the order in which they first ended.
+        images: finished; counted by the user of the object.
+    """
+
+    def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
+        self._synchronize = synchronize
+        self.seconds: Dict[str, float] = {}
+        self.images = 0
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to stage `name`."""
+        start = time.perf_counter()
+        yield
+        if self._synchronize is not None:
+            self._synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def watch(self, name: str, source: Iterable[T]) -> Iterator[T]:
+        """Iterate `source`, adding the time spent waiting for it to stage `name`."""
+        iterator = iter(source)
+        while True:
+            with self.stage(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def images_per_second(self) -> float:
+        """Images finished since the start over the time since then."""
+        return self.images / max(time.perf_counter() - self._start, 1e-9)
+
+    def sentence(self, stages: bool) -> str:
+        """Speed since the start, with `stages` also the time of each stage per image."""
+        text = (f"{self.images} images in {time.perf_counter() - self._start:.1f} s: "
+                f"{self.images_per_second():.2f} images/s")
+        if not stages:
+            return text
+        return text + "; ms per image: " + ", ".join(
+            f"{name} {1000 * seconds / max(self.images, 1):.1f}"
+            for name, seconds in self.seconds.items())
 
 
 class ImageObjects(NamedTuple):
@@ -92,6 +156,36 @@ class Detector:
         return ImageObjects(boxes_to_pixels(found.boxes, height, width).numpy(), rles,
                             found.classes.numpy(), found.scores.numpy(),
                             fetched.mask_scores[n, :len(rles)].numpy())
+
+
+def run_pipelined(batches: Iterable[Tuple[Tensor, Items]], launch: Callable[[Tensor], T],
+                  finish: Callable[[Items, T], None], times: StageTimes,
+                  progress: ProgressBar) -> None:
+    """Finish each batch after the next one is launched: the device and the host work together.
+
+    Args:
+        batches: uint8 images `[B, 3, S, S]`, and what is known about them.
+        launch: queues work for images and returns without waiting for it.
+        finish: takes what is known about a batch and what `launch` returned; counts its images.
+        times: waiting for `batches` is its stage "loading".
+        progress: shown after each batch, and finished.
+    """
+    def finish_one(items: Items, launched: T) -> None:
+        finish(items, launched)
+        progress.show(times.images, image_parts(progress.total - times.images,
+                                                times.images_per_second()))
+
+    before: Optional[Tuple[Items, T]] = None
+    try:
+        for images, items in times.watch("loading", batches):
+            launched = launch(images)
+            if before is not None:
+                finish_one(*before)
+            before = items, launched
+        if before is not None:
+            finish_one(*before)
+    finally:
+        progress.finish(times.images, image_parts(0, times.images_per_second()))
 
 
 class LoadedModel(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Sequence
 
-from utils.cli import ArgumentParser, add_switch
+from utils.cli import ArgumentParser, Bounded, Retired, add_switch
 from utils.errors import UserError
 from utils.inference.outputs import PredictionOptions
 
@@ -22,25 +22,16 @@ RETIRED = {
 """Flags of the original that have no meaning here, and what to use instead."""
 
 
-class _Retired(argparse.Action):
-    """Says what replaced a flag; silence would let a script believe that it worked."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-                 values: Any, option_string: Any = None) -> None:
-        parser.error(f"{option_string} does not exist here: {self.const}")
-
-
 def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; a number out of its range is a `UserError`."""
+    """Parse the command line; flags that contradict each other are a `UserError`."""
     args = eval_parser().parse_args(argv)
-    for flag, smallest in (("batch_size", 1), ("num_workers", 0), ("top_k", 1),
-                           ("max_num_detections", 1), ("video_multiframe", 1), ("seed", 0)):
-        value = getattr(args, flag)
-        if value is not None and value < smallest:
-            raise UserError(f"--{flag} is {value}, expected at least {smallest}")
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score_threshold is {args.score_threshold:g}, expected 0 to 1: scores "
                         "are fractions, not per cent")
+    given = [f"--{name}" for name in ("image", "images", "video")
+             if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} exclude each other; give one of them")
     return args
 
 
@@ -55,7 +46,7 @@ def eval_parser() -> ArgumentParser:
     _add_output(parser)
     _add_device(parser)
     for flag, instead in RETIRED.items():
-        parser.add_argument(flag, action=_Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
+        parser.add_argument(flag, action=Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
     return parser
 
 
@@ -84,11 +75,12 @@ def _add_data(parser: ArgumentParser) -> None:
     add_switch(group, "--map_classes", help="where network and dataset have different classes, "
                       "score those that share a name")
     group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
-    group.add_argument("--num_workers", type=int, default=2,
+    group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
                        help="processes that read images; 0 reads in the main process")
-    group.add_argument("--batch_size", type=int, default=4, help="images that pass together")
+    group.add_argument("--batch_size", type=Bounded(int, 1), default=4,
+                       help="images that pass together")
     add_switch(group, "--shuffle", help="take the images in random order")
-    group.add_argument("--seed", type=int, default=None, help="of --shuffle")
+    group.add_argument("--seed", type=Bounded(int, 0), default=None, help="of --shuffle")
 
 
 def _add_images(parser: ArgumentParser) -> None:
@@ -100,9 +92,10 @@ def _add_images(parser: ArgumentParser) -> None:
     group.add_argument("--video", default=None, metavar="IN[:OUT]",
                        help="the same for a video or the number of a camera, e.g. in.mp4:out.mp4, "
                        "0:out.mp4; a camera without output is shown in a window")
-    group.add_argument("--video_multiframe", type=int, default=1,
+    group.add_argument("--video_multiframe", type=Bounded(int, 1), default=1,
                        help="frames of a video that pass together")
-    group.add_argument("--top_k", type=int, default=5, help="objects shown per image, best first")
+    group.add_argument("--top_k", type=Bounded(int, 1), default=5,
+                       help="objects shown per image, best first")
     for flag, what in (("masks", "masks"), ("bboxes", "boxes"), ("text", "class names"),
                        ("scores", "scores behind the class names")):
         add_switch(group, "--display_" + flag, default=True, help="draw " + what)
@@ -120,7 +113,7 @@ def _add_detection(parser: ArgumentParser) -> None:
     add_switch(group, "--cross_class_nms", help="suppress over all classes together")
     group.add_argument("--score_threshold", type=float, default=0.0,
                        help="leave out detections up to this score")
-    group.add_argument("--max_num_detections", type=int, default=None,
+    group.add_argument("--max_num_detections", type=Bounded(int, 1), default=None,
                        help="detections per image; default: the configuration's, 100")
     add_switch(group, "--no_crop", help="do not cut objects off outside their rectangles")
 
@@ -173,15 +166,3 @@ def options_of(args: argparse.Namespace) -> PredictionOptions:
         boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,
         speed=args.display_fps, json=args.output_json, polygons=args.json_masks == "polygon",
         crops=args.crops, benchmark=args.benchmark, show_progress=not args.no_bar)
-
-
-def input_of(args: argparse.Namespace) -> Optional[str]:
-    """What is predicted on instead of scoring a dataset, or None.
-
-    Raises:
-        UserError: more than one of --image, --images and --video.
-    """
-    given = [name for name in ("image", "images", "video") if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
-    return getattr(args, given[0]) if given else None

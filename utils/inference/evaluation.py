@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.coco import CocoDataset
@@ -17,67 +18,64 @@ from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_state, shard
 from utils.errors import UserError
-from utils.inference.detector import Detector, PendingDetections
+from utils.inference.detector import (
+    Detector,
+    PendingDetections,
+    StageTimes,
+    run_pipelined,
+    to_network_input,
+)
 from utils.inference.evaluator import CocoEvaluator
-from utils.inference.pipeline import ImageBatch, StageTimes, run_pipelined, to_network_input
-from utils.progress import ImageProgress
+from utils.progress import ProgressBar
 
-Item = Tuple[np.ndarray, int, int, int]
-"""Planes `[3, S, S]`, image id, height and width of the stored image."""
-
-
-class EvaluationImages(Dataset):
-    """Images `indices` of a dataset, resized for a network of input side `side`."""
-
-    def __init__(self, dataset: CocoDataset, indices: Sequence[int], side: int) -> None:
-        self.dataset = dataset
-        self.indices = list(indices)
-        self.side = side
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> Union[Item, UserError]:
-        """Return the item, or the error: raised in a worker it would lose its type."""
-        try:
-            sample = self.dataset[self.indices[number]]
-        except UserError as error:
-            return error
-        height, width = sample.image.shape[:2]
-        return to_network_input(sample.image, self.side), sample.image_id, height, width
+ImageFacts = Sequence[int]
+"""Image id, height and width of the stored image."""
 
 
-class EvaluationLoader:
-    """Batches of `images`, all of `batch_size`: the last one is filled up with black images.
+class EvaluationBatches(Dataset):
+    """Batches of a dataset's images, resized for a network, and the facts of the images.
 
-    Raises, while iterating, the `UserError` of an image that cannot be read.
+    A batch is uint8 `[B, 3, S, S]`; the last one is filled up with black images.
+
+    Args:
+        dataset: with the images.
+        indices: of the images.
+        batch_size: B.
+        side: S, the network's input side.
     """
 
-    def __init__(self, images: EvaluationImages, batch_size: int, num_workers: int = 0,
-                 pin_memory: bool = False) -> None:
-        self.batch_size = batch_size
-        self._loader = DataLoader(
-            images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
-            collate_fn=self._collate, worker_init_fn=start_worker)
+    def __init__(self, dataset: CocoDataset, indices: Sequence[int], batch_size: int,
+                 side: int) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+        self.batch_size, self.side = batch_size, side
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for batch in iterate(self._loader):
-            if isinstance(batch, UserError):
-                raise batch
-            yield ImageBatch(*batch)
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
 
-    def _collate(self, items: List[Union[Item, UserError]]) -> Any:
-        """Fields of an `ImageBatch`, or the first error."""
-        good: List[Item] = []
-        for item in items:
-            if isinstance(item, UserError):
-                return item
-            good.append(item)
-        planes = np.zeros((self.batch_size,) + good[0][0].shape, np.uint8)
-        for n, item in enumerate(good):
-            planes[n] = item[0]
-        return (torch.from_numpy(planes), [item[1] for item in good],
-                [(item[2], item[3]) for item in good])
+    def __getitem__(self, number: int) -> Union[Tuple[Tensor, List[ImageFacts]], UserError]:
+        """Return a batch, or an image's error: raised in a worker it would lose its type."""
+        planes = np.zeros((self.batch_size, 3, self.side, self.side), np.uint8)
+        facts: List[ImageFacts] = []
+        first = number * self.batch_size
+        try:
+            for n, index in enumerate(self.indices[first:first + self.batch_size]):
+                sample = self.dataset[index]
+                planes[n] = to_network_input(sample.image, self.side)
+                facts.append([sample.image_id, *sample.image.shape[:2]])
+        except UserError as error:
+            return error
+        return torch.from_numpy(planes), facts
+
+
+def load_batches(batches: EvaluationBatches, num_workers: int = 0,
+                 pin_memory: bool = False) -> Iterator[Tuple[Tensor, List[ImageFacts]]]:
+    """Yield the batches in their order; an image that cannot be read raises its `UserError`."""
+    for batch in iterate(DataLoader(batches, batch_size=None, num_workers=num_workers,
+                                    pin_memory=pin_memory, worker_init_fn=start_worker)):
+        if isinstance(batch, UserError):
+            raise batch
+        images, facts = batch
+        yield images, facts
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,
@@ -113,7 +111,9 @@ class Evaluation:
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""
-        return CocoEvaluator.for_dataset(self.dataset, self.category_ids)
+        sizes = {int(image_id): self.dataset.image_info(n)[1:]
+                 for n, image_id in enumerate(self.dataset.image_ids)}
+        return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
 
     def run(self, detector: Detector, times: Optional[StageTimes] = None,
             evaluator: Optional[CocoEvaluator] = None) -> CocoEvaluator:
@@ -141,25 +141,25 @@ class Evaluation:
     def _detect(self, detector: Detector, found: CocoEvaluator, times: StageTimes) -> None:
         """Add the detections of this process's share of the images to `found`."""
         share = shard(self.indices, self.batch_size, self.processes)
-        loader = EvaluationLoader(
-            EvaluationImages(self.dataset, share, detector.model.input_size), self.batch_size,
-            self.num_workers, pin_memory_supported(detector.device))
-        progress = ImageProgress(len(share), sys.stderr,
-                                 enabled=self.show_progress and self.processes.is_main)
+        batches = EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size)
+        progress = ProgressBar(len(share), sys.stderr,
+                               enabled=self.show_progress and self.processes.is_main)
 
-        def finish(batch: ImageBatch, pending: PendingDetections) -> None:
+        def finish(images: List[ImageFacts], pending: PendingDetections) -> None:
             with times.stage("transfer"):
                 fetched = pending.fetch()
             with times.stage("run lengths"):
-                for n, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes)):
-                    objects = detector.objects(fetched, n, *size)
+                for n, (image_id, height, width) in enumerate(images):
+                    objects = detector.objects(fetched, n, height, width)
                     found.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
                               objects.scores.tolist(), objects.mask_scores.tolist())
+            times.images += len(images)
 
         was_training = detector.model.training
         detector.model.eval()
         try:
-            run_pipelined(loader, lambda images: detector.launch(images, times), finish, times,
-                          progress)
+            run_pipelined(load_batches(batches, self.num_workers,
+                                       pin_memory_supported(detector.device)),
+                          lambda images: detector.launch(images, times), finish, times, progress)
         finally:
             detector.model.train(was_training)

@@ -14,6 +14,7 @@ import csv
 import functools
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -143,13 +144,6 @@ class CocoEvaluator:
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
         self._truth: Optional[COCO] = None
 
-    @classmethod
-    def for_dataset(cls, dataset: Any, category_ids: Sequence[Optional[int]]) -> CocoEvaluator:
-        """An evaluator on the annotation file of a `data.coco.CocoDataset`."""
-        sizes = {int(image_id): dataset.image_info(n)[1:]
-                 for n, image_id in enumerate(dataset.image_ids)}
-        return cls(dataset.annotation_file, category_ids, sizes)
-
     def __len__(self) -> int:
         """Number of images added."""
         return len(self._detections)
@@ -241,10 +235,9 @@ class CocoEvaluator:
 
     def _write_kind(self, kind: str, stream: Any) -> None:
         stream.write(b"[")
-        separator = b""
-        for record in self._records(kind):
-            stream.write(separator + json.dumps(record, separators=(",", ":")).encode("ascii"))
-            separator = b",\n"
+        for n, record in enumerate(self._records(kind)):
+            text = json.dumps(record, separators=(",", ":"))
+            stream.write(((",\n" if n else "") + text).encode("ascii"))
         stream.write(b"]\n")
 
     def _records(self, kind: str) -> Iterable[Dict[str, Any]]:
@@ -271,33 +264,27 @@ class CocoEvaluator:
         return self._truth
 
     def _score(self, truth: COCO, iou_type: str) -> Scores:
-        counts = self._count_objects(truth)
         records = list(self._records("bbox" if iou_type == "bbox" else "segmentation"))
-        if not records:
-            return _all_zero(truth, counts)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, truth.loadRes(records), iou_type)
+            # pycocotools refuses to load nothing.
+            found = truth.loadRes(records) if records else COCO()
+            evaluation = COCOeval(truth, found, iou_type)
             evaluation.params.imgIds = sorted(self._detections)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         # [threshold, recall, class, area range, detections per image]; -1 where no ground truth is.
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        objects = Counter(annotation["category_id"] for annotation in truth.dataset["annotations"]
+                          if annotation["image_id"] in self._detections
+                          and not annotation["iscrowd"])
         return Scores(
-            statistics=dict(zip(STATISTICS, (_present(value) for value in evaluation.stats))),
+            statistics={name: None if value < 0 else float(value)
+                        for name, value in zip(STATISTICS, evaluation.stats)},
             per_threshold=[_mean(values) for values in precision],
-            per_class=[ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
+            per_class=[ClassScore(number, truth.cats[number]["name"], objects[number],
                                   _mean(precision[:, :, k]), _mean(precision[0, :, k]))
                        for k, number in enumerate(evaluation.params.catIds)])
-
-    def _count_objects(self, truth: COCO) -> Dict[int, int]:
-        """Objects of each category, crowds not counted, in the images that were added."""
-        counts: Dict[int, int] = {}
-        for annotation in truth.dataset["annotations"]:
-            if annotation["image_id"] in self._detections and not annotation["iscrowd"]:
-                number = annotation["category_id"]
-                counts[number] = counts.get(number, 0) + 1
-        return counts
 
 
 def _round_score(score: float) -> float:
@@ -309,18 +296,6 @@ def _mean(precision: np.ndarray) -> Optional[float]:
     """Mean without the entries that have no ground truth (-1); None if nothing is left."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
-
-
-def _present(value: float) -> Optional[float]:
-    return None if value < 0 else float(value)
-
-
-def _all_zero(truth: COCO, counts: Dict[int, int]) -> Scores:
-    """Scores of no detections, which pycocotools refuses to load."""
-    classes = [ClassScore(number, truth.cats[number]["name"], counts.get(number, 0),
-                          *((0.0, 0.0) if number in counts else (None, None)))
-               for number in sorted(truth.cats)]
-    return Scores({name: 0.0 for name in STATISTICS}, [0.0] * 10, classes)
 
 
 def _load(path: str) -> COCO:
@@ -339,34 +314,30 @@ def _complete(source: COCO, image_sizes: Mapping[int, Tuple[int, int]]) -> COCO:
     annotation with id 0 would never count as found (COCOeval takes 0 for "no match"). Outlines
     become run lengths; an annotation without a usable outline is left out.
     """
-    completed = COCO()
-    completed.dataset = dict(source.dataset)
     sizes = {number: image_sizes.get(number) or (image.get("width"), image.get("height"))
              for number, image in source.imgs.items()}
-    completed.dataset["images"] = [
+    completed = COCO()
+    completed.dataset = dict(source.dataset, images=[
         dict(image, width=sizes[number][0], height=sizes[number][1])
-        for number, image in source.imgs.items()]
+        for number, image in source.imgs.items()])
     if "annotations" in source.dataset:
-        annotations = [_complete_annotation(annotation, sizes.get(annotation["image_id"]))
-                       for annotation in source.dataset["annotations"]]
-        kept = [annotation for annotation in annotations if annotation is not None]
+        completed.dataset["annotations"] = kept = []
+        for annotation in source.dataset["annotations"]:
+            if annotation["image_id"] not in sizes:
+                raise UserError(f"annotation {annotation.get('id')} refers to image id "
+                                f"{annotation['image_id']}, which is not in 'images'")
+            rle = _to_rle(annotation.get("segmentation"), *sizes[annotation["image_id"]])
+            if rle is not None:
+                kept.append(_complete_annotation(annotation, rle))
         if any(annotation.get("id", 0) == 0 for annotation in kept):
             for number, annotation in enumerate(kept):
                 annotation["id"] = number + 1
-        completed.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):
         completed.createIndex()
     return completed
 
 
-def _complete_annotation(annotation: Dict[str, Any],
-                         size: Optional[Tuple[int, int]]) -> Optional[Dict[str, Any]]:
-    if size is None:
-        raise UserError(f"annotation {annotation.get('id')} refers to image id "
-                        f"{annotation['image_id']}, which is not in 'images'")
-    rle = _to_rle(annotation.get("segmentation"), *size)
-    if rle is None:
-        return None
+def _complete_annotation(annotation: Dict[str, Any], rle: Rle) -> Dict[str, Any]:
     completed = dict(annotation, segmentation=rle, iscrowd=int(annotation.get("iscrowd") or 0))
     if completed.get("area") is None:
         completed["area"] = float(pycocotools.mask.area(rle))
@@ -378,10 +349,9 @@ def _complete_annotation(annotation: Dict[str, Any],
 def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:
     """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
     if isinstance(segmentation, list):
-        parts = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
-        if not parts:
-            return None
-        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(parts, height, width))
+        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+        rles = pycocotools.mask.frPyObjects(segmentation, height, width) if segmentation else None
+        return rles and pycocotools.mask.merge(rles)
     if not isinstance(segmentation, dict) or not segmentation.get("counts"):
         return None
     if isinstance(segmentation["counts"], list):

@@ -8,19 +8,19 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 
+from data.image import SUFFIXES
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.inference.pipeline import StageTimes
+from utils.inference.detector import StageTimes
 from utils.inference.prediction import Prediction
 
 RESULTS = "results"
 
-_SHOWN_FAILURES = 20
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
@@ -57,13 +57,10 @@ def output_pair(value: str, ending: str) -> Tuple[str, str]:
     return source, target
 
 
-def find_images(value: str, suffixes: Sequence[str]) -> Tuple[List[ImageFile], str, int]:
+def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
     """Resolve `--images=in_dir[:out_dir]`; `in_dir` may be a pattern such as `in/*.jpg`.
 
-    Args:
-        value: of the flag.
-        suffixes: endings, in lower case, of files that are taken for images. Files without any
-            ending are tried, too; hidden ones are not.
+    Taken are files with an image's ending or without any, but not hidden ones.
 
     Returns:
         The images in the order of their names, the output folder, and how many other files there
@@ -75,71 +72,39 @@ def find_images(value: str, suffixes: Sequence[str]) -> Tuple[List[ImageFile], s
     """
     source, target = split_pair(value)
     is_folder = os.path.isdir(source)
-    folder = target or os.path.join(RESULTS, os.path.basename(os.path.normpath(
-        source if is_folder else os.path.dirname(source) or ".")))
+    folder = target or os.path.join(RESULTS, os.path.basename(os.path.abspath(
+        source if is_folder else os.path.dirname(source))))
     paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
     if not paths and not is_folder:
         raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
                         "it as a pattern; give a folder with images")
     files = [path for path in paths if os.path.isfile(path)]
-    known = set(suffixes) | {""}
-    chosen = [path for path in files if os.path.splitext(path)[1].lower() in known]
+    chosen = [path for path in files
+              if os.path.splitext(path)[1].lower() in SUFFIXES + ("",)]
     if not chosen:
         raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
-                        f"(known: {' '.join(suffixes)})")
+                        f"(known: {' '.join(SUFFIXES)})")
     if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder) for path in chosen):
         raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
                         "folder; choose another output folder, e.g. "
                         f"--images={source}:{os.path.join(RESULTS, 'drawn')}")
+    stems = [_stem(path) for path in chosen]
+    # Compared without case: some file systems do not know it.
+    counts = Counter(stem.lower() for stem in stems)
+    ids = list(range(1, len(stems) + 1))
+    if all(stem.isdigit() and stem.isascii() for stem in stems) and (
+            len({int(stem) for stem in stems}) == len(stems)):
+        ids = [int(stem) for stem in stems]
+    # Endings stay where names without them would be the same.
+    names = [stem if counts[stem.lower()] == 1 else os.path.basename(path)
+             for stem, path in zip(stems, chosen)]
     images = [ImageFile(path, os.path.join(folder, name + ".png"), image_id)
-              for path, name, image_id in zip(chosen, _output_names(chosen), _image_ids(chosen))]
+              for path, name, image_id in zip(chosen, names, ids)]
     return images, folder, len(files) - len(chosen)
 
 
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
-
-
-def _output_names(paths: Sequence[str]) -> List[str]:
-    """File names without their endings where that keeps them apart, else whole."""
-    # Compared without case: some file systems do not know it.
-    counts = Counter(_stem(path).lower() for path in paths)
-    return [_stem(path) if counts[_stem(path).lower()] == 1 else os.path.basename(path)
-            for path in paths]
-
-
-def _image_ids(paths: Sequence[str]) -> List[int]:
-    stems = [_stem(path) for path in paths]
-    if all(stem.isdigit() and stem.isascii() for stem in stems):
-        numbers = [int(stem) for stem in stems]
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(paths) + 1))
-
-
-class Failures:
-    """Counts what failed and says the first ones through `say`; the run goes on."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.count = 0
-
-    def report(self, error: Exception, times: int = 1) -> None:
-        """Count a failure `times` times."""
-        if self.count < _SHOWN_FAILURES:
-            self._say(f"failed: {error}")
-        elif self.count == _SHOWN_FAILURES:
-            self._say(f"failed: more than {_SHOWN_FAILURES}; the others are only counted")
-        self.count += times
-
-    def attempt(self, action: Callable[[], Any]) -> bool:
-        """Whether `action` ended without a `UserError`, which is counted."""
-        try:
-            action()
-        except UserError as error:
-            self.report(error)
-            return False
-        return True
 
 
 @dataclass(frozen=True)
@@ -167,11 +132,11 @@ class PredictionOptions:
 
 
 class PredictionOutput:
-    """Draws and writes the predictions of a run.
+    """Draws and writes the predictions of a run; what fails is said and counted.
 
     Args:
         options: what is shown and written.
-        failures: gets what could not be written.
+        warn: prints a line about something that failed.
         times: of the stages "drawing" and "writing".
         json_path: of the records, written by `close`.
         crops_folder: of the cut-outs.
@@ -179,15 +144,29 @@ class PredictionOutput:
     Attributes:
         objects: shown so far.
         images: files drawn so far.
+        failed: images, frames and files that failed so far.
     """
 
-    def __init__(self, options: PredictionOptions, failures: Failures, times: StageTimes,
-                 json_path: str, crops_folder: str) -> None:
-        self._options, self._failures, self._times = options, failures, times
+    def __init__(self, options: PredictionOptions, warn: Callable[[str], None],
+                 times: StageTimes, json_path: str, crops_folder: str) -> None:
+        self._options, self._warn, self._times = options, warn, times
         self._json_path, self._crops_folder = json_path, crops_folder
         self._records: List[str] = []
-        self.objects = 0
-        self.images = 0
+        self.objects = self.images = self.failed = 0
+
+    def fail(self, error: UserError, times: int = 1) -> None:
+        """Say what failed and count it `times` times."""
+        self._warn(f"failed: {error}")
+        self.failed += times
+
+    def attempt(self, action: Callable[[], Any]) -> bool:
+        """Whether `action` ended without a `UserError`, which is counted."""
+        try:
+            action()
+        except UserError as error:
+            self.fail(error)
+            return False
+        return True
 
     def draw(self, prediction: Prediction, image_id: int, name: str) -> np.ndarray:
         """Draw an image's objects and return it; `name` is that of the cut-outs."""
@@ -198,7 +177,7 @@ class PredictionOutput:
         self.objects += len(shown)
         with self._times.stage("writing"):
             if options.crops:
-                self._failures.attempt(lambda: write_cut_outs(shown, self._crops_folder, name))
+                self.attempt(lambda: write_cut_outs(shown, self._crops_folder, name))
             if options.json:
                 file = {} if shown.path is None else {"file_name": os.path.basename(shown.path)}
                 self._records += [
@@ -210,15 +189,15 @@ class PredictionOutput:
         """Draw an image into its file; one that cannot be written is a failure."""
         drawn = self.draw(prediction, file.image_id, _stem(file.target))
         with self._times.stage("writing"):
-            self.images += self._failures.attempt(lambda: write_image(file.target, drawn))
+            self.images += self.attempt(lambda: write_image(file.target, drawn))
 
-    def close(self) -> Optional[str]:
-        """Write the JSON file; returns a sentence about it, None where there is none."""
+    def close(self) -> List[str]:
+        """Write the JSON file; returns sentences about it."""
         text = "[" + ",\n".join(self._records) + "]\n"
-        if self._options.json and self._failures.attempt(lambda: write_whole(
+        if self._options.json and self.attempt(lambda: write_whole(
                 self._json_path, lambda stream: stream.write(text.encode("utf-8")))):
-            return f"{len(self._records)} records in {self._json_path}"
-        return None
+            return [f"{len(self._records)} records in {self._json_path}"]
+        return []
 
 
 def write_image(path: str, image: np.ndarray) -> None:

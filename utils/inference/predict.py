@@ -10,18 +10,17 @@ import os
 import time
 from collections import deque
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, TextIO, Tuple
+from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, TextIO, Tuple, Union
 
 import numpy as np
 from torch import Tensor
 
+from data.image import read_image
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
-from utils.inference.detector import PendingDetections
+from utils.inference.detector import PendingDetections, StageTimes, run_pipelined
 from utils.inference.outputs import (
     RESULTS,
-    Failures,
     ImageFile,
     PredictionOptions,
     PredictionOutput,
@@ -30,25 +29,17 @@ from utils.inference.outputs import (
     split_pair,
     write_image,
 )
-from utils.inference.pipeline import ImageBatch, StageTimes, run_pipelined
 from utils.inference.predictor import Predictor
 from utils.inference.video import Frame, VideoReader, VideoWriter, Window, read_ahead
-from utils.progress import ImageProgress
+from utils.progress import ProgressBar
 
 _PIXELS_IN_BATCH = 64_000_000
 """A batch is closed early when its images reach this: bounds the memory."""
 
 EXIT_FAILURES = 1
 
-
-@dataclass
-class SourceBatch(ImageBatch):
-    """Network input, and what it was made from."""
-
-    entries: List[Any] = field(default_factory=list)
-    """`ImageFile` or `Frame` of each, also of those that could not be read."""
-    read: List[np.ndarray] = field(default_factory=list)
-    """The images that could be read, as they were."""
+Item = Tuple[Any, Optional[np.ndarray]]
+"""`ImageFile` or `Frame`, and its image; None for a frame that cannot be decoded."""
 
 
 class PredictionRun:
@@ -65,17 +56,17 @@ class PredictionRun:
     def __init__(self, predictor: Predictor, options: PredictionOptions,
                  say: Callable[[str], None], warn: Callable[[str], None],
                  stream: TextIO) -> None:
-        self.predictor, self.options, self.say, self.stream = predictor, options, say, stream
-        self.failures = Failures(warn)
+        self.predictor, self.options = predictor, options
+        self.say, self.warn, self.stream = say, warn, stream
         self.times = StageTimes()
 
     def image(self, value: str) -> int:
         """`--image=IN[:OUT]`; an image that cannot be read or written is a `UserError`."""
         source, target = output_pair(value, ".png")
         stem = os.path.splitext(target)[0]
-        output = self._start(stem + ".json", stem + "_crops")
+        output = self._start(stem)
         with self.times.stage("loading"):
-            image = self.predictor.read(source)
+            image = read_image(source)
         found = self.predictor.collect(self._launch(self.predictor.planes([image])), [image],
                                        self.times, [source])[0]
         drawn = output.draw(found, 1, os.path.basename(stem))
@@ -87,22 +78,29 @@ class PredictionRun:
 
     def images(self, value: str) -> int:
         """`--images=FOLDER[:OUT]`."""
-        files, folder, others = find_images(value, self.predictor.suffixes)
+        files, folder, others = find_images(value)
         self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
-        output = self._start(os.path.join(folder, "predictions.json"),
-                             os.path.join(folder, "crops"))
-        progress = self._progress(len(files))
+        output = self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
 
-        def finish(batch: SourceBatch, pending: PendingDetections) -> None:
-            found = self.predictor.collect(pending, batch.read, self.times,
-                                           [file.source for file in batch.entries])
-            for file, prediction in zip(batch.entries, found):
+        def finish(items: List[Item], pending: PendingDetections) -> None:
+            images = [image for _, image in items if image is not None]
+            found = self.predictor.collect(pending, images, self.times,
+                                           [file.source for file, _ in items])
+            for (file, _), prediction in zip(items, found):
                 output.write(prediction, file)
+            self.times.images += len(items)
 
-        with closing(read_ahead(_read_all(self.predictor.read, files))) as ahead:
-            run_pipelined(self._batches(self._readable(ahead)), self._launch, finish, self.times,
-                          progress)
-        progress.finish_images(self.times.images, self.times.images_per_second())
+        def readable(read: Iterable[Tuple[ImageFile, Union[np.ndarray, UserError]]]
+                     ) -> Iterator[Item]:
+            for file, image in read:
+                if isinstance(image, UserError):
+                    output.fail(image)
+                else:
+                    yield file, image
+
+        with closing(read_ahead(_read_all(files))) as ahead:
+            run_pipelined(self._batches(readable(ahead)), self._launch, finish, self.times,
+                          self._progress(len(files)))
         return self._end(f"{output.images} of {len(files)} images drawn in {folder}, "
                          f"{output.objects} objects", output)
 
@@ -115,93 +113,78 @@ class PredictionRun:
             window = stack.enter_context(Window("YOLACT", source)) if target is None else None
             reader = VideoReader(source)
             stack.callback(reader.close)
-            stem = os.path.splitext(target or os.path.join(RESULTS, "camera" + source))[0]
-            output = self._start(stem + ".json", stem + "_crops")
+            output = self._start(os.path.splitext(
+                target or os.path.join(RESULTS, "camera" + source))[0])
             frames = _Frames(reader, output, self, target, window)
-            progress = self._progress(reader.total)
             interrupted = False
             try:
                 with closing(read_ahead(reader)) as ahead:
-                    batches = self._batches(
-                        (frame.image, frame) for frame in frames.until_left(ahead))
-                    run_pipelined(batches, self._launch, frames.finish, self.times, progress)
+                    run_pipelined(self._batches(frames.until_left(ahead)), self._launch,
+                                  frames.finish, self.times, self._progress(reader.total))
             except KeyboardInterrupt:
                 interrupted = True
             finally:
-                frames.close()
+                is_whole = frames.close()
             if reader.missing:
-                self.failures.report(UserError(
+                output.fail(UserError(
                     f"{source}: the last {reader.missing} of {reader.total} frames cannot be "
                     "read; the file may be incomplete"), reader.missing)
-            progress.finish_images(self.times.images, self.times.images_per_second())
-            place = "" if target is None or frames.is_incomplete else f" drawn in {target}"
+            place = f" drawn in {target}" if target is not None and is_whole else ""
             code = self._end(f"{self.times.images} frames{place}, {output.objects} objects", output)
             # Ctrl-C is how a recording ends.
             if interrupted and not reader.is_camera:
                 raise KeyboardInterrupt
             return code
 
-    def _start(self, json_path: str, crops_folder: str) -> PredictionOutput:
+    def _start(self, stem: str, crops_folder: str = "") -> PredictionOutput:
         """Start the clock and whatever is written beside the images."""
         if self.options.benchmark:
             self.predictor.warm_up()
         self.times = StageTimes(self.predictor.synchronize if self.options.benchmark else None)
-        return PredictionOutput(self.options, self.failures, self.times, json_path, crops_folder)
+        return PredictionOutput(self.options, self.warn, self.times, stem + ".json",
+                                crops_folder or stem + "_crops")
 
-    def _progress(self, total: int) -> ImageProgress:
-        return ImageProgress(total, self.stream, enabled=self.options.show_progress,
-                             failed=lambda: self.failures.count)
+    def _progress(self, total: int) -> ProgressBar:
+        return ProgressBar(total, self.stream, enabled=self.options.show_progress)
 
     def _launch(self, planes: Tensor) -> PendingDetections:
         return self.predictor.launch(planes, self.times)
 
-    def _readable(self, read: Iterable[Tuple[Any, ImageFile]]) -> Iterator[Tuple[Any, ImageFile]]:
-        for image, file in read:
-            if isinstance(image, UserError):
-                self.failures.report(image)
-            else:
-                yield image, file
+    def _batches(self, items: Iterable[Item]) -> Iterator[Tuple[Tensor, List[Item]]]:
+        batch: List[Item] = []
+        pixels = 0
+        for item in items:
+            batch.append(item)
+            pixels += 0 if item[1] is None else item[1].size // 3
+            if len(batch) >= self.predictor.batch_size or pixels > _PIXELS_IN_BATCH:
+                yield self._batch(batch)
+                batch, pixels = [], 0
+        if batch:
+            yield self._batch(batch)
 
-    def _batches(self, images: Iterable[Tuple[Optional[np.ndarray], Any]]) -> Iterator[SourceBatch]:
-        entries: List[Any] = []
-        read: List[np.ndarray] = []
-        for image, entry in images:
-            entries.append(entry)
-            if image is not None:
-                read.append(image)
-            if (len(entries) >= self.predictor.batch_size
-                    or sum(image.size // 3 for image in read) > _PIXELS_IN_BATCH):
-                yield self._batch(entries, read)
-                entries, read = [], []
-        if entries:
-            yield self._batch(entries, read)
-
-    def _batch(self, entries: List[Any], read: List[np.ndarray]) -> SourceBatch:
-        return SourceBatch(self.predictor.planes(read), list(range(len(read))),
-                           [(image.shape[0], image.shape[1]) for image in read], entries, read)
+    def _batch(self, items: List[Item]) -> Tuple[Tensor, List[Item]]:
+        return self.predictor.planes([image for _, image in items if image is not None]), items
 
     def _end(self, sentence: str, output: PredictionOutput, speed: bool = True) -> int:
         """Write the JSON file and say what was done; returns the exit code."""
-        records = output.close()
-        self.say(sentence)
-        if records is not None:
-            self.say(records)
+        for line in [sentence] + output.close():
+            self.say(line)
         if speed:
             self.say(self.times.sentence(stages=self.options.benchmark))
-        if self.failures.count:
-            self.say(f"{self.failures.count} failed")
+        if output.failed:
+            self.say(f"{output.failed} failed")
             return EXIT_FAILURES
         return 0
 
 
-def _read_all(read: Callable[[str], np.ndarray],
-              files: Iterable[ImageFile]) -> Iterator[Tuple[Any, ImageFile]]:
+def _read_all(files: Iterable[ImageFile]
+              ) -> Iterator[Tuple[ImageFile, Union[np.ndarray, UserError]]]:
     """Images as arrays, or the error that reading them gave."""
     for file in files:
         try:
-            yield read(file.source), file
+            yield file, read_image(file.source)
         except UserError as error:
-            yield error, file
+            yield file, error
 
 
 class _Frames:
@@ -221,34 +204,34 @@ class _Frames:
         self._start = 0.0
         self._ended: Deque[float] = deque(maxlen=30)
         self._left = False
-        self.is_incomplete = False
 
-    def until_left(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def until_left(self, frames: Iterable[Frame]) -> Iterator[Item]:
         """Pass frames on until the user leaves the window."""
         for frame in frames:
             if self._left:
                 return
-            yield frame
+            yield frame, frame.image
 
-    def finish(self, batch: SourceBatch, pending: PendingDetections) -> None:
+    def finish(self, items: List[Item], pending: PendingDetections) -> None:
         """Draw the frames of a batch."""
-        found = iter(self._run.predictor.collect(pending, batch.read, self._run.times))
-        for frame in batch.entries:
+        images = [image for _, image in items if image is not None]
+        found = iter(self._run.predictor.collect(pending, images, self._run.times))
+        for frame, image in items:
             self._number += 1
-            if frame.image is None:
-                self._run.failures.report(UserError(f"{self._reader.source}: frame {self._number} "
-                                                    "cannot be decoded"))
+            if image is None:
+                self._output.fail(UserError(f"{self._reader.source}: frame {self._number} cannot "
+                                            "be decoded"))
             else:
                 self._last = self._output.draw(next(found), self._number, f"{self._number:06d}")
                 self._write_speed(self._last)
             if self._last is not None:
                 with self._run.times.stage("writing"):
                     self._show(self._last, frame.seconds)
+        self._run.times.images += len(images)
 
-    def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self.is_incomplete = not self._run.failures.attempt(self._writer.close)
+    def close(self) -> bool:
+        """Finish the file; False if it lacks frames."""
+        return self._writer is None or self._output.attempt(self._writer.close)
 
     def _write_speed(self, drawn: np.ndarray) -> None:
         self._ended.append(time.perf_counter())

@@ -17,11 +17,18 @@ import torch
 from torch import Tensor
 
 from data.classes import ClassList, find_classes
-from data.image import SUFFIXES, image_from_array, image_from_pil, read_image
+from data.image import image_from_array, image_from_pil, read_image
 from layers.detection import Detect
 from utils.device import select_device, synchronize
-from utils.inference.detector import Detector, LoadedModel, PendingDetections, load_model
-from utils.inference.pipeline import StageTimes, to_network_input
+from utils.inference.detector import (
+    Detector,
+    ImageObjects,
+    LoadedModel,
+    PendingDetections,
+    StageTimes,
+    load_model,
+    to_network_input,
+)
 from utils.inference.prediction import Prediction
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
@@ -50,9 +57,6 @@ class Predictor:
     Raises:
         UserError: the weights cannot be loaded, or there is no such device.
     """
-
-    suffixes = SUFFIXES
-    """Endings of files that are taken for images."""
 
     def __init__(self, weights: Union[str, os.PathLike, LoadedModel] = "latest",
                  device: Union[str, torch.device] = "auto", config: Optional[str] = None,
@@ -111,11 +115,8 @@ class Predictor:
             if len(waiting) == self.batch_size:
                 yield from self._find(waiting)
                 waiting = []
-        yield from self._find(waiting)
-
-    def read(self, path: str) -> np.ndarray:
-        """Decode a file as predictions need it; see `data.image.read_image`."""
-        return read_image(path)
+        if waiting:
+            yield from self._find(waiting)
 
     def planes(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of up to B images `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
@@ -136,7 +137,8 @@ class Predictor:
         with times.stage("transfer"):
             fetched = pending.fetch()
         with times.stage("run lengths"):
-            return [self._prediction(fetched, n, image, None if paths is None else paths[n])
+            return [self._prediction(self._detector.objects(fetched, n, *image.shape[:2]), image,
+                                     None if paths is None else paths[n])
                     for n, image in enumerate(images)]
 
     def warm_up(self) -> None:
@@ -149,7 +151,7 @@ class Predictor:
 
     def _open(self, source: Source, rgb: bool) -> np.ndarray:
         if isinstance(source, (str, os.PathLike)):
-            return self.read(os.fspath(source))
+            return read_image(os.fspath(source))
         if isinstance(source, np.ndarray):
             return image_from_array(source, rgb)
         if hasattr(source, "convert") and hasattr(source, "mode"):
@@ -158,16 +160,12 @@ class Predictor:
                          "PIL image")
 
     def _find(self, waiting: Sequence[Tuple[np.ndarray, Optional[str]]]) -> List[Prediction]:
-        if not waiting:
-            return []
-        images = [image for image, _ in waiting]
-        times = StageTimes()
+        images, times = [image for image, _ in waiting], StageTimes()
         return self.collect(self.launch(self.planes(images), times), images, times,
                             [path for _, path in waiting])
 
-    def _prediction(self, fetched: PendingDetections, n: int, image: np.ndarray,
+    def _prediction(self, objects: ImageObjects, image: np.ndarray,
                     path: Optional[str]) -> Prediction:
-        objects = self._detector.objects(fetched, n, *image.shape[:2])
         # YOLACT++ ranks by the masks' scores; otherwise this changes nothing.
         scores = objects.mask_scores
         order = np.argsort(-scores, kind="stable")

@@ -17,7 +17,14 @@ import numpy as np
 from utils.errors import UserError
 
 T = TypeVar("T")
+
 _END = object()
+_EXACT_COUNTS = (".mp4", ".m4v", ".mov", ".avi")
+"""Containers that know how many frames they have; elsewhere OpenCV estimates."""
+_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+_DEFAULT_FPS = 25.0
+_ATTEMPTS = 30
+"""Reads in a row that may fail before the rest of a file is given up."""
 
 
 def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
@@ -35,14 +42,6 @@ def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
                 return
             ahead.append(reader.submit(next, iterator, _END))
             yield item
-
-
-_EXACT_COUNTS = (".mp4", ".m4v", ".mov", ".avi")
-"""Containers that know how many frames they have; elsewhere OpenCV estimates."""
-_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-_DEFAULT_FPS = 25.0
-_ATTEMPTS = 30
-"""Reads in a row that may fail before the rest of a file is given up."""
 
 
 class Frame(NamedTuple):
@@ -73,29 +72,29 @@ class VideoReader:
     """
 
     def __init__(self, source: str) -> None:
-        self.source = source
+        self.source, self.missing = source, 0
         self.is_camera = source.isdigit()
-        self._is_stream = self.is_camera or "://" in source
-        if not self._is_stream and not os.path.isfile(source):
+        is_stream = self.is_camera or "://" in source
+        if not is_stream and not os.path.isfile(source):
             raise UserError(f"video not found: {os.path.abspath(source)}")
         self._capture = cv2.VideoCapture(int(source) if self.is_camera else source)
         if not self._capture.isOpened():
+            hint = "is not a video that OpenCV can read; it may be incomplete"
+            if is_stream:
+                hint = "cannot be opened; is the address right, reachable, and a video?"
             if self.is_camera:
-                raise UserError(f"camera {source} cannot be opened; is it connected, free, and may "
-                                f"this user read /dev/video{source}?")
-            if self._is_stream:
-                raise UserError(f"{source} cannot be opened; is the address right, reachable, and "
-                                "a video that OpenCV can read?")
-            raise UserError(f"{source} is not a video that OpenCV can read; it may be incomplete, "
-                            "or in a format unknown to it")
+                hint = ("cannot be opened; is it connected, free, and may this user read "
+                        f"/dev/video{source}?")
+            raise UserError(f"{'camera ' if self.is_camera else ''}{source} {hint}")
         if self.is_camera:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # frames as they are, not as they were
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
-        total = 0 if self._is_stream else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        total = 0 if is_stream else self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.total = int(total) if 0 < total < 1e9 else 0
-        self._is_exact = os.path.splitext(source)[1].lower() in _EXACT_COUNTS
-        self.missing = 0
+        # An estimate may be a little too high.
+        is_exact = os.path.splitext(source)[1].lower() in _EXACT_COUNTS
+        self._tolerance = 0 if is_exact else 2 + self.total // 50
 
     def __iter__(self) -> Iterator[Frame]:
         done, failed = 0, 0
@@ -111,9 +110,8 @@ class VideoReader:
             failed += 1
             if done + failed > self.total or failed > _ATTEMPTS:
                 break
-        missing = self.total - done
-        if missing > 0 and (self._is_exact or missing > 2 + self.total // 50):
-            self.missing = missing
+        if self.total - done > self._tolerance:
+            self.missing = self.total - done
 
     def close(self) -> None:
         """Let go of the file or camera."""
@@ -153,7 +151,7 @@ class VideoWriter:
         self._writer = cv2.VideoWriter(self._temporary, cv2.VideoWriter.fourcc(*_CODECS[ending]),
                                        fps, size)
         if not self._writer.isOpened():
-            self._remove()
+            os.unlink(self._temporary)
             raise UserError(f"OpenCV cannot write '{path}' ({size[0]}x{size[1]} at {fps:g} "
                             "frames/s)")
 
@@ -175,7 +173,7 @@ class VideoWriter:
         """Finish the file and check it; a file without frames is removed."""
         self._writer.release()
         if not self.frames:
-            self._remove()
+            os.unlink(self._temporary)
             return
         found = self._count()
         os.replace(self._temporary, self.path)
@@ -186,21 +184,14 @@ class VideoWriter:
                             "MB are free on its disk")
 
     def _count(self) -> int:
-        """Frames of the finished file, -1 where it cannot be read at all."""
+        """Frames of the finished file; 0 where it cannot be read at all."""
         capture = cv2.VideoCapture(self._temporary)
-        try:
-            if not capture.isOpened():
-                return 0
-            found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            # The index is written last and may count what never reached the disk.
-            capture.set(cv2.CAP_PROP_POS_FRAMES, max(found - 1, 0))
-            return found if capture.read()[0] else max(found - 1, 0)
-        finally:
-            capture.release()
-
-    def _remove(self) -> None:
-        if os.path.exists(self._temporary):
-            os.unlink(self._temporary)
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # The index is written last and may count what never reached the disk.
+        capture.set(cv2.CAP_PROP_POS_FRAMES, max(found - 1, 0))
+        is_last_there = capture.read()[0]
+        capture.release()
+        return found if is_last_there else max(found - 1, 0)
 
 
 def window_problem() -> str:

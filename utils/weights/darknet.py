@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.weights.elements import read_tensor
+from utils.weights import read_tensor
 
 DARKNET53 = (1, 2, 8, 8, 4)
 """Residual blocks of each stage."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.weights import type_name
 from utils.weights.darknet import DARKNET53, looks_like_darknet, read_darknet
-from utils.weights.elements import type_name
 from utils.weights.names import COUNTER, Contents, identify, own_names
 from utils.weights.paddle import read_pdparams
 from utils.weights.pickles import ForbiddenName
@@ -113,27 +113,23 @@ def _first_bytes(path: str, count: int = 512) -> bytes:
 
 @dataclass
 class WeightsFile:
-    """Tensors on the CPU under the network's own names, with what is known about them.
-
-    Attributes:
-        path: of the file.
-        kind: format of the file, for sentences.
-        tensors: floating point, except for the batch counters.
-        renamed: what was changed in the names.
-        unused: names in the file that are no weights.
-        warnings: sentences for the user.
-        config: `Config.to_dict()` of the training, where the file holds it (safetensors can).
-        class_names: foreground classes in order, where the file holds them.
-    """
+    """Tensors on the CPU under the network's own names, with what is known about them."""
 
     path: str
     kind: str
+    """Format of the file, for sentences."""
     tensors: Dict[str, Tensor]
+    """Floating point, except for the batch counters."""
     renamed: List[str] = field(default_factory=list)
+    """What was changed in the names."""
     unused: List[str] = field(default_factory=list)
+    """Names in the file that are no weights."""
     warnings: List[str] = field(default_factory=list)
+    """Sentences for the user."""
     config: Optional[Dict[str, Any]] = None
+    """`Config.to_dict()` of the training, where the file holds it (safetensors can)."""
     class_names: Optional[List[str]] = None
+    """Foreground classes in order, where the file holds them."""
 
     @property
     def contents(self) -> Optional[Contents]:
@@ -162,7 +158,7 @@ def read_weights(path: str, darknet_blocks: Sequence[int] = DARKNET53) -> Weight
     numbers = [name for name in found.tensors if name not in weights]
     config = _parsed(metadata, "config", path)
     names = _parsed(metadata, "class_names", path)
-    if config is not None and not isinstance(config, dict):
+    if not isinstance(config, (dict, type(None))):
         raise UserError(f"'{path}' has a configuration that is a {type(config).__name__}")
     if names is not None and not (isinstance(names, list)
                                   and all(isinstance(name, str) for name in names)):

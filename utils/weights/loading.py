@@ -107,13 +107,11 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
             name[len(prefix):]: value for name, value in source.tensors.items()
             if name.startswith(prefix)}, source.renamed, source.unused, source.warnings)
     own = backbone.state_dict()
-    missing = _missing(own, source)
+    missing, _, wrong = _differences(own, source)
     fresh = [name for name in missing if _DEFORMABLE.search(name)]
     missing = [name for name in missing if name not in fresh]
-    wrong = [f"{name} is {list(source.tensors[name].shape)}, expected {list(own[name].shape)}"
-             for name in _of_other_shape(own, source)]
     for problem, names in ((f"lacks {len(missing)} of the weights of this backbone", missing),
-                           (f"has {len(wrong)} weights of another shape", wrong)):
+                           (f"has {len(wrong)} weights of another shape", list(wrong.values()))):
         if names:
             raise UserError(f"'{path}' {problem} ({some(names)}); it belongs to another backbone, "
                             "choose the file that the configuration names")
@@ -133,37 +131,34 @@ def class_dependent(names: Sequence[str]) -> List[str]:
 def _load(model: nn.Module, source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
     """Set all tensors of a network but `fresh`; nothing is changed where the file does not fit."""
     own = model.state_dict()
-    missing = [name for name in _missing(own, source) if name not in fresh]
-    foreign = [name for name in source.tensors if name not in own and not _SUPERFLUOUS.match(name)]
+    missing, foreign, wrong = _differences(own, source, fresh)
     if missing or foreign:
+        lists = [f"{len(names)} {what}" + (f" (first: {some(names)})" if names else "")
+                 for what, names in (("tensors missing", missing), ("unknown", foreign))]
         what = f"the file is {source.contents}, " if source.contents else ""
-        raise UserError(f"'{source.path}' does not hold this network: {len(missing)} tensors "
-                        f"missing{_first(missing)}, {len(foreign)} unknown{_first(foreign)}; "
+        raise UserError(f"'{source.path}' does not hold this network: {', '.join(lists)}; "
                         f"{what}check --config")
-    wrong = [name for name in _of_other_shape(own, source) if name not in fresh]
     if wrong:
-        name = next((name for name in wrong if "conf_layer.weight" in name), wrong[0])
+        name = next((name for name in wrong if "conf_layer.weight" in name), list(wrong)[0])
         semantic, hint = "semantic_seg_conv.weight", "check --config"
         if semantic in wrong:
             hint = (f"the file was trained for {len(source.tensors[semantic])} classes, the "
                     f"dataset has {len(own[semantic])}: give it with --weights to train on from it")
-        raise UserError(f"'{source.path}' does not fit this network: {name} is "
-                        f"{list(source.tensors[name].shape)}, expected {list(own[name].shape)} "
+        raise UserError(f"'{source.path}' does not fit this network: {wrong[name]} "
                         f"({len(wrong)} tensors differ); {hint}")
     return _copy(own, source, fresh)
 
 
-def _first(names: List[str]) -> str:
-    return f" (first: {some(names)})" if names else ""
-
-
-def _missing(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
-    return [name for name in own if name not in source.tensors and not name.endswith(COUNTER)]
-
-
-def _of_other_shape(own: Dict[str, Tensor], source: WeightsFile) -> List[str]:
-    return [name for name, value in own.items()
-            if name in source.tensors and source.tensors[name].shape != value.shape]
+def _differences(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str] = ()
+                 ) -> Tuple[List[str], List[str], Dict[str, str]]:
+    """Names that the file lacks, that are foreign to the network, and phrases of other shapes."""
+    missing = [name for name in own if name not in source.tensors and name not in fresh
+               and not name.endswith(COUNTER)]
+    foreign = [name for name in source.tensors if name not in own and not _SUPERFLUOUS.match(name)]
+    wrong = {name: f"{name} is {list(source.tensors[name].shape)}, expected {list(value.shape)}"
+             for name, value in own.items() if name in source.tensors and name not in fresh
+             and source.tensors[name].shape != value.shape}
+    return missing, foreign, wrong
 
 
 def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:

@@ -8,7 +8,7 @@ alone has them without `backbone.`, and torchvision's `layer1.0.conv1.weight` be
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -48,17 +48,24 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
         raise UserError(f"'{path}' holds a {type(value).__name__} under {str(name)[:40]!r}, "
                         "expected tensors by name; it is not a network's weights")
     renamed: List[str] = []
-    found = _strip_prefixes(found, renamed)
-    result: Dict[str, Tensor] = {_own_name(name)[0]: value for name, value in found.items()}
+    for _ in _PREFIXES:  # wrappers put their prefixes before one another's
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in found):
+                renamed.append(f"'{prefix}' removed")
+                found = {name[len(prefix):]: value for name, value in found.items()}
+    result: Dict[str, Tensor] = {}
     for name, value in found.items():
         own, rule = _own_name(name)
-        if own == name:
-            result[name] = value
-        elif own in found:  # the original's early files have every stage twice
+        if own != name and own in found:  # the original's early files have every stage twice
             unused.append(name)
-        elif rule not in renamed:
+            continue
+        result[own] = value
+        if rule and rule not in renamed:
             renamed.append(rule)
-    return NamedTensors(_with_counters(result, renamed), renamed, unused)
+        counter = own[:-len(".running_var")] + COUNTER
+        if rule == _PADDLE_RULE and own.endswith(".running_var") and counter not in found:
+            result[counter] = torch.zeros((), dtype=torch.int64)
+    return NamedTensors(result, renamed, unused)
 
 
 def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], List[str]]:
@@ -73,16 +80,6 @@ def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], L
     return content, []
 
 
-def _strip_prefixes(found: Dict[str, Tensor], renamed: List[str]) -> Dict[str, Tensor]:
-    """Without what DataParallel, DDP, torch.compile and trainers put before every name."""
-    for _ in range(len(_PREFIXES)):
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in found):
-                renamed.append(f"'{prefix}' removed")
-                found = {name[len(prefix):]: value for name, value in found.items()}
-    return found
-
-
 def _own_name(name: str) -> Tuple[str, str]:
     """The network's own name, and what was changed."""
     stage = _STAGE.match(name)
@@ -93,19 +90,6 @@ def _own_name(name: str) -> Tuple[str, str]:
         if name.endswith(paddle):
             return name[:-len(paddle)] + own, _PADDLE_RULE
     return name, ""
-
-
-def _with_counters(tensors: Dict[str, Tensor], renamed: Sequence[str]) -> Dict[str, Tensor]:
-    """Add the batch counters that Paddle does not have."""
-    if _PADDLE_RULE not in renamed:
-        return tensors
-    result = {}
-    for name, value in tensors.items():
-        result[name] = value
-        counter = name[:-len(".running_var")] + COUNTER
-        if name.endswith(".running_var") and counter not in tensors:
-            result[counter] = torch.zeros((), dtype=torch.int64)
-    return result
 
 
 def paddle_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:

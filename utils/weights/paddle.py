@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.weights.elements import ELEMENT_TYPES, tensor_to_bytes, type_name
+from utils.weights import ELEMENT_TYPES, tensor_to_bytes, type_name
 from utils.weights.pickles import Named, plain, plain_names, unpickle
 
 NAME_TABLE = "StructuredToParameterName@@"

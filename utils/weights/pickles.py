@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterable, NamedTuple, Optional
 import numpy as np
 from torch import Tensor
 
-from utils.weights.elements import element_count, tensor_from_bytes
+from utils.weights import element_count, tensor_from_bytes
 
 MAX_DEPTH = 64
 MAX_VALUES = 1 << 22

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
-from utils.weights.elements import (
+from utils.weights import (
     ELEMENT_TYPES,
     element_count,
     read_tensor,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.weights.elements import ELEMENT_TYPES, element_count, read_tensor
+from utils.weights import ELEMENT_TYPES, element_count, read_tensor
 from utils.weights.pickles import ANY_MODULE, ForbiddenName, Named, plain, plain_names, unpickle
 
 ZIP_START = b"PK\x03\x04"

@@ -154,7 +154,10 @@ def test_no_detections_at_all(tmp_path):
         evaluator.add(image_id, np.zeros((0, 4)), [], [], [])
     results = evaluator.evaluate()
     for scores in (results.box, results.mask):
-        assert set(scores.statistics.values()) == {0.0} and scores.per_threshold == [0.0] * 10
+        assert {name for name, value in scores.statistics.items() if value is None} == {
+            "APm", "APl", "ARm", "ARl"}  # the objects are small
+        assert set(scores.statistics.values()) == {0.0, None} and scores.ap == 0
+        assert scores.per_threshold == [0.0] * 10
         assert [score.ap for score in scores.per_class] == [0, 0, None]
     assert len(results.notes) == 1 and "Nothing was detected in 2 images" in results.notes[0]
     assert results.table().splitlines()[2].startswith("   box |  0.00 |  0.00 |")

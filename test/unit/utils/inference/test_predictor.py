@@ -26,8 +26,7 @@ from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils.checkpoint import state_path
 from utils.errors import UserError
 from utils.inference import Predictor
-from utils.inference.detector import load_model
-from utils.inference.pipeline import StageTimes
+from utils.inference.detector import StageTimes, load_model
 from utils.inference.prediction import Prediction, decode_window, outline
 from yolact import build_yolact
 
