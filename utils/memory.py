@@ -183,7 +183,8 @@ def _sentence(device: torch.device, peak: int, batch_size: int, micro_batches: i
     fits = min(int(available * (1 - MARGIN) - fixed) // per_image, batch_size - 1)
     text += f"; a batch of {batch_size} needs more, and " + (
         f"{fits} at most would fit. " if fits > 0 else "not one image is known to fit. ")
-    return text + advice(batch_size, micro_batches, fits)
+    # Half of them: what the rest of the step would have taken is not known.
+    return text + advice(batch_size, micro_batches, fits // 2)
 
 
 def advice(batch_size: int, micro_batches: int, fits: int) -> str:

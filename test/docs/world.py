@@ -149,7 +149,7 @@ def write_voc(folder):
 
 def write_own_data(folder):
     """raw/ in labelme's form, mydata/ made of it, the same by hand, and the other forms."""
-    write_labelme(folder / "raw", 10)
+    write_labelme(folder / "raw", 25)
     code, output = run("python -m data.convert labelme raw --out=mydata", folder)
     assert code == 0, output
     (folder / "images").mkdir()

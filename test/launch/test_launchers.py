@@ -155,7 +155,7 @@ def test_full_training_passes_its_defaults_then_the_caller_s_flags(place):
         "-1e-3", "--resume", "x y.pth", "--fps_start_iter=3", "--no_log", "--keep_latest=True"]
     assert place.arguments_of("eval.py") == [
         "--trained_model=weights/my run/yolact_base_1_20.pth", f"--val_data={place.data}",
-        "--eval_device=cpu"]
+        "--eval_device=cpu", "--run_folder=auto"]
     assert "TrainingTime = 157.48\n" in place.output("YOLACT_bs4_1p_acc.log")
 
 

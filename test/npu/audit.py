@@ -36,7 +36,7 @@ from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
 from utils.amp import build_precision  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
-from utils.engine.setup import choose_row_losses  # noqa: E402
+from utils.engine.learner import choose_row_losses  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 MOST_OPERATORS = {"yolact_resnet50": 1300}

@@ -175,15 +175,17 @@ def overflowing(network, criterion, *args, **kwargs):
 train.train_step = overflowing
 save = train.save
 
-def compare_and_save(run, done, interrupt=False):
-    scale = run.precision.scale.value.reshape(1)
-    mine = torch.cat([run.optimizer.flat, scale])
-    everybodys = [torch.empty_like(mine) for _ in range(run.processes.world_size)]
+def compare_and_save(training, done, *args, **kwargs):
+    learner = training.learner
+    scale = learner.precision.scale.value.reshape(1)
+    mine = torch.cat([learner.optimizer.flat, scale])
+    everybodys = [torch.empty_like(mine) for _ in range(training.processes.world_size)]
     dist.all_gather(everybodys, mine)
     assert all(torch.equal(mine, other) for other in everybodys), "the ranks have drifted apart"
-    assert float(scale) == 32768 and int(run.optimizer.steps) == 3, (scale, run.optimizer.steps)
+    applied = int(learner.optimizer.steps)
+    assert float(scale) == 32768 and applied == 3, (scale, applied)
     print("equal over", dist.get_backend(), flush=True)
-    return save(run, done, interrupt)
+    return save(training, done, *args, **kwargs)
 
 train.save = compare_and_save
 sys.exit(train.main(sys.argv[1:]))

@@ -214,7 +214,7 @@ def train_on_ranks(weights, data, device):
 
 
 QUICK = ("test/parity/test_loss.py", "test/parity/test_nms.py", "test/parity/test_detect.py",
-         "test/unit/test_multibox_loss.py", "test/unit/test_detection.py",
+         "test/unit/layers/test_multibox_loss.py", "test/unit/layers/test_detection.py",
          "test/npu/test_npu_operators.py::test_operator_equals_the_cpu",
          "test/npu/test_npu_training.py::test_predictions_detections_and_masks_equal_the_cpus")
 """What runs again in every mode of torch_npu's queue and over poisoned memory."""

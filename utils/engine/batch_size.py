@@ -169,12 +169,15 @@ def try_steps(trial: Trial, device: torch.device, step: TrainStep,
 
     optimizer.step = note_then_update  # type: ignore[method-assign, assignment]
     peaks = []
-    for size in sizes:
-        batch, = DevicePrefetcher([pack(collate([row] * size))], device)
-        optimizer.zero_grad()
-        reset_peak_memory(device)
-        step(model, criterion, optimizer, [batch], 0.0, sharing, precision)
-        peaks.append((gradients[-1], _peak(device) + extra))
+    try:
+        for size in sizes:
+            batch, = DevicePrefetcher([pack(collate([row] * size))], device)
+            optimizer.zero_grad()
+            reset_peak_memory(device)
+            step(model, criterion, optimizer, [batch], 0.0, sharing, precision)
+            peaks.append((gradients[-1], _peak(device) + extra))
+    finally:
+        del optimizer.step  # a circle of references would keep all this in the card's memory
     return peaks
 
 

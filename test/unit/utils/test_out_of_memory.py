@@ -42,7 +42,7 @@ def test_the_sentence(monkeypatch):
     assert str(caught.value) == (
         "out of memory on cpu: it has 32.0 GiB, of which others hold 12.0 GiB, this process may "
         "use 19.8 GiB and had 18.0 GiB; a batch of 16 needs more, and 15 at most would fit. Use "
-        "--batch_size=8 --accumulate=2, which keeps 16 images a step (NPU out of memory. Tried to "
+        "--batch_size=4 --accumulate=4, which keeps 16 images a step (NPU out of memory. Tried to "
         "allocate 2.00 GiB)")
 
 
