@@ -46,11 +46,10 @@ from utils.memory import (
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
-TRIAL_SIZES = (2, 4)
-"""Images of the two trial steps. With fewer the peak comes when activations are few and the
-gradients of the weights are there, so that one image more seems to take less than it does."""
-FEWEST_SIZES = (1, 2)
-"""Where those do not fit."""
+TRIAL_SIZES = ((4, 8), (2, 4), (1, 2))
+"""Images of the two trial steps; the first pair that fits counts. With fewer the peak comes when
+activations are few and the gradients of the weights are there, so that one image more seems to take
+less than it does."""
 LARGEST_STEP = 64
 """Images of a step that `auto` chooses at most. The learning rate grows with them, and eight cards
 of eight images are the most that this recipe is known to learn with."""
@@ -114,11 +113,14 @@ class Trial(NamedTuple):
 def measure(trial: Trial, device: torch.device, step: TrainStep) -> MemoryNeed:
     """What training takes on `device`; leaves no trace in the random generators."""
     state = rng_state()
+    # On the CPU all but a computer's memory may go, and with it other programs.
+    pairs = TRIAL_SIZES[1:] if device.type == "cpu" else TRIAL_SIZES
     try:
-        with contextlib.suppress(MemoryError):
-            return MemoryNeed.from_peaks(TRIAL_SIZES, _peaks(trial, device, step, TRIAL_SIZES))
-        release_memory(device)
-        return MemoryNeed.from_peaks(FEWEST_SIZES, _peaks(trial, device, step, FEWEST_SIZES))
+        for sizes in pairs[:-1]:
+            with contextlib.suppress(MemoryError):
+                return MemoryNeed.from_peaks(sizes, _peaks(trial, device, step, sizes))
+            release_memory(device)
+        return MemoryNeed.from_peaks(pairs[-1], _peaks(trial, device, step, pairs[-1]))
     finally:
         set_rng_state(state)
         release_memory(device)
