@@ -195,7 +195,9 @@ def train_on_ranks(weights, data, device):
     port = str(free_port())
     flags = [f"--data={data}", "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--max_iter=6", "--save_interval=3", "--no_log",
-             f"--save_folder={weights}", "--node_device=" + device]
+             f"--save_folder={weights}", "--node_device=" + device,
+             # AdamW's first steps are as large however small a gradient is, which rounding shows in.
+             "--set", "optimizer=sgd", "--lr=0.002"]
     workers = []
     for rank in range(RANKS):
         environment = dict(os.environ, PYTHONPATH=str(ROOT), RANK=str(rank),
