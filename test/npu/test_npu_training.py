@@ -196,7 +196,7 @@ def train_on_ranks(weights, data, device):
     flags = [f"--data={data}", "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--max_iter=6", "--save_interval=3", "--no_log",
              f"--save_folder={weights}", "--node_device=" + device,
-             # AdamW's first steps are as large however small a gradient is, which rounding shows in.
+             # AdamW's first steps are as large however small a gradient is: rounding would show.
              "--set", "optimizer=sgd", "--lr=0.002"]
     workers = []
     for rank in range(RANKS):
