@@ -9,9 +9,11 @@
 
 Network="YOLACT"
 RANK_SIZE=1
+processes=1  # on this host
 PYTHON=${PYTHON:-python3}
 caller_path=$PWD
 test_path=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+needed_commands=(awk cat date dirname flock mkdir rm sed tail)
 root_path=$(dirname "$test_path")
 shown_log_lines=20
 
@@ -31,6 +33,27 @@ require_argument() {  # NAME VALUE
     fi
 }
 
+# What is missing is said before the training, not after it.
+require_commands() {
+    local command missing=()
+    for command in "${needed_commands[@]}"; do
+        command -v "$command" >/dev/null || missing+=("$command")
+    done
+    if [[ ${#missing[@]} -gt 0 ]]; then
+        echo "[Error] the launchers need these commands, which are not on PATH: ${missing[*]}"
+        exit 1
+    fi
+}
+
+# Leave unless variable NAME holds a whole number; 08 becomes 8, which bash would read as octal.
+check_number() {  # NAME SMALLEST
+    if [[ ! ${!1} =~ ^[0-9]{1,9}$ || $((10#${!1})) -lt $2 ]]; then
+        echo "[Error] $1 is '${!1}', expected a whole number from $2 upwards"
+        exit 1
+    fi
+    printf -v "$1" %d "$((10#${!1}))"
+}
+
 # Write a path that exists as seen by the caller as an absolute one; leave any other as it is.
 from_caller() {  # PATH
     if [[ -n $1 && $1 != /* && -e $caller_path/$1 ]]; then
@@ -40,6 +63,34 @@ from_caller() {  # PATH
     fi
 }
 
+# The programs run in the root folder: give them the paths among their flags as the caller sees
+# them. Those of files to read may also be words (latest) or paths below the root.
+flags_from_caller() {
+    local number name value
+    [[ $caller_path != "$root_path" ]] || return 0
+    for ((number = 0; number < ${#flags[@]}; number++)); do
+        name=${flags[number]%%=*} value=${flags[number]#*=}
+        if [[ $name == "${flags[number]}" ]]; then  # --NAME VALUE
+            value=${flags[number + 1]:-}
+        fi
+        case $name in
+            --save_folder | --log_folder | --project | --tensorboard | --bbox_det_file | \
+                --mask_det_file | --per_class_file)
+                [[ -z $value || $value == /* ]] || value=$caller_path/$value ;;
+            --resume | --weights | --rerun | --backbone_weights | --config | --train_images | \
+                --train_info | --valid_images | --valid_info | --run_folder)
+                value=$(from_caller "$value") ;;
+            *) continue ;;
+        esac
+        if [[ $name == "${flags[number]}" ]]; then
+            number=$((number + 1))
+            flags[number]=$value
+        else
+            flags[number]=$name=$value
+        fi
+    done
+}
+
 # Read the launcher's own arguments; what belongs to the Python program is kept in `flags`.
 parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
     local name value words
@@ -47,6 +98,7 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
         sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
         exit 0
     fi
+    require_commands
     while [[ $# -gt 0 ]]; do
         name=${1%%=*} value="" words=1
         if [[ $1 != -* && -z $data_path ]]; then
@@ -69,16 +121,38 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
     require_argument data_path "$data_path"
     data_path=$(from_caller "$data_path")
     pth_path=$(from_caller "$pth_path")
+    flags_from_caller
+    if [[ $batch_size =~ ^[0-9]+$ ]]; then
+        check_number batch_size 1
+    fi
 }
 
 # The number names a folder that is emptied: it has to be a number.
 choose_device() {
     export ASCEND_DEVICE_ID=${ASCEND_DEVICE_ID:-$device_id}
-    if [[ ! $ASCEND_DEVICE_ID =~ ^[0-9]+$ ]]; then
-        echo "[Error] device id is '$ASCEND_DEVICE_ID', expected a whole number"
+    check_number ASCEND_DEVICE_ID 0
+    echo "device id is ${ASCEND_DEVICE_ID}"
+}
+
+# Empty the output folder of device NUMBER, or keep it, and hold it until this launcher and all that
+# it started have ended: another one would take the log away, and the first report its results.
+claim_output() {  # NUMBER [keep]
+    local descriptor
+    mkdir -p "$test_path/output" || exit 1
+    exec {descriptor}> "$test_path/output/$1.lock" || exit 1
+    if ! flock -n "$descriptor"; then
+        echo "[Error] another launcher, or a training that one left behind, is using" \
+            "test/output/$1: wait until it has ended, or choose another device with --device_id"
         exit 1
     fi
-    echo "device id is ${ASCEND_DEVICE_ID}"
+    if [[ ${2:-} != keep ]]; then
+        rm -rf "${test_path:?}/output/$1"
+    fi
+    mkdir -p "$test_path/output/$1" || exit 1
+}
+
+claim_outputs() {  # [keep]
+    claim_output "$ASCEND_DEVICE_ID" "$@"
 }
 
 prepare_environment() {
@@ -105,10 +179,8 @@ start_case() {  # acc|perf|eval [keep]
     eval_log=$output_path/eval_$ASCEND_DEVICE_ID.log
     loss_file=$output_path/train_${CaseName}_loss.txt
     case_file=$output_path/$CaseName.log
-    if [[ ${2:-} != keep ]]; then
-        rm -rf "$output_path"
-    fi
-    mkdir -p "$output_path" && cd "$root_path" || exit 1
+    claim_outputs "${@:2}"
+    cd "$root_path" || exit 1
     prepare_environment
     start_time=$(date +%s)
     trap 'pass_on INT 130' INT
@@ -177,7 +249,7 @@ fail() {  # STATUS PROGRAM LOG [HINT]
 count_workers() {
     local cores
     cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)  # nproc would return that variable
-    cores=$((cores / ${NPROC:-1}))
+    cores=$((cores / processes))
     echo $((cores < 1 ? 1 : cores < 8 ? cores : 8))
 }
 
@@ -218,13 +290,15 @@ read_performance() {
 
 # Score WEIGHTS and set train_accuracy from the rows of the table of average precisions.
 evaluate() {  # WEIGHTS [FLAG...]
-    local status=0 weights=$1
+    local status=0 weights=$1 again
+    printf -v again '%q %q --pth_path=%q' "${test_path#"$caller_path/"}/train_eval_1p.sh" \
+        "$data_path" "$weights"
     shift
     run_python "$eval_log" eval.py "--trained_model=$weights" \
         "--val_data=$data_path" "--eval_device=$node_device" "$@" || status=$?
     if [[ $status -ne 0 ]]; then
         fail "$status" eval.py "$eval_log" \
-            "To evaluate again: bash test/train_eval_1p.sh $data_path --pth_path=$weights"
+            "To evaluate again: bash $again"
     fi
     train_accuracy="box mAP:$(read_accuracy box), mask mAP:$(read_accuracy mask)"
 }

@@ -6,9 +6,10 @@
 # seed and number of iterations, which goes on where it was interrupted. --venv none takes the python3 on PATH as it is.
 # Environment: PYTHON (interpreter, default the newest python3 that fits).
 
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh would not understand the rest
 chosen_python=${PYTHON:-}
 # shellcheck source=test/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/common.sh"
 
 config=yolact_shapes
 quickstart_path=$test_path/quickstart

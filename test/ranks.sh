@@ -19,13 +19,6 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}
 # shellcheck source=test/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-check_number() {  # NAME SMALLEST
-    if [[ ! ${!1} =~ ^[0-9]+$ || ${!1} -lt $2 ]]; then
-        echo "[Error] $1 is '${!1}', expected a whole number from $2 upwards"
-        exit 1
-    fi
-}
-
 check_ranks() {
     check_number NPROC 1
     check_number NNODES 1
@@ -40,10 +33,19 @@ check_ranks() {
         exit 1
     fi
     RANK_SIZE=$((NPROC * NNODES))
+    processes=$NPROC
     if [[ $NODE_RANK -gt 0 ]]; then
         # shellcheck disable=SC2329  # train calls it
         read_performance() { :; }  # host 0 has the log lines that count
     fi
+}
+
+claim_outputs() {  # [keep]
+    local number
+    for number in "${numbers[@]}"; do
+        claim_output "$number" "$@"
+        rm -f "$test_path/output/$number"/eval_failure_*.json
+    done
 }
 
 # Like start_case, for the folders of all ranks of this host.
@@ -56,11 +58,6 @@ start_case_on_ranks() {  # acc|perf|eval [keep]
     numbers=()
     for ((number = first_number; number < first_number + NPROC; number++)); do
         numbers+=("$number")
-        if [[ ${2:-} == keep ]]; then
-            rm -f "$test_path/output/$number"/eval_failure_*.json
-        else
-            rm -rf "$test_path/output/$number"
-        fi
     done
     ASCEND_DEVICE_ID=$first_number
     start_case "$@"

@@ -3,8 +3,9 @@
 #   bash test/train_full_1p.sh /data/coco [--batch_size=8] [--device_id=0] [any flag of train.py]
 #   bash test/train_full_1p.sh --data_path=/data/coco ...
 
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh would not understand the rest
 # shellcheck source=test/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/common.sh"
 
 parse_arguments "$@"
 start_case acc

@@ -5,8 +5,9 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash test/train_full_8p.sh /data/coco
 # --batch_size counts images per card. More in test/ranks.sh.
 
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh would not understand the rest
 # shellcheck source=test/ranks.sh
-source "$(dirname "${BASH_SOURCE[0]}")/ranks.sh"
+source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/ranks.sh"
 
 parse_arguments "$@"
 start_case_on_ranks acc

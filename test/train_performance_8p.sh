@@ -5,8 +5,9 @@
 #   NPROC=4 bash test/train_performance_8p.sh --data_path=/data/coco ...
 # --batch_size counts images per card. More in test/ranks.sh.
 
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # sh would not understand the rest
 # shellcheck source=test/ranks.sh
-source "$(dirname "${BASH_SOURCE[0]}")/ranks.sh"
+source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/ranks.sh"
 
 parse_arguments "$@"
 start_case_on_ranks perf

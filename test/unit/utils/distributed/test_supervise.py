@@ -43,9 +43,10 @@ def start(folder, rank, program, world=2, **env):
     return subprocess.Popen(command, cwd=str(ROOT), env=environ)
 
 
-def wait_for(path, text="started"):
+def wait_for(path):
+    """Wait until a program's first line is in its log, whole."""
     deadline = time.time() + 30
-    while not (path.exists() and text in path.read_text()):
+    while not (path.exists() and "\n" in path.read_text()):
         assert time.time() < deadline
         time.sleep(0.05)
 

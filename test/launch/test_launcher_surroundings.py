@@ -1,0 +1,121 @@
+"""The launchers where people use them: other folders, odd numbers, two at once, tools missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from helpers.launcher_place import Workplace, run_command
+from helpers.paths import ROOT
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Workplace(tmp_path)
+
+
+def test_paths_of_flags_are_those_of_the_caller(place, tmp_path):
+    mine = tmp_path / "my place"
+    (mine / "old").mkdir(parents=True)
+    (mine / "old" / "x.pth").touch()
+    done = run_command(["bash", str(place.root / "test" / "train_full_1p.sh"), str(place.data),
+                        "--save_folder=new", "--project", "runs", "--resume=old/x.pth",
+                        "--weights=w/there.pth", "--log_folder=/logs", "--name=old"],
+                       mine, place.env)
+    assert done.returncode == 0, done.stderr
+    assert place.arguments_of("train.py")[5:] == [
+        f"--save_folder={mine}/new", "--project", f"{mine}/runs", f"--resume={mine}/old/x.pth",
+        "--weights=w/there.pth", "--log_folder=/logs", "--name=old"]
+
+
+def test_the_way_to_evaluate_again_can_be_pasted(place, tmp_path):
+    place.write("eval.py.exit", "3")
+    mine = tmp_path / "my place"
+    (mine / "a b").mkdir(parents=True)
+    first = run_command(["bash", str(place.root / "test" / "train_eval_1p.sh"), "a b",
+                         "--pth_path=$(touch ran).pth"], mine, place.env)
+    assert first.returncode == 3
+    command = first.stderr.splitlines()[-1].split(": ", 1)[1]
+    place.write("eval.py.exit", "0")
+    again = run_command(["bash", "-c", command], tmp_path, place.env)
+    assert again.returncode == 0, again.stderr
+    assert place.arguments_of("eval.py")[:2] == ["--trained_model=$(touch ran).pth",
+                                                 f"--val_data={mine}/a b"]
+    assert not (tmp_path / "ran").exists() and not (mine / "ran").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_through_a_link_and_with_another_shell(place, tmp_path, shell):
+    link = tmp_path / "train.sh"
+    link.symlink_to(place.root / "test" / "train_performance_1p.sh")
+    done = run_command([shell, str(link), str(place.data)], tmp_path, place.env)
+    assert done.returncode == 0, done.stderr
+    assert "CaseName" in place.output("YOLACT_bs8_1p_perf.log")
+
+
+def test_numbers_with_leading_zeros(place):
+    done = place.run("train_full_1p.sh", place.data, "--batch_size=08", ASCEND_DEVICE_ID="09")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("device id is 9\n") and done.stderr == ""
+    assert "TrainingTime = 314.96\n" in place.output("YOLACT_bs8_1p_acc.log", device=9)
+
+
+@pytest.mark.parametrize("value", ["0", "all", "a[$(touch ran)]"])
+def test_the_launchers_for_one_card_do_not_read_nproc(place, value):
+    done = place.run("train_full_1p.sh", place.data, NPROC=value)
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"--num_workers={min(8, len(os.sched_getaffinity(0)))}" in place.arguments_of("train.py")
+    assert not (place.root / "ran").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "", "1e3", "99999999999", "a[$(touch ran)]"])
+def test_a_number_of_cards_that_is_none(place, value):
+    for name in ("ranks.sh", "train_full_8p.sh"):
+        shutil.copy(str(ROOT / "test" / name), str(place.root / "test" / name))
+    done = place.run("train_full_8p.sh", place.data, NPROC=value, RANK_SIZE="x")
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"[Error] NPROC is '{value or 'x'}', expected a whole number")
+    assert not (place.root / "ran").exists()
+    assert not (place.root / "test" / "output").exists()
+
+
+def test_a_second_launcher_leaves_the_first_its_output(place):
+    place.write("train.py.endless", "")
+    first = subprocess.Popen(place.command("train_full_1p.sh", place.data), cwd=str(place.root),
+                             env=place.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        deadline = time.time() + 30
+        while not (place.stub / "started").exists():
+            assert time.time() < deadline and first.poll() is None
+            time.sleep(0.05)
+        log = place.output("train_0.log")
+        for script in ("train_performance_1p.sh", "train_eval_1p.sh"):
+            second = place.run(script, place.data, "--pth_path=w.pth")
+            assert second.returncode == 1
+            assert "[Error] another launcher" in second.stdout and "--device_id" in second.stdout
+        assert place.output("train_0.log") == log
+        (place.stub / "train.py.endless").unlink()
+        assert place.run("train_performance_1p.sh", place.data, "--device_id=1").returncode == 0
+    finally:
+        first.terminate()
+        first.communicate(timeout=30)
+    assert place.run("train_performance_1p.sh", place.data).returncode == 0
+
+
+@pytest.mark.parametrize("missing", ["tail", "awk"])
+def test_a_missing_tool_is_said_before_the_training(place, tmp_path, missing):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "env", "dirname", "rm", "mkdir", "date", "sed", "tail", "awk", "kill",
+                 "cat", "flock", "nproc", "uname", "hostname", "realpath"):
+        if name != missing and shutil.which(name):
+            (tools / name).symlink_to(shutil.which(name))
+    done = place.run("train_full_1p.sh", place.data, PATH=str(tools))
+    assert done.returncode == 1
+    assert done.stdout == ("[Error] the launchers need these commands, which are not on PATH: "
+                           + missing + "\n")
+    assert not (place.stub / "train.py.args").exists()
