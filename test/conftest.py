@@ -28,7 +28,8 @@ def pytest_configure(config):
         from npu.refusals import Refusals
         from utils.device import select_device
 
-        config.pluginmanager.register(Refusals())
+        if not hasattr(config, "workerinput"):  # workers of pytest-xdist report to its main process
+            config.pluginmanager.register(Refusals())
         select_device("npu")  # now: tests that put stand-ins in the plugin's place come later
 
 

@@ -3,7 +3,8 @@
 #   bash test/run_tests.sh [--torch 2.13|1.8|1.5] [--device cpu|cuda|npu] [--slow] [pytest arguments]
 # On npu, without a card, the real torch_npu runs over an emulator that is built first (test/npu).
 # 1.8 and 1.5 need Python 3.7; --if-available makes its absence one line and no failure.
-# --venv-only stops after the installation. Environment: PYTHON, PYENV_ROOT.
+# --venv-only stops after the installation. Environment: PYTHON, PYENV_ROOT, TEST_PROCESSES (tests at
+# a time, each with one thread; default the number of cores, 0 on a card: all in one process).
 
 root_path=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 torch=2.13
@@ -99,7 +100,18 @@ run_on_npu() {
         exit 0
     fi
     cd "$root_path" && eval "$environment" || exit 1
-    exec "$PYTHON" -m pytest "--device=$device" "${arguments[@]}"
+    run_pytest
+}
+
+# Tests of one file run one after the other: they share what is slow to make.
+run_pytest() {
+    local processes=0
+    if [[ $device == cpu ]]; then
+        processes=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)  # nproc returns that variable
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    fi
+    exec "$PYTHON" -m pytest "--device=$device" -n "${TEST_PROCESSES:-$processes}" --dist=loadfile \
+        "${arguments[@]}"
 }
 
 main() {
@@ -114,7 +126,7 @@ main() {
     fi
     cd "$root_path" || exit 1
     export PYTHON=$venv/bin/python PATH=$venv/bin:$PATH
-    exec "$venv/bin/python" -m pytest "--device=$device" "${arguments[@]}"
+    run_pytest
 }
 
 main "$@"

@@ -75,7 +75,8 @@ main() {
     # One thread: the order of a CPU kernel's sums, and so the last bit, follows their number.
     libraries=$("$venv/bin/python" "$here/emulator/build.py") || return $?
     print_variables "LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
-        TORCH_NPU_WARNING_DISABLE=1 OMP_NUM_THREADS=1
+        TORCH_NPU_WARNING_DISABLE=1 OMP_NUM_THREADS=1 \
+        "TEST_PROCESSES=${TEST_PROCESSES:-$(env -u OMP_NUM_THREADS nproc)}"
     # With CANN's own folder named, torch_npu would look for its libraries there.
     echo "unset ASCEND_HOME_PATH ASCEND_OPP_PATH"
 }

@@ -23,7 +23,7 @@ class Refusals:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="npuemu-")
         self.path = Path(self._folder.name) / "errors"
-        os.environ[LOG] = str(self.path)
+        os.environ[LOG] = str(self.path)  # read by all processes that are started from here
 
     @property
     def lines(self) -> List[str]:
