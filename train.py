@@ -14,6 +14,7 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
 import functools
+import math
 import operator
 import sys
 import time
@@ -30,7 +31,12 @@ from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing, broadcast_from_main, share_buffers
+from utils.distributed.sharing import (
+    Sharing,
+    broadcast_from_main,
+    raise_together,
+    share_buffers,
+)
 from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import find_restart
@@ -48,7 +54,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
                micro_batches: Sequence[Batch], lr: float, sharing: Sharing, precision: Precision,
-               stop_requested: bool = False) -> Dict[str, Tensor]:
+               stop_requested: bool = False, void: bool = False) -> Dict[str, Tensor]:
     """One update: forward, loss, backward, optimiser.
 
     The batch of a step is divided among the cards, and on each card into micro-batches that run one
@@ -64,6 +70,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
         sharing: how the batch is divided.
         precision: of the network's forward and backward pass.
         stop_requested: whether this process wants to stop; told to the others.
+        void: this card has nothing to learn from: the update is skipped on all cards.
 
     Returns:
         this card's losses by name, 0-d, on the device.
@@ -78,7 +85,8 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
             losses = criterion(precision.widen(predictions), batch, sharing.positives_per_share())
             if len(micro_batches) > 1:
                 losses = {name: loss / len(micro_batches) for name, loss in losses.items()}
-            precision.backward(propagate_nonfinite(functools.reduce(operator.add, losses.values())))
+            total = functools.reduce(operator.add, losses.values())
+            precision.backward(propagate_nonfinite(total * math.nan if void else total))
         for name, loss in losses.items():
             shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
     overflow = precision.take_overflow()
@@ -96,7 +104,7 @@ class Outcome(NamedTuple):
     stopped_early: bool
     """Validations no longer found anything better (--early_stopping)."""
     problem: Optional[UserError]
-    """What ended it: an image that cannot be read."""
+    """What ended it: an image that cannot be read, a loader process that was killed."""
 
 
 def training_loop(training: Training, start: int, stop: StopRequest, observer: Observer,
@@ -108,12 +116,16 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
     done, stopping, early, problem = start, False, training.nothing_improves(), None
     while done < schedule.max_iter and not early:
         try:
-            micro_batches = [next(batches) for _ in range(sharing.micro_batches)]
+            if problem is None:
+                micro_batches = [next(batches) for _ in range(sharing.micro_batches)]
         except UserError as error:
             problem = error
-            break
+            if done == start or training.processes.world_size == 1:
+                break
+            stop.requested = True  # the others hear of it with the next step
         losses = train_step(learner.network, learner.criterion, learner.optimizer, micro_batches,
-                            schedule(done), sharing, learner.precision, stop.requested)
+                            schedule(done), sharing, learner.precision, stop.requested,
+                            void=problem is not None)
         if learner.average is not None:
             learner.average.update()
         done += 1
@@ -121,7 +133,11 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
         if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
             log_progress(training, observer, done, record)
             stopping = sharing.stop_agreed()
-        early = between_steps(training, done, observer, record)
+        try:
+            early = between_steps(training, done, observer, record)
+        except UserError as error:  # in all processes
+            problem = error
+            break
         # Processes may stop only together: they agree with each step and look at each log line.
         if stopping or (stop.requested and training.processes.world_size == 1):
             break
@@ -142,7 +158,10 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
             early = broadcast_from_main(training.nothing_improves(), training.processes,
                                         training.learner.device)
     if done % training.saver.plan.interval == 0 and done != training.schedule.max_iter:
-        save(training, done, record)  # after a validation, so that its scores are in the state
+        try:
+            save(training, done, record)  # after a validation, so that its scores are in the state
+        except UserError as error:  # the next time, or the end, may find more space
+            print(f"Warning: {error}; the training goes on", flush=True)
     return early
 
 
@@ -211,9 +230,7 @@ def announce(training: Training, start: int, strict: bool) -> None:
             print("\n".join(start_lines(training, start, strict)), flush=True)
         except UserError as error:
             problem = error
-    # What the main process finds ends all of them, or the others would wait for it.
-    if broadcast_from_main(problem is not None, training.processes, training.learner.device):
-        raise problem or UserError("the main process has refused the data; its log says why")
+    raise_together(problem, training.processes, training.learner.device)
 
 
 def finish(training: Training, outcome: Outcome, observer: Observer, record: RunRecord,

@@ -38,12 +38,13 @@ from utils.errors import UserError
 
 
 def start_worker(worker: int) -> None:
-    """`worker_init_fn` of a DataLoader: one thread; Ctrl-C and SIGTERM are for the main process.
+    """`worker_init_fn` of a DataLoader: one thread; signals to end are for the main process.
 
     `timeout` and batch systems send SIGTERM to every process of a job, and a worker that died of it
     would take the training down before its checkpoint. One from the main process ends it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the training's own, which it was born with
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -183,7 +183,9 @@ start_case() {  # acc|perf|eval [keep]
     cd "$root_path" || exit 1
     prepare_environment
     start_time=$(date +%s)
+    trap 'pass_on TERM 129' HUP
     trap 'pass_on INT 130' INT
+    trap 'pass_on TERM 138' USR1
     trap 'pass_on TERM 143' TERM
 }
 

@@ -6,14 +6,19 @@ Exit codes: 0 success, 1 a failure inside, 2 the user has to change something, 1
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
+import os
+import signal
 import sys
-from typing import Any, Callable, List, NoReturn, Optional, Sequence
+import threading
+from types import FrameType
+from typing import Any, Callable, Iterator, List, NoReturn, Optional, Sequence, TextIO
 
 from utils.errors import UserError, nearest
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 _TRUE = ("true", "t", "yes", "y", "on", "1")
 _FALSE = ("false", "f", "no", "n", "off", "0")
@@ -128,27 +133,120 @@ def _flag_name(action: argparse.Action) -> str:
     return action.option_strings[-1] if action.option_strings else str(action.dest)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the program to end, as Ctrl-C does: what it has begun is finished first.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Raise `Interrupted` for the signals of a batch system and of a terminal that is gone."""
+
+    def interrupt(number: int, frame: Optional[FrameType]) -> None:
+        raise Interrupted(number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
+                previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class LastingStream:
+    """A text stream that outlives what it leads to: a reader that has gone, a disk that is full.
+
+    No program loses its work because a line of text cannot be shown; the first that cannot is said
+    on another stream. A disk is tried again with every line, a reader does not come back.
+    """
+
+    def __init__(self, stream: TextIO, name: str, other: TextIO) -> None:
+        self._stream, self._name, self._other = stream, name, other
+        self._said = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or say that it fails."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or say that it fails."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not self._said:
+            self._said = True
+            with contextlib.suppress(OSError):
+                print(f"Warning: {self._name} cannot be written ({error.strerror}); the program "
+                      "goes on", file=self._other, flush=True)
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Standard streams that never raise: closed ones lead nowhere, failing ones are left alone."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file opened would get its number, and others' words
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    out, err = sys.stdout, sys.stderr
+    for stream in (out, err):
+        if hasattr(stream, "reconfigure"):  # a terminal or log that does not take every letter
+            stream.reconfigure(errors="backslashreplace")
+    lasting: Any = (LastingStream(out, "stdout", err), LastingStream(err, "stderr", out))
+    with contextlib.redirect_stdout(lasting[0]), contextlib.redirect_stderr(lasting[1]):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+
+
 def run_main(main: Callable[[List[str]], Optional[int]],
              argv: Optional[Sequence[str]] = None) -> int:
     """Run `main(argv)` and return the process's exit code.
 
     A `UserError` becomes `error: <sentence>` on stderr and 2, as a mistake in the flags does;
-    Ctrl-C becomes 130. Any other exception is a defect and keeps its traceback. `argv` defaults to
-    the command line.
+    Ctrl-C becomes 130, SIGTERM 143 and SIGHUP 129. Any other exception is a defect and keeps its
+    traceback. `argv` defaults to the command line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal or log that does not take every letter
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return main(arguments) or 0
-    except SystemExit as leave:  # argparse leaves this way, after --help too
-        return leave.code if isinstance(leave.code, int) else 0
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    with lasting_streams(), signals_interrupt():
+        try:
+            return main(arguments) or 0
+        except SystemExit as leave:  # argparse leaves this way, after --help too
+            return leave.code if isinstance(leave.code, int) else 0
+        except UserError as error:
+            sys.stdout.flush()
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt as stop:
+            sys.stdout.flush()
+            print("interrupted", file=sys.stderr)
+            return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import threading
 from typing import Any, Dict, Iterator
 
 import torch
 from torch.utils.data import DataLoader
+
+from utils.errors import UserError
 
 
 def loader_generator(seed: int) -> Dict[str, Any]:
@@ -25,11 +29,25 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
 
     Left to the garbage collector, PyTorch 1.5 may tear down the queues to its workers before it
     tells them to end, and then waits for them for ever.
+
+    Raises:
+        UserError: a worker has died, was killed, or had no memory to share its batch.
     """
-    iterator = iter(loader)
+    try:
+        iterator = iter(loader)
+    except OSError as error:
+        raise UserError(_lost_worker(error, loader.num_workers)) from error
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # PyTorch's handler would raise wherever the program is, within an update as well; a worker
+        # that has died is noticed all the same when its batch does not come.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for item in iterator:
             yield item
+    except (RuntimeError, OSError) as error:
+        if loader.num_workers and any(word in str(error) for word in _OF_WORKERS):
+            raise UserError(_lost_worker(error, loader.num_workers)) from error
+        raise
     finally:
         end_workers = getattr(iterator, "_shutdown_workers", None)  # absent without workers
         if end_workers is not None:
@@ -37,6 +55,17 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
         for worker in getattr(iterator, "_workers", ()):
             if worker.is_alive():  # hangs so that it does not hear the SIGTERM PyTorch has sent
                 worker.kill()
+
+
+_OF_WORKERS = ("DataLoader worker", "shared memory", "Too many open files", "received 0 items",
+               "No space left on device")
+
+
+def _lost_worker(error: Exception, num_workers: int) -> str:
+    cause = str(error).splitlines()[0]
+    return (f"a process that loads images was lost ({cause}): the system may have ended it for "
+            f"want of memory, shared memory (/dev/shm) or open files (ulimit -n); lower "
+            f"--num_workers, now {num_workers}, or --batch_size, or raise that limit")
 
 
 def unsynchronised_buffers() -> Dict[str, Any]:

@@ -205,7 +205,10 @@ class WatchedLoader(Generic[T]):
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM is a stop request: it only sets `requested`.
+    """Context in which the first signal to end is a stop request: it only sets `requested`.
+
+    SIGINT, SIGTERM, SIGUSR1 (batch systems warn with it) and SIGHUP (the terminal is gone), each
+    unless it is ignored, as SIGHUP is under nohup.
 
     A step is then never torn apart and the checkpoint written afterwards is whole. A second signal
     does what the signal did before, for a run that hangs; but not at once: a batch system sends one
@@ -219,8 +222,9 @@ class StopRequest:
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from utils.compat import unsynchronised_buffers
 from utils.distributed.processes import Processes
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from data.batch import Batch
@@ -123,6 +124,22 @@ def broadcast_from_main(verdict: bool, processes: Processes, device: torch.devic
     told = torch.full((1,), int(verdict), dtype=torch.int32, device=device)
     dist.broadcast(told, 0)
     return bool(told.item())
+
+
+def raise_together(problem: Optional[UserError], processes: Processes,
+                   device: torch.device) -> None:
+    """Raise in every process if any has a problem, or those without one would wait for it.
+
+    Raises:
+        UserError: this process's problem, or that another has one.
+    """
+    if processes.world_size > 1:
+        found = torch.full((1,), int(problem is not None), dtype=torch.int32, device=device)
+        dist.all_reduce(found)
+        if found.item() and problem is None:
+            problem = UserError("another process has found a problem; its log says which")
+    if problem is not None:
+        raise problem
 
 
 def gather_bytes(data: bytes, processes: Processes, device: torch.device,

@@ -16,7 +16,7 @@ from data.loader import start_worker
 from utils.compat import iterate
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import gather_state, shard
+from utils.distributed.sharing import gather_state, raise_together, shard
 from utils.errors import UserError
 from utils.inference.detector import (
     Detector,
@@ -128,10 +128,14 @@ class Evaluation:
             The evaluator; the main process's has the detections of all.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read; in all processes.
         """
-        found = self.evaluator()
-        self._detect(detector, found, times or StageTimes())
+        found, problem = self.evaluator(), None
+        try:
+            self._detect(detector, found, times or StageTimes())
+        except UserError as error:
+            problem = error
+        raise_together(problem, self.processes, detector.device)
         if evaluator is None:  # an evaluator without detections is falsy
             evaluator = self.evaluator()
         image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]

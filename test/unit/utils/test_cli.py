@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from helpers.paths import ROOT
-from utils.cli import ArgumentParser, add_switch, run_main, str2bool
+from utils.cli import ArgumentParser, LastingStream, add_switch, run_main, str2bool
 from utils.errors import UserError
 
 
@@ -142,3 +146,55 @@ def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
                           stderr=subprocess.PIPE, env=dict(os.environ, PYTHONIOENCODING="ascii"))
     assert (done.returncode, done.stdout, done.stderr) == (
         2, b"caf\\xe9\n", b"error: class \\ud800\n")
+
+
+class Broken:
+    """A stream that fails with an error of the system."""
+
+    def __init__(self, number, descriptor=None):
+        self.number, self.descriptor, self.writes = number, descriptor, 0
+
+    def write(self, text):
+        self.writes += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+    flush = write = write
+
+    def fileno(self):
+        return self.descriptor
+
+
+def test_a_full_disk_is_said_once_and_tried_again():
+    broken, other = Broken(errno.ENOSPC), io.StringIO()
+    stream = LastingStream(broken, "stdout", other)
+    for _ in range(3):
+        print("line", file=stream)
+    assert other.getvalue() == ("Warning: stdout cannot be written (No space left on device); the "
+                                "program goes on\n")
+    assert broken.writes == 6
+
+
+def test_what_no_reader_takes_leads_nowhere(tmp_path):
+    with open(str(tmp_path / "pipe"), "w") as file:
+        stream = LastingStream(Broken(errno.EPIPE, file.fileno()), "stdout", Broken(errno.EPIPE))
+        stream.write("line")
+        assert os.readlink(f"/proc/self/fd/{file.fileno()}") == os.devnull
+        assert stream.descriptor == file.fileno()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129),
+                                          (signal.SIGINT, 130)])
+def test_signals_end_a_program_as_ctrl_c_does(capsys, number, code):
+    finished = []
+
+    def program(argv):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            finished.append(True)
+
+    before = signal.getsignal(number)
+    assert run_main(program, []) == code
+    assert finished and capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(number) == before

@@ -1,0 +1,130 @@
+"""What happens around a real training: terminals that go, full disks, killed workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from data.shapes import write_dataset
+from helpers.ranks import TRAIN, clean_environ, run_ranks
+
+pytestmark = pytest.mark.launch
+LONG = 2000
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_dataset(str(tmp_path / "data"), seed=3, train=12, val=4)
+    return tmp_path / "data"
+
+
+def flags_of(data, steps, workers=0):
+    return [f"--data={data}", "--config=yolact_shapes", "--batch_size=2", "--no_autoscale",
+            f"--num_workers={workers}", f"--max_iter={steps}",
+            f"--save_folder={data.parent / 'weights'}", "--no_log", "--node_device=cpu",
+            f"--project={data.parent / 'runs'}"]
+
+
+def start(data, steps=LONG, workers=0, more=(), **streams):
+    streams = dict(dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **streams)
+    return subprocess.Popen([sys.executable, "-u", "train.py"] + flags_of(data, steps, workers)
+                            + list(more), cwd=str(ROOT), env=clean_environ(), bufsize=0, **streams)
+
+
+def wait_for_step(process):
+    for line in process.stdout:
+        if line.startswith(b"[  0]"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def saved(data):
+    return sorted(path.name for path in (data.parent / "weights").glob("*.pth"))
+
+
+def break_image(data, split, number):
+    """Cut an image of the dataset off; returns its file's name."""
+    info = json.loads((data / "annotations" / f"instances_{split}.json").read_text())
+    path = data / split / info["images"][number]["file_name"]
+    path.write_bytes(path.read_bytes()[:-20])
+    return path.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_signals_save(data, number):
+    process = start(data)
+    wait_for_step(process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == b""
+    assert f"Stopped by {signal.Signals(number).name}" in out.decode()
+    assert [name for name in saved(data) if name.endswith("_interrupt.pth")]
+
+
+def test_a_hang_up_under_nohup_is_not_heard(data):
+    process = start(data, steps=40,
+                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for_step(process)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and b"Final weights" in out
+
+
+def test_a_reader_that_has_gone(data):
+    """`train.py | head -1`: it goes on, and says once that nobody reads."""
+    process = start(data, steps=20)
+    wait_for_step(process)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(60) == 0
+    assert err.count("stdout cannot be written") == 1 and "Traceback" not in err
+    assert saved(data) == ["yolact_shapes_3_20.pth"]
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", "> /dev/full 2>&1"])
+def test_streams_that_are_closed_or_full(data, redirection):
+    command = " ".join([sys.executable, "train.py"] + flags_of(data, 3)) + " " + redirection
+    done = subprocess.run(["bash", "-c", command], cwd=str(ROOT), env=clean_environ(),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+    assert saved(data) == ["yolact_shapes_0_3.pth"]
+
+
+def test_a_killed_worker(data):
+    process = start(data, workers=2)
+    wait_for_step(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert err.decode().startswith("error: a process that loads images was lost")
+    assert "--resume=interrupt goes on" in err.decode() and err.count(b"\n") == 1
+    assert saved(data)[-1].endswith("_interrupt.pth")
+
+
+def test_a_broken_validation_image(data):
+    name = break_image(data, "val2017", 2)
+    process = start(data, steps=30, more=["--validation_epoch=1"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert name in err.decode() and "--resume=interrupt goes on from iteration 6" in err.decode()
+    assert saved(data) == ["yolact_shapes_1_6_interrupt.pth"]
+
+
+@pytest.mark.parametrize("split, images", [("val2017", 4), ("train2017", 12)])
+def test_a_broken_image_on_one_of_two_ranks(data, tmp_path, split, images):
+    """Both processes end and the main one has saved, whichever of them found it."""
+    name = break_image(data, split, images - 1)
+    codes, outputs = run_ranks(2, TRAIN.format(prepare=""), [*flags_of(data, 60), "--seed=1",
+                               "--validation_epoch=1"], tmp_path)
+    assert 2 in codes and set(codes) <= {2, 130}, outputs
+    assert any(name in output and "truncated" in output for output in outputs)
+    assert [name for name in saved(data) if name.endswith("_interrupt.pth")]
