@@ -6,6 +6,7 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -204,7 +205,7 @@ class TrainLoader:
         """
         batches = DataLoader(
             self.dataset, batch_sampler=self.keys(), num_workers=self.num_workers,
-            collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
+            collate_fn=functools.partial(_collate, packed=self.pack_masks),
             pin_memory=self.pin_memory, worker_init_fn=start_worker, **loader_generator(self.seed))
         for batch in iterate(batches):
             if isinstance(batch, UserError):
@@ -260,15 +261,10 @@ def _sample_path(config: Config, priors: np.ndarray, slots: int) -> SamplePath:
         neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
 
 
-def _collate_or_error(samples: Sequence[Row]) -> Union[Batch, UserError]:
+def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:
     rows = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         rows.append(sample)
-    return collate(rows)
-
-
-def _collate_packed(samples: Sequence[Row]) -> Union[Batch, UserError]:
-    batch = _collate_or_error(samples)
-    return batch if isinstance(batch, UserError) else pack(batch)
+    return pack(collate(rows)) if packed else collate(rows)
