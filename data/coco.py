@@ -51,7 +51,6 @@ class CocoDataset:
     Args:
         images_dir: folder that the file names of the annotation file refer to.
         annotation_file: COCO instances JSON.
-        strict: an annotation that would be dropped or repaired is an error.
         require_annotations: False accepts a file without `annotations` (test-dev's image_info);
             its samples have no objects.
 
@@ -61,14 +60,14 @@ class CocoDataset:
     """
 
     def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
-                 strict: bool = False, require_annotations: bool = True) -> None:
+                 require_annotations: bool = True) -> None:
         self.images_dir = str(images_dir)
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
         self._packed: Annotations = load_annotations(
-            self.annotation_file, strict, require_annotations, self._size_from_header)
+            self.annotation_file, require_annotations, self._size_from_header)
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)

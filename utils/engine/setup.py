@@ -84,8 +84,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     """
     config: Config = args.recipe
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
-    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
-                           strict=args.strict)
+    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train")
     dataset.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
     evaluation = build_evaluation(args, config, dataset.class_names, processes)
