@@ -19,14 +19,13 @@ from data.datasets import find_dataset_file, open_dataset, read_dataset_file
 from data.tools.findings import (
     annotation_findings,
     copy_findings,
-    counted,
     image_findings,
     turned_notes,
 )
 from data.tools.statistics import measure, suggestions, table
 from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
 from utils.drawing import draw_instances, side_by_side
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.files import write_whole
 
 _SHOWN = 5

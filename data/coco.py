@@ -13,9 +13,8 @@ from data.annotations import Annotations, Category, load_annotations
 from data.annotations.defects import AnnotationReport
 from data.image import read_header, read_image
 from data.masks import Segmentation
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, some
 
-_NAMED_MISSING = 5
 _UP = 3
 """Folders above the image folder in which a missing image is looked for."""
 
@@ -149,13 +148,11 @@ class CocoDataset:
             if name not in listings[folder]:
                 missing.append(index)
         if missing:
-            named = [f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
-                     for n in missing[:_NAMED_MISSING]]
+            named = some(f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
+                         for n in missing)
             hint = missing_hint(self.images_dir, self._packed.file_name(missing[0]))
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
-                            f"are missing in {os.path.abspath(self.images_dir)}: "
-                            f"{', '.join(named)}{', ...' if len(missing) > len(named) else ''}"
-                            f"{hint}")
+                            f"are missing in {os.path.abspath(self.images_dir)}: {named}{hint}")
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)

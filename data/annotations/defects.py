@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from data.annotations.reader import Columns
-from utils.errors import UserError
+from utils.errors import UserError, counted, some
 
 DROPPED = {
     "no_outline": "no segmentation",
@@ -80,9 +80,9 @@ class AnnotationReport:
         for key, text in list(DROPPED.items()) + list(REPAIRED.items()):
             if key in self.defects:
                 defect = self.defects[key]
-                ids = ", ".join(str(number) for number in defect.examples)
-                lines.append(f"{'dropped' if key in DROPPED else 'repaired'} {defect.count} "
-                             f"annotation{'' if defect.count == 1 else 's'} with {text}: id {ids}"
+                lines.append(f"{'dropped' if key in DROPPED else 'repaired'} "
+                             f"{counted(defect.count, 'annotation')} with {text}: id "
+                             f"{', '.join(map(str, defect.examples))}"
                              f"{', ...' if defect.count > len(defect.examples) else ''}")
         return lines + self.notes
 
@@ -176,8 +176,7 @@ class Inspection:
         missed = _overlap(_corners(given[rows]), extents[rows]) < _DISAGREE
         if not missed.any():
             return []
-        named = ", ".join(map(str, ids[rows[missed], 0][:_EXAMPLES]))
-        named += ", ..." if missed.sum() > _EXAMPLES else ""
+        named = some(ids[rows[missed], 0])
         as_corners = missed & (_overlap(given[rows], extents[rows]) > _AGREE)
         if as_corners.sum() * 2 > len(rows):
             raise UserError(f"{self.file}: {as_corners.sum()} of {len(rows)} boxes fit their masks "

@@ -19,7 +19,7 @@ import numpy as np
 from data.annotations.defects import AnnotationReport, Inspection, offsets
 from data.annotations.reader import Columns, ImageRecord, read_columns
 from data.masks import Segmentation
-from utils.errors import UserError
+from utils.errors import UserError, some
 
 SizeReader = Callable[[str, int], Tuple[int, int]]
 """From file name and image id to width and height."""
@@ -171,8 +171,7 @@ def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
     if repeated:
         occur = " occurs" if len(repeated) == 1 else "s occur"
         raise UserError(f"{path}: {len(repeated)} {what} id{occur} more than once: {what} id "
-                        f"{', '.join(map(str, repeated[:5]))}{', ...' if repeated[5:] else ''}; "
-                        "ids have to be unique")
+                        f"{some(repeated)}; ids have to be unique")
 
 
 def _image_sizes(path: Path, images: List[ImageRecord],
