@@ -19,14 +19,13 @@ from data.datasets import find_dataset_file, open_dataset, read_dataset_file
 from data.tools.findings import (
     annotation_findings,
     copy_findings,
-    counted,
     image_findings,
     turned_notes,
 )
 from data.tools.statistics import measure, suggestions, table
 from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
 from utils.drawing import draw_instances, side_by_side
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.files import write_whole
 
 _SHOWN = 5
@@ -66,14 +65,15 @@ def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: in
     Raises:
         UserError: an image cannot be read, or the drawing not be written.
     """
-    from data.loader import build_train_loader  # PyTorch is needed for this alone
+    from data.loader import TrainDataset, TrainLoader  # PyTorch is needed for this alone
 
     count = min(count, len(dataset))
     # Images, boxes and masks of a batch do not depend on the priors: any will do, if there is one
     # for each object.
     priors = np.tile(np.array([[0.5, 0.5, 1.0, 1.0]], np.float32), (dataset.max_objects + 1, 1))
     config = config.replace(num_classes=len(dataset.categories) + 1)
-    batch = next(iter(build_train_loader(dataset, config, priors, batch_size=count, seed=seed)))
+    samples = TrainDataset.from_config(dataset, config, lambda recipe: priors, seed)
+    batch = next(iter(TrainLoader(samples, count)))
     names = dataset.class_names
     zoom = max(1, _SIDE // config.max_size)
     side = config.max_size * zoom if zoom > 1 else min(config.max_size, _SIDE)

@@ -7,7 +7,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from data.config import BALANCED
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, some
 
 
 class ClassList(NamedTuple):
@@ -102,11 +102,9 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
     given = dict(pair for pair in setting if not isinstance(pair, str))
     for name in given:
         if name not in class_names:
-            raise UserError("class_weights names '{}', which is no class of the training data{} "
-                            "Its classes: {}{}".format(
-                                name, nearest(name, class_names) or ".",
-                                ", ".join(class_names[:_SHOWN]),
-                                ", ..." if len(class_names) > _SHOWN else ""))
+            raise UserError(f"class_weights names '{name}', which is no class of the training data"
+                            f"{nearest(name, class_names) or '.'} Its classes: "
+                            f"{some(class_names, _SHOWN)}")
     return [1.0] + [float(given.get(name, 1.0)) for name in class_names]
 
 
@@ -150,49 +148,34 @@ def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
     if class_names is not None and len(class_names) != num_classes:
         raise UserError(f"{weights} predicts {num_classes} classes, but {len(class_names)} class "
                         "names are stored with it; the files do not belong together")
-    if by_name:
-        return _match_by_name(class_names, categories, weights, annotations)
-    if class_names is None and num_classes == len(categories):
-        return [number for number, _ in categories], []
-    if class_names is None or sorted(class_names) != sorted(names):
-        raise UserError(
-            "{} was trained for {} classes ({}), but {} has {} ({}); evaluate on a dataset with "
-            "the same classes, give weights trained for this one{}".format(
-                weights, num_classes, _list(class_names), annotations, len(names), _list(names),
-                "" if class_names is None else
-                ", or score the classes that share a name with --map_classes"))
-    by_their_name = {name: number for number, name in categories}
-    return [by_their_name[name] for name in class_names], []
-
-
-def _match_by_name(class_names: Optional[Sequence[str]], categories: Sequence[Tuple[int, str]],
-                   weights: str, annotations: str) -> Matched:
-    if class_names is None:
+    if class_names is None and by_name:
         raise UserError(f"--map_classes needs the class names of {weights}, and they are not "
                         "known: they are stored in the .state file beside a .pth, and in "
                         ".safetensors")
-    known = {_key(name): number for number, name in categories}
-    ids = [known.get(_key(name)) for name in class_names]
-    names = [name for _, name in categories]
-    if all(number is None for number in ids):
-        raise UserError(f"no class of {weights} ({_list(class_names)}) has the name of a category "
-                        f"of {annotations} ({_list(names)}); evaluate on another dataset")
+    if class_names is None and num_classes == len(categories):
+        return [number for number, _ in categories], []
+    if class_names is None or not by_name and sorted(class_names) != sorted(names):
+        trained_for, hint = ("names unknown", "") if class_names is None else (
+            ", ".join(class_names),
+            ", or score the classes that share a name with --map_classes")
+        raise UserError(f"{weights} was trained for {num_classes} classes ({trained_for}), but "
+                        f"{annotations} has {len(names)} ({', '.join(names)}); evaluate on a "
+                        f"dataset with the same classes, give weights trained for this one{hint}")
+    mine = [name.strip().lower() if by_name else name for name in class_names]
+    theirs = [name.strip().lower() if by_name else name for name in names]
+    known = dict(zip(theirs, (number for number, _ in categories)))
+    ids = [known.get(name) for name in mine]
+    if not any(name in known for name in mine):
+        raise UserError(f"no class of {weights} ({', '.join(class_names)}) has the name of a "
+                        f"category of {annotations} ({', '.join(names)}); evaluate on another "
+                        "dataset")
     notes = []
     dropped = [name for name, number in zip(class_names, ids) if number is None]
     if dropped:
         notes.append(f"{len(dropped)} of {len(class_names)} classes are not in {annotations} and "
-                     f"left out: {_list(dropped)}")
-    trained = {_key(name) for name in class_names}
-    missed = [name for name in names if _key(name) not in trained]
+                     f"left out: {', '.join(dropped)}")
+    missed = [name for name, key in zip(names, theirs) if key not in mine]
     if missed:
         notes.append(f"{len(missed)} of {len(names)} categories are unknown to {weights} and score "
-                     f"0: {_list(missed)}")
+                     f"0: {', '.join(missed)}")
     return ids, notes
-
-
-def _key(name: str) -> str:
-    return name.strip().lower()
-
-
-def _list(names: Optional[Sequence[str]]) -> str:
-    return "names unknown" if names is None else ", ".join(names)

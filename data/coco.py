@@ -13,9 +13,8 @@ from data.annotations import Annotations, Category, load_annotations
 from data.annotations.defects import AnnotationReport
 from data.image import read_header, read_image
 from data.masks import Segmentation
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, some
 
-_NAMED_MISSING = 5
 _UP = 3
 """Folders above the image folder in which a missing image is looked for."""
 
@@ -51,7 +50,6 @@ class CocoDataset:
     Args:
         images_dir: folder that the file names of the annotation file refer to.
         annotation_file: COCO instances JSON.
-        strict: an annotation that would be dropped or repaired is an error.
         require_annotations: False accepts a file without `annotations` (test-dev's image_info);
             its samples have no objects.
 
@@ -61,14 +59,14 @@ class CocoDataset:
     """
 
     def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
-                 strict: bool = False, require_annotations: bool = True) -> None:
+                 require_annotations: bool = True) -> None:
         self.images_dir = str(images_dir)
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
         self._packed: Annotations = load_annotations(
-            self.annotation_file, strict, require_annotations, self._size_from_header)
+            self.annotation_file, require_annotations, self._size_from_header)
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -150,13 +148,11 @@ class CocoDataset:
             if name not in listings[folder]:
                 missing.append(index)
         if missing:
-            named = [f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
-                     for n in missing[:_NAMED_MISSING]]
+            named = some(f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
+                         for n in missing)
             hint = missing_hint(self.images_dir, self._packed.file_name(missing[0]))
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
-                            f"are missing in {os.path.abspath(self.images_dir)}: "
-                            f"{', '.join(named)}{', ...' if len(missing) > len(named) else ''}"
-                            f"{hint}")
+                            f"are missing in {os.path.abspath(self.images_dir)}: {named}{hint}")
 
     def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
         path = self.image_path(index)

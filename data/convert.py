@@ -22,7 +22,7 @@ from data.tools.labelme import read_labelme
 from data.tools.voc import read_voc
 from data.tools.yolo import read_yolo
 from utils.cli import ArgumentParser, add_switch, run_main
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, some
 
 FORMATS = {
     "labelme": "labelme JSON files (polygons, rectangles, circles, masks; a group is one object)",
@@ -72,8 +72,7 @@ def convert(kind: str, args: argparse.Namespace) -> List[str]:
     names = choose_classes(splits, classes, problems)
     lines += write_dataset(splits, names, Path(args.out))
     path = Path(args.out) / FOLDER_FILE
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    return problems.lines() + lines + [f"{path}: {len(names)} classes ({shown})",
+    return problems.lines() + lines + [f"{path}: {len(names)} classes ({some(names, 10)})",
                                        f"next: python -m data.check {path}"]
 
 

@@ -37,7 +37,7 @@ _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
 
 
 def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str, strict: bool = False, require_annotations: bool = True,
+                 split: str, require_annotations: bool = True,
                  allow_empty: bool = False) -> CocoDataset:
     """Load one split; images are not opened.
 
@@ -47,7 +47,6 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         images: --train_images or --valid_images; wins over `root`.
         info: --train_info or --valid_info; belongs to `images`.
         split: `train` or `val`.
-        strict: see `CocoDataset`.
         require_annotations: see `CocoDataset`.
         allow_empty: a dataset without a single object is none of the errors.
 
@@ -55,7 +54,7 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         UserError: something is missing or inconsistent, class names differ from those of the
             description, or there is no object to learn or score.
     """
-    dataset = CocoDataset(*find_dataset(layout, root, images, info, split), strict=strict,
+    dataset = CocoDataset(*find_dataset(layout, root, images, info, split),
                           require_annotations=require_annotations)
     described = find_dataset_file(root) if images is None else None
     if described is not None:

@@ -6,18 +6,19 @@ on (seed, epoch): neither on the number of workers nor on where a run was stoppe
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
 from typing import (
     Any,
+    Callable,
     Dict,
     Generator,
     Iterable,
     Iterator,
     List,
     Mapping,
-    Optional,
     Sequence,
     Tuple,
     Union,
@@ -87,8 +88,8 @@ class SideSchedule:
         return self.sides[int(rng.integers(len(self.sides)))]
 
 
-Key = Tuple[int, ...]
-"""Epoch and index of an image in the dataset, and its side where a run has several."""
+Key = Tuple[int, int, int]
+"""Epoch, index of an image in the dataset, and side of the network's input."""
 
 Row = Union[Dict[str, Any], UserError]
 """An image's arrays, or why it has none: raised in a worker an error would lose its type."""
@@ -98,33 +99,49 @@ SamplePath = Tuple[Augmenter, TargetMaker]
 
 
 class TrainDataset(Dataset):
-    """Images as rows of a `Batch`; item (epoch, index) is image `index` as epoch `epoch` sees it.
+    """Images as rows of a `Batch`; item (epoch, index, side) is image `index` in epoch `epoch`.
 
     Args:
         coco: dataset of `data.coco.Sample`.
-        augmenter: first half of the way; see `SamplePath`.
-        target_maker: second half.
+        paths: the way of a sample for each side of the network's input.
+        side_of: side of each iteration, one of those of `paths`.
         seed: of the run.
-        other_sides: what to use in place of the two for items (epoch, index, side).
     """
 
-    def __init__(self, coco: CocoDataset, augmenter: Augmenter, target_maker: TargetMaker,
-                 seed: int, other_sides: Optional[Mapping[int, SamplePath]] = None) -> None:
+    def __init__(self, coco: CocoDataset, paths: Mapping[int, SamplePath],
+                 side_of: Callable[[int], int], seed: int) -> None:
         self.coco = coco
-        self.augmenter = augmenter
-        self.target_maker = target_maker
+        self.paths = dict(paths)
+        self.side_of = side_of
         self.seed = seed
-        self.other_sides = dict(other_sides or {})
+
+    @staticmethod
+    def from_config(coco: CocoDataset, config: Config,
+                    priors_of: Callable[[Config], np.ndarray], seed: int = 0) -> TrainDataset:
+        """Build the whole sample path of a recipe.
+
+        `priors_of` are `layers.anchors.make_priors` of a recipe as NumPy.
+        """
+        slots, paths = ground_truth_slots(coco.max_objects), {}
+        sides = config.multi_scale or (config.max_size,)
+        for side in sides:
+            recipe = config.at_side(side)
+            paths[side] = Augmenter.from_config(recipe), TargetMaker(
+                priors_of(recipe), num_classes=recipe.num_classes, max_objects=slots,
+                masks_to_train=recipe.masks_to_train, size=side, proto_size=recipe.proto_size,
+                semantic_size=recipe.semantic_size, pos_threshold=recipe.positive_iou,
+                neg_threshold=recipe.negative_iou, crowd_iou=recipe.crowd_iou)
+        return TrainDataset(coco, paths, SideSchedule(sides, config.multi_scale_interval, seed),
+                            seed)
 
     def __len__(self) -> int:
         return len(self.coco)
 
     def __getitem__(self, key: Key) -> Row:
         """Augment one image and assign its targets."""
-        epoch, index = key[:2]
+        epoch, index, side = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        augment, make_targets = (self.other_sides[key[2]] if len(key) > 2
-                                 else (self.augmenter, self.target_maker))
+        augment, make_targets = self.paths[side]
         try:
             return make_targets(augment(self.coco[index], rng), rng)
         except UserError as error:
@@ -142,12 +159,10 @@ class TrainLoader:
         dataset: items of `TrainDataset`.
         batch_size: images per batch of this process.
         num_workers: worker processes; 0 loads in this process.
-        seed: of the order of images.
         rank, world_size: this process among those that share the epoch.
         pin_memory: batches come in page-locked memory.
         pack_masks: batches come as `PackedBatch`, for the journey to a device.
         parts: batches of this process that make up one iteration.
-        side_of: input side of each iteration, where there are several.
 
     Attributes:
         epoch_size: iterations in an epoch.
@@ -157,16 +172,15 @@ class TrainLoader:
         UserError: the dataset does not fill one global batch.
     """
 
-    def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0, seed: int = 0,
+    def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0,
                  rank: int = 0, world_size: int = 1, pin_memory: bool = False,
-                 pack_masks: bool = False, parts: int = 1,
-                 side_of: Optional[SideSchedule] = None) -> None:
+                 pack_masks: bool = False, parts: int = 1) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of "
                              f"{world_size}")
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
-        self.seed, self.rank, self.world_size, self.parts = seed, rank, world_size, parts
-        self.pin_memory, self.pack_masks, self.side_of = pin_memory, pack_masks, side_of
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.pin_memory, self.pack_masks = pin_memory, pack_masks
         global_batch = batch_size * world_size * parts
         self.epoch_size = len(dataset) // global_batch
         self.left_out = len(dataset) % global_batch
@@ -186,14 +200,12 @@ class TrainLoader:
         """Keys of this process's batches, without end."""
         epoch, first = divmod(self._start, self.epoch_size)
         while True:
-            rng = np.random.default_rng([self.seed, epoch, _ORDER_STREAM])
+            rng = np.random.default_rng([self.dataset.seed, epoch, _ORDER_STREAM])
             order = rng.permutation(len(self.dataset))
             for part in range(first * self.parts, self.epoch_size * self.parts):
                 begin = (part * self.world_size + self.rank) * self.batch_size
-                side: Key = ()
-                if self.side_of is not None:
-                    side = (self.side_of(epoch * self.epoch_size + part // self.parts),)
-                yield [(epoch, index) + side
+                side = self.dataset.side_of(epoch * self.epoch_size + part // self.parts)
+                yield [(epoch, index, side)
                        for index in order[begin:begin + self.batch_size].tolist()]
             epoch, first = epoch + 1, 0
 
@@ -205,8 +217,9 @@ class TrainLoader:
         """
         batches = DataLoader(
             self.dataset, batch_sampler=self.keys(), num_workers=self.num_workers,
-            collate_fn=_collate_packed if self.pack_masks else _collate_or_error,
-            pin_memory=self.pin_memory, worker_init_fn=start_worker, **loader_generator(self.seed))
+            collate_fn=functools.partial(_collate, packed=self.pack_masks),
+            pin_memory=self.pin_memory, worker_init_fn=start_worker,
+            **loader_generator(self.dataset.seed))
         for batch in iterate(batches):
             if isinstance(batch, UserError):
                 raise batch
@@ -232,44 +245,10 @@ class DevicePrefetcher:
             yield batch.unpack(values) if isinstance(batch, PackedBatch) else batch
 
 
-def build_train_loader(dataset: CocoDataset, config: Config, priors: np.ndarray, batch_size: int,
-                       num_workers: int = 0, seed: int = 0, rank: int = 0, world_size: int = 1,
-                       pin_memory: bool = False, pack_masks: bool = False, parts: int = 1,
-                       priors_of_sides: Optional[Mapping[int, np.ndarray]] = None) -> TrainLoader:
-    """Build the whole sample path of a recipe.
-
-    `priors` are `layers.anchors.make_priors(config)` as NumPy, `priors_of_sides` those of
-    `config.at_side` for each of `config.multi_scale`; the rest is as in `TrainLoader`.
-    """
-    slots = ground_truth_slots(dataset.max_objects)
-    samples = TrainDataset(
-        dataset, *_sample_path(config, priors, slots), seed=seed,
-        other_sides={side: _sample_path(config.at_side(side), values, slots)
-                     for side, values in (priors_of_sides or {}).items()})
-    side_of = None
-    if config.multi_scale:
-        side_of = SideSchedule(config.multi_scale, config.multi_scale_interval, seed)
-    return TrainLoader(samples, batch_size, num_workers, seed, rank, world_size, pin_memory,
-                       pack_masks, parts, side_of)
-
-
-def _sample_path(config: Config, priors: np.ndarray, slots: int) -> SamplePath:
-    return Augmenter.from_config(config), TargetMaker(
-        priors, num_classes=config.num_classes, max_objects=slots,
-        masks_to_train=config.masks_to_train, size=config.max_size, proto_size=config.proto_size,
-        semantic_size=config.semantic_size, pos_threshold=config.positive_iou,
-        neg_threshold=config.negative_iou, crowd_iou=config.crowd_iou)
-
-
-def _collate_or_error(samples: Sequence[Row]) -> Union[Batch, UserError]:
+def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:
     rows = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         rows.append(sample)
-    return collate(rows)
-
-
-def _collate_packed(samples: Sequence[Row]) -> Union[Batch, UserError]:
-    batch = _collate_or_error(samples)
-    return batch if isinstance(batch, UserError) else pack(batch)
+    return pack(collate(rows)) if packed else collate(rows)

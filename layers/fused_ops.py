@@ -40,6 +40,8 @@ CROSS_ENTROPY_TOLERANCE = 1e-4
 
 DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+Probe = Tuple[List[Tensor], Tuple[Any, ...]]
+"""Arguments whose gradients are compared, and those after them."""
 
 
 def operator(name: str) -> Any:
@@ -159,20 +161,10 @@ def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    for name in ("npu_deformable_conv2d", "npu_deformable_conv2dbk"):
-        if operator(name) is None:
-            return f"the plugin has no operator {name}"
-    for stride in (1, 2):
-        inputs = _probe_inputs(stride)
-        expected = _results(reference, inputs, stride)
-        try:
-            found = _results(npu_deform_conv2d, [x.to(device) for x in inputs], stride)
-        except Exception as error:  # the plugin raises whatever its libraries raise
-            return f"the plugin's operator failed its trial ({first_line(error)})"
-        for left, right in zip(found, expected):
-            if not bool((left.cpu() - right).abs().max() <= PROBE_TOLERANCE * right.abs().max()):
-                return "the plugin's operator deviates from the reference in its trial"
-    return ""
+    probes: List[Probe] = [(_probe_inputs(stride), (stride, 1)) for stride in (1, 2)]
+    return _trial(("npu_deformable_conv2d", "npu_deformable_conv2dbk"), npu_deform_conv2d,
+                  reference, device, probes,
+                  lambda expected: PROBE_TOLERANCE * expected.abs().max())
 
 
 def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
@@ -180,30 +172,52 @@ def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    if operator("npu_cross_entropy_loss") is None:
-        return "the plugin has no operator npu_cross_entropy_loss"
-    for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
-        logits, labels = _probe_rows(rows, classes)
-        expected = _losses_and_gradients(reference, logits, labels)
+    probes: List[Probe] = [([_probe_logits(rows, classes)], (torch.arange(rows) * 7 % classes,))
+                           for rows, classes in ((37, 2), (1000, 21), (20000, 81))]
+    return _trial(("npu_cross_entropy_loss",), npu_cross_entropy, reference, device, probes,
+                  lambda expected: CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1))
+
+
+def _trial(operators: Sequence[str], kernel: Callable[..., Tensor],
+           reference: Callable[..., Tensor], device: torch.device, probes: Sequence[Probe],
+           tolerance: Callable[[Tensor], Tensor]) -> str:
+    """What is wrong with `kernel` on `device`: its results, or its gradients, of any probe."""
+    for name in operators:
+        if operator(name) is None:
+            return f"the plugin has no operator {name}"
+    for leaves, others in probes:
+        expected = _with_gradients(reference, leaves, others, torch.device("cpu"))
         try:
-            found = [x.cpu() for x in _losses_and_gradients(
-                npu_cross_entropy, logits.to(device), labels.to(device))]
+            found = _with_gradients(kernel, leaves, others, device)
         except Exception as error:  # the plugin raises whatever its libraries raise
             return f"the plugin's operator failed its trial ({first_line(error)})"
-        if not all(_agree(left, right) for left, right in zip(found, expected)):
-            return "the plugin's operator deviates from the reference in its trial"
+        for left, right in zip(found, expected):
+            unknown = torch.isnan(right)
+            near = (left - right).abs() <= tolerance(right)
+            if not bool((torch.isnan(left) == unknown).all() & (near | unknown).all()):
+                return "the plugin's operator deviates from the reference in its trial"
     return ""
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether values are equal but for rounding, and NaN where NaN is expected."""
-    unknown = torch.isnan(expected)
-    near = (found - expected).abs() <= CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1)
-    return bool((torch.isnan(found) == unknown).all() & (near | unknown).all())
+def _with_gradients(compute: Callable[..., Tensor], leaves: Sequence[Tensor],
+                    others: Sequence[Any], device: torch.device) -> List[Tensor]:
+    """A result and the gradients of the leaves for fixed weights, of which every third is 0."""
+    with torch.enable_grad():
+        leaves = [x.detach().to(device).requires_grad_() for x in leaves]
+        result = compute(*leaves, *(x.to(device) if torch.is_tensor(x) else x for x in others))
+        weights = _wave(result.numel(), 0.7)
+        weights[::3] = 0
+        gradients = torch.autograd.grad(result, leaves, weights.reshape(result.shape).to(device))
+    return [x.detach().cpu() for x in [result, *gradients]]
 
 
-def _probe_rows(rows: int, classes: int) -> Tuple[Tensor, Tensor]:
-    """Logits and labels: common values, far apart, beyond the range of exp, and a row with NaN.
+def _wave(length: int, step: float) -> Tensor:
+    """A fixed formula: no random state is touched."""
+    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
+
+
+def _probe_logits(rows: int, classes: int) -> Tensor:
+    """Common values, far apart, beyond the range of exp, and a row with NaN.
 
     A loss that is not finite has to stay so, or a training that has failed would go on.
     """
@@ -213,24 +227,7 @@ def _probe_rows(rows: int, classes: int) -> Tuple[Tensor, Tensor]:
     logits[5::10] -= 120
     logits[7::10] = 0
     logits[6, 0] = float("nan")
-    return logits, torch.arange(rows) * 7 % classes
-
-
-def _losses_and_gradients(cross_entropy: CrossEntropy, logits: Tensor,
-                          labels: Tensor) -> Tuple[Tensor, Tensor]:
-    """The rows' losses and the gradient for weights of which every third is 0."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        losses = cross_entropy(leaf, labels)
-        weights = _wave(len(labels), 0.7)
-        weights[::3] = 0
-        gradient, = torch.autograd.grad(losses, [leaf], weights.to(losses.device))
-    return losses.detach(), gradient
-
-
-def _wave(length: int, step: float) -> Tensor:
-    """A fixed formula: no random state is touched."""
-    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
+    return logits
 
 
 def _probe_inputs(stride: int) -> List[Tensor]:
@@ -245,17 +242,6 @@ def _probe_inputs(stride: int) -> List[Tensor]:
     waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
     waves[2] = 0.5 + 0.5 * waves[2]
     return waves
-
-
-def _results(convolve: DeformConv, inputs: List[Tensor], stride: int) -> List[Tensor]:
-    """The output and the gradients of all inputs for a fixed output gradient."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        x, offset, mask, weight, bias = leaves
-        out = convolve(x, offset, mask, weight, bias, stride, 1)
-        pattern = torch.cos(torch.arange(out.numel(), dtype=torch.float32) * 0.7)
-        grads = torch.autograd.grad(out, leaves, pattern.reshape(out.shape).to(out.device))
-    return [out.detach()] + list(grads)
 
 
 def main(argv: Sequence[str]) -> int:

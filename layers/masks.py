@@ -8,7 +8,7 @@ lengths without ever forming them.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import pycocotools.mask
@@ -16,47 +16,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.box_ops import crop, sanitize_coordinates
+from layers.box_ops import crop as crop_masks
+from layers.box_ops import sanitize_coordinates
 
 THRESHOLD = 0.5
 _CROP_PADDING = 1
 
 
-def prototype_masks(proto: Tensor, coefficients: Tensor) -> Tensor:
-    """Soft masks `[h, w, n]` in (0, 1) from `proto [h, w, k]` and `coefficients [n, k]`."""
-    return torch.sigmoid(torch.matmul(proto, coefficients.t()))
-
-
 @torch.no_grad()
-def iterate_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                  crop_to_box: bool = True, chunk_size: int = 8) -> Iterator[Tensor]:
-    """Yield bool masks `[m, height, width]`, m <= `chunk_size`, in the order of the rows.
+def assemble_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
+                   crop: bool = True) -> Tensor:
+    """Bool masks `[n, height, width]` of the n detections of an image.
 
     Args:
-        proto: `[h, w, k]` prototypes of one image.
+        proto: `[h, w, k]` prototypes of the image.
         coefficients: `[n, k]`; n may be 0.
         boxes: `[n, 4]` x1 y1 x2 y2 relative to the image.
         height: of the masks in pixels, usually the image's own; so is `width`.
         width: see `height`.
-        crop_to_box: zero each mask outside its box, widened by one prototype pixel.
-        chunk_size: masks assembled together; bounds the memory.
+        crop: zero each mask outside its box, widened by one prototype pixel.
     """
-    for start in range(0, len(coefficients), chunk_size):
-        rows = slice(start, start + chunk_size)
-        masks = prototype_masks(proto, coefficients[rows])
-        if crop_to_box:
-            masks = crop(masks, boxes[rows], _CROP_PADDING)
-        masks = masks.permute(2, 0, 1).unsqueeze(1).contiguous()
-        masks = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)
-        yield masks.squeeze(1) > THRESHOLD
-
-
-def assemble_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                   crop: bool = True) -> Tensor:
-    """All masks of `iterate_masks` (same arguments) at once: bool `[n, height, width]`."""
-    empty = torch.zeros((0, height, width), dtype=torch.bool, device=proto.device)
-    return torch.cat([empty] + list(
-        iterate_masks(proto, coefficients, boxes, height, width, crop)))
+    if len(coefficients) == 0:
+        return torch.zeros((0, height, width), dtype=torch.bool, device=proto.device)
+    masks = torch.sigmoid(torch.matmul(proto, coefficients.t()))  # [h, w, n]
+    if crop:
+        masks = crop_masks(masks, boxes, _CROP_PADDING)
+    masks = masks.permute(2, 0, 1).unsqueeze(0).contiguous()
+    masks = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)
+    return masks.squeeze(0) > THRESHOLD
 
 
 def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ Every message says what was found, where, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-from typing import Iterable
+from typing import Any, Iterable
 
 
 class UserError(Exception):
@@ -18,6 +18,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def some(values: Iterable[Any], count: int = 5) -> str:
+    """The first `count` of them: `1, 2, 3, ...`."""
+    texts = [str(value) for value in values]
+    return ", ".join(texts[:count]) + (", ..." if len(texts) > count else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image` or `3 images`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:

@@ -16,17 +16,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-from data.annotations import reader as raw
-from data.annotations.defects import DROPPED, REPAIRED, AnnotationReport, DefectLog
-from data.annotations.outlines import (
-    Outlines,
-    check_boxes,
-    geometry_notes,
-    offsets,
-    refuse_corner_boxes,
-)
+from data.annotations.defects import AnnotationReport, Inspection, offsets
+from data.annotations.reader import Columns, ImageRecord, read_columns
 from data.masks import Segmentation
-from utils.errors import UserError
+from utils.errors import UserError, some
 
 SizeReader = Callable[[str, int], Tuple[int, int]]
 """From file name and image id to width and height."""
@@ -60,13 +53,12 @@ class Annotations:
     """int16 or int32 `[M]`, 1..C-1."""
     crowd: np.ndarray
     """bool `[M]`."""
-    first_part: np.ndarray
-    """int32 `[M]`, first polygon of the object, or its RLE where `num_parts` is 0."""
-    num_parts: np.ndarray
-    """int32 `[M]`."""
-    part_offsets: np.ndarray
+    rows: np.ndarray
+    """int32 `[M]`, place of each object in the bounds below, which follow the file."""
+    polygon_offsets: np.ndarray
     coordinates: np.ndarray
-    """float32, x, y in pixels of all polygons; int64 bounds of each."""
+    """float32, x, y in pixels of polygons, a point of NaN between two of an object; int64 bounds of
+    each object, equal ones where it has an RLE."""
     rle_offsets: np.ndarray
     rle_bytes: np.ndarray
     """Compressed counts of all RLEs; int64 bounds of each."""
@@ -85,25 +77,22 @@ class Annotations:
 
     def segmentation(self, index: int, width: int, height: int) -> Segmentation:
         """Outline of object `index` as a fresh copy; `width` and `height` are its image's."""
-        first, count = int(self.first_part[index]), int(self.num_parts[index])
-        if count == 0:
-            start, stop = self.rle_offsets[first:first + 2].tolist()
-            return {"size": [height, width], "counts": self.rle_bytes[start:stop].tobytes()}
-        bounds = self.part_offsets[first:first + count + 1].tolist()
-        start = bounds[0]
-        outline = self.coordinates[start:bounds[-1]].reshape(-1, 2).copy()
-        if count == 1:
-            return [outline]
-        return [outline[(a - start) // 2:(b - start) // 2] for a, b in zip(bounds, bounds[1:])]
+        row = int(self.rows[index])
+        first, last = self.polygon_offsets[row:row + 2].tolist()
+        if first == last:
+            first, last = self.rle_offsets[row:row + 2].tolist()
+            return {"size": [height, width], "counts": self.rle_bytes[first:last].tobytes()}
+        points = self.coordinates[first:last].reshape(-1, 2).copy()
+        gaps = np.flatnonzero(np.isnan(points[:, 0])).tolist()
+        return [points[a + 1:b] for a, b in zip([-1] + gaps, gaps + [len(points)])]
 
 
-def load_annotations(path: Union[str, Path], strict: bool = False, require_annotations: bool = True,
+def load_annotations(path: Union[str, Path], require_annotations: bool = True,
                      image_size: Optional[SizeReader] = None) -> Annotations:
     """Read, check and pack the COCO instances file `path`.
 
     Args:
         path: the annotation file.
-        strict: what would be dropped or repaired is an error.
         require_annotations: False accepts a file without `annotations` (test-dev's image_info).
         image_size: for image records without a size; None makes such a record an error.
 
@@ -111,21 +100,15 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         UserError: the file is not a consistent COCO instances file.
     """
     path = Path(path)
-    columns = raw.read_columns(path, require_annotations)
+    columns = read_columns(path, require_annotations)
     categories = _categories(path, columns.categories)
     image_ids = _image_ids(path, columns.images)
     sizes = _image_sizes(path, columns.images, image_size)
     names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
     image_index, labels, crowd = _resolve_ids(path, columns, image_ids, categories)
+    found = Inspection(str(path), columns, sizes[image_index])
 
-    log = DefectLog(str(path), columns.ids[:, 0])
-    outlines = Outlines(columns)
-    outlines.check(log, sizes[image_index])
-    extents = outlines.extents(log.usable)
-    refuse_corner_boxes(columns, extents, log)
-    boxes = check_boxes(columns, extents, sizes[image_index], log)
-
-    rows = np.flatnonzero(log.usable)
+    rows = np.flatnonzero(found.usable)
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     per_image = np.bincount(image_index[rows], minlength=len(image_ids))
     solid = rows[~crowd[rows]]
@@ -134,29 +117,16 @@ def load_annotations(path: Union[str, Path], strict: bool = False, require_annot
         file=str(path), images=len(image_ids), annotations=len(labels), objects=len(solid),
         crowds=len(rows) - len(solid), empty_images=int((per_image == 0).sum()),
         objects_per_category=dict(zip([category.name for category in categories], per_class)),
-        defects=log.defects, notes=geometry_notes(columns, extents, log))
-    if strict and log.defects:
-        _refuse_first(path, columns, log)
+        defects=found.defects, notes=found.notes)
     return Annotations(
         categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),
         name_bytes=np.frombuffer(b"".join(names), np.uint8),
-        object_offsets=offsets(per_image), boxes=boxes[rows],
+        object_offsets=offsets(per_image), boxes=found.boxes[rows],
         labels=labels[rows].astype(np.int16 if len(categories) < 2 ** 15 else np.int32),
-        crowd=crowd[rows], first_part=outlines.first[rows].astype(np.int32),
-        num_parts=np.where(outlines.is_rle, 0, outlines.num_parts)[rows].astype(np.int32),
-        part_offsets=outlines.part_offsets, coordinates=outlines.coordinates,
-        rle_offsets=outlines.rle_offsets, rle_bytes=columns.rle_bytes, report=report)
-
-
-def _refuse_first(path: Path, columns: raw.Columns, log: DefectLog) -> None:
-    """Raise a `UserError` that names the first annotation with a defect."""
-    key, text = next((key, text) for table in (DROPPED, REPAIRED) for key, text in table.items()
-                     if key in log.defects)
-    first = log.defects[key].examples[0]
-    image = columns.ids[columns.ids[:, 0] == first][0, 1]
-    raise UserError(f"{path}: annotation {first} (image {image}) has {text}; correct the file, or "
-                    "load it without strict to have such annotations counted and dropped")
+        crowd=crowd[rows], rows=rows.astype(np.int32),
+        polygon_offsets=offsets(columns.polygon_lengths), coordinates=columns.coordinates,
+        rle_offsets=offsets(columns.rle_lengths), rle_bytes=columns.rle_bytes, report=report)
 
 
 def _categories(path: Path, records: List[Any]) -> List[Category]:
@@ -180,7 +150,7 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
     return [Category(number, by_id[number]) for number in sorted(by_id)]
 
 
-def _image_ids(path: Path, images: List[raw.ImageRecord]) -> np.ndarray:
+def _image_ids(path: Path, images: List[ImageRecord]) -> np.ndarray:
     if not images:
         raise UserError(f"{path}: 'images' is empty, expected at least one image")
     for number, name, _, _ in images:
@@ -197,15 +167,14 @@ def _image_ids(path: Path, images: List[raw.ImageRecord]) -> np.ndarray:
 
 def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
     values, counts = np.unique(ids, return_counts=True)
-    repeated = values[counts > 1]
-    if len(repeated):
-        named = ", ".join(str(number) for number in repeated[:5])
-        raise UserError("{}: {} {} id{} more than once: {} id {}{}; ids have to be unique".format(
-            path, len(repeated), what, " occurs" if len(repeated) == 1 else "s occur", what, named,
-            ", ..." if len(repeated) > 5 else ""))
+    repeated = values[counts > 1].tolist()
+    if repeated:
+        occur = " occurs" if len(repeated) == 1 else "s occur"
+        raise UserError(f"{path}: {len(repeated)} {what} id{occur} more than once: {what} id "
+                        f"{some(repeated)}; ids have to be unique")
 
 
-def _image_sizes(path: Path, images: List[raw.ImageRecord],
+def _image_sizes(path: Path, images: List[ImageRecord],
                  image_size: Optional[SizeReader]) -> np.ndarray:
     """int64 `[N, 2]` width and height, from the file or from the image's own header."""
     sizes = []
@@ -223,7 +192,7 @@ def _image_sizes(path: Path, images: List[raw.ImageRecord],
     return np.array(sizes, np.int64)
 
 
-def _resolve_ids(path: Path, columns: raw.Columns, image_ids: np.ndarray,
+def _resolve_ids(path: Path, columns: Columns, image_ids: np.ndarray,
                  categories: List[Category]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Index of the image, label and crowd flag of each annotation; every id has to be known."""
     ids = columns.ids
@@ -238,10 +207,10 @@ def _resolve_ids(path: Path, columns: raw.Columns, image_ids: np.ndarray,
     category_index, known = _look_up(ids[:, 2], numbers)
     if not known.all():
         bad = np.flatnonzero(~known)
-        raise UserError("{}: annotation {} (image {}) has category_id {}, which is not in "
-                        "'categories' ({} such annotations, {} categories with ids {} to {})"
-                        .format(path, *ids[bad[0], :3], len(bad), len(numbers), numbers[0],
-                                numbers[-1]))
+        number, image, category = ids[bad[0], :3]
+        raise UserError(f"{path}: annotation {number} (image {image}) has category_id {category}, "
+                        f"which is not in 'categories' ({len(bad)} such annotations, "
+                        f"{len(numbers)} categories with ids {numbers[0]} to {numbers[-1]})")
     flag = ids[:, 3]
     bad = np.flatnonzero((flag != 0) & (flag != 1))
     if len(bad):

@@ -2,13 +2,16 @@
 
 `json` builds a dict per annotation and a float object per coordinate: several gigabytes for
 COCO's training set. The hook here moves every annotation into typed arrays as soon as the parser
-has read it, so that the peak is the file's text plus the columns. Nothing is judged here except
-what makes a file unreadable as COCO instances; `data.annotations` judges the columns.
+has read it, so that the peak is the file's text plus the columns. An outline or a box that is none
+is told from one that is missing; whether they fit their image and each other is judged by
+`data.annotations.defects`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from array import array
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,15 +22,12 @@ from pycocotools import mask as mask_utils
 
 from utils.errors import UserError, first_line
 
-BOX_GIVEN, BOX_MISSING, BOX_MALFORMED = 0, 1, 2
-"""Values of `Columns.box_state`."""
-OUTLINE_NONE, OUTLINE_POLYGONS, OUTLINE_RLE, OUTLINE_MALFORMED = 0, 1, 2, 3
-"""Values of `Columns.outline`."""
-
 ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
+_COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
+"""Well-formed compressed counts: 2^32 needs 7 characters, of which the last one is below P."""
 
 
 def _column(typecode: str, width: int = 0) -> Any:
@@ -46,23 +46,21 @@ class Columns:
     ids: np.ndarray = _column("q", 4)
     """int64 `[n, 4]`: annotation id, image id, category id, iscrowd."""
     boxes: np.ndarray = _column("d", 4)
-    """float64 `[n, 4]`, x y width height in pixels; NaN where `box_state` is not BOX_GIVEN."""
-    box_state: np.ndarray = _column("B")
-    outline: np.ndarray = _column("B")
-    num_parts: np.ndarray = _column("i")
-    """int32 `[n]`, polygons kept of the annotation; 1 for an RLE, else 0."""
+    """float64 `[n, 4]`, x y width height in pixels; zeros where none is given, NaN where it is not
+    four finite numbers."""
     bad_parts: np.ndarray = _column("i")
-    """int32 `[n]`, polygons left out because they are not x, y pairs of 3 points."""
-    part_lengths: np.ndarray = _column("q")
-    """int64, numbers in each polygon, polygons in file order (even, at least 6)."""
+    """int32 `[n]`, polygons left out because they are not x, y pairs of 3 points; 1 for an outline
+    of another kind that is none."""
+    polygon_lengths: np.ndarray = _column("q")
+    """int64 `[n]`, numbers of each annotation in `coordinates`; 0: it has no polygons."""
     coordinates: np.ndarray = _column("f")
-    """float32, all polygons one after the other."""
-    rle_sizes: np.ndarray = _column("q", 2)
-    """int64 `[r, 2]`, height and width of each RLE, RLEs in file order."""
+    """float32, x, y of all polygons; between two of one annotation stands a point of NaN."""
     rle_lengths: np.ndarray = _column("q")
-    """int64 `[r]`, bytes of each RLE."""
+    """int64 `[n]`, bytes of each annotation in `rle_bytes`; 0: it has no RLE."""
+    rle_sizes: np.ndarray = _column("q", 2)
+    """int64 `[n, 2]`, height and width of each RLE, as it says itself."""
     rle_bytes: np.ndarray = _column("B")
-    """uint8, compressed counts of all RLEs one after the other."""
+    """uint8, compressed counts of all RLEs one after the other; no number is cut off."""
 
 
 _COLUMNS = [column for column in fields(Columns) if column.metadata]
@@ -97,82 +95,66 @@ class _Collector:
         """Append one annotation to the columns; return its row, which replaces it in the list."""
         try:
             self.arrays["ids"].extend((record["id"], record["image_id"], record["category_id"],
-                             record.get("iscrowd", 0)))
+                                       record.get("iscrowd", 0)))
         except (KeyError, TypeError, OverflowError):
             raise _bad_ids(self.path, record) from None
-        self._box(record.get("bbox"))
+        box = _numbers("d", record.get("bbox") or (0, 0, 0, 0))
+        self.arrays["boxes"].extend(box if len(box) == 4 else (np.nan,) * 4)
         self._outline(record.get("segmentation"))
         row = self.rows
         self.rows += 1
         return row
 
-    def _box(self, box: Any) -> None:
-        length = len(self.arrays["boxes"])
-        state = BOX_GIVEN
-        if isinstance(box, list) and len(box) == 4:
-            try:
-                self.arrays["boxes"].extend(box)
-            except (TypeError, OverflowError):
-                state = BOX_MALFORMED
-        else:
-            state = BOX_MALFORMED if box else BOX_MISSING
-        if state != BOX_GIVEN:
-            del self.arrays["boxes"][length:]
-            self.arrays["boxes"].extend((np.nan,) * 4)
-        self.arrays["box_state"].append(state)
-
     def _outline(self, segmentation: Any) -> None:
-        kept = bad = 0
+        size, counts, bad = [0, 0], b"", 0
+        start = len(self.arrays["coordinates"])
         if isinstance(segmentation, list):
-            kept, bad = self._polygons(segmentation)
-            outline = OUTLINE_POLYGONS if kept else OUTLINE_MALFORMED if bad else OUTLINE_NONE
-        elif isinstance(segmentation, dict) and segmentation:
-            kept = int(self._rle(segmentation))
-            outline = OUTLINE_RLE if kept else OUTLINE_MALFORMED
-        else:
-            outline = OUTLINE_MALFORMED if segmentation else OUTLINE_NONE
-        self.arrays["outline"].append(outline)
-        self.arrays["num_parts"].append(kept)
+            bad = self._polygons(segmentation)
+        elif segmentation:
+            size, counts = _compressed(segmentation)
+            bad = int(not counts)
         self.arrays["bad_parts"].append(bad)
-
-    def _polygons(self, parts: List[Any]) -> Tuple[int, int]:
-        """Append the readable polygons; return how many were kept and how many were not."""
-        kept = bad = 0
-        coordinates = self.arrays["coordinates"]
-        for part in parts:
-            if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
-                bad += part != []
-                continue
-            start = len(coordinates)
-            try:
-                coordinates.extend(part)
-            except (TypeError, OverflowError):
-                del coordinates[start:]
-                bad += 1
-                continue
-            self.arrays["part_lengths"].append(len(part))
-            kept += 1
-        return kept, bad
-
-    def _rle(self, rle: Dict[str, Any]) -> bool:
-        """Append an RLE, compressed; return False where it is not one."""
-        counts, size = rle.get("counts"), rle.get("size")
-        if not isinstance(size, list) or len(size) != 2:
-            return False
-        if not all(type(side) is int and 0 < side < 2 ** 31 for side in size):
-            return False
-        if isinstance(counts, list):
-            if not all(type(run) is int and 0 <= run < 2 ** 32 for run in counts):
-                return False
-            counts = mask_utils.frPyObjects({"counts": counts, "size": size}, *size)["counts"]
-        elif isinstance(counts, str) and counts.isascii():
-            counts = counts.encode("ascii")
-        else:
-            return False
+        self.arrays["polygon_lengths"].append(len(self.arrays["coordinates"]) - start)
         self.arrays["rle_sizes"].extend(size)
         self.arrays["rle_lengths"].append(len(counts))
         self.arrays["rle_bytes"].frombytes(counts)
-        return True
+
+    def _polygons(self, parts: List[Any]) -> int:
+        """Append the polygons that are some; return how many are not."""
+        coordinates, bad = self.arrays["coordinates"], 0
+        start = len(coordinates)
+        for part in parts:
+            points = _numbers("f", part)
+            if len(points) < 6 or len(points) % 2:
+                bad += part != []
+                continue
+            if len(coordinates) > start:
+                coordinates.extend((np.nan, np.nan))
+            coordinates.extend(points)
+        return bad
+
+
+def _numbers(typecode: str, values: Any) -> array[float]:
+    """`values` as an array; an empty one where they are not a list of finite numbers."""
+    try:
+        return array(typecode, values if math.isfinite(sum(values)) else ())
+    except (TypeError, OverflowError):
+        return array(typecode)
+
+
+def _compressed(rle: Any) -> Tuple[List[int], bytes]:
+    """Size and compressed counts of an RLE; zeros and no counts where it is none."""
+    size, counts = (rle.get("size"), rle.get("counts")) if isinstance(rle, dict) else (None, None)
+    if not isinstance(size, list) or len(size) != 2 or not all(
+            type(side) is int and 0 < side < 2 ** 31 for side in size):
+        return [0, 0], b""
+    if isinstance(counts, list) and all(type(run) is int and 0 <= run < 2 ** 32 for run in counts):
+        counts = mask_utils.frPyObjects({"counts": counts, "size": size}, *size)["counts"]
+    elif isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    if isinstance(counts, bytes) and _COUNTS.fullmatch(counts):
+        return size, counts
+    return [0, 0], b""
 
 
 def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:

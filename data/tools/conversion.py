@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 
 from data.datasets import FOLDER_FILE, SPLITS, format_dataset_file
 from data.image import SUFFIXES, Size, read_header
-from utils.errors import UserError, nearest
+from utils.errors import UserError, counted, nearest
 from utils.files import write_whole
 
 _SHOWN_PROBLEMS = 20
@@ -198,8 +198,8 @@ def split_randomly(items: Sequence[Any], val_fraction: float, seed: int) -> Dict
     count = int(round(len(items) * val_fraction))
     if val_fraction > 0:
         if len(items) < 2:
-            raise UserError(f"{len(items)} image{'' if len(items) == 1 else 's'} cannot be divided "
-                            "into training and validation; give --val_fraction=0")
+            raise UserError(f"{counted(len(items), 'image')} cannot be divided into training and "
+                            "validation; give --val_fraction=0")
         count = min(max(count, 1), len(items) - 1)
     chosen = set(np.random.RandomState(seed).permutation(len(items))[:count].tolist())
     parts = {"train": [item for n, item in enumerate(items) if n not in chosen],

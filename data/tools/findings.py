@@ -6,13 +6,13 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from data.coco import CocoDataset, missing_hint
 from data.image import read_header
-from utils.errors import UserError
+from utils.errors import UserError, counted, some
 
 Splits = Mapping[str, CocoDataset]
 """Training data as `train` and, where there is any, validation data as `val`."""
@@ -22,23 +22,11 @@ Files = List[Tuple[str, str]]
 
 Progress = Callable[[int, int], None]
 
-_EXAMPLES = 5
 _SHOWN = 10
 _SAME = 1e-4
 """Boxes whose corners differ by less, relative to the image, are the same."""
 _MANY_CROWDS = 0.25
 """Share of crowds among the annotations above which they are hardly meant."""
-
-
-def some(values: Iterable[Any]) -> str:
-    """The first few of them, for a sentence."""
-    texts = [str(value) for value in values]
-    return ", ".join(texts[:_EXAMPLES]) + (", ..." if len(texts) > _EXAMPLES else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 image` or `3 images`, for a sentence."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def annotation_findings(splits: Splits) -> List[str]:

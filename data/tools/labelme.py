@@ -27,7 +27,7 @@ from data.tools.conversion import (
     run_lengths,
     union,
 )
-from utils.errors import UserError
+from utils.errors import UserError, counted
 
 _IGNORED_LABELS = ("__ignore__", "_background_")
 _POLYGONS = ("polygon", "rotation")
@@ -61,8 +61,8 @@ def read_labelme(folder: Path, problems: Problems) -> Tuple[List[FoundImage], Li
                         "expected JSON files with 'shapes' and 'imagePath'")
     unmarked = sum(str(path.resolve()) not in images for path in list_files(folder))
     return list(images.values()), [] if not unmarked else [
-        f"left out: {unmarked} image{'' if unmarked == 1 else 's'} without a labelme file; save "
-        "one, with no shapes, for images that show no object"]
+        f"left out: {counted(unmarked, 'image')} without a labelme file; save one, with no shapes, "
+        "for images that show no object"]
 
 
 def _read(file: Path) -> Optional[Dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import ground_truth_slots
+from utils.errors import counted
 
 SMALL, MEDIUM = 32.0 ** 2, 96.0 ** 2
 """Areas in pixels of the stored image between COCO's small, medium and large objects."""
@@ -126,8 +127,8 @@ def format_scales(scales: Sequence[Sequence[float]]) -> str:
 def suggestions(train: SplitStatistics, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     count, image_id = train.most_objects
-    lines = [f"ground-truth slots: {ground_truth_slots(count)} (image {image_id} has {count} "
-             f"object{'' if count == 1 else 's'})"]
+    lines = [f"ground-truth slots: {ground_truth_slots(count)} (image {image_id} has "
+             f"{counted(count, 'object')})"]
     if not len(train.sides):
         return lines
     boxes = (train.sides * config.max_size).clip(1e-3)

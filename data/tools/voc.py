@@ -7,6 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
+from pycocotools import mask as mask_utils
 
 from data.tools.conversion import (
     FoundImage,
@@ -143,20 +144,18 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
     Numbers in another order are taken by the boxes alone.
     """
     numbers = _instances(file, image)
-    present = [int(n) for n in np.unique(numbers) if n not in (0, _VOID)]
-    extents = {number: _extent(numbers == number) for number in present}
-    chosen: Dict[int, int] = {}
-    for n, (_, _, _, box) in enumerate(listed):
-        left = [number for number in present if number not in chosen.values()]
-        fits = {number: _iou(box, extents[number]) for number in left}
-        best = n + 1 if fits.get(n + 1, 0) >= _FITS else max(left, key=fits.__getitem__, default=0)
+    left = {int(n): run_lengths(numbers == n) for n in np.unique(numbers) if n not in (0, _VOID)}
+    chosen: Dict[int, Outline] = {}
+    for n, (_, _, _, (x1, y1, x2, y2)) in enumerate(listed):
+        fits = {number: mask_utils.iou([mask_utils.toBbox(mask)], [[x1, y1, x2 - x1, y2 - y1]],
+                                       [0])[0, 0] for number, mask in left.items()}
+        best = n + 1 if fits.get(n + 1, 0) >= _FITS else max(fits, key=fits.__getitem__, default=0)
         if fits.get(best, 0) >= _FITS:
-            chosen[n] = best
-    left = [number for number in present if number not in chosen.values()]
+            chosen[n] = left.pop(best)
     if left and len(chosen) == len(listed):
         with problems.left_out():
-            raise UserError(f"{file}: instance {left[0]} fits no object of the XML file")
-    return {n: run_lengths(numbers == number) for n, number in chosen.items()}
+            raise UserError(f"{file}: instance {min(left)} fits no object of the XML file")
+    return chosen
 
 
 def _instances(file: Path, photo: FoundImage) -> np.ndarray:
@@ -175,16 +174,3 @@ def _instances(file: Path, photo: FoundImage) -> np.ndarray:
         raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
                         f"{photo.width} x {photo.height}")
     return numbers
-
-
-def _extent(mask: np.ndarray) -> List[float]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-
-
-def _iou(box: Sequence[float], other: Sequence[float]) -> float:
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
-    return shared / (areas - shared) if areas > shared else 0.0

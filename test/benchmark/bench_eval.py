@@ -28,7 +28,7 @@ from data.config import get_config  # noqa: E402
 from data.datasets import dataset_paths  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from layers.detection import NMS_KINDS, Detect  # noqa: E402
-from layers.masks import boxes_to_pixels, encode_masks, iterate_masks  # noqa: E402
+from layers.masks import assemble_masks, boxes_to_pixels, encode_masks  # noqa: E402
 from utils.inference.evaluator import CocoEvaluator  # noqa: E402
 
 DETECTIONS = 100
@@ -96,7 +96,7 @@ def make_scenes(dataset: CocoDataset, count: int) -> List[Scene]:
 def encode_plain(scene: Scene) -> List[Dict[str, Any]]:
     """Masks at the image's size, then run lengths from their pixels."""
     return [pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            for masks in iterate_masks(*scene) for mask in masks.numpy()]
+            for mask in assemble_masks(*scene).numpy()]
 
 
 def bench_masks(scenes: List[Scene]) -> None:

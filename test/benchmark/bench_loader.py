@@ -30,7 +30,7 @@ from data.batch import (
 from data.coco import CocoDataset  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
 from data.datasets import dataset_paths  # noqa: E402
-from data.loader import build_train_loader  # noqa: E402
+from data.loader import TrainDataset  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 
@@ -55,8 +55,8 @@ def _seeded(stage: Callable[[Any, np.random.Generator], Any], value: Any, seed: 
 
 def measure(dataset: CocoDataset, config: Config, epochs: int, repeats: int) -> Dict[str, Any]:
     """Mean milliseconds per image of each stage, and the bytes of an image in a batch."""
-    loader = build_train_loader(dataset, config, make_priors(config).numpy(), batch_size=1)
-    augment, make_targets = loader.dataset.augmenter, loader.dataset.target_maker
+    samples = TrainDataset.from_config(dataset, config, lambda recipe: make_priors(recipe).numpy())
+    augment, make_targets = samples.paths[config.max_size]
     times: Dict[str, List[float]] = {stage: [] for stage in STAGES}
     objects, batch = 0, None
     for epoch in range(epochs):

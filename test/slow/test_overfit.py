@@ -13,7 +13,7 @@ import torch
 
 from data.coco import CocoDataset
 from data.config import get_config
-from data.loader import DevicePrefetcher, build_train_loader
+from data.loader import DevicePrefetcher, TrainDataset, TrainLoader
 from helpers.evaluation import evaluate
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
@@ -58,7 +58,8 @@ def test_eight_real_images_are_learned_by_heart(coco_mini, tmp_path, device):
     criterion = MultiBoxLoss.from_config(config)
     optimizer = build_optimizer(config, model)
     learning_rate = LearningRate.from_config(config, total_batch=IMAGES)
-    loader = build_train_loader(dataset, config, make_priors(config).numpy(), batch_size=IMAGES)
+    samples = TrainDataset.from_config(dataset, config, lambda recipe: make_priors(recipe).numpy())
+    loader = TrainLoader(samples, IMAGES)
     sharing = Sharing(Processes(), device)
     for step, batch in zip(range(STEPS), DevicePrefetcher(loader, device)):
         losses = train_step(model, criterion, optimizer, [batch], learning_rate(step), sharing,

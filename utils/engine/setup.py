@@ -12,7 +12,7 @@ from data.classes import class_factors, match_categories
 from data.coco import CocoDataset
 from data.config import Config
 from data.datasets import open_dataset
-from data.loader import TrainLoader, build_train_loader
+from data.loader import TrainDataset, TrainLoader
 from data.targets import ground_truth_slots
 from layers.anchors import make_priors
 from layers.detection import Detect
@@ -84,8 +84,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     """
     config: Config = args.recipe
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
-    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train",
-                           strict=args.strict)
+    dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train")
     dataset.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
     evaluation = build_evaluation(args, config, dataset.class_names, processes)
@@ -99,13 +98,12 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     sharing = Sharing(processes, device, args.accumulate)
     schedule = LearningRate.from_config(config, per_card * sharing.shares,
                                         autoscale=not args.no_autoscale)
-    loader = build_train_loader(
-        dataset, config, make_priors(config).numpy(), batch_size=per_card,
-        num_workers=args.num_workers, seed=args.seed, rank=processes.rank,
-        world_size=processes.world_size, pin_memory=pin_memory_supported(device),
-        pack_masks=device.type != "cpu", parts=args.accumulate,
-        priors_of_sides={side: make_priors(config.at_side(side)).numpy()
-                         for side in config.multi_scale})
+    samples = TrainDataset.from_config(
+        dataset, config, lambda recipe: make_priors(recipe).numpy(), args.seed)
+    loader = TrainLoader(
+        samples, per_card, args.num_workers, rank=processes.rank, world_size=processes.world_size,
+        pin_memory=pin_memory_supported(device), pack_masks=device.type != "cpu",
+        parts=args.accumulate)
     learner = build_learner(args, config, precision, processes, device, per_card,
                             dataset.class_names, factors)
     validation = None

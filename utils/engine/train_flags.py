@@ -178,8 +178,8 @@ def _add_data(parser: ArgumentParser) -> None:
     group.add_argument("--valid_info", default=None, metavar="JSON",
                        help="COCO annotations of --valid_images")
     add_switch(group, "--strict",
-               help="stop at the first unusable annotation instead of dropping it, and at "
-                    "whatever else the data check finds")
+               help="stop where annotations are unusable instead of dropping them, and at whatever "
+                    "else the data check finds")
     group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
                        help="loader processes per card; 0 loads in the training process")
 

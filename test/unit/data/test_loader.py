@@ -13,7 +13,7 @@ import torch
 
 from data.augment import Augmenter
 from data.coco import Sample
-from data.loader import DevicePrefetcher, TrainDataset, TrainLoader
+from data.loader import DevicePrefetcher, SideSchedule, TrainDataset, TrainLoader
 from data.targets import TargetMaker
 from utils.errors import UserError
 
@@ -44,8 +44,9 @@ def make_loader(length=11, batch_size=2, workers=0, seed=3, rank=0, world_size=1
     priors = np.stack([x, y, np.full_like(x, .3), np.full_like(x, .3)], -1).reshape(-1, 4)
     maker = TargetMaker(priors, num_classes=3, max_objects=4, masks_to_train=5, size=SIZE,
                         proto_size=8, semantic_size=4)
-    dataset = TrainDataset(Images(length, broken), Augmenter(SIZE), maker, seed)
-    return TrainLoader(dataset, batch_size, workers, seed, rank, world_size)
+    dataset = TrainDataset(Images(length, broken), {SIZE: (Augmenter(SIZE), maker)},
+                           SideSchedule((SIZE,), 1, seed), seed)
+    return TrainLoader(dataset, batch_size, workers, rank, world_size)
 
 
 def take(loader, count):
@@ -119,9 +120,9 @@ def test_resumes_where_it_stopped(start):
 
 def test_an_image_looks_different_in_each_epoch():
     dataset = make_loader().dataset
-    first, second = dataset[(0, 4)], dataset[(1, 4)]
+    first, second = dataset[(0, 4, SIZE)], dataset[(1, 4, SIZE)]
     assert (first["image"] != second["image"]).any()
-    assert (first["image"] == dataset[(0, 4)]["image"]).all()
+    assert (first["image"] == dataset[(0, 4, SIZE)]["image"]).all()
 
 
 def test_global_generators_are_left_alone():

@@ -133,11 +133,13 @@ DEFECTS = {
     "no images": (lambda c: c.update(images=[]), "'images' is empty"),
     "image of no file": (lambda c: c["images"].append(
         {"id": 77, "file_name": "sub/none.png", "width": 9, "height": 9}), None),
-    "no outline": (annotation(segmentation=[]), "annotation 1 (image 0) has no segmentation"),
-    "zero width": (annotation(bbox=[5, 5, 0, 9]), "annotation 1 (image 0) has a bbox of zero"),
-    "box not finite": (annotation(bbox=[5, 5, float("nan"), 9]), "annotation 1 (image 0) has a "
-                                                                 "bbox that is not four finite"),
-    "box outside": (annotation(bbox=[500, 5, 9, 9]), "annotation 1 (image 0) has a bbox outside"),
+    "no outline": (annotation(segmentation=[]), "dropped 1 annotation with no segmentation: id 1"),
+    "zero width": (annotation(bbox=[5, 5, 0, 9]),
+                   "dropped 1 annotation with a bbox of zero or negative size: id 1"),
+    "box not finite": (annotation(bbox=[5, 5, float("nan"), 9]), "with a bbox that is not "
+                                                                 "four finite numbers: id 1"),
+    "box outside": (annotation(bbox=[500, 5, 9, 9]),
+                    "dropped 1 annotation with a bbox outside the image: id 1"),
     "corners for sizes": (
         lambda c: [item.update(bbox=[30, 30, 60, 60], segmentation=[
             [30, 30, 60, 30, 60, 60, 30, 60]]) for item in c["annotations"][:3]],

@@ -22,7 +22,6 @@ from layers.masks import (
     assemble_masks,
     boxes_to_pixels,
     encode_masks,
-    iterate_masks,
 )
 
 
@@ -94,10 +93,7 @@ def test_ends_of_runs_are_exact(source, size):
 
 def test_a_few_at_a_time(device):
     scene = [tensor.to(device) for tensor in make_scene(0)]
-    parts = list(iterate_masks(*scene, 40, 50, chunk_size=7))
-    assert [len(part) for part in parts] == [7, 7, 7, 3]
-    whole = assemble_masks(*scene, 40, 50)
-    assert whole.dtype == torch.bool and torch.equal(torch.cat(parts), whole)
+    assert assemble_masks(*scene, 40, 50).dtype == torch.bool
     assert encode_masks(*scene, 40, 50, chunk_size=7) == encode_masks(*scene, 40, 50)
 
 
@@ -118,7 +114,7 @@ def test_boxes_in_pixels_lie_in_the_image():
 LARGE = """
 import json, re, sys
 import torch
-from layers.masks import encode_masks, iterate_masks
+from layers.masks import encode_masks
 
 def peak():
     # Not ru_maxrss, which begins with the peak of the process that started this one.
@@ -132,10 +128,7 @@ boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(100, 1)
 encode_masks(proto, coefficients, boxes, 20, 20)
 baseline = peak()
 sizes = [rle["size"] for rle in encode_masks(proto, coefficients, boxes, 3000, 4000)]
-encoded = peak()
-for masks in iterate_masks(proto, coefficients[:16], boxes[:16], 3000, 4000, chunk_size=4):
-    pass
-print(json.dumps({"n": len(sizes), "encode": encoded - baseline, "iterate": peak() - baseline}))
+print(json.dumps({"n": len(sizes), "encode": peak() - baseline}))
 """
 
 
@@ -146,16 +139,14 @@ def test_memory_for_a_large_image():
     peaks = json.loads(result.stdout.decode())
     assert peaks["n"] == 100
     assert peaks["encode"] < 256, peaks
-    assert peaks["iterate"] < 1024, peaks
 
 
 def test_faster_than_the_plain_way():
     scene = make_scene(0, count=60, side=138, prototypes=32)
 
     def plain():
-        for masks in iterate_masks(*scene, 480, 640):
-            for mask in masks.numpy():
-                pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        for mask in assemble_masks(*scene, 480, 640).numpy():
+            pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
     def cpu_seconds(work):
         times = []
