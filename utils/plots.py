@@ -13,7 +13,7 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tupl
 
 import numpy as np
 
-from utils.csv_table import ITERATION, Row
+from utils.run_folder import ITERATION, Row
 
 BLUE, GREEN, INK, MUTED, GRID = "#0072b2", "#009e73", "#1f2328", "#656d76", "#d8dee4"
 _COLORS = (BLUE, "#e69f00", GREEN, "#8a4f9e", "#d55e00", "#56b4e9", "#8c6d31", "#636363")
@@ -41,8 +41,8 @@ def draw_plots(training: Sequence[Row], results: Sequence[Row],
     """PNG files by name, without those for which there are no numbers.
 
     Args:
-        training: rows of training.csv.
-        results: rows of results.csv; stand in for the former where there are none.
+        training: `RunFolder.training()`.
+        results: `RunFolder.results()`; stand in for the former where there are none.
         classes: rows of per_class.csv.
         matrix: of `utils.inference.evaluation_record.count_confusions`, and the classes' names.
     """

@@ -19,9 +19,8 @@ import numpy as np
 
 from utils import plots
 from utils.cli import ArgumentParser, run_main
-from utils.csv_table import Row
 from utils.errors import UserError
-from utils.run_folder import ENVIRONMENT, REPORT, RunFolder, best_row, open_run_folder
+from utils.run_folder import ENVIRONMENT, REPORT, Row, RunFolder, best_row, open_run_folder
 
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
@@ -65,7 +64,7 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
         "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
-        "results": folder.results.rows(), "training": folder.training.rows(),
+        "results": folder.results(), "training": folder.training(),
         "evaluation": evaluation, "plots": {},
         "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode("utf-8")))),
         "matrix": read_matrix(_read(folder.file(MATRIX))),
