@@ -140,7 +140,7 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
     if training.validation is not None and done % training.validation.interval == 0:
-        with observer.stopped(done):
+        with observer.stopped():
             validate(training, done, record)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,

@@ -83,13 +83,19 @@ def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
     return (counts, names) if counts.shape == (len(names) + 1,) * 2 else None
 
 
-def worst_confusions(counts: np.ndarray, most: int = _MAX_PAIRS) -> List[Tuple[int, int, int]]:
-    """Row, column and count of the most frequent pairs of different classes, without background."""
-    wrong = counts[:-1, :-1].copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    return [(int(row), int(column), int(wrong[row, column]))
-            for row, column in zip(*np.unravel_index(order, wrong.shape)) if wrong[row, column]]
+def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
+    """Sums over a confusion matrix, and the most frequent pairs of different classes."""
+    objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
+    right = int(counts[:-1, :-1].trace())
+    wrong = counts[:-1, :-1] - np.diag(counts.diagonal()[:-1])
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]
+    return {
+        "sums": {"objects": objects, "found, of the right class": right,
+                 "found, of another class": found - right, "missed": objects - found,
+                 "false or double": int(counts[-1, :-1].sum())},
+        "worst": [(names[row], names[column], int(wrong[row, column]))
+                  for row, column in zip(*np.unravel_index(order, wrong.shape))
+                  if wrong[row, column]]}
 
 
 def _render(run: Dict[str, Any]) -> str:
@@ -99,25 +105,12 @@ def _render(run: Dict[str, Any]) -> str:
                               autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
-                               data_uri=_data_uri)
+                               data_uri=_data_uri, quoted=shlex.quote)
     rows = run["results"][-_MAX_ROWS:]
     return environment.get_template(TEMPLATE).render(
-        run, sections=_sections(run), facts=_facts(run), figures=_figures(run), rows=rows,
-        columns=_columns(rows), best=best_row(rows), commands=_commands(run),
-        confusions=None if run["matrix"] is None else _count_pairs(*run["matrix"]))
-
-
-def _sections(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
-    """Anchor and title of the sections for which there is something."""
-    return [(name, title) for name, title, has_content in (
-        ("training", "Training", run["results"] or run["training"]), ("scores", "Scores", True),
-        ("classes", "Classes", run["classes"]),
-        ("confusion", "Confusion matrix", run["matrix"] is not None),
-        ("pictures", "Validation images", run["images"]),
-        ("data", "Data", run["config"].get("data")),
-        ("configuration", "Configuration", run["config"]),
-        ("environment", "Environment", run["sessions"]), ("commands", "Commands", run["weights"]),
-    ) if has_content]
+        run, facts=_facts(run), figures=_figures(run), rows=rows, columns=_columns(rows),
+        best=best_row(rows),
+        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"]))
 
 
 def _facts(run: Mapping[str, Any]) -> List[str]:
@@ -160,38 +153,8 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
               if name.startswith("loss_") and any(row.get(name) for row in rows)]
     measured = losses + ["images_per_second", "box_mAP", "box_AP50", "mask_mAP", "mask_AP50",
                          "mask_AP75"]
-    columns: List[Tuple[str, str, Optional[int]]] = [
-        ("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)]
-    return columns + [(name, name.replace("_per_second", "/s").replace("_", " "), 2)
-                      for name in measured]
-
-
-def _count_pairs(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
-    objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
-    right = int(counts[:-1, :-1].trace())
-    return {
-        "sums": {"objects": objects, "found, of the right class": right,
-                 "found, of another class": found - right, "missed": objects - found,
-                 "false or double": int(counts[-1, :-1].sum())},
-        "worst": [(names[row], names[column], count)
-                  for row, column, count in worst_confusions(counts)]}
-
-
-def _commands(run: Mapping[str, Any]) -> str:
-    """Lines to copy; '' without weights."""
-    if not run["weights"]:
-        return ""
-    flags: Mapping[str, Any] = run["config"].get("flags") or {}
-    folder = shlex.quote(run["path"])
-    score = f"python eval.py --trained_model={folder}/weights/{run['weights'][0]}.pth"
-    lines = ["# find things in an image",
-             f"{score} --score_threshold=0.3 --image=in.jpg:out.png"]
-    if flags.get("data"):
-        lines += ["# score again", f"{score} --val_data={shlex.quote(str(flags['data']))} "
-                                   f"--run_folder={folder}"]
-    if flags:
-        lines += ["# train the same again", f"python train.py --rerun={folder}"]
-    return "\n".join(lines)
+    return [("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)] + [
+        (name, name.replace("_per_second", "/s").replace("_", " "), 2) for name in measured]
 
 
 def _plain(value: Any) -> str:

@@ -17,7 +17,7 @@ from utils.device import memory_reserved, synchronize
 from utils.distributed.failures import WatchedLoader
 from utils.engine.learner import Learner
 from utils.engine.records import Report, StepRecords
-from utils.progress import ProgressBar, StepPace, duration
+from utils.progress import ProgressBar, duration, step_parts
 
 
 class Mark(NamedTuple):
@@ -94,7 +94,7 @@ class Observer:
         self._first = self._last_line = self._clock.now()
         self._window = Mark(fps_start, self._first.seconds)
         self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=rank == 0)
-        self._pace = StepPace(start)
+        self._first_waited = 0.0
 
     @property
     def images_per_second(self) -> float:
@@ -115,8 +115,12 @@ class Observer:
                           learner.precision.used_scale)
         self._clock.steps += 1
         if self._bar.is_due:
-            self._bar.show(done, self._pace.parts(done, self._max_iter, self.watched.seconds,
-                                                  memory_reserved(self._device)))
+            now = self._clock.now()
+            waited = (self.watched.seconds - self._first_waited) / max(
+                now.steps - self._first.steps, 1)
+            self._bar.show(done, step_parts(
+                self._max_iter - done, now.seconds_per_step(self._first), waited,
+                memory_reserved(self._device)))
         if self._clock.steps == self._fps_start:
             synchronize(self._device)
             self._window = self._clock.now()
@@ -138,18 +142,16 @@ class Observer:
                   "loss_scale": report.scale}
         if done == self._start + 1:
             # It compiles and allocates, and says nothing of the others.
-            self._first = now
-            self._pace = StepPace(done, self.watched.seconds)
+            self._first, self._first_waited = now, self.watched.seconds
         return Progress([line] + [step.sentence() for step in report.skipped], values, report)
 
     @contextlib.contextmanager
-    def stopped(self, done: int) -> Iterator[None]:
+    def stopped(self) -> Iterator[None]:
         """Leave out the time spent inside."""
         self._bar.clear()
         synchronize(self._device)
         with self._clock.paused():
             yield
-        self._pace.restart(done, self.watched.seconds)
 
     def finish(self) -> str:
         """Remove the bar; returns a sentence about the waits for data."""

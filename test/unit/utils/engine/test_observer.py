@@ -64,7 +64,7 @@ def observe(monkeypatch, seconds, fps_start=1, pauses=()):
         watch.step(done, {"B": torch.tensor(1.5)}, [batch], learner)
         values.append(watch.progress(done, 0.1))
         if done in pauses:
-            with watch.stopped(done):
+            with watch.stopped():
                 time.now += 1000
     return watch, values
 
