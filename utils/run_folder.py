@@ -27,7 +27,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO
 
 import yaml
 
@@ -116,15 +116,13 @@ class RunFolder:
         sessions: List[Any] = self.read(ENVIRONMENT).get("sessions", [])
         self.write(ENVIRONMENT, {"sessions": sessions + [dict(session)]})
 
-    def log_records(self) -> List[Dict[str, Any]]:
+    def log_records(self) -> Iterator[Dict[str, Any]]:
         """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
-        records = []
         with contextlib.suppress(FileNotFoundError), open(
                 self.file(LOG), encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 with contextlib.suppress(ValueError):  # cut off by a crash
-                    records.append(json.loads(line))
-        return records
+                    yield json.loads(line)
 
     def training(self) -> List[Row]:
         """A row for each log line, with columns of results.csv."""
@@ -163,13 +161,12 @@ class RunFolder:
 
     def go_on_from(self, iteration: int) -> None:
         """Take back what the log and the results say of later iterations: they are made again."""
-        records, rows = self.log_records(), self.results()
-        if records:
-            lines = [json.dumps(record) + "\n" for record in records
+        if os.path.exists(self.file(LOG)):
+            lines = [json.dumps(record) + "\n" for record in self.log_records()
                      if record.get(ITERATION, 0) <= iteration]
             self.write_bytes(LOG, "".join(lines).encode("utf-8"))
-        if rows:
-            self._write_results([row for row in rows if int(row[ITERATION]) <= iteration])
+        if os.path.exists(self.file(RESULTS)):
+            self._write_results([row for row in self.results() if int(row[ITERATION]) <= iteration])
 
     def keep_weights(self, path: str, name: str) -> None:
         """Make `best` or `last` the weights at `path`, with their state; a hard link if it works.

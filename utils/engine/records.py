@@ -1,4 +1,7 @@
-"""The best validation of a training so far, which decides on `best.pth` and on stopping early."""
+"""What a training remembers: the last steps' losses, the steps skipped, the best validation.
+
+The last decides on `best.pth` and on stopping early. All of it is in a checkpoint's state.
+"""
 
 from __future__ import annotations
 

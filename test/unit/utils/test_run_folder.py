@@ -264,7 +264,7 @@ def test_a_resumed_run_takes_back_what_it_makes_again(folder):
     assert [row["iteration"] for row in folder.training()] == ["10", "20", "30"]
     folder.go_on_from(5)
     assert folder.results() == [] == folder.training()
-    assert folder.log_records() == [{"type": "session"}]
+    assert list(folder.log_records()) == [{"type": "session"}]
 
 
 @pytest.mark.parametrize("torn", [
