@@ -203,8 +203,9 @@ def drawable(names: Sequence[str]) -> Tuple[List[str], str]:
              for name in names]
     needed = set(map(ord, "".join(plain)))
     installed = {entry.name for entry in fontManager.ttflist}
-    letters = {font: needed.intersection(get_font(findfont(FontProperties([font]))).get_charmap())
-               for font in _FONTS if font in installed}
+    files = {font: findfont(FontProperties(family=[font])) for font in _FONTS if font in installed}
+    letters = {font: needed.intersection(get_font(path).get_charmap())
+               for font, path in files.items()}
     font = max(letters, key=lambda name: len(letters[name]))
     texts = []
     for number, name in enumerate(plain, 1):

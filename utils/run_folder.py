@@ -276,10 +276,8 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
 
 def launch_id(environ: Mapping[str, str]) -> str:
     """A name for this run that no other has, the same in each attempt of a launch."""
-    launch = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
-    if all(launch):
-        return "launch-{}-{}".format(*launch)
-    return f"{time.time_ns():x}-{os.getpid():x}"
+    began, port = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
+    return f"launch-{began}-{port}" if began and port else f"{time.time_ns():x}-{os.getpid():x}"
 
 
 def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:

@@ -90,8 +90,8 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
     before, images, lines = folder.read(SUMMARY), len(evaluation.evaluator), []
     if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
             images < before["images"] or (evaluation.settings and not before.get("settings"))):
-        kind = "{} images{}".format(before["images"], "" if before.get("settings")
-                                    else " with the default settings")
+        settings = "" if before.get("settings") else " with the default settings"
+        kind = f"{before['images']} images{settings}"
         if choice == AUTO:
             return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
                     f"--run_folder={folder.path} replaces it"]

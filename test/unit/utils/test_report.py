@@ -128,6 +128,15 @@ def test_commands_to_copy(folder):
         assert line in page.text
 
 
+def test_a_folder_of_before_there_was_a_log(folder):
+    """It had training.csv; what results.csv says is drawn."""
+    pytest.importorskip("matplotlib")
+    os.rename(folder.file("log.jsonl"), folder.file("training.csv"))
+    page = built(folder)
+    assert len(page.all("img")) == 4 + 2  # no learning rates
+    assert "iteration 300 of 300" in page.text
+
+
 def test_settings_that_are_not_the_default_are_told(folder):
     evaluation = folder.read(report.SUMMARY)
     folder.write(report.SUMMARY, dict(evaluation, settings={"score_threshold": 0.3}))
