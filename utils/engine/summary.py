@@ -31,17 +31,45 @@ SCORE_THRESHOLD = 0.3
 """Of the command that draws an image: what a person wants to see."""
 
 
-def _line(label: str, text: str) -> str:
-    """`label : text` in the layout of the start and the end."""
-    return f"{label:<13}: {text}"
+def start_lines(training: Training, start: int, strict: bool) -> List[str]:
+    """What is about to happen. The lines up to `learning rate` are also read by programs.
+
+    Args:
+        training: built.
+        start: iteration that it goes on from.
+        strict: findings of the data check are errors.
+    """
+    config, loader, dataset = training.config, training.loader, training.dataset
+    validated = None if training.validation is None else training.validation.evaluation.dataset
+    size, max_iter = loader.epoch_size, training.schedule.max_iter
+    cards, parts = training.processes.world_size, training.sharing.micro_batches
+    model = training.learner.model
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [describe(training.learner.device)] + dataset.report.sentences()
+    lines += quick_check(dataset, validated, config, strict)
+    lines += data_table([("train", _counts(dataset))]
+                        + ([] if validated is None else [("val", _counts(validated))]))
+    lines.append(f"{config.name}: {config.num_classes - 1} classes, {parameters} parameters, "
+                 f"input {config.max_size} x {config.max_size}")
+    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {cards} card{_s(cards)}"
+                 f"{f' x {parts} parts' if parts > 1 else ''}, {size} iterations an epoch; "
+                 f"iterations {start} to {max_iter} ({max_iter / size:.1f} epochs), learning rate "
+                 f"{training.schedule.base_lr:g}, precision {training.learner.precision.name}")
+    batch_norm = "frozen" if model.bn_frozen else "over all cards" if any(
+        isinstance(module, SyncBatchNorm2d) for module in model.modules()) else "trained"
+    lines.append(_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
+                                     f"batch norm {batch_norm}"))
+    lines.append(_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
+                                    f"{_count(parts, 'part')} = {training.images_per_step} images"))
+    options = ", ".join(_options(training))
+    return lines + schedule_lines(training) + ([_line("Turned on", options)] if options else [])
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{_s(number)}"
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"
+def _counts(dataset: CocoDataset) -> Dict[str, int]:
+    report = dataset.report
+    return {"images": len(dataset), "objects": report.objects, "classes": len(dataset.categories),
+            "empty": report.empty_images, "crowds": report.crowds, "dropped": report.dropped}
 
 
 def data_table(splits: Sequence[Tuple[str, Dict[str, int]]]) -> List[str]:
@@ -98,71 +126,22 @@ def _rate(training: Training) -> str:
         f"{text}, x {rate.gamma:g} at iteration{_s(len(steps))} {', '.join(steps)}")
 
 
-def start_lines(training: Training, start: int, strict: bool) -> List[str]:
-    """What is about to happen. The lines up to `learning rate` are also read by programs.
-
-    Args:
-        training: built.
-        start: iteration that it goes on from.
-        strict: findings of the data check are errors.
-    """
-    config, loader, dataset = training.config, training.loader, training.dataset
-    validated = None if training.validation is None else training.validation.evaluation.dataset
-    size, max_iter = loader.epoch_size, training.schedule.max_iter
-    cards, parts = training.processes.world_size, training.sharing.micro_batches
-    model = training.learner.model
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [describe(training.learner.device)] + dataset.report.sentences()
-    lines += quick_check(dataset, validated, config, strict)
-    lines += data_table([("train", _counts(dataset))]
-                        + ([] if validated is None else [("val", _counts(validated))]))
-    lines.append(f"{config.name}: {config.num_classes - 1} classes, {parameters} parameters, "
-                 f"input {config.max_size} x {config.max_size}")
-    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {cards} card{_s(cards)}"
-                 f"{f' x {parts} parts' if parts > 1 else ''}, {size} iterations an epoch; "
-                 f"iterations {start} to {max_iter} ({max_iter / size:.1f} epochs), learning rate "
-                 f"{training.schedule.base_lr:g}, precision {training.learner.precision.name}")
-    batch_norm = "frozen" if model.bn_frozen else "over all cards" if any(
-        isinstance(module, SyncBatchNorm2d) for module in model.modules()) else "trained"
-    lines.append(_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
-                                          f"batch norm {batch_norm}"))
-    lines.append(_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
-                                         f"{_count(parts, 'part')} = {training.images_per_step} "
-                                         "images"))
-    options = ", ".join(f"{name} {value}".strip() for name, value in _options(training).items())
-    return lines + schedule_lines(training) + (
-        [_line("Turned on", options)] if options else [])
-
-
-def _counts(dataset: CocoDataset) -> Dict[str, int]:
-    report = dataset.report
-    return {"images": len(dataset), "objects": report.objects, "classes": len(dataset.categories),
-            "empty": report.empty_images, "crowds": report.crowds, "dropped": report.dropped}
-
-
-def _options(training: Training) -> Dict[str, str]:
+def _options(training: Training) -> List[str]:
     """Training options that are turned on, with what they are set to."""
-    config, found = training.config, {}
-    if config.ema_decay:
-        found["moving average of the weights"] = f"(decay {config.ema_decay:g})"
-    if config.clip_grad_norm:
-        found["gradient norm up to"] = f"{config.clip_grad_norm:g}"
-    if config.early_stopping:
-        found["early stopping after"] = f"{config.early_stopping} validations"
-    if config.freeze != NOT_FROZEN:
-        found["frozen"] = config.freeze if not config.freeze.isdigit() else (
-            f"stem and {config.freeze} stages")
-    if config.multi_scale:
-        found["input sides"] = (f"{' '.join(map(str, config.multi_scale))} px, a new one every "
-                                f"{config.multi_scale_interval} iterations")
-    if config.class_weights:
-        weights = config.class_weights
-        found["class weights"] = weights if isinstance(weights, str) else " ".join(
-            f"{name}={factor:g}" for name, factor in weights)
-    if training.learner.criterion.row_losses is not cross_entropy:
-        found["fused loss"] = ""
-    return found
+    config, weights = training.config, training.config.class_weights
+    frozen = f"stem and {config.freeze} stages" if config.freeze.isdigit() else config.freeze
+    if weights and not isinstance(weights, str):
+        weights = " ".join(f"{name}={factor:g}" for name, factor in weights)
+    options = (
+        (config.ema_decay, f"moving average of the weights (decay {config.ema_decay:g})"),
+        (config.clip_grad_norm, f"gradient norm up to {config.clip_grad_norm:g}"),
+        (config.early_stopping, f"early stopping after {config.early_stopping} validations"),
+        (config.freeze != NOT_FROZEN, f"frozen {frozen}"),
+        (config.multi_scale, f"input sides {' '.join(map(str, config.multi_scale))} px, a new one "
+                             f"every {config.multi_scale_interval} iterations"),
+        (weights, f"class weights {weights}"),
+        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"))
+    return [text for is_on, text in options if is_on]
 
 
 def end_lines(training: Training, done: int, seconds: float, images_per_second: float,
@@ -195,6 +174,14 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
     place = _best_weights(training, run_folder) or "whose weights were not kept (--save_interval)"
     return lines + [_line("Best mAP", f"{score} (segmentation) at iteration {best.iteration}, "
                                       f"{place}")]
+
+
+def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str]:
+    """Weights of the best validation; None where there was none, or they were not kept."""
+    places = [training.saver.path(training.best.iteration)] if training.best.iteration else []
+    if places and run_folder is not None:
+        places.insert(0, os.path.join(run_folder, "weights", "best.pth"))
+    return next((place for place in places if os.path.exists(place)), None)
 
 
 def next_lines(args: argparse.Namespace, training: Training, done: int, path: Optional[str],
@@ -243,14 +230,6 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
         "  " + " ".join(map(shlex.quote, words)) for words in commands.values()]
 
 
-def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str]:
-    """Weights of the best validation; None where there was none, or they were not kept."""
-    places = [training.saver.path(training.best.iteration)] if training.best.iteration else []
-    if places and run_folder is not None:
-        places.insert(0, os.path.join(run_folder, "weights", "best.pth"))
-    return next((place for place in places if os.path.exists(place)), None)
-
-
 def _images_to_score(args: argparse.Namespace, training: Training) -> List[str]:
     """Where eval.py finds them: validation images if there are some, else those of training."""
     if args.valid_images is not None:
@@ -297,3 +276,16 @@ def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> Li
     launcher = (["torch.distributed.run"] if importlib.util.find_spec("torch.distributed.run")
                 else ["torch.distributed.launch", "--use_env"])
     return [words[0], "-m", *launcher, f"--nproc_per_node={here}", *hosts, words[1]]
+
+
+def _line(label: str, text: str) -> str:
+    """`label : text` in the layout of the start and the end."""
+    return f"{label:<13}: {text}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{_s(number)}"
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
