@@ -35,18 +35,18 @@ def is_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_plots(training: Sequence[Row], results: Sequence[Row],
+def draw_plots(steps: Sequence[Row], results: Sequence[Row],
                classes: Sequence[Mapping[str, str]],
                matrix: Optional[Tuple[np.ndarray, List[str]]]) -> Dict[str, bytes]:
     """PNG files by name, without those for which there are no numbers.
 
     Args:
-        training: `RunFolder.training()`.
-        results: `RunFolder.results()`; stand in for the former where there are none.
+        steps: rows of the log lines.
+        results: rows of results.csv.
         classes: rows of per_class.csv.
         matrix: of `utils.inference.evaluation_record.count_confusions`, and the classes' names.
     """
-    drawn = dict(_draw_curves(training or results, results), class_ap=draw_class_bars(classes))
+    drawn = dict(_draw_curves(steps, results), class_ap=draw_class_bars(classes))
     if matrix is not None:
         drawn["confusion_matrix"] = draw_confusion(*matrix)
     return {name: png for name, png in drawn.items() if png is not None}

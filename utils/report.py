@@ -20,7 +20,16 @@ import numpy as np
 from utils import plots
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
-from utils.run_folder import ENVIRONMENT, REPORT, Row, RunFolder, best_row, open_run_folder
+from utils.run_folder import (
+    ENVIRONMENT,
+    ITERATION,
+    REPORT,
+    TOTAL,
+    Row,
+    RunFolder,
+    best_row,
+    open_run_folder,
+)
 
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
@@ -39,8 +48,7 @@ def build_report(folder: RunFolder) -> List[str]:
     run = read_run(folder)
     lines = []
     if plots.is_available():
-        run["plots"] = plots.draw_plots(run["training"], run["results"], run["classes"],
-                                        run["matrix"])
+        run["plots"] = plots.draw_plots(run["steps"], run["results"], run["classes"], run["matrix"])
         for name, png in run["plots"].items():
             folder.write_bytes(os.path.join("plots", name + ".png"), png)
     else:
@@ -58,14 +66,14 @@ def _missing(package: str, what: str, folder: RunFolder) -> str:
 
 def read_run(folder: RunFolder) -> Dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
-    evaluation = folder.read(SUMMARY)
+    evaluation, results = folder.read(SUMMARY), folder.results()
     shown = evaluation.get("pictures", {}).get("shown", [])
     images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown]
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
         "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
-        "results": folder.results(), "training": folder.training(),
-        "evaluation": evaluation, "plots": {},
+        "steps": folder.training() or results,  # there was no log in earlier versions
+        "results": results, "evaluation": evaluation, "plots": {},
         "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode("utf-8")))),
         "matrix": read_matrix(_read(folder.file(MATRIX))),
         "images": [(item, jpeg) for item, jpeg in images if jpeg],
@@ -116,9 +124,8 @@ def _render(run: Dict[str, Any]) -> str:
 def _facts(run: Mapping[str, Any]) -> List[str]:
     """What stands below the title."""
     facts = [run["config"].get("config")]
-    rows = run["training"] or run["results"]
-    if rows:
-        done, last = int(rows[-1]["iteration"]), run["config"].get("run", {}).get("max_iter")
+    if run["steps"]:
+        done, last = int(run["steps"][-1][ITERATION]), run["config"].get("run", {}).get("max_iter")
         end = "trained to the end: " if last is not None and done >= last else ""
         facts.append(f"{end}iteration {done}" + ("" if last is None else f" of {last}"))
     elif not run["evaluation"]:
@@ -134,13 +141,13 @@ def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
     if best is not None:
         figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
                    (_decimals(best["box_mAP"]) or "n/a", "box mAP there"),
-                   (best["iteration"], "iteration of the best")]
+                   (best[ITERATION], "iteration of the best")]
     elif evaluation:
         figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
                    for kind in ("mask", "box")]
-    for column, name, digits in (("loss_total", "loss, mean of 100 steps", 3),
+    for column, name, digits in ((TOTAL, "loss, mean of 100 steps", 3),
                                  ("images_per_second", "images/s in training", 2)):
-        values = [row[column] for row in run["training"] or run["results"] if row.get(column)]
+        values = [row[column] for row in run["steps"] if row.get(column)]
         if values:
             figures.append((_decimals(values[-1], digits), name))
     names = run["config"].get("run", {}).get("class_names")
