@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, write_pair
@@ -148,30 +148,33 @@ class RunRecord:
         Returns:
             A line for the user, if something went wrong.
         """
-        folder = self._folder
-        if folder is None:
-            return []
-        report = folder.file(REPORT)
-        try:
+        def draw(folder: RunFolder) -> List[str]:
             if is_best:
                 write_evaluation(folder, evaluation)
+            report = folder.file(REPORT)
             if not os.path.exists(report) or (
                     time.time() - os.path.getmtime(report) > REPORT_SECONDS):
                 build_report(folder)
-        except Exception as error:  # an image is no reason to lose a training
-            return [_trouble(folder, error)]
-        return []
+            return []
+
+        return self._drawn(draw)
 
     def finish(self) -> List[str]:
         """Close the logs and draw the report; returns lines for the user."""
         for file in self._logs + self._boards:
             file.close()
+        return self._drawn(build_report)
+
+    def _drawn(self, draw: Callable[[RunFolder], List[str]]) -> List[str]:
+        """What `draw` has to say, or why it failed: an image is no reason to lose a training."""
         if self._folder is None:
             return []
         try:
-            return build_report(self._folder)
-        except Exception as error:  # the training itself has gone well
-            return [_trouble(self._folder, error)]
+            return draw(self._folder)
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return [f"The report is not complete ({kind}{' '.join(str(error).split())}); 'python "
+                    f"-m utils.report {self._folder.path}' draws it again"]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
@@ -210,12 +213,6 @@ def _open_board(folder: str, start: int) -> Any:
     except AttributeError as error:  # old PyTorch beside a new setuptools
         raise ImportError(str(error)) from error
     return SummaryWriter(folder, purge_step=start + 1 if start else None)
-
-
-def _trouble(folder: RunFolder, error: Exception) -> str:
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return (f"The report is not complete ({' '.join(text.split())}); 'python -m utils.report "
-            f"{folder.path}' draws it again")
 
 
 def open_record(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
