@@ -41,7 +41,7 @@ from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import find_restart
 from utils.engine.setup import Training, build_training
-from utils.engine.summary import Commands, build_commands, end_lines, start_lines
+from utils.engine.summary import end_lines, next_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.inference.evaluation_record import ScoredEvaluation
@@ -106,6 +106,10 @@ class Outcome(NamedTuple):
     problem: Optional[UserError]
     """What ended it: an image that cannot be read, a loader process that was killed."""
 
+    def finished(self, training: Training) -> bool:
+        """Whether it came to its end, or to a good one before."""
+        return self.done >= training.schedule.max_iter or self.stopped_early
+
 
 def training_loop(training: Training, start: int, stop: StopRequest, observer: Observer,
                   record: RunRecord) -> Outcome:
@@ -152,7 +156,7 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
     if training.validation is not None and done % training.validation.interval == 0:
-        with observer.stopped(done):
+        with observer.stopped():
             validate(training, done, record)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,
@@ -233,11 +237,13 @@ def announce(training: Training, start: int, strict: bool) -> None:
     raise_together(problem, training.processes, training.learner.device)
 
 
-def finish(training: Training, outcome: Outcome, observer: Observer, record: RunRecord,
-           commands: Commands, stop: StopRequest, seconds: float) -> int:
-    """Save what was trained, say what came out of it; returns the exit code."""
-    finished = outcome.done >= training.schedule.max_iter or outcome.stopped_early
-    path = None
+def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[str]:
+    """Save what was trained and draw the report; returns the weights' path, if any were saved.
+
+    Raises:
+        UserError: what ended the training.
+    """
+    path, finished = None, outcome.finished(training)
     if finished or training.saver.plan.on_interrupt:
         path = save(training, outcome.done, record, interrupt=not finished)
     if finished:
@@ -247,17 +253,7 @@ def finish(training: Training, outcome: Outcome, observer: Observer, record: Run
     if outcome.problem is not None:
         raise UserError(str(outcome.problem) + ("" if path is None else (
             f"; then --resume=interrupt goes on from iteration {outcome.done}")))
-    if training.processes.is_main:
-        print_lines(end_lines(training, outcome.done, outcome.stopped_early, finished, seconds,
-                              observer.images_per_second, path, commands, record.path))
-    if not finished:
-        saved = training.saver.plan.enabled and training.saver.plan.on_interrupt
-        print(f"Stopped by {stop.signal_name or 'another process'} at iteration {outcome.done}"
-              + ("; --resume=interrupt goes on from there" if saved else ""), flush=True)
-        return 130
-    if path is not None:
-        print(f"Final weights : {path}", flush=True)
-    return 0
+    return path
 
 
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
@@ -282,8 +278,19 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
             raise
         if outcome.problem is not None and outcome.done == start:
             raise outcome.problem
-        return finish(training, outcome, observer, record, build_commands(args, training), stop,
-                      time.monotonic() - began)
+        path = finish(training, outcome, record)
+        if processes.is_main:
+            print_lines(end_lines(training, outcome.done, time.monotonic() - began,
+                                  observer.images_per_second, record.path)
+                        + next_lines(args, training, outcome.done, path, record.path))
+        if outcome.finished(training):
+            print_lines([] if path is None else [f"Final weights : {path}"])
+            return 0
+        saved = training.saver.plan.enabled and training.saver.plan.on_interrupt
+        print_lines([f"Stopped by {stop.signal_name or 'another process'} at iteration "
+                     f"{outcome.done}"
+                     + ("; --resume=interrupt goes on from there" if saved else "")])
+        return 130
 
 
 def build_observer(args: argparse.Namespace, training: Training, start: int) -> Observer:

@@ -6,14 +6,14 @@ state of the process changes.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import io
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+import itertools
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from utils.csv_table import ITERATION, Row
+from utils.run_folder import ITERATION, TOTAL, Row
 
 BLUE, GREEN, INK, MUTED, GRID = "#0072b2", "#009e73", "#1f2328", "#656d76", "#d8dee4"
 _COLORS = (BLUE, "#e69f00", GREEN, "#8a4f9e", "#d55e00", "#56b4e9", "#8c6d31", "#636363")
@@ -35,36 +35,44 @@ def is_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_plots(training: Sequence[Row], results: Sequence[Row],
+def draw_plots(steps: Sequence[Row], results: Sequence[Row],
                classes: Sequence[Mapping[str, str]],
                matrix: Optional[Tuple[np.ndarray, List[str]]]) -> Dict[str, bytes]:
     """PNG files by name, without those for which there are no numbers.
 
     Args:
-        training: rows of training.csv.
-        results: rows of results.csv; stand in for the former where there are none.
+        steps: rows of the log lines.
+        results: rows of results.csv.
         classes: rows of per_class.csv.
         matrix: of `utils.inference.evaluation_record.count_confusions`, and the classes' names.
     """
-    drawn = dict(_draw_curves(training or results, results), class_ap=draw_class_bars(classes))
+    drawn = dict(_draw_curves(steps, results), class_ap=draw_class_bars(classes))
     if matrix is not None:
         drawn["confusion_matrix"] = draw_confusion(*matrix)
     return {name: png for name, png in drawn.items() if png is not None}
 
 
+class _Line(NamedTuple):
+    """A curve of a plot."""
+
+    points: np.ndarray
+    """Iteration and value, `[n, 2]`."""
+    color: str
+    dashes: str = "-"
+
+
 def _draw_curves(steps: Sequence[Row], results: Sequence[Row]) -> Dict[str, Optional[bytes]]:
     names = [name for name in (steps[-1] if steps else {}) if name.startswith("loss_")]
-    losses = {name[len("loss_"):]: (color, "-") for name, color in zip(
-        names, _COLORS * (1 + len(names) // len(_COLORS)))}
-    losses["total"] = (INK, "-")
-    scores = {name: points(results, name) for name in _SCORES}
+    losses = {name[len("loss_"):]: _Line(points(steps, name), color)
+              for name, color in zip(names, itertools.cycle(_COLORS))}
+    losses["total"] = _Line(points(steps, TOTAL), INK)
+    scores = {name: _Line(points(results, name), color, dashes)
+              for name, (color, dashes) in _SCORES.items()}
     return {
-        "losses": _draw_lines("Losses", "mean of 100 steps", losses, {
-            name: points(steps, "loss_" + name) for name in losses}, may_be_log=True),
-        "learning_rate": _draw_lines("Learning rate", "", {"lr": (BLUE, "-")},
-                                     {"lr": points(steps, "lr")}),
+        "losses": _draw_lines("Losses", "mean of 100 steps", losses, may_be_log=True),
+        "learning_rate": _draw_lines("Learning rate", "", {"lr": _Line(points(steps, "lr"), BLUE)}),
         "average_precision": _draw_lines("Average precision on validation images", "percent",
-                                         _SCORES, scores, mark=scores["mask_mAP"])}
+                                         scores, best_of="mask_mAP")}
 
 
 def points(rows: Sequence[Row], column: str) -> np.ndarray:
@@ -73,27 +81,24 @@ def points(rows: Sequence[Row], column: str) -> np.ndarray:
                      if row.get(column)]).reshape(-1, 2)
 
 
-def _draw_lines(title: str, unit: str, styles: Mapping[str, Tuple[str, str]],
-                lines: Mapping[str, np.ndarray], may_be_log: bool = False,
-                mark: Optional[np.ndarray] = None) -> Optional[bytes]:
-    """A curve for each line that has points; the highest point of `mark`, `[n, 2]`, is named."""
-    drawn = [line for line in lines.values() if len(line)]
-    if not drawn:
+def _draw_lines(title: str, unit: str, lines: Mapping[str, _Line], may_be_log: bool = False,
+                best_of: str = "") -> Optional[bytes]:
+    """A curve for each line that has points; the highest point of the line `best_of` is named."""
+    lines = {name: line for name, line in lines.items() if len(line.points)}
+    if not lines:
         return None
     figure, axes = _new_figure(*_SIZE)
     for name, line in lines.items():
-        if len(line):
-            color, dashes = styles[name]
-            axes.plot(line[:, 0], line[:, 1], dashes, color=color, label=name.replace("_", " "),
-                      linewidth=1.8 if name == "total" else 1.4,
-                      marker="o" if len(line) <= 40 else "", markersize=3.5)
-    values = np.concatenate(drawn)[:, 1]
+        axes.plot(line.points[:, 0], line.points[:, 1], line.dashes, color=line.color,
+                  label=name.replace("_", " "), linewidth=1.8 if name == "total" else 1.4,
+                  marker="o" if len(line.points) <= 40 else "", markersize=3.5)
+    values = np.concatenate([line.points for line in lines.values()])[:, 1]
     if may_be_log and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
     else:
         axes.set_ylim(min(0.0, values.min()), 1.15 * max(values.max(), 1e-6))
-    if mark is not None and len(mark):
-        best = max(mark, key=lambda point: point[1])
+    if best_of in lines:
+        best = max(lines[best_of].points, key=lambda point: point[1])
         axes.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
         axes.annotate(f"best {best[1]:.2f}", best, xytext=(0, -16 if best[1] > 0.12 * values.max()
                                                            else 9),
@@ -101,7 +106,7 @@ def _draw_lines(title: str, unit: str, styles: Mapping[str, Tuple[str, str]],
     _style(axes, title, "iteration", unit)
     axes.margins(x=0.03)
     _label_iterations(axes)
-    if len(drawn) > 1:
+    if len(lines) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=6, fontsize=8.5,
                     frameon=False, labelcolor=INK)
     return _to_png(figure)
@@ -192,29 +197,23 @@ def drawable(names: Sequence[str]) -> Tuple[List[str], str]:
     The font is the first installed one that has the most of the letters; a name with letters that
     it lacks is shown by its number.
     """
-    from matplotlib import font_manager
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     plain = [" ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
              for name in names]
-    needed = {ord(letter) for name in plain for letter in name}
-    installed = {entry.name for entry in font_manager.fontManager.ttflist}
-    font = max((name for name in _FONTS if name in installed or name == _FONTS[0]),
-               key=lambda name: len(needed & _letters_of(name)))
+    needed = set(map(ord, "".join(plain)))
+    installed = {entry.name for entry in fontManager.ttflist}
+    files = {font: findfont(FontProperties(family=[font])) for font in _FONTS if font in installed}
+    letters = {font: needed.intersection(get_font(path).get_charmap())
+               for font, path in files.items()}
+    font = max(letters, key=lambda name: len(letters[name]))
     texts = []
     for number, name in enumerate(plain, 1):
-        if not name or not {ord(letter) for letter in name} <= _letters_of(font):
+        if not name or not letters[font].issuperset(map(ord, name)):
             name = f"class {number}"
         shown = name if len(name) <= _MAX_NAME else name[:_MAX_NAME - 2] + ".."
         texts.append(shown.replace("$", r"\$"))  # else a pair of them is a formula
     return texts, font
-
-
-@functools.lru_cache(maxsize=None)
-def _letters_of(font: str) -> FrozenSet[int]:
-    from matplotlib import font_manager
-
-    path = font_manager.findfont(font_manager.FontProperties(family=[font]))
-    return frozenset(font_manager.get_font(path).get_charmap())
 
 
 def _new_figure(width: float, height: float) -> Tuple[Any, Any]:

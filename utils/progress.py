@@ -72,46 +72,6 @@ class ProgressBar:
         self._stream.flush()
 
 
-class StepPace:
-    """Mean seconds of a step and of its wait for data, from one drawing to the next.
-
-    Older drawings count less and less: the means follow a change and do not jump.
-    """
-
-    KEPT = 0.7
-
-    def __init__(self, start: int = 0, waited: float = 0.0,
-                 clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._mean_step, self._mean_data = 0.0, 0.0
-        self.restart(start, waited)
-
-    def restart(self, done: int, waited: float) -> None:
-        """Leave out the time until now, e.g. of a validation."""
-        self._last = (self._clock(), done, waited)
-
-    def parts(self, done: int, total: int, waited: float, memory: int) -> List[str]:
-        """What a training line says behind its count.
-
-        `waited` are seconds spent waiting for data since the start, `memory` bytes reserved on the
-        device (0 leaves them out).
-        """
-        now, (before, steps, waited_before) = self._clock(), self._last
-        if done > steps:
-            step = (now - before) / (done - steps)
-            data = (waited - waited_before) / (done - steps)
-            kept = self.KEPT if self._mean_step else 0.0
-            self._mean_step = kept * self._mean_step + (1 - kept) * step
-            self._mean_data = kept * self._mean_data + (1 - kept) * data
-            self._last = (now, done, waited)
-        if not self._mean_step:
-            return []
-        shown = [f"ETA {duration((total - done) * self._mean_step)}",
-                 f"data {short_seconds(self._mean_data)} + compute "
-                 f"{short_seconds(max(self._mean_step - self._mean_data, 0.0))}"]
-        return shown + [f"{memory / 2 ** 30:.1f} GiB"] if memory else shown
-
-
 def compose(done: int, total: int, parts: Sequence[str], columns: int) -> str:
     """One line of less than `columns` characters."""
     count = f"{done}" if not total else f"{done} / {total} ({100 * done / total:.1f}%)"
@@ -139,6 +99,22 @@ def duration(seconds: float) -> str:
 def short_seconds(seconds: float) -> str:
     """`1.25 s` or `125 ms`."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def step_parts(left: int, step: float, data: float, memory: int) -> List[str]:
+    """What a line of training steps says behind its count.
+
+    Args:
+        left: steps.
+        step: mean seconds of one; 0 where none was measured says nothing.
+        data: of these, waiting for data.
+        memory: bytes reserved on the device; 0 leaves them out.
+    """
+    if not step:
+        return []
+    shown = [f"ETA {duration(left * step)}",
+             f"data {short_seconds(data)} + compute {short_seconds(max(step - data, 0.0))}"]
+    return shown + [f"{memory / 2 ** 30:.1f} GiB"] if memory else shown
 
 
 def image_parts(left: int, images_per_second: float) -> List[str]:

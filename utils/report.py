@@ -19,9 +19,17 @@ import numpy as np
 
 from utils import plots
 from utils.cli import ArgumentParser, run_main
-from utils.csv_table import Row
 from utils.errors import UserError
-from utils.run_folder import ENVIRONMENT, REPORT, RunFolder, best_row, open_run_folder
+from utils.run_folder import (
+    ENVIRONMENT,
+    ITERATION,
+    REPORT,
+    TOTAL,
+    Row,
+    RunFolder,
+    best_row,
+    open_run_folder,
+)
 
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
@@ -40,8 +48,7 @@ def build_report(folder: RunFolder) -> List[str]:
     run = read_run(folder)
     lines = []
     if plots.is_available():
-        run["plots"] = plots.draw_plots(run["training"], run["results"], run["classes"],
-                                        run["matrix"])
+        run["plots"] = plots.draw_plots(run["steps"], run["results"], run["classes"], run["matrix"])
         for name, png in run["plots"].items():
             folder.write_bytes(os.path.join("plots", name + ".png"), png)
     else:
@@ -59,14 +66,14 @@ def _missing(package: str, what: str, folder: RunFolder) -> str:
 
 def read_run(folder: RunFolder) -> Dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
-    evaluation = folder.read(SUMMARY)
+    evaluation, results = folder.read(SUMMARY), folder.results()
     shown = evaluation.get("pictures", {}).get("shown", [])
     images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown]
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
         "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
-        "results": folder.results.rows(), "training": folder.training.rows(),
-        "evaluation": evaluation, "plots": {},
+        "steps": folder.training() or results,  # there was no log in earlier versions
+        "results": results, "evaluation": evaluation, "plots": {},
         "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode("utf-8")))),
         "matrix": read_matrix(_read(folder.file(MATRIX))),
         "images": [(item, jpeg) for item, jpeg in images if jpeg],
@@ -84,13 +91,19 @@ def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
     return (counts, names) if counts.shape == (len(names) + 1,) * 2 else None
 
 
-def worst_confusions(counts: np.ndarray, most: int = _MAX_PAIRS) -> List[Tuple[int, int, int]]:
-    """Row, column and count of the most frequent pairs of different classes, without background."""
-    wrong = counts[:-1, :-1].copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    return [(int(row), int(column), int(wrong[row, column]))
-            for row, column in zip(*np.unravel_index(order, wrong.shape)) if wrong[row, column]]
+def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
+    """Sums over a confusion matrix, and the most frequent pairs of different classes."""
+    objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
+    right = int(counts[:-1, :-1].trace())
+    wrong = counts[:-1, :-1] - np.diag(counts.diagonal()[:-1])
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_PAIRS]
+    return {
+        "sums": {"objects": objects, "found, of the right class": right,
+                 "found, of another class": found - right, "missed": objects - found,
+                 "false or double": int(counts[-1, :-1].sum())},
+        "worst": [(names[row], names[column], int(wrong[row, column]))
+                  for row, column in zip(*np.unravel_index(order, wrong.shape))
+                  if wrong[row, column]]}
 
 
 def _render(run: Dict[str, Any]) -> str:
@@ -100,33 +113,19 @@ def _render(run: Dict[str, Any]) -> str:
                               autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
-                               data_uri=_data_uri)
+                               data_uri=_data_uri, quoted=shlex.quote)
     rows = run["results"][-_MAX_ROWS:]
     return environment.get_template(TEMPLATE).render(
-        run, sections=_sections(run), facts=_facts(run), figures=_figures(run), rows=rows,
-        columns=_columns(rows), best=best_row(rows), commands=_commands(run),
-        confusions=None if run["matrix"] is None else _count_pairs(*run["matrix"]))
-
-
-def _sections(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
-    """Anchor and title of the sections for which there is something."""
-    return [(name, title) for name, title, has_content in (
-        ("training", "Training", run["results"] or run["training"]), ("scores", "Scores", True),
-        ("classes", "Classes", run["classes"]),
-        ("confusion", "Confusion matrix", run["matrix"] is not None),
-        ("pictures", "Validation images", run["images"]),
-        ("data", "Data", run["config"].get("data")),
-        ("configuration", "Configuration", run["config"]),
-        ("environment", "Environment", run["sessions"]), ("commands", "Commands", run["weights"]),
-    ) if has_content]
+        run, facts=_facts(run), figures=_figures(run), rows=rows, columns=_columns(rows),
+        best=best_row(rows),
+        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"]))
 
 
 def _facts(run: Mapping[str, Any]) -> List[str]:
     """What stands below the title."""
     facts = [run["config"].get("config")]
-    rows = run["training"] or run["results"]
-    if rows:
-        done, last = int(rows[-1]["iteration"]), run["config"].get("run", {}).get("max_iter")
+    if run["steps"]:
+        done, last = int(run["steps"][-1][ITERATION]), run["config"].get("run", {}).get("max_iter")
         end = "trained to the end: " if last is not None and done >= last else ""
         facts.append(f"{end}iteration {done}" + ("" if last is None else f" of {last}"))
     elif not run["evaluation"]:
@@ -142,13 +141,13 @@ def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
     if best is not None:
         figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
                    (_decimals(best["box_mAP"]) or "n/a", "box mAP there"),
-                   (best["iteration"], "iteration of the best")]
+                   (best[ITERATION], "iteration of the best")]
     elif evaluation:
         figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
                    for kind in ("mask", "box")]
-    for column, name, digits in (("loss_total", "loss, mean of 100 steps", 3),
+    for column, name, digits in ((TOTAL, "loss, mean of 100 steps", 3),
                                  ("images_per_second", "images/s in training", 2)):
-        values = [row[column] for row in run["training"] or run["results"] if row.get(column)]
+        values = [row[column] for row in run["steps"] if row.get(column)]
         if values:
             figures.append((_decimals(values[-1], digits), name))
     names = run["config"].get("run", {}).get("class_names")
@@ -161,38 +160,8 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
               if name.startswith("loss_") and any(row.get(name) for row in rows)]
     measured = losses + ["images_per_second", "box_mAP", "box_AP50", "mask_mAP", "mask_AP50",
                          "mask_AP75"]
-    columns: List[Tuple[str, str, Optional[int]]] = [
-        ("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)]
-    return columns + [(name, name.replace("_per_second", "/s").replace("_", " "), 2)
-                      for name in measured]
-
-
-def _count_pairs(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
-    objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
-    right = int(counts[:-1, :-1].trace())
-    return {
-        "sums": {"objects": objects, "found, of the right class": right,
-                 "found, of another class": found - right, "missed": objects - found,
-                 "false or double": int(counts[-1, :-1].sum())},
-        "worst": [(names[row], names[column], count)
-                  for row, column, count in worst_confusions(counts)]}
-
-
-def _commands(run: Mapping[str, Any]) -> str:
-    """Lines to copy; '' without weights."""
-    if not run["weights"]:
-        return ""
-    flags: Mapping[str, Any] = run["config"].get("flags") or {}
-    folder = shlex.quote(run["path"])
-    score = f"python eval.py --trained_model={folder}/weights/{run['weights'][0]}.pth"
-    lines = ["# find things in an image",
-             f"{score} --score_threshold=0.3 --image=in.jpg:out.png"]
-    if flags.get("data"):
-        lines += ["# score again", f"{score} --val_data={shlex.quote(str(flags['data']))} "
-                                   f"--run_folder={folder}"]
-    if flags:
-        lines += ["# train the same again", f"python train.py --rerun={folder}"]
-    return "\n".join(lines)
+    return [("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)] + [
+        (name, name.replace("_per_second", "/s").replace("_", " "), 2) for name in measured]
 
 
 def _plain(value: Any) -> str:
@@ -200,7 +169,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return "[{}]".format(", ".join(_plain(item) for item in value))
+        return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

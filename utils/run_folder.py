@@ -2,21 +2,23 @@
 
     config.yaml         recipe, changes and flags, as `train.py --config` and `--rerun` read them
     environment.json    versions, device, command line, source; an entry for each session
+    log.jsonl           a JSON object for each log line, each validation, each session
     results.csv         a row for each epoch and each validation
-    training.csv        a row for each log line
     weights/            best.pth and last.pth, each with its .state
     evaluation/         scores by class, confusion matrix and images of the last evaluation
     plots/              curves and bars
     report.html         all of it on one page
 
-Only the main process writes. Each file is written whole or not at all.
+Only the main process writes. Each file is written whole or not at all, but for the log: it grows by
+whole lines, and readers drop one that a crash cut off.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib
-import itertools
+import io
 import json
 import os
 import platform
@@ -25,10 +27,11 @@ import shlex
 import shutil
 import subprocess
 import time
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO
+
+import yaml
 
 from utils.checkpoint import Origin, state_path
-from utils.csv_table import ITERATION, CsvTable, Row
 from utils.errors import UserError
 from utils.files import write_whole
 
@@ -37,21 +40,23 @@ CONFIG = "config.yaml"
 OLD_CONFIG = "config.json"
 """Of format 1, which had all fields of the configuration in place of recipe and changes."""
 ENVIRONMENT = "environment.json"
+LOG = "log.jsonl"
 RESULTS = "results.csv"
-TRAINING = "training.csv"
 REPORT = "report.html"
 WEIGHTS = "weights"
 
-_LOSSES = ("loss_*", "loss_total")
-RESULT_COLUMNS = (ITERATION, "epoch", "time", "lr") + _LOSSES + (
-    "images_per_second", "skipped_steps", "images_scored", "box_mAP", "box_AP50", "box_AP75",
-    "mask_mAP", "mask_AP50", "mask_AP75")
-TRAINING_COLUMNS = (ITERATION, "epoch", "lr") + _LOSSES + (
-    "images_per_second", "skipped_steps", "seconds_per_step", "data_seconds", "memory_MiB")
+ITERATION, TOTAL = "iteration", "loss_total"
+_COLUMNS = (ITERATION, "epoch", "time", "lr")
+_MORE_COLUMNS = (TOTAL, "images_per_second", "skipped_steps", "images_scored", "box_mAP",
+                 "box_AP50", "box_AP75", "mask_mAP", "mask_AP50", "mask_AP75")
+"""Of results.csv, before and after the losses, which have the names that the network's loss has."""
 
 _NAME = re.compile(r"^[^/\\\x00-\x1f]+$")
 _PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
 _GIT_SECONDS = 10
+
+Row = Dict[str, str]
+"""Text by column; '' where there is no value."""
 
 
 class RunFolder:
@@ -65,8 +70,6 @@ class RunFolder:
     def __init__(self, path: str, run_id: str) -> None:
         self.path = path
         self.run_id = run_id
-        self.results = CsvTable(self.file(RESULTS), RESULT_COLUMNS)
-        self.training = CsvTable(self.file(TRAINING), TRAINING_COLUMNS)
 
     def file(self, *parts: str) -> str:
         """Path of a file in the folder."""
@@ -83,7 +86,7 @@ class RunFolder:
 
     def read(self, name: str) -> Dict[str, Any]:
         """A JSON file of the folder; empty where there is none, or none that can be read."""
-        return _read_json(self.file(name)) or {}
+        return _read_mapping(self.file(name), json.load)
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file for people: indented, names as they are."""
@@ -96,19 +99,16 @@ class RunFolder:
 
     def read_config(self) -> Dict[str, Any]:
         """What `write_config` wrote; empty where there is nothing. See `read_run_config`."""
-        return read_run_config(self.path) or {}
+        return read_run_config(self.path)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Write config.yaml: `values` after format and id of the run."""
-        import yaml
-
         plain = json.loads(json.dumps(values, default=str))  # tuples have no place in YAML
         dumper: Any = type("Dumper", (yaml.SafeDumper,), {})  # writes lists on one line
         dumper.add_representer(list, lambda writer, items: writer.represent_sequence(
             "tag:yaml.org,2002:seq", items, flow_style=True))
         text: str = yaml.dump(dict({"format": FORMAT, "id": self.run_id}, **plain), Dumper=dumper,
-                              sort_keys=False, allow_unicode=True, default_flow_style=False,
-                              width=100)
+                              sort_keys=False, allow_unicode=True, width=100)
         self.write_bytes(CONFIG, text.encode("utf-8"))
 
     def add_session(self, session: Mapping[str, Any]) -> None:
@@ -116,10 +116,57 @@ class RunFolder:
         sessions: List[Any] = self.read(ENVIRONMENT).get("sessions", [])
         self.write(ENVIRONMENT, {"sessions": sessions + [dict(session)]})
 
+    def log_records(self) -> Iterator[Dict[str, Any]]:
+        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
+        with contextlib.suppress(FileNotFoundError), open(
+                self.file(LOG), encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                with contextlib.suppress(ValueError):  # cut off by a crash
+                    yield json.loads(line)
+
+    def training(self) -> List[Row]:
+        """A row for each log line, with columns of results.csv."""
+        return [_to_text(train_cells(record)) for record in self.log_records()
+                if record["type"] == "train"]
+
+    def results(self) -> List[Row]:
+        """The rows of results.csv, one for an iteration."""
+        try:
+            with open(self.file(RESULTS), encoding="utf-8", newline="") as stream:
+                return [dict(row) for row in csv.DictReader(stream, restval="")
+                        if (row.get(ITERATION) or "").isdigit()]
+        except FileNotFoundError:
+            return []
+
+    def add_result(self, values: Mapping[str, Any]) -> None:
+        """Add a row to results.csv, or fill in that of the same iteration.
+
+        Args:
+            values: by column; what fits none is left out, None and NaN leave a cell as it is.
+        """
+        rows, row = {item[ITERATION]: item for item in self.results()}, _to_text(values)
+        old = rows.get(row[ITERATION], {})
+        rows[row[ITERATION]] = dict(old, **{name: cell for name, cell in row.items() if cell})
+        self._write_results(sorted(rows.values(), key=lambda item: int(item[ITERATION])))
+
+    def _write_results(self, rows: Sequence[Row]) -> None:
+        losses = dict.fromkeys(name for row in rows for name in row
+                               if name.startswith("loss_") and name != TOTAL)
+        text = io.StringIO()
+        table = csv.DictWriter(text, [*_COLUMNS, *losses, *_MORE_COLUMNS], restval="",
+                               extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        self.write_bytes(RESULTS, text.getvalue().encode("utf-8"))
+
     def go_on_from(self, iteration: int) -> None:
-        """Take back the rows that follow `iteration`: they are going to be made again."""
-        self.results.keep_until(iteration)
-        self.training.keep_until(iteration)
+        """Take back what the log and the results say of later iterations: they are made again."""
+        if os.path.exists(self.file(LOG)):
+            lines = [json.dumps(record) + "\n" for record in self.log_records()
+                     if record.get(ITERATION, 0) <= iteration]
+            self.write_bytes(LOG, "".join(lines).encode("utf-8"))
+        if os.path.exists(self.file(RESULTS)):
+            self._write_results([row for row in self.results() if int(row[ITERATION]) <= iteration])
 
     def keep_weights(self, path: str, name: str) -> None:
         """Make `best` or `last` the weights at `path`, with their state; a hard link if it works.
@@ -145,38 +192,30 @@ class RunFolder:
                             "--no_run_folder") from error
 
 
-def read_run_config(path: str) -> Optional[Dict[str, Any]]:
-    """The configuration that a run folder stores, whatever the format; None where there is none.
-
-    Args:
-        path: of the folder or of the file in it.
+def read_run_config(path: str) -> Dict[str, Any]:
+    """The configuration in the run folder at `path`, of any format; empty where there is none.
 
     Returns:
         `format`, `id`, `program`, `config` (the recipe's name), `set` (what differs from the
         recipe), `flags`, `run` (derived facts, `config` with all fields among them) and `data`.
     """
-    if os.path.isfile(path):
-        return _read_old_config(path) if path.endswith(".json") else _read_yaml(path)
-    return _read_yaml(os.path.join(path, CONFIG)) or _read_old_config(
-        os.path.join(path, OLD_CONFIG))
-
-
-def _read_old_config(path: str) -> Optional[Dict[str, Any]]:
-    old = _read_json(path)
-    if old is None or old.get("format") != 1 or not isinstance(old.get("config"), dict):
-        return None
-    fields = old["config"]
+    stored = _read_mapping(os.path.join(path, CONFIG), yaml.safe_load)
+    old = {} if stored else _read_mapping(os.path.join(path, OLD_CONFIG), json.load)
+    fields = old.get("config")
+    if old.get("format") != 1 or not isinstance(fields, dict):
+        return stored
     return dict(old, format=FORMAT, config=fields.get("name"),
                 run=dict(old.get("run", {}), config=fields),
                 set={name: fields[name] for name in old.pop("changed", []) if name in fields})
 
 
-def open_run_folder(path: str) -> Optional[RunFolder]:
-    """The run folder at `path`; None where there is none."""
-    values = read_run_config(path) or {}
-    if values.get("format") != FORMAT or not isinstance(values.get("id"), str):
+def open_run_folder(path: str, run_id: Optional[str] = None) -> Optional[RunFolder]:
+    """The run folder at `path`; None where there is none, or one of another run than `run_id`."""
+    values = read_run_config(path)
+    found = values.get("id")
+    if values.get("format") != FORMAT or not isinstance(found, str) or run_id not in (None, found):
         return None
-    return RunFolder(path, values["id"])
+    return RunFolder(path, found)
 
 
 def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[RunFolder]:
@@ -186,10 +225,9 @@ def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[R
     """
     inside, last = os.path.split(os.path.dirname(os.path.abspath(weights_path)))
     found = open_run_folder(os.path.relpath(inside)) if last == WEIGHTS else None
-    if found is not None or origin is None or origin.path is None:
+    if found is not None or origin is None or origin.path is None or origin.run_id is None:
         return found
-    found = open_run_folder(origin.path)
-    return found if found is not None and found.run_id == origin.run_id else None
+    return open_run_folder(origin.path, origin.run_id)
 
 
 def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
@@ -210,39 +248,36 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
     if not _NAME.match(name) or name in (".", "..") or name != name.strip():
         raise UserError(f"--name is '{name}', expected the name of a folder without / and spaces "
                         "around it; the place it is made in is --project")
-    may_exist = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
-    run_id = launch_id(environ)
+    if os.path.exists(project) and not os.path.isdir(project):
+        raise UserError(f"--project is '{project}', which is a file; give a folder")
+    may_exist, run_id = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0, launch_id(environ)
     if before:
         may_exist, run_id, name = True, str(before["id"]), os.path.basename(str(before["path"]))
-        found = open_run_folder(str(before["path"]))
-        if found is not None and found.run_id == run_id:
+        found = open_run_folder(str(before["path"]), run_id)
+        if found is not None:
             return found
-    for number in itertools.count(1):
-        path = os.path.join(project, name if number == 1 else f"{name}-{number}")
-        found = open_run_folder(path) if may_exist else None
-        if found is not None and found.run_id == run_id:
+    path, number = os.path.join(project, name), 1
+    while True:
+        found = open_run_folder(path, run_id) if may_exist else None
+        if found is not None:
             return found
         try:
             os.makedirs(project, exist_ok=True)
             os.mkdir(path)
-            break
+            return RunFolder(path, run_id)
         except FileExistsError:
-            if not os.path.isdir(project):
-                raise UserError(f"--project is '{project}', which is a file; give a folder"
-                                ) from None
+            number += 1
+            path = os.path.join(project, f"{name}-{number}")
         except OSError as error:
             raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
                             "choose another place with --project, or leave it out with "
                             "--no_run_folder") from error
-    return RunFolder(path, run_id)
 
 
 def launch_id(environ: Mapping[str, str]) -> str:
     """A name for this run that no other has, the same in each attempt of a launch."""
-    launch = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
-    if all(launch):
-        return "launch-{}-{}".format(*launch)
-    return f"{time.time_ns():x}-{os.getpid():x}"
+    began, port = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
+    return f"launch-{began}-{port}" if began and port else f"{time.time_ns():x}-{os.getpid():x}"
 
 
 def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
@@ -253,11 +288,28 @@ def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str,
         argv: the program and its arguments.
         more: what else belongs there.
     """
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(ImportError):
+            versions[name] = str(importlib.import_module(name).__version__)
     return dict({
         "time": timestamp(), "command": " ".join(shlex.quote(word) for word in argv),
         "folder": os.getcwd(), "host": platform.node(), "system": platform.platform(),
         "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
-        "packages": package_versions(), "source": source_version()}, **more)
+        "packages": versions, "source": source_version()}, **more)
+
+
+def source_version() -> Optional[str]:
+    """Git commit of the project, with `-dirty` where files differ from it; None outside of git."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.exists(os.path.join(folder, ".git")):
+        return None
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS,
+                                       universal_newlines=True).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def timestamp() -> str:
@@ -265,29 +317,12 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def package_versions() -> Dict[str, str]:
-    """Version by package; what is not installed is left out."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(ImportError):
-            found[name] = str(importlib.import_module(name).__version__)
-    return found
-
-
-def source_version() -> Optional[Dict[str, Any]]:
-    """Git commit of the project and how many files differ from it; None outside of git."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not os.path.exists(os.path.join(folder, ".git")):
-        return None
-    try:
-        commit, changed = (subprocess.run(
-            ["git", "-C", folder] + arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL, timeout=_GIT_SECONDS, universal_newlines=True,
-            check=True).stdout for arguments in (
-                ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit.strip(), "changed_files": len(changed.splitlines())}
+def train_cells(record: Mapping[str, Any]) -> Dict[str, Any]:
+    """Cells of a log line in results.csv, from the values of a `train` record."""
+    return dict({f"loss_{name}": value for name, value in record["losses"].items()},
+                iteration=record["iteration"], epoch=record["epoch"], lr=record["lr"],
+                loss_total=record["total"], skipped_steps=record["skipped"],
+                images_per_second=record["avg_fps"] or record["fps"])
 
 
 def score_cells(summary: Mapping[str, Any]) -> Dict[str, Any]:
@@ -306,24 +341,20 @@ def best_row(rows: Sequence[Row]) -> Optional[Row]:
     return max(scored, key=lambda row: float(row["mask_mAP"])) if scored else None
 
 
-def _read_json(path: str) -> Optional[Dict[str, Any]]:
+def _to_text(values: Mapping[str, Any]) -> Row:
+    return {name: "" if value is None or value != value else
+            f"{value:.6g}" if isinstance(value, float) else str(value)
+            for name, value in values.items()}
+
+
+def _read_mapping(path: str, load: Callable[[TextIO], Any]) -> Dict[str, Any]:
+    """What a JSON or YAML file holds; empty where it cannot be read or holds something else."""
     try:
         with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
-def _read_yaml(path: str) -> Optional[Dict[str, Any]]:
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
+            values = load(stream)
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return values if isinstance(values, dict) else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _link(source: str, target: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 from helpers.paths import ROOT
-from utils.engine.log import format_line
+from utils.engine.observer import format_line
 
 SCRIPTS = ("common.sh", "env_npu.sh", "train_full_1p.sh", "train_performance_1p.sh",
            "train_eval_1p.sh")

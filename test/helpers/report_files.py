@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import cv2
 import numpy as np
@@ -33,13 +34,15 @@ def write_run(project, names=NASTY, steps=30, validations=3, name="run"):
                            "objects_per_class": dict.fromkeys(names, 3)}}})
     folder.add_session({"time": "2026-01-01T00:00:00Z", "device": "device cpu",
                         "command": "python train.py --data='<i>'", "packages": {"torch": "2.13"}})
-    for step in range(10, steps * 10 + 1, 10):
-        folder.training.add({"iteration": step, "lr": 0.001, "loss_B": 30.0 / step,
-                             "loss_total": 90.0 / step, "images_per_second": 12.5})
+    lines = [json.dumps({
+        "type": "train", "iteration": step, "epoch": step // 100, "lr": 0.001,
+        "losses": {"B": 30.0 / step}, "total": 90.0 / step, "skipped": 0, "fps": 12.0,
+        "avg_fps": 12.5}) + "\n" for step in range(10, steps * 10 + 1, 10)]
+    folder.write_bytes("log.jsonl", "".join(lines).encode("utf-8"))
     for number in range(1, validations + 1):
-        folder.results.add({"iteration": number * 100, "epoch": number, "loss_total": 1.0 / number,
-                            "mask_mAP": 10.0 * number, "box_mAP": 11.0 * number,
-                            "mask_AP50": 20.0 * number, "box_AP50": 22.0 * number})
+        folder.add_result({"iteration": number * 100, "epoch": number, "loss_total": 1.0 / number,
+                           "mask_mAP": 10.0 * number, "box_mAP": 11.0 * number,
+                           "mask_AP50": 20.0 * number, "box_AP50": 22.0 * number})
     if validations:
         write_evaluation(folder, names)
     return folder

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import ROOT
 
-from utils.engine.log import format_line
+from utils.engine.observer import format_line
 
 LOSSES = {"B": 1.5, "C": 2.0, "M": 2.5, "S": 0.5}
 BASE = dict(config="yolact_base", classes=80, input=550, images=117266, batch=8, cards=8,

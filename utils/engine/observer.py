@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
 
 import torch
 
@@ -15,9 +16,47 @@ from data.batch import Batch
 from utils.device import memory_reserved, synchronize
 from utils.distributed.failures import WatchedLoader
 from utils.engine.learner import Learner
-from utils.engine.log import StepTimer, Throughput, format_line
 from utils.engine.records import Report, StepRecords
-from utils.progress import ProgressBar, StepPace
+from utils.progress import ProgressBar, duration, step_parts
+
+
+class Mark(NamedTuple):
+    """A moment of a training."""
+
+    steps: int
+    seconds: float
+
+    def seconds_per_step(self, since: Mark) -> float:
+        """Mean of the steps between two moments; 0 where there are none."""
+        steps = self.steps - since.steps
+        return (self.seconds - since.seconds) / steps if steps > 0 else 0.0
+
+
+class StepClock:
+    """Counts steps, and the seconds that they take; `clock` is for tests."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._began = clock, clock()
+        self.steps = 0
+
+    def now(self) -> Mark:
+        """Steps and seconds since the beginning, without pauses."""
+        return Mark(self.steps, self._clock() - self._began)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        before = self._clock()
+        yield
+        self._began += self._clock() - before
+
+
+def format_line(epoch: int, iteration: int, losses: Mapping[str, float], total: float, eta: str,
+                seconds: float, fps: float, average_fps: float, rank: int) -> str:
+    """One log line, byte for byte as ModelZoo's YOLACT prints it."""
+    shown = " ".join(f"{name}: {value:.3f} |" for name, value in losses.items())
+    return (f"[{epoch:3d}] {iteration:7d} || {shown} T: {total:.3f} || ETA: {eta} || timer: "
+            f"{seconds:.3f} || fps: {fps:.3f} || avg_fps: {average_fps:.3f} || GPU: {rank}")
 
 
 class Progress(NamedTuple):
@@ -50,17 +89,23 @@ class Observer:
         self.watched: WatchedLoader = WatchedLoader(loader, loader_timeout, rank)
         self._records, self._device, self._rank = records, device, rank
         self._start, self._max_iter, self._epoch_size = start, max_iter, epoch_size
-        self._throughput = Throughput(images_per_step, fps_start)
-        self._timer = StepTimer()
+        self._images, self._fps_start = images_per_step, fps_start
+        self._clock = StepClock()
+        self._first = self._last_line = self._clock.now()
+        self._window = Mark(fps_start, self._first.seconds)
         self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=rank == 0)
-        self._pace = StepPace(start)
-        if fps_start == 0:
-            self._throughput.start()
+        self._first_waited = 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Mean; 0 where too few iterations were run to measure it."""
-        return self._throughput.average()
+        """Mean as of the last log line; 0 where too few iterations were run to measure it.
+
+        ModelZoo's definition: steps x global batch / wall time, with data loading and checkpoint
+        saving inside; the first `fps_start` steps (compilation, warm-up) and validations are
+        outside.
+        """
+        seconds = self._last_line.seconds_per_step(self._window)
+        return self._images / seconds if seconds else 0.0
 
     def step(self, done: int, losses: Dict[str, torch.Tensor], micro_batches: Sequence[Batch],
              learner: Learner) -> None:
@@ -68,25 +113,27 @@ class Observer:
         self._records.add(done - 1, losses, learner.optimizer.step_finite,
                           torch.cat([batch.image_ids for batch in micro_batches]),
                           learner.precision.used_scale)
-        self._throughput.step()
-        self._timer.step()
+        self._clock.steps += 1
         if self._bar.is_due:
-            self._bar.show(done, self._pace.parts(done, self._max_iter, self.watched.seconds,
-                                                  memory_reserved(self._device)))
-        if self._throughput.at_edge:
+            now = self._clock.now()
+            waited = (self.watched.seconds - self._first_waited) / max(
+                now.steps - self._first.steps, 1)
+            self._bar.show(done, step_parts(
+                self._max_iter - done, now.seconds_per_step(self._first), waited,
+                memory_reserved(self._device)))
+        if self._clock.steps == self._fps_start:
             synchronize(self._device)
-            self._throughput.start()
+            self._window = self._clock.now()
 
     def progress(self, done: int, lr: float) -> Progress:
         """Fetch the losses (this waits for the device) and put the log line together."""
         self._bar.clear()
         report = self._records.report()
-        self._timer.update()
-        epoch, seconds = (done - 1) // self._epoch_size, self._timer.recent
-        fps = self._throughput.images_per_step / seconds if seconds else 0.0
-        average = self._throughput.average()
-        line = format_line(epoch, done, report.losses, report.total,
-                           self._timer.eta(self._max_iter - done), seconds, fps, average,
+        now, epoch = self._clock.now(), (done - 1) // self._epoch_size
+        seconds, self._last_line = now.seconds_per_step(self._last_line), now
+        fps, average = self._images / seconds if seconds else 0.0, self.images_per_second
+        eta = duration((self._max_iter - done) * now.seconds_per_step(self._first))
+        line = format_line(epoch, done, report.losses, report.total, eta, seconds, fps, average,
                            self._rank)
         values = {"epoch": epoch, "iteration": done, "lr": lr, "losses": report.losses,
                   "total": report.total, "skipped": self._records.total_skipped,
@@ -95,20 +142,16 @@ class Observer:
                   "loss_scale": report.scale}
         if done == self._start + 1:
             # It compiles and allocates, and says nothing of the others.
-            self._timer.restart()
-            self._pace = StepPace(done, self.watched.seconds)
+            self._first, self._first_waited = now, self.watched.seconds
         return Progress([line] + [step.sentence() for step in report.skipped], values, report)
 
     @contextlib.contextmanager
-    def stopped(self, done: int) -> Iterator[None]:
+    def stopped(self) -> Iterator[None]:
         """Leave out the time spent inside."""
         self._bar.clear()
         synchronize(self._device)
-        self._throughput.pause()
-        yield
-        self._throughput.resume()
-        self._timer.skip()
-        self._pace.restart(done, self.watched.seconds)
+        with self._clock.paused():
+            yield
 
     def finish(self) -> str:
         """Remove the bar; returns a sentence about the waits for data."""

@@ -1,17 +1,22 @@
-"""The record of one training: its logs and its run folder. Only the main process has one."""
+"""The record of one training: log, results and TensorBoard, and its run folder.
+
+A record is a kind (session, train, epoch, val) and values; losses go under whatever names they
+have. Only the main process keeps records.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, write_pair
 from utils.device import describe
 from utils.engine.learner import Learner
-from utils.engine.log import RunLog
 from utils.engine.saving import Saver
 from utils.engine.setup import Training
 from utils.engine.train_flags import flagged_fields
@@ -20,12 +25,16 @@ from utils.files import refuse_unwritable
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
 from utils.report import build_report
 from utils.run_folder import (
+    LOG,
     REPORT,
     WEIGHTS,
     RunFolder,
     best_row,
     describe_session,
     folder_of_run,
+    score_cells,
+    timestamp,
+    train_cells,
 )
 
 REPORT_SECONDS = 60
@@ -36,15 +45,44 @@ _NOT_RERUN = ("command_line", "recipe", "settings", "config", "rerun", "resume",
 
 
 class RunRecord:
-    """Takes what happens in a training; does nothing in all processes but the main one.
+    """Takes what happens in a training; without arguments, as in all processes but the main one,
+    it does nothing.
 
     Args:
-        log: None where nothing is written.
-        folder: None where none is made.
+        folder: of the run; gets log.jsonl, results.csv, weights, the report and, where TensorBoard
+            is installed, its events.
+        log: path of another log, with the same lines, that the user asked for.
+        board: folder of TensorBoard events that the user asked for.
+        start: iteration that the run goes on from; what earlier events say of later ones is void.
+
+    Attributes:
+        notes: sentences for the user on what is not written.
+
+    Raises:
+        UserError: something cannot be written, or `board` is given and TensorBoard not installed.
     """
 
-    def __init__(self, log: Optional[RunLog] = None, folder: Optional[RunFolder] = None) -> None:
-        self._log, self._folder = log, folder
+    def __init__(self, folder: Optional[RunFolder] = None, log: Optional[str] = None,
+                 board: Optional[str] = None, start: int = 0) -> None:
+        self.notes: List[str] = []
+        self._folder = folder
+        self._latest: Dict[str, Any] = {}
+        logs = [] if log is None else [log]
+        self._boards = []
+        if board is not None:
+            try:
+                self._boards.append(_open_board(board, start))
+            except ImportError as error:
+                raise UserError(f"--tensorboard needs the package tensorboard ({error}); install "
+                                "it or leave the flag out") from error
+        if folder is not None:
+            logs.append(folder.file(LOG))
+            try:
+                self._boards.append(_open_board(folder.path, start))
+            except ImportError:
+                self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
+                                  "install tensorboard)")
+        self._logs = [_open_log(path) for path in logs]
 
     @property
     def path(self) -> Optional[str]:
@@ -52,9 +90,33 @@ class RunRecord:
         return None if self._folder is None else self._folder.path
 
     def write(self, kind: str, **values: Any) -> None:
-        """Add a record; `kind` is session, train, epoch or val."""
-        if self._log is not None:
-            self._log.write(kind, **values)
+        """Add a record; it is on the disk when this returns.
+
+        An `epoch` goes to results.csv alone, with the losses of the last log line, so that nothing
+        is asked of the device for it; a `val`, a summary of scores, also there; a `train`, as
+        `Observer.progress` puts it together, to all logs and boards. In logs, NaN and infinity are
+        null.
+        """
+        if kind == "train":
+            self._latest = train_cells(values)
+        elif kind in ("epoch", "val") and self._folder is not None:
+            self._folder.add_result(dict(
+                self._latest, iteration=values["iteration"], epoch=values["epoch"],
+                time=timestamp(), **(score_cells(values) if kind == "val" else {})))
+        if kind == "epoch":
+            return
+        record = _finite(dict({"type": kind, "time": time.time()}, **values))
+        for log in self._logs:
+            try:
+                log.write(json.dumps(record, allow_nan=False) + "\n")
+                log.flush()
+            except OSError as error:
+                raise UserError(f"cannot write '{log.name}': {error.strerror or error}; free some "
+                                "space or choose another folder") from error
+        for board in self._boards if "iteration" in values else []:
+            for key, value in flatten(values).items():
+                board.add_scalar(f"{kind}/{key}", value, values["iteration"])
+            board.flush()
 
     def keep_weights(self, path: str) -> None:
         """Make a checkpoint the run folder's last one."""
@@ -74,7 +136,7 @@ class RunRecord:
 
         It may be one that eval.py scored and that the training does not know.
         """
-        row = None if self._folder is None else best_row(self._folder.results.rows())
+        row = None if self._folder is None else best_row(self._folder.results())
         if row is None:
             return None
         box = float(row["box_mAP"]) / 100 if row["box_mAP"] else None
@@ -86,34 +148,71 @@ class RunRecord:
         Returns:
             A line for the user, if something went wrong.
         """
-        folder = self._folder
-        if folder is None:
-            return []
-        report = folder.file(REPORT)
-        try:
+        def draw(folder: RunFolder) -> List[str]:
             if is_best:
                 write_evaluation(folder, evaluation)
+            report = folder.file(REPORT)
             if not os.path.exists(report) or (
                     time.time() - os.path.getmtime(report) > REPORT_SECONDS):
                 build_report(folder)
-        except Exception as error:  # an image is no reason to lose a training
-            return [_trouble(folder, error)]
-        return []
+            return []
+
+        return self._drawn(draw)
 
     def finish(self) -> List[str]:
-        """Draw the report of what has been done so far; returns lines for the user."""
+        """Close the logs and draw the report; returns lines for the user."""
+        for file in self._logs + self._boards:
+            file.close()
+        return self._drawn(build_report)
+
+    def _drawn(self, draw: Callable[[RunFolder], List[str]]) -> List[str]:
+        """What `draw` has to say, or why it failed: an image is no reason to lose a training."""
         if self._folder is None:
             return []
         try:
-            return build_report(self._folder)
-        except Exception as error:  # the training itself has gone well
-            return [_trouble(self._folder, error)]
+            return draw(self._folder)
+        except Exception as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return [f"The report is not complete ({kind}{' '.join(str(error).split())}); 'python "
+                    f"-m utils.report {self._folder.path}' draws it again"]
 
 
-def _trouble(folder: RunFolder, error: Exception) -> str:
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return (f"The report is not complete ({' '.join(text.split())}); 'python -m utils.report "
-            f"{folder.path}' draws it again")
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """`{"losses": {"B": 1}}` becomes `{"losses.B": 1}`; what is no number is left out."""
+    flat: Dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, prefix + key + "."))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[prefix + key] = value
+    return flat
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_log(path: str) -> TextIO:
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the log '{path}': {error.strerror}; choose another folder "
+                        "with --log_folder, or give --no_log") from error
+
+
+def _open_board(folder: str, start: int) -> Any:
+    """TensorBoard's writer; an `ImportError` where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except AttributeError as error:  # old PyTorch beside a new setuptools
+        raise ImportError(str(error)) from error
+    return SummaryWriter(folder, purge_step=start + 1 if start else None)
 
 
 def open_record(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
@@ -131,11 +230,10 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     folder = None
     if not (args.no_run_folder or args.train_performance):
         folder = open_folder(args, training, flags, start)
-    log = RunLog(training.config.name, None if args.no_log else args.log_folder,
-                 None if args.no_log else args.tensorboard, folder, start)
+    log, board = os.path.join(args.log_folder, training.config.name + ".log"), args.tensorboard
+    record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board, start)
     if folder is not None:
-        print("\n".join([f"Run folder : {folder.path}"] + log.notes), flush=True)
-    record = RunRecord(log, folder)
+        print("\n".join([f"Run folder : {folder.path}"] + record.notes), flush=True)
     record.write("session", config=training.config.to_dict(), args=flags,
                  device=describe(training.learner.device))
     return record

@@ -1,10 +1,13 @@
-"""The best validation of a training so far, which decides on `best.pth` and on stopping early."""
+"""What a training remembers: the last steps' losses, the steps skipped, the best validation.
+
+The last decides on `best.pth` and on stopping early. All of it is in a checkpoint's state.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -38,8 +41,8 @@ class SkippedStep(NamedTuple):
         what = f"loss ({values})" if values else "gradient"
         if self.scale is not None and not values:
             what = f"gradient at loss scale {self.scale:g}"
-        return "iteration {}: {} not finite; update skipped on every card; image ids {}".format(
-            self.iteration, what, ", ".join(str(image_id) for image_id in self.image_ids))
+        return (f"iteration {self.iteration}: {what} not finite; update skipped on every card; "
+                f"image ids {', '.join(map(str, self.image_ids))}")
 
 
 class Report(NamedTuple):
@@ -198,13 +201,12 @@ class BestScore:
 
     def state_dict(self) -> Dict[str, Any]:
         """Plain types, for the state of training."""
-        return {"mask_ap": self.mask_ap, "box_ap": self.box_ap, "iteration": self.iteration,
-                "since": self.since}
+        return asdict(self)
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self.mask_ap, self.box_ap = state["mask_ap"], state["box_ap"]
-        self.iteration, self.since = int(state["iteration"]), int(state["since"])
+        for name in asdict(self):
+            setattr(self, name, state[name])
 
 
 def _value(score: Optional[float]) -> float:

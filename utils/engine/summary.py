@@ -7,11 +7,12 @@ the names that COCO's two metrics have in the table of results.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import shutil
 import sys
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.check import quick_check
 from data.coco import CocoDataset
@@ -20,6 +21,7 @@ from data.datasets import find_dataset
 from layers.ohem import cross_entropy
 from layers.sync_batch_norm import SyncBatchNorm2d
 from utils.device import describe
+from utils.distributed.processes import Processes
 from utils.engine.setup import Training
 from utils.errors import UserError
 from utils.progress import duration
@@ -27,134 +29,6 @@ from utils.progress import duration
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCORE_THRESHOLD = 0.3
 """Of the command that draws an image: what a person wants to see."""
-
-
-class Plan(NamedTuple):
-    """The schedule of a training, in iterations."""
-
-    epoch_size: int
-    max_iter: int
-    base_lr: float
-    schedule: str
-    lr_steps: Sequence[int]
-    gamma: float
-    warmup_init: float
-    warmup_until: int
-    final_lr: float
-    save_interval: int
-    save_folder: str
-    validation_interval: int
-    """0 without validations."""
-    validation_images: int
-    unscaled_iter: Optional[int] = None
-    """Iterations that were asked for, where the batch size makes others of them."""
-    left_out: int = 0
-    """Images that do not fill an iteration at the end of an epoch; others in each."""
-
-    def epochs(self, iterations: int) -> str:
-        """`2.5 epochs`."""
-        count = f"{iterations / self.epoch_size:.1f}"
-        return f"{count} epoch{'' if count == '1.0' else 's'}"
-
-
-def named_line(label: str, text: str) -> str:
-    """`label : text` in the layout of the start and the end."""
-    return f"{label:<13}: {text}"
-
-
-def data_table(splits: Sequence[Tuple[str, Dict[str, int]]]) -> List[str]:
-    """A row for each split under the names of its counts."""
-    rows = [named_line("Data", "  ".join(splits[0][1]))]
-    return rows + [named_line(f"  {name}", "  ".join(
-        str(value).rjust(len(head)) for head, value in counts.items())) for name, counts in splits]
-
-
-def schedule_lines(plan: Plan) -> List[str]:
-    """Learning rate, validations and files, each in iterations and in epochs."""
-    validation, interval = "none (--validation_epoch=1 for every epoch)", plan.validation_interval
-    if interval > plan.max_iter:
-        validation = f"none: the first would be at iteration {interval}"
-    elif interval > 0:
-        validation = (f"{plan.validation_images} images every {_count(interval, 'iteration')} "
-                      f"({plan.epochs(interval)})")
-    scaled = "" if plan.unscaled_iter is None else (
-        "; {0} scaled to this batch size, --no_autoscale keeps {0}".format(plan.unscaled_iter))
-    rest = "" if not plan.left_out else f", {_count(plan.left_out, 'image')} left over for another"
-    return [
-        named_line("Schedule", f"{_count(plan.max_iter, 'iteration')} "
-                               f"({plan.epochs(plan.max_iter)}), {plan.epoch_size} to an epoch"
-                               f"{rest}{scaled}"),
-        named_line("Learning rate", _rate(plan)),
-        named_line("Validation", validation),
-        named_line("Weights", f"every {_count(plan.save_interval, 'iteration')} "
-                              f"({plan.epochs(plan.save_interval)}) and at the end, in "
-                              f"{plan.save_folder}")]
-
-
-def _rate(plan: Plan) -> str:
-    text, until = f"{plan.base_lr:g}", plan.warmup_until
-    if until >= plan.max_iter:
-        return f"{plan.warmup_init:g} rising towards {text}, which iteration {until} would reach"
-    if until:
-        text = f"{plan.warmup_init:g} rising to {text} by iteration {until} ({plan.epochs(until)})"
-    if plan.schedule == "cosine":
-        return f"{text}, then half a cosine to {plan.final_lr:g}"
-    steps = [f"{step} ({plan.epochs(step)})" for step in plan.lr_steps if step < plan.max_iter]
-    return text if not steps else (
-        f"{text}, x {plan.gamma:g} at iteration{_s(len(steps))} {', '.join(steps)}")
-
-
-def end_card(done: int, epochs: float, seconds: float, images_per_second: float, best: str = "",
-             why: str = "", commands: Sequence[Tuple[str, Sequence[str]]] = (),
-             skipped: int = 0) -> List[str]:
-    """What came out, and what to type next.
-
-    Args:
-        done: iterations, counted from the start of the training.
-        epochs: the same in epochs.
-        seconds: of this session.
-        images_per_second: mean; 0 where it was not measured.
-        best: the best validation in words; empty where nothing was validated.
-        why: the training ended before its schedule did; empty otherwise.
-        commands: what each is for, and its words.
-        skipped: steps whose update was left out, since the start of the training.
-    """
-    speed = (f"{images_per_second:.1f} images/s on average" if images_per_second
-             else "speed not measured (too few iterations)")
-    lines = [named_line("Done", f"{done} iterations ({epochs:.1f} epochs); this session took "
-                                f"{duration(seconds)}, {speed}")]
-    if why:
-        lines.append(named_line("Ended early", why))
-    if skipped:
-        lines.append(named_line("Skipped", f"{_count(skipped, 'update')} of {done}: the loss or a "
-                                           "gradient was not finite"))
-    lines.append(named_line("Best mAP", best or "not known: no validation (--validation_epoch)"))
-    if commands:
-        lines.append(named_line("Next", ", ".join(title for title, _ in commands)))
-        lines += ["  " + " ".join(map(shlex.quote, words)) for _, words in commands]
-    return lines
-
-
-def without_flag(argv: Sequence[str], names: Sequence[str]) -> List[str]:
-    """`argv` without the flags `names`, written as `--name=value` or `--name value`."""
-    kept: List[str] = []
-    skip_value = False
-    for word in argv:
-        if skip_value and not word.startswith("--"):
-            skip_value = False
-            continue
-        skip_value = word in names
-        if not skip_value and word.split("=", 1)[0] not in names:
-            kept.append(word)
-    return kept
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{_s(number)}"
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"
 
 
 def start_lines(training: Training, start: int, strict: bool) -> List[str]:
@@ -184,14 +58,12 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
                  f"{training.schedule.base_lr:g}, precision {training.learner.precision.name}")
     batch_norm = "frozen" if model.bn_frozen else "over all cards" if any(
         isinstance(module, SyncBatchNorm2d) for module in model.modules()) else "trained"
-    lines.append(named_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
-                                          f"batch norm {batch_norm}"))
-    lines.append(named_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
-                                         f"{_count(parts, 'part')} = {training.images_per_step} "
-                                         "images"))
-    options = ", ".join(f"{name} {value}".strip() for name, value in _options(training).items())
-    return lines + schedule_lines(_plan(training)) + (
-        [named_line("Turned on", options)] if options else [])
+    lines.append(_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
+                                     f"batch norm {batch_norm}"))
+    lines.append(_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
+                                    f"{_count(parts, 'part')} = {training.images_per_step} images"))
+    options = ", ".join(_options(training))
+    return lines + schedule_lines(training) + ([_line("Turned on", options)] if options else [])
 
 
 def _counts(dataset: CocoDataset) -> Dict[str, int]:
@@ -200,155 +72,172 @@ def _counts(dataset: CocoDataset) -> Dict[str, int]:
             "empty": report.empty_images, "crowds": report.crowds, "dropped": report.dropped}
 
 
-def _plan(training: Training) -> Plan:
-    rate, config, saving = training.schedule, training.config, training.saver.plan
-    interval, images = 0, 0
+def data_table(splits: Sequence[Tuple[str, Dict[str, int]]]) -> List[str]:
+    """A row for each split under the names of its counts."""
+    rows = [_line("Data", "  ".join(splits[0][1]))]
+    return rows + [_line(f"  {name}", "  ".join(
+        str(value).rjust(len(head)) for head, value in counts.items())) for name, counts in splits]
+
+
+def schedule_lines(training: Training) -> List[str]:
+    """Learning rate, validations and files, each in iterations and in epochs."""
+    loader, saving, max_iter = training.loader, training.saver.plan, training.schedule.max_iter
+
+    def iterations(count: int) -> str:
+        return f"{_count(count, 'iteration')} ({_epochs(training, count)})"
+
+    length = f"{iterations(max_iter)}, {loader.epoch_size} to an epoch"
+    if loader.left_out:
+        length += f", {_count(loader.left_out, 'image')} left over for another"
+    if max_iter != training.config.max_iter:
+        asked = training.config.max_iter
+        length += f"; {asked} scaled to this batch size, --no_autoscale keeps {asked}"
+    validations = "none (--validation_epoch=1 for every epoch)"
     if training.validation is not None:
-        interval = training.validation.interval
-        images = len(training.validation.evaluation.indices)
-    return Plan(training.loader.epoch_size, rate.max_iter, rate.base_lr, rate.schedule,
-                rate.lr_steps, rate.gamma, rate.warmup_init, rate.warmup_until,
-                rate.base_lr * rate.final_factor, saving.interval, saving.folder, interval, images,
-                None if rate.max_iter == config.max_iter else config.max_iter,
-                training.loader.left_out)
+        interval, images = training.validation.interval, training.validation.evaluation.indices
+        validations = f"{len(images)} images every {iterations(interval)}"
+        if interval > max_iter:
+            validations = f"none: the first would be at iteration {interval}"
+    return [_line("Schedule", length), _line("Learning rate", _rate(training)),
+            _line("Validation", validations),
+            _line("Weights", f"every {iterations(saving.interval)} and at the end, in "
+                             f"{saving.folder}")]
 
 
-def _options(training: Training) -> Dict[str, str]:
+def _epochs(training: Training, iterations: int) -> str:
+    """`2.5 epochs`."""
+    count = f"{iterations / training.loader.epoch_size:.1f}"
+    return f"{count} epoch{'' if count == '1.0' else 's'}"
+
+
+def _rate(training: Training) -> str:
+    rate = training.schedule
+    text, until = f"{rate.base_lr:g}", rate.warmup_until
+    if until >= rate.max_iter:
+        return f"{rate.warmup_init:g} rising towards {text}, which iteration {until} would reach"
+    if until:
+        text = (f"{rate.warmup_init:g} rising to {text} by iteration {until} "
+                f"({_epochs(training, until)})")
+    if rate.schedule == "cosine":
+        return f"{text}, then half a cosine to {rate.base_lr * rate.final_factor:g}"
+    steps = [f"{step} ({_epochs(training, step)})" for step in rate.lr_steps
+             if step < rate.max_iter]
+    return text if not steps else (
+        f"{text}, x {rate.gamma:g} at iteration{_s(len(steps))} {', '.join(steps)}")
+
+
+def _options(training: Training) -> List[str]:
     """Training options that are turned on, with what they are set to."""
-    config, found = training.config, {}
-    if config.ema_decay:
-        found["moving average of the weights"] = f"(decay {config.ema_decay:g})"
-    if config.clip_grad_norm:
-        found["gradient norm up to"] = f"{config.clip_grad_norm:g}"
-    if config.early_stopping:
-        found["early stopping after"] = f"{config.early_stopping} validations"
-    if config.freeze != NOT_FROZEN:
-        found["frozen"] = config.freeze if not config.freeze.isdigit() else (
-            f"stem and {config.freeze} stages")
-    if config.multi_scale:
-        found["input sides"] = (f"{' '.join(map(str, config.multi_scale))} px, a new one every "
-                                f"{config.multi_scale_interval} iterations")
-    if config.class_weights:
-        weights = config.class_weights
-        found["class weights"] = weights if isinstance(weights, str) else " ".join(
-            f"{name}={factor:g}" for name, factor in weights)
-    if training.learner.criterion.row_losses is not cross_entropy:
-        found["fused loss"] = ""
-    return found
+    config, weights = training.config, training.config.class_weights
+    frozen = f"stem and {config.freeze} stages" if config.freeze.isdigit() else config.freeze
+    if weights and not isinstance(weights, str):
+        weights = " ".join(f"{name}={factor:g}" for name, factor in weights)
+    options = (
+        (config.ema_decay, f"moving average of the weights (decay {config.ema_decay:g})"),
+        (config.clip_grad_norm, f"gradient norm up to {config.clip_grad_norm:g}"),
+        (config.early_stopping, f"early stopping after {config.early_stopping} validations"),
+        (config.freeze != NOT_FROZEN, f"frozen {frozen}"),
+        (config.multi_scale, f"input sides {' '.join(map(str, config.multi_scale))} px, a new one "
+                             f"every {config.multi_scale_interval} iterations"),
+        (weights, f"class weights {weights}"),
+        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"))
+    return [text for is_on, text in options if is_on]
 
 
-class Commands(NamedTuple):
-    """Words of the commands that go on from a training."""
-
-    evaluate: List[str]
-    """eval.py and its device."""
-    validation_flags: List[str]
-    """Where eval.py finds images to score."""
-    image: str
-    """An image to try the network on."""
-    launch: List[str]
-    """train.py in as many processes as this run has."""
-    given: List[str]
-    """The flags that were given."""
-
-
-def build_commands(args: argparse.Namespace, training: Training) -> Commands:
-    """What the end card's commands are made of, from the command line of the run."""
-    device = [] if args.device_id is None else [f"--device_id={args.device_id}"]
-    if not args.cuda:
-        device.insert(0, "--cuda=False")
-    elif args.node_device != "auto":
-        device.insert(0, f"--eval_device={args.node_device}")
-    dataset = training.dataset
-    flags = [f"--valid_images={dataset.images_dir}", f"--valid_info={dataset.annotation_file}"]
-    if args.valid_images is not None:
-        flags = [f"--valid_images={args.valid_images}", f"--valid_info={args.valid_info}"]
-    elif args.data is not None and _has_validation_images(training, args.data):
-        flags = [f"--val_data={args.data}"]
-    if training.validation is not None:
-        dataset = training.validation.evaluation.dataset
-    return Commands(_python("eval.py") + device, flags, dataset.image_path(0),
-                    _launch(training), args.command_line[2:])
-
-
-def end_lines(training: Training, done: int, stopped_early: bool, finished: bool, seconds: float,
-              images_per_second: float, path: Optional[str], commands: Commands,
+def end_lines(training: Training, done: int, seconds: float, images_per_second: float,
               run_folder: Optional[str]) -> List[str]:
-    """What came out of a training, and commands to paste.
+    """What came out of a training.
 
     Args:
         training: after its last step.
         done: iterations, counted from its start.
-        stopped_early: by --early_stopping.
-        finished: False where a signal ended it.
-        seconds: since the first step of this session.
+        seconds: of this session.
         images_per_second: mean; 0 where it was not measured.
-        path: weights that were saved at the end; None where none were.
-        commands: from `build_commands`.
         run_folder: of the run; None without one.
     """
-    best, kept, why = "", None, ""
-    if training.best.iteration:
-        places = [training.saver.path(training.best.iteration)]
-        if run_folder is not None:
-            places.insert(0, os.path.join(run_folder, "weights", "best.pth"))
-        kept = next((place for place in places if os.path.exists(place)), None)
-        best = best_words(training.best.mask_ap, training.best.iteration, kept)
-    if stopped_early:
-        why = (f"{training.best.since} validation{_s(training.best.since)} in a row found nothing "
-               f"better (--early_stopping={training.config.early_stopping})")
-    elif not finished:
-        why = "by a signal"
-    weights = kept or path
-    following: List[Tuple[str, Sequence[str]]] = []
+    best, skipped = training.best, training.records.total_skipped
+    speed = (f"{images_per_second:.1f} images/s on average" if images_per_second
+             else "speed not measured (too few iterations)")
+    lines = [_line("Done", f"{done} iterations ({done / training.loader.epoch_size:.1f} epochs); "
+                           f"this session took {duration(seconds)}, {speed}")]
+    if training.nothing_improves():
+        lines.append(_line("Ended early", f"{_count(best.since, 'validation')} in a row found "
+                           f"nothing better (--early_stopping={training.config.early_stopping})"))
+    elif done < training.schedule.max_iter:
+        lines.append(_line("Ended early", "by a signal"))
+    if skipped:
+        lines.append(_line("Skipped", f"{_count(skipped, 'update')} of {done}: the loss or a "
+                                      "gradient was not finite"))
+    if not best.iteration:
+        return lines + [_line("Best mAP", "not known: no validation (--validation_epoch)")]
+    score = "nothing to score" if best.mask_ap is None else f"{100 * best.mask_ap:.2f}"
+    place = _best_weights(training, run_folder) or "whose weights were not kept (--save_interval)"
+    return lines + [_line("Best mAP", f"{score} (segmentation) at iteration {best.iteration}, "
+                                      f"{place}")]
+
+
+def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str]:
+    """Weights of the best validation; None where there was none, or they were not kept."""
+    places = [training.saver.path(training.best.iteration)] if training.best.iteration else []
+    if places and run_folder is not None:
+        places.insert(0, os.path.join(run_folder, "weights", "best.pth"))
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+def next_lines(args: argparse.Namespace, training: Training, done: int, path: Optional[str],
+               run_folder: Optional[str]) -> List[str]:
+    """Commands to paste that go on from a training; none where no weights were kept.
+
+    Args:
+        args: the command line of the run.
+        training: after its last step.
+        done: iterations, counted from its start.
+        path: weights that were saved at the end; None where none were.
+        run_folder: of the run; None without one.
+    """
+    commands: Dict[str, Sequence[str]] = {}
+    weights = _best_weights(training, run_folder) or path
     if weights is not None:
-        given = commands.evaluate[:2] + [f"--trained_model={weights}"]
-        device = commands.evaluate[2:]
+        device = {"--eval_device": args.node_device if args.cuda else "cpu",
+                  "--device_id": args.device_id}
+        words = _python("eval.py") + [f"--trained_model={weights}"] + [
+            f"{flag}={value}" for flag, value in device.items() if value not in ("auto", None)]
+        dataset = training.dataset if training.validation is None else (
+            training.validation.evaluation.dataset)
         drawn = os.path.join(run_folder or "results", "prediction.png")
-        following = [("score", given + commands.validation_flags + device),
-                     ("draw an image", given + [f"--image={commands.image}:{drawn}",
-                                                f"--score_threshold={SCORE_THRESHOLD}"] + device)]
+        commands["score"] = words + _images_to_score(args, training)
+        commands["draw an image"] = words + [f"--image={dataset.image_path(0)}:{drawn}",
+                                             f"--score_threshold={SCORE_THRESHOLD}"]
     if path is not None:
-        following.append(_after_the_end(path, finished, stopped_early, commands, run_folder,
-                                        training.saver.plan.folder))
-    return end_card(done, done / training.loader.epoch_size, seconds, images_per_second, best, why,
-                    following, training.records.total_skipped)
+        again = _launch(training.processes) + without_flag(args.command_line[2:], "--resume")
+        if training.nothing_improves():
+            commands["train on without early stopping"] = again + [
+                f"--resume={path}", "--early_stopping=0"]
+        elif done < training.schedule.max_iter:
+            commands["go on"] = again + [f"--resume={path}"]
+        elif run_folder is not None:
+            # A module is looked for in the current folder.
+            place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
+            commands["draw the report again"] = place + again[:1] + [
+                "-m", "utils.report", run_folder]
+        else:
+            folder = training.saver.plan.folder.rstrip("/")
+            commands["train on from these weights"] = again + [
+                f"--weights={path}", f"--save_folder={folder}-2"]
+    if not commands:
+        return []
+    return [_line("Next", ", ".join(commands))] + [
+        "  " + " ".join(map(shlex.quote, words)) for words in commands.values()]
 
 
-def best_words(score: Optional[float], iteration: int, weights: Optional[str]) -> str:
-    """The best validation: its mask mAP in [0, 1], None where there was nothing to score."""
-    return (f"{'nothing to score' if score is None else f'{100 * score:.2f}'} (segmentation) at "
-            f"iteration {iteration}, "
-            f"{weights or 'whose weights were not kept (--save_interval)'}")
-
-
-def _after_the_end(path: str, finished: bool, early: bool, commands: Commands,
-                   run_folder: Optional[str], save_folder: str) -> Tuple[str, List[str]]:
-    """What to do with the last weights, and the words that do it."""
-    given = without_flag(commands.given, ("--resume",))
-    if not finished:
-        return "go on", commands.launch + given + [f"--resume={path}"]
-    given = without_flag(given, ("--early_stopping",))
-    if early:
-        return "train on without early stopping", commands.launch + given + [
-            f"--resume={path}", "--early_stopping=0"]
-    if run_folder is not None:
-        # A module is looked for in the current folder.
-        place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
-        return "draw the report again", place + _python("train.py")[:1] + [
-            "-m", "utils.report", run_folder]
-    given = without_flag(given, ("--weights", "--save_folder"))
-    return "train on from these weights", commands.launch + given + [
-        f"--weights={path}", f"--save_folder={save_folder.rstrip('/')}-2"]
-
-
-def _python(program: str) -> List[str]:
-    """Words that start `program` with this interpreter from the current folder."""
-    folder = os.path.dirname(sys.executable)
-    name = next((name for name in ("python", "python3") if os.path.dirname(
-        shutil.which(name) or "") == folder), sys.executable)
-    path = os.path.relpath(os.path.join(PROJECT, program))
-    return [name, path if not path.startswith("..") else os.path.join(PROJECT, program)]
+def _images_to_score(args: argparse.Namespace, training: Training) -> List[str]:
+    """Where eval.py finds them: validation images if there are some, else those of training."""
+    if args.valid_images is not None:
+        return [f"--valid_images={args.valid_images}", f"--valid_info={args.valid_info}"]
+    if args.data is not None and _has_validation_images(training, args.data):
+        return [f"--val_data={args.data}"]
+    return [f"--valid_images={training.dataset.images_dir}",
+            f"--valid_info={training.dataset.annotation_file}"]
 
 
 def _has_validation_images(training: Training, root: str) -> bool:
@@ -359,18 +248,44 @@ def _has_validation_images(training: Training, root: str) -> bool:
     return True
 
 
-def _launch(training: Training, environ: Mapping[str, str] = os.environ) -> List[str]:
+def without_flag(argv: Sequence[str], flag: str) -> List[str]:
+    """`argv` without `flag`, written as `--flag=value` or `--flag value`."""
+    return [word for before, word in zip(["", *argv], argv) if word.split("=", 1)[0] != flag
+            and (before != flag or word.startswith("--"))]
+
+
+def _python(program: str) -> List[str]:
+    """Words that start `program` with this interpreter from the current folder."""
+    path = os.path.join(PROJECT, program)
+    near = os.path.relpath(path)
+    return ["python" if shutil.which("python") == sys.executable else sys.executable,
+            path if near.startswith("..") else near]
+
+
+def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> List[str]:
     """Words that start train.py in as many processes as this run has, on this host of several."""
-    words, count = _python("train.py"), training.processes.world_size
+    words, count = _python("train.py"), processes.world_size
     if count == 1:
         return words
     here = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or count)
     hosts = [] if here == count else [
         f"--nnodes={count // here}",
-        f"--node_rank={environ.get('GROUP_RANK', training.processes.rank // here)}",
+        f"--node_rank={environ.get('GROUP_RANK', processes.rank // here)}",
         f"--master_addr={environ.get('MASTER_ADDR', '')}",
         f"--master_port={environ.get('MASTER_PORT', '')}"]
-    elastic = os.path.exists(os.path.join(os.path.dirname(sys.modules["torch"].__file__ or ""),
-                                          "distributed", "run.py"))
-    engine = ["torch.distributed.run"] if elastic else ["torch.distributed.launch", "--use_env"]
-    return words[:1] + ["-m"] + engine + [f"--nproc_per_node={here}"] + hosts + words[1:]
+    launcher = (["torch.distributed.run"] if importlib.util.find_spec("torch.distributed.run")
+                else ["torch.distributed.launch", "--use_env"])
+    return [words[0], "-m", *launcher, f"--nproc_per_node={here}", *hosts, words[1]]
+
+
+def _line(label: str, text: str) -> str:
+    """`label : text` in the layout of the start and the end."""
+    return f"{label:<13}: {text}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{_s(number)}"
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"

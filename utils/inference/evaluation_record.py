@@ -90,8 +90,8 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
     before, images, lines = folder.read(SUMMARY), len(evaluation.evaluator), []
     if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
             images < before["images"] or (evaluation.settings and not before.get("settings"))):
-        kind = "{} images{}".format(before["images"], "" if before.get("settings")
-                                    else " with the default settings")
+        settings = "" if before.get("settings") else " with the default settings"
+        kind = f"{before['images']} images{settings}"
         if choice == AUTO:
             return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
                     f"--run_folder={folder.path} replaces it"]
@@ -125,15 +125,15 @@ def _fill_row(folder: RunFolder, evaluation: ScoredEvaluation, iteration: str) -
     known = data.get("val", {}).get("annotation_file")
     if known is not None and not _same_file(known, evaluation.dataset.annotation_file):
         return
-    if any(row["iteration"] == iteration and row.get("mask_mAP") for row in folder.results.rows()):
+    if any(row["iteration"] == iteration and row.get("mask_mAP") for row in folder.results()):
         return
     if known is None:
         config["data"] = dict(data, val=describe_data(evaluation.dataset))
         folder.write_config(config)
     size = config.get("run", {}).get("iterations_per_epoch")
-    folder.results.add(dict(score_cells(evaluation.results.summary()), iteration=iteration,
-                            epoch=int(iteration) // size if size else None))
-    best = best_row(folder.results.rows())
+    folder.add_result(dict(score_cells(evaluation.results.summary()), iteration=iteration,
+                           epoch=int(iteration) // size if size else None))
+    best = best_row(folder.results())
     if best is not None and best["iteration"] == iteration:
         folder.keep_weights(evaluation.weights, "best")
 

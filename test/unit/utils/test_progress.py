@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 from data.shapes import write_dataset
-from utils.progress import ProgressBar, StepPace, compose, duration, image_parts
+from utils.progress import ProgressBar, compose, duration, image_parts, step_parts
 
 PARTS = ["ETA 0:12:05", "data 2 ms + compute 313 ms", "1.2 GiB"]
 
@@ -93,17 +93,10 @@ def test_images():
     assert image_parts(0, 1.5) == image_parts(-3, 1.5) == ["1.50 images/s"]  # ended, or no total
 
 
-def test_times_of_a_step_follow_a_change_and_leave_out_a_pause():
-    clock = Clock()
-    steps = StepPace(clock=clock)
-    assert steps.parts(0, 10, 0.0, 0) == []
-    clock.now += 2.0
-    assert steps.parts(2, 10, 0.5, 0) == [
-        "ETA 0:00:08", "data 250 ms + compute 750 ms"]
-    clock.now += 600  # a validation
-    steps.restart(2, 0.5)
-    clock.now += 2.0
-    assert steps.parts(3, 10, 0.5, 3 * 2 ** 29)[1:] == [
+def test_steps():
+    assert step_parts(8, 0.0, 0.0, 0) == []
+    assert step_parts(8, 1.0, 0.25, 0) == ["ETA 0:00:08", "data 250 ms + compute 750 ms"]
+    assert step_parts(7, 1.295, 0.175, 3 * 2 ** 29)[1:] == [
         "data 175 ms + compute 1.12 s", "1.5 GiB"]
 
 

@@ -117,6 +117,26 @@ def test_a_folder_of_the_first_format(folder):
     assert '<td class="changed">160</td>' in page.source
 
 
+def test_commands_to_copy(folder):
+    folder.write_bytes("weights/best.pth", b"")
+    page = built(folder)
+    assert [tag["id"] for tag in page.all("section")] == SECTIONS + ["commands"]
+    score = f"python eval.py --trained_model={folder.path}/weights/best.pth"
+    for line in (f"{score} --score_threshold=0.3 --image=in.jpg:out.png\n",
+                 f"{score} --val_data='/data/<b>bold</b>' --run_folder={folder.path}\n",
+                 f"python train.py --rerun={folder.path}\n"):
+        assert line in page.text
+
+
+def test_a_folder_of_before_there_was_a_log(folder):
+    """It had training.csv; what results.csv says is drawn."""
+    pytest.importorskip("matplotlib")
+    os.rename(folder.file("log.jsonl"), folder.file("training.csv"))
+    page = built(folder)
+    assert len(page.all("img")) == 4 + 2  # no learning rates
+    assert "iteration 300 of 300" in page.text
+
+
 def test_settings_that_are_not_the_default_are_told(folder):
     evaluation = folder.read(report.SUMMARY)
     folder.write(report.SUMMARY, dict(evaluation, settings={"score_threshold": 0.3}))

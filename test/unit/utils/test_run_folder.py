@@ -166,7 +166,6 @@ def test_a_configuration_goes_round(tmp_path):
               "flags": {"data": "/\u732b: #1", "cuda": True, "seed": None, "name": "007"}}
     RunFolder(str(tmp_path), "12").write_config(values)
     stored = read_run_config(str(tmp_path))
-    assert stored == read_run_config(str(tmp_path / CONFIG))
     assert stored.pop("format") == 2 and stored.pop("id") == "12"
     assert stored == dict(values, set={"lr": 1e-05, "pred_scales": [[24.0], [48.0]]})
     assert "\u732b" in (tmp_path / CONFIG).read_text(encoding="utf-8")
@@ -179,10 +178,10 @@ def test_a_folder_of_the_first_format_is_read_like_one_of_this(tmp_path):
         "changed": ["lr"], "run": {"max_iter": 7}, "data": {}}))
     folder = open_run_folder(str(tmp_path))
     assert folder.run_id == "a"
-    for stored in (folder.read_config(), read_run_config(str(tmp_path / OLD_CONFIG))):
-        assert (stored["config"], stored["set"]) == ("yolact_base", {"lr": 0.5})
-        assert stored["run"] == {"max_iter": 7, "config": fields}
-        assert stored["flags"] == {"seed": 3}
+    stored = folder.read_config()
+    assert (stored["config"], stored["set"]) == ("yolact_base", {"lr": 0.5})
+    assert stored["run"] == {"max_iter": 7, "config": fields}
+    assert stored["flags"] == {"seed": 3}
 
 
 def test_best_row_is_the_first_of_equal_ones():
@@ -198,3 +197,102 @@ def test_sessions_add_up(tmp_path):
     folder.add_session({"command": "two"})
     assert [session["command"] for session in folder.read("environment.json")["sessions"]] == [
         "one \u732b", "two"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(str(tmp_path / "run"), "a")
+
+
+def results(folder):
+    with open(folder.file("results.csv")) as stream:
+        text = stream.read()
+    names = "box_mAP,box_AP50,box_AP75,mask_mAP,mask_AP50,mask_AP75"
+    text = text.replace(f"loss_total,images_per_second,skipped_steps,images_scored,{names}", "...")
+    return text.replace(",,,,,,,\n", "\n").replace("iteration,epoch,time,lr", "it")
+
+
+def test_rows_of_results_and_their_empty_cells(folder):
+    folder.add_result({"iteration": 10, "loss_B": 1.23456789, "other": 5})
+    folder.add_result({"iteration": 20, "loss_B": float("nan"), "mask_AP75": None})
+    folder.add_result({"iteration": 30, "mask_AP75": 0.0})
+    assert results(folder) == "it,loss_B,...\n10,,,,1.23457,,,\n20,,,,,,,\n30,,,,,,,,,,,,,,0\n"
+    assert [row["loss_B"] for row in folder.results()] == ["1.23457", "", ""]
+
+
+def test_a_row_of_the_same_iteration_is_filled_in(folder):
+    for step in (10, 20, 30):
+        folder.add_result({"iteration": step, "loss_total": step})
+    for step in (30, 10, 15):
+        folder.add_result({"iteration": step, "mask_mAP": step / 10, "loss_total": None})
+    assert [(row["iteration"], row["loss_total"], row["mask_mAP"]) for row in folder.results()] == [
+        ("10", "10", "1"), ("15", "", "1.5"), ("20", "20", ""), ("30", "30", "3")]
+
+
+def test_the_losses_are_those_that_the_rows_bring(folder):
+    folder.add_result({"iteration": 1, "mask_AP75": 0.5})
+    folder.add_result({"iteration": 2, "loss_B": 1.0, "loss_total": 1.0})
+    folder.add_result({"iteration": 3, "loss_X": 4.0, "loss_total": 4.0})
+    assert results(folder) == ("it,loss_B,loss_X,...\n1,,,,,,,,,,,,,,,0.5\n2,,,,1,,1,,\n"
+                               "3,,,,,4,4,,\n")
+
+
+def test_columns_of_an_older_version_are_brought_up_to_date(folder):
+    folder.write_bytes("results.csv", b"iteration,mask_AP75,gone\n1,2,3\n")
+    folder.add_result({"iteration": 5, "loss_B": 6})
+    assert results(folder) == "it,loss_B,...\n1,,,,,,,,,,,,,,2\n5,,,,6,,,\n"
+
+
+def log(folder, *iterations):
+    with open(folder.file("log.jsonl"), "a") as stream:
+        for iteration in iterations:
+            stream.write(json.dumps({
+                "type": "train", "iteration": iteration, "epoch": 0, "lr": 0.1, "total": 2.0,
+                "losses": {"B": iteration / 7}, "skipped": 0, "fps": 1.0, "avg_fps": 0.0}) + "\n")
+
+
+def test_a_resumed_run_takes_back_what_it_makes_again(folder):
+    for step in (10, 20, 30):
+        folder.add_result({"iteration": step, "loss_B": step})
+    with open(folder.file("log.jsonl"), "w") as stream:
+        stream.write('{"type": "session"}\n')
+    log(folder, 10, 20, 30)
+    folder.go_on_from(20)
+    folder.add_result({"iteration": 30, "loss_B": 7})
+    log(folder, 30)
+    assert [row["loss_B"] for row in folder.results()] == ["10", "20", "7"]
+    assert [row["iteration"] for row in folder.training()] == ["10", "20", "30"]
+    folder.go_on_from(5)
+    assert folder.results() == [] == folder.training()
+    assert list(folder.log_records()) == [{"type": "session"}]
+
+
+@pytest.mark.parametrize("torn", [
+    '{', '{"type": "train", "iteration": 30, "losses": {', '{"type": "train"', '{"a": "\u732b'])
+def test_a_line_that_was_cut_off_is_dropped(folder, torn):
+    folder.write_bytes("log.jsonl", b"")
+    log(folder, 10)
+    with open(folder.file("log.jsonl"), "ab") as stream:
+        stream.write(torn.encode("utf-8")[:-1])
+    assert [row["iteration"] for row in folder.training()] == ["10"]
+    folder.go_on_from(10)
+    log(folder, 40)
+    row, _ = folder.training()
+    assert row == {"iteration": "10", "epoch": "0", "lr": "0.1", "loss_B": "1.42857",
+                   "loss_total": "2", "skipped_steps": "0", "images_per_second": "1"}
+
+
+def test_a_full_disk_leaves_the_results_as_they_were(folder, monkeypatch):
+    folder.add_result({"iteration": 10, "loss_B": 10})
+    before = folder.results()
+
+    def full(stream):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="results.csv.*No space left"):
+            folder.add_result({"iteration": 20, "loss_B": 20})
+    assert folder.results() == before
+    folder.add_result({"iteration": 20, "loss_B": 20})
+    assert len(folder.results()) == 2

@@ -52,7 +52,7 @@ def evaluate(shapes, request, *flags):
 
 def rows_of(name="yolact_shapes", table="results.csv"):
     folder = RunFolder(os.path.join("runs", name), "")
-    return {"results.csv": folder.results, "training.csv": folder.training}[table].rows()
+    return folder.results() if table == "results.csv" else folder.training()
 
 
 def steps_of(name="yolact_shapes", table="results.csv"):
@@ -60,9 +60,8 @@ def steps_of(name="yolact_shapes", table="results.csv"):
 
 
 def without_time(rows):
-    return [{key: value for key, value in row.items() if key not in (
-        "time", "images_per_second", "seconds_per_step", "data_seconds", "memory_MiB")}
-        for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("time", "images_per_second")}
+            for row in rows]
 
 
 def test_a_training_leaves_everything(flags, shapes, request, capsys):
@@ -73,7 +72,7 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
     assert any("pip install jinja2" in line for line in out) != HAS_PAGE
     found = {os.path.relpath(os.path.join(folder, name), "runs/yolact_shapes")
              for folder, _, names in os.walk("runs/yolact_shapes") for name in names}
-    for name in ("config.yaml", "environment.json", "results.csv", "training.csv",
+    for name in ("config.yaml", "environment.json", "results.csv", "log.jsonl",
                  "weights/best.pth", "weights/best.state", "weights/last.pth",
                  "weights/last.state", "evaluation/evaluation.json", "evaluation/per_class.csv",
                  "evaluation/confusion_matrix.csv"):
@@ -86,7 +85,7 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
     for row in rows:
         assert row["images_scored"] == "4" and row["mask_mAP"] and row["box_AP75"] is not None
         assert float(row["loss_total"]) > 0 and float(row["lr"]) > 0
-    assert steps_of(table="training.csv") == [1, 10, 12]
+    assert steps_of(table="log.jsonl") == [1, 10, 12]
     stored = read_run_config("runs/yolact_shapes")
     assert (stored["config"], stored["program"]) == ("yolact_shapes", "train.py")
     assert stored["set"] == {"max_iter": STEPS} and stored["flags"]["validation_epoch"] == 1
@@ -132,15 +131,16 @@ def test_a_resumed_run_goes_on_in_its_folder_as_if_nothing_had_been(flags):
     whole = without_time(rows_of())
     best = checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"]
     folder = open_run_folder("runs/yolact_shapes")
-    for table in (folder.results, folder.training):
-        table.add({"iteration": 11})  # after the checkpoint, and not made again
+    folder.add_result({"iteration": 11})  # after the checkpoint, and not made again
+    with open(folder.file("log.jsonl"), "a") as stream:
+        stream.write('{"type": "train", "iteration": 11}\n{"type": "tra')
     assert train.main(flags + ["--resume=weights/yolact_shapes_1_8.pth"]) == 0
     assert os.listdir("runs") == ["yolact_shapes"]
     again = without_time(rows_of())
     assert [row["iteration"] for row in again] == ["6", "12"]
     assert again == whole
     assert checkpoint.load_state("weights/yolact_shapes_2_12.pth")["best"] == best
-    assert steps_of(table="training.csv") == [1, 9, 10, 12]
+    assert steps_of(table="log.jsonl") == [1, 9, 10, 12]
     with open("runs/yolact_shapes/environment.json") as stream:
         assert [session["start_iteration"] for session in json.load(stream)["sessions"]] == [0, 8]
 
@@ -161,7 +161,7 @@ def test_killed_and_resumed(flags):
     assert steps_of()[:2] == [6, 12]
     assert train.main(flags + ["--resume=latest"]) == 0
     assert steps_of() == [6, 12, 18, 24, 30, 36]
-    steps = steps_of(table="training.csv")
+    steps = steps_of(table="log.jsonl")
     assert steps == sorted(set(steps)) and steps[-1] == 36
     assert os.listdir("runs") == ["yolact_shapes"]
 

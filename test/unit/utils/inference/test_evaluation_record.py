@@ -8,7 +8,7 @@ import pytest
 
 from utils.inference import evaluation_record
 from utils.inference.evaluator import ScoredImage
-from utils.report import read_matrix, worst_confusions
+from utils.report import read_matrix, sum_up_matrix
 
 SIDE = 24
 IDS = [3, 7, 9]
@@ -139,5 +139,9 @@ def test_csv_goes_round_with_any_name():
 
 def test_worst_confusions_leave_out_the_diagonal_and_the_background():
     counts = np.array([[9, 2, 0, 8], [0, 9, 5, 8], [0, 0, 9, 8], [7, 7, 7, 0]])
-    assert worst_confusions(counts) == [(1, 2, 5), (0, 1, 2)]
-    assert worst_confusions(np.zeros((2, 2), int)) == []
+    found = sum_up_matrix(counts, "abc")
+    assert found["worst"] == [("b", "c", 5), ("a", "b", 2)]
+    assert found["sums"] == {
+        "objects": 58, "found, of the right class": 27, "found, of another class": 7, "missed": 24,
+        "false or double": 21}
+    assert sum_up_matrix(np.zeros((2, 2), int), "a")["worst"] == []

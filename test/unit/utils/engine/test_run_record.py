@@ -1,18 +1,19 @@
-"""Records of a run: CSV, TensorBoard's absence, the watch over the loader."""
+"""Records of a run: log, results, TensorBoard and its absence, the watch over the loader."""
 
 from __future__ import annotations
 
 import builtins
 import json
+import os
 import time
 
 import pytest
 
 from utils import plots
 from utils.distributed.failures import WatchedLoader, time_limit
-from utils.engine.log import RunLog, flatten, format_line
+from utils.engine.observer import format_line
+from utils.engine.record import RunRecord, flatten
 from utils.errors import UserError
-from utils.report import build_report
 from utils.run_folder import RunFolder
 
 VALUES = dict(iteration=10, losses={"B": 1.5, "C": 2.5}, total=4.0, note="text", flag=True)
@@ -28,24 +29,52 @@ def test_numbers_only_are_kept():
     assert flatten(VALUES) == {"iteration": 10, "losses.B": 1.5, "losses.C": 2.5, "total": 4.0}
 
 
-def test_csv_has_a_row_for_each_training_record_and_goes_on_after_a_resume(tmp_path):
+def read(path):
+    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+
+
+def test_a_log_is_one_object_a_line_and_goes_on_after_a_resume(tmp_path):
     for iteration in (10, 20):
-        log = RunLog("run", str(tmp_path))
-        log.write("session", args={"seed": 1})
-        log.write("train", **dict(VALUES, iteration=iteration))
-        log.write("val", iteration=iteration, box={"AP": 0.5})
-        log.close()
-    assert (tmp_path / "run.csv").read_text() == (
-        "iteration,losses.B,losses.C,total\n10,1.5,2.5,4\n20,1.5,2.5,4\n")
-    assert (tmp_path / "run.log").read_text().count("\n") == 6
+        record = RunRecord(log=str(tmp_path / "logs" / "run.log"))
+        record.write("session", args={"seed": 1})
+        record.write("train", **dict(TRAIN, iteration=iteration))
+        record.write("epoch", iteration=iteration, epoch=1)
+        record.write("val", iteration=iteration, box={"AP": 0.5})
+        record.finish()
+    records = read(tmp_path / "logs" / "run.log")
+    assert [found["type"] for found in records] == ["session", "train", "val"] * 2
+    assert records[1]["losses"] == {"B": 1.5} and records[4]["iteration"] == 20
 
 
-def test_a_run_resumed_with_other_losses_gets_their_columns(tmp_path):
-    for losses in ({"B": 1.0}, {"X": 2.0}):
-        log = RunLog("run", str(tmp_path))
-        log.write("train", iteration=1, losses=losses)
-        log.close()
-    assert (tmp_path / "run.csv").read_text() == "iteration,losses.B,losses.X\n1,1,\n1,,2\n"
+def test_what_json_does_not_have_is_null(tmp_path):
+    """All steps since the start were skipped: their means are no numbers."""
+    folder = RunFolder(str(tmp_path), "a")
+    record = RunRecord(folder)
+    record.write("train", **dict(TRAIN, total=float("nan"), losses={"B": float("inf")},
+                                 lr=[1.0, float("nan")]))
+    found, = read(tmp_path / "log.jsonl")
+    assert (found["total"], found["losses"], found["lr"]) == (None, {"B": None}, [1.0, None])
+    assert folder.training()[0]["loss_total"] == ""
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--log_folder"):
+        RunRecord(log=str(tmp_path / "file" / "run.log"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence():
+    record = RunRecord(log="/dev/full")
+    with pytest.raises(UserError, match="cannot write '/dev/full': No space left"):
+        record.write("train", **TRAIN)
+
+
+def test_other_processes_keep_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = RunRecord()
+    record.write("train", **TRAIN)
+    assert record.finish() == [] and record.path is None and os.listdir(str(tmp_path)) == []
 
 
 def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
@@ -58,9 +87,9 @@ def test_missing_tensorboard_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UserError, match="--tensorboard needs the package"):
-        RunLog("run", str(tmp_path), str(tmp_path / "board"))
+        RunRecord(board=str(tmp_path / "board"))
     folder = RunFolder(str(tmp_path / "runs"), "a")
-    assert "TensorBoard is not installed" in RunLog("run", folder=folder).notes[0]
+    assert "TensorBoard is not installed" in RunRecord(folder).notes[0]
 
 
 @pytest.mark.parametrize("demanded", [True, False])
@@ -68,12 +97,13 @@ def test_tensorboard_reads_what_was_written(tmp_path, demanded):
     """Resumed, what a board has of later iterations is void: in --tensorboard as in the folder."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for start, iterations in ((0, (10, 20)), (10, (20,))):  # resumed at 10: row 20 comes anew
-        log = (RunLog("run", board=str(tmp_path), start=start) if demanded else
-               RunLog("run", folder=RunFolder(str(tmp_path), "a"), start=start))
+        record = (RunRecord(board=str(tmp_path), start=start) if demanded else
+                  RunRecord(RunFolder(str(tmp_path), "a"), start=start))
         for iteration in iterations:
-            log.write("train", **dict(TRAIN, iteration=iteration, total=float(start + iteration)))
-        log.write("val", iteration=20, epoch=1, **SCORES)
-        log.close()
+            record.write("train", **dict(TRAIN, iteration=iteration,
+                                         total=float(start + iteration)))
+        record.write("val", iteration=20, epoch=1, **SCORES)
+        record.finish()
     events = reader.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/total")] == [
@@ -86,21 +116,21 @@ def test_a_new_loss_term_is_everywhere(tmp_path, monkeypatch):
     losses = {"B": 1.5, "X": 2.5}
     folder = RunFolder(str(tmp_path / "runs"), "a")
     folder.write_config({"config": "yolact_base"})
-    log = RunLog("run", str(tmp_path / "logs"), folder=folder)
-    log.write("train", **dict(TRAIN, losses=losses, total=4.0))
-    log.write("epoch", iteration=10, epoch=1)
-    log.write("val", iteration=10, epoch=1, **SCORES)
-    log.close()
+    log = tmp_path / "logs" / "run.log"
+    record = RunRecord(folder, str(log))
+    record.write("train", **dict(TRAIN, losses=losses, total=4.0))
+    record.write("epoch", iteration=10, epoch=1)
+    record.write("val", iteration=10, epoch=1, **SCORES)
+    record.finish()
 
     assert "B: 1.500 | X: 2.500 | T: 4.000" in format_line(
         0, 10, losses, 4.0, "0:00:00", 0.5, 4.0, 5.0, 0)
-    record = json.loads((tmp_path / "logs" / "run.log").read_text().splitlines()[0])
-    assert record["losses"] == losses
-    assert "losses.X" in (tmp_path / "logs" / "run.csv").read_text()
-    for table in (folder.training, folder.results):
-        (row,) = table.rows()
+    assert log.read_text() == (tmp_path / "runs" / "log.jsonl").read_text()
+    assert read(log)[0]["losses"] == losses
+    for (row,) in (folder.training(), folder.results()):
         assert (row["loss_B"], row["loss_X"], row["loss_total"]) == ("1.5", "2.5", "4")
-    assert (row["mask_mAP"], row["box_AP75"], row["images_per_second"]) == ("25", "", "5")
+        assert row["images_per_second"] == "5"
+    assert (row["mask_mAP"], row["box_AP75"]) == ("25", "")
 
 
 def test_a_new_loss_term_is_seen(tmp_path, monkeypatch):
@@ -115,11 +145,10 @@ def test_a_new_loss_term_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "_to_png", keep_legend)
     folder = RunFolder(str(tmp_path), "a")
     folder.write_config({"config": "yolact_base"})
-    log = RunLog("run", folder=folder)
-    log.write("train", **dict(TRAIN, losses={"B": 1.5, "X": 2.5}, total=4.0))
-    log.write("epoch", iteration=10, epoch=1)
-    log.close()
-    build_report(folder)
+    record = RunRecord(folder)
+    record.write("train", **dict(TRAIN, losses={"B": 1.5, "X": 2.5}, total=4.0))
+    record.write("epoch", iteration=10, epoch=1)
+    record.finish()
     assert legends[0] == ["B", "X", "total"]
     pytest.importorskip("jinja2")
     with open(folder.file("report.html"), encoding="utf-8") as stream:

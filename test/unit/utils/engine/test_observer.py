@@ -1,0 +1,85 @@
+"""The log line that ModelZoo's scripts parse, and the clocks behind it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from utils.engine import observer
+from utils.engine.observer import StepClock, format_line
+from utils.engine.records import StepRecords
+
+
+def test_line_to_the_byte():
+    line = format_line(3, 12340, {"B": 4.9012, "C": 5.5, "M": 6.25, "S": 1.0}, 17.6512,
+                       "2 days, 3:04:05", 0.3154, 25.4, 25.123456, 0)
+    assert line == ("[  3]   12340 || B: 4.901 | C: 5.500 | M: 6.250 | S: 1.000 | T: 17.651 || "
+                    "ETA: 2 days, 3:04:05 || timer: 0.315 || fps: 25.400 || avg_fps: 25.123 || "
+                    "GPU: 0")
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_mean_leaves_out_warm_up_and_pauses():
+    time = Clock()
+    clock = StepClock(time)
+    assert clock.now().seconds_per_step(clock.now()) == 0.0
+    time.now += 100  # warm-up
+    clock.steps += 1
+    window = clock.now()
+    for _ in range(2):
+        time.now += 2
+        clock.steps += 1
+    assert clock.now().seconds_per_step(window) == 2
+    with clock.paused():
+        time.now += 1000  # validation
+    assert clock.now().seconds_per_step(window) == 2
+    time.now += 11
+    clock.steps += 1
+    assert clock.now().seconds_per_step(window) == 5
+
+
+def observe(monkeypatch, seconds, fps_start=1, pauses=()):
+    """Log lines of a training of 4 images a step, each step of which takes so long."""
+    time = Clock()
+    monkeypatch.setattr(observer, "StepClock", lambda: StepClock(time))
+    learner = SimpleNamespace(optimizer=SimpleNamespace(step_finite=torch.tensor(True)),
+                              precision=SimpleNamespace(used_scale=None))
+    watch = observer.Observer([], StepRecords(), torch.device("cpu"), rank=0, start=0, max_iter=100,
+                              epoch_size=50, images_per_step=4, fps_start=fps_start,
+                              loader_timeout=0)
+    batch, values = SimpleNamespace(image_ids=torch.arange(4)), []
+    for done, duration in enumerate(seconds, 1):
+        time.now += duration
+        watch.step(done, {"B": torch.tensor(1.5)}, [batch], learner)
+        values.append(watch.progress(done, 0.1))
+        if done in pauses:
+            with watch.stopped():
+                time.now += 1000
+    return watch, values
+
+
+def test_lines_of_a_training(monkeypatch):
+    """The first step compiles: it counts neither for the time left nor for the mean speed."""
+    watch, (first, second, third) = observe(monkeypatch, (500, 2, 4), pauses=(2,))
+    assert first.lines == ["[  0]       1 || B: 1.500 | T: 1.500 || ETA: 13:45:00 || timer: "
+                           "500.000 || fps: 0.008 || avg_fps: 0.000 || GPU: 0"]
+    assert "ETA: 0:03:16 || timer: 2.000 || fps: 2.000 || avg_fps: 2.000" in second.lines[0]
+    assert "ETA: 0:04:51 || timer: 4.000 || fps: 1.000 || avg_fps: 1.333" in third.lines[0]
+    assert watch.images_per_second == third.values["avg_fps"] == 4 / 3
+
+
+@pytest.mark.parametrize("fps_start, average", [(0, 3 * 4 / 506), (2, 1.0), (3, 0.0), (9, 0.0)])
+def test_the_mean_speed_begins_where_it_is_asked_to(monkeypatch, fps_start, average):
+    watch, _ = observe(monkeypatch, (500, 2, 4), fps_start, pauses=(1, 2))
+    assert watch.images_per_second == pytest.approx(average)
