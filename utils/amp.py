@@ -253,12 +253,10 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
     Raises:
         UserError: an unknown value, or what this device or this PyTorch cannot do.
     """
-    if opt_level not in LEVELS:
-        raise UserError(f"--opt_level is '{opt_level}'{nearest(opt_level.upper(), LEVELS) or '.'} "
-                        f"Known: {', '.join(LEVELS)}.")
-    if amp_dtype not in TYPES:
-        raise UserError(f"--amp_dtype is '{amp_dtype}'{nearest(amp_dtype, TYPES) or '.'} "
-                        f"Known: {', '.join(TYPES)}.")
+    for flag, value, known in (("opt_level", opt_level, LEVELS), ("amp_dtype", amp_dtype, TYPES)):
+        if value not in known:
+            raise UserError(f"--{flag} is '{value}'{nearest(value, known) or '.'} Known: "
+                            f"{', '.join(known)}.")
     fixed = _fixed_scale(loss_scale)
     if opt_level == "O0":
         if loss_scale is not None or amp_dtype != "auto":

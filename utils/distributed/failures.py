@@ -54,13 +54,14 @@ def is_lost_peer(text: str) -> bool:
     return any(part in text.lower() for part in _LOST_PEER)
 
 
-def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 1,
-                 lost_peer: bool = False, when: Optional[float] = None) -> None:
-    """Write a record unless there is one already: the first cause is the one that counts."""
-    if os.path.exists(path):
-        return
-    record = {"rank": rank, "time": when or time.time(), "cause": cause, "status": status,
-              "log": log, "lost_peer": lost_peer}
+def new_record(rank: int, cause: str) -> Dict[str, Any]:
+    """The record of a failure that is seen now; log and exit code are for the supervisor to add."""
+    return {"rank": rank, "time": time.time(), "cause": " ".join(cause.split())[:500],
+            "lost_peer": is_lost_peer(cause), "log": "", "status": 1}
+
+
+def write_record(path: str, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all."""
     temporary = f"{path}.{os.getpid()}"
     with contextlib.suppress(OSError):  # a full disk must not hide the failure itself
         with open(temporary, "w", encoding="utf-8") as stream:
@@ -69,10 +70,10 @@ def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 
 
 
 def record_cause(rank: int, cause: str, environ: Optional[Mapping[str, str]] = None) -> None:
-    """Record `cause` where the supervisor asked for it; without a supervisor do nothing."""
+    """Record the first cause, the one that counts, where the supervisor asked for it."""
     path = (os.environ if environ is None else environ).get(FILE_VARIABLE)
-    if path:
-        write_record(path, rank, " ".join(cause.split())[:500], lost_peer=is_lost_peer(cause))
+    if path and not os.path.exists(path):
+        write_record(path, new_record(rank, cause))
 
 
 @contextlib.contextmanager
@@ -83,16 +84,6 @@ def record_failure(rank: int, environ: Optional[Mapping[str, str]] = None) -> It
     except Exception as error:
         record_cause(rank, f"{type(error).__name__}: {error}", environ)
         raise
-
-
-def complete_record(path: str, log: str, status: int) -> None:
-    """Add what only the supervisor knows to the program's own record."""
-    records = read_records([path])
-    if records:
-        os.unlink(path)
-        record = records[0]
-        write_record(path, record["rank"], record["cause"], log, status, record["lost_peer"],
-                     record["time"])
 
 
 def read_records(paths: Iterable[str]) -> List[Dict[str, Any]]:

@@ -80,8 +80,7 @@ class Sharing:
         if self.processes.world_size == 1:
             return flag
         total = flag.clone()
-        handle = dist.all_reduce(total, async_op=True)
-        handle.wait()
+        dist.all_reduce(total)
         return total
 
     def local_gradients(self, network: nn.Module, last: bool) -> ContextManager[Any]:
