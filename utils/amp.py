@@ -54,11 +54,6 @@ class LossScale:
         self.value = torch.full((), fixed or FIRST_SCALE, dtype=torch.float32, device=device)
         self._good_steps = torch.zeros((), dtype=torch.float32, device=device)
 
-    @property
-    def floor(self) -> float:
-        """An overflow at this scale or below cannot be answered by a lower one."""
-        return LOWEST_SCALE if self.fixed is None else math.inf
-
     def update(self, finite: Tensor) -> None:
         """Adapt to a step whose gradients were finite or not (0-d bool, the same on all cards)."""
         if self.fixed is not None:
@@ -128,8 +123,8 @@ class Precision:
 
     @property
     def scale_floor(self) -> float:
-        """Loss scale at which an overflow is no longer answered by a lower one."""
-        return math.inf if self.scale is None else self.scale.floor
+        """Loss scale at which, or below, an overflow is not answered by a lower one."""
+        return math.inf if self.scale is None or self.scale.fixed else LOWEST_SCALE
 
     def prepare(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
         """Convert the network; after its optimiser is made and before it is wrapped."""

@@ -78,7 +78,7 @@ def config():
 def weights(tmp_path_factory, config):
     torch.manual_seed(0)
     folder = str(tmp_path_factory.mktemp("weights"))
-    return save_checkpoint(CheckpointName(config.name, 1, 20), folder,
+    return save_checkpoint(CheckpointName(config.name, 1, 20).path(folder),
                            build_yolact(config).state_dict(),
                            {"config": config.to_dict(), "class_names": NAMES})
 

@@ -19,7 +19,6 @@ import time
 from types import FrameType, TracebackType
 from typing import (
     Any,
-    Callable,
     Dict,
     Generic,
     Iterable,
@@ -112,7 +111,10 @@ def leave_hung(rank: int, cause: str) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
-    """End the process if the block takes longer than `seconds`."""
+    """End the process if the block takes longer than `seconds`; 0 is no limit."""
+    if not seconds:
+        yield
+        return
     timer = threading.Timer(seconds, leave_hung, (rank, cause))
     timer.daemon = True
     timer.start()
@@ -135,14 +137,8 @@ class WatchedLoader(Generic[T]):
         items: received so far.
     """
 
-    def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
-                 end: Optional[Callable[[int, str], None]] = None) -> None:
-        self._source = source
-        self._limit = limit
-        self._rank = rank
-        self._end = end or leave_hung
-        self._deadline: Optional[float] = None
-        self._ended = False
+    def __init__(self, source: Iterable[T], limit: float, rank: int = 0) -> None:
+        self._source, self._limit, self._rank = source, limit, rank
         self.seconds = 0.0
         self.items = 0
         self._start = time.perf_counter()
@@ -161,38 +157,21 @@ class WatchedLoader(Generic[T]):
                 f"({self.seconds:.1f} of {elapsed:.1f} s)")
 
     def __iter__(self) -> Iterator[T]:
-        if self._limit > 0:
-            threading.Thread(target=self._watch, name="loader watchdog", daemon=True).start()
-        try:
-            yield from self._timed()
-        finally:
-            self._ended = True
-
-    def _timed(self) -> Iterator[T]:
-        limit = self._limit * FIRST_FACTOR
         items = iter(self._source)
+        limit = self._limit * FIRST_FACTOR
         while True:
             start = time.perf_counter()
-            self._deadline = time.monotonic() + limit
             try:
-                item = next(items)
+                with time_limit(limit, self._rank, "the data loader delivered no batch for "
+                                f"{limit:g} s (--loader_timeout); the storage or a loader process "
+                                "hangs"):
+                    item = next(items)
             except StopIteration:
                 return
-            finally:
-                self._deadline = None
             self.seconds += time.perf_counter() - start
             self.items += 1
             limit = self._limit
             yield item
-
-    def _watch(self) -> None:
-        while not self._ended:
-            time.sleep(min(1.0, self._limit / 10))
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                self._end(self._rank, f"the data loader delivered no batch for {self._limit:g} s "
-                          "(--loader_timeout); the storage or a loader process hangs")
-                return
 
 
 class StopRequest:

@@ -105,23 +105,18 @@ class Evaluation:
                  for n, image_id in enumerate(self.dataset.image_ids)}
         return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
 
-    def run(self, detector: Detector, times: Optional[StageTimes] = None,
-            evaluator: Optional[CocoEvaluator] = None) -> CocoEvaluator:
+    def run(self, detector: Detector, evaluator: CocoEvaluator,
+            times: Optional[StageTimes] = None) -> None:
         """Find the objects of all images, all processes together. The model keeps its mode.
 
         Args:
             detector: this process's.
+            evaluator: the main process's gets the detections of all.
             times: is told how long the stages take, and counts this process's images.
-            evaluator: gets the detections; None for a new one.
-
-        Returns:
-            The evaluator; the main process's has the detections of all.
 
         Raises:
             UserError: an image cannot be read.
         """
-        if evaluator is None:  # an evaluator without detections is falsy
-            evaluator = self.evaluator()
         own = CocoEvaluator(self.dataset.annotation_file, self.category_ids)
         was_training = detector.model.training
         detector.model.eval()
@@ -131,7 +126,6 @@ class Evaluation:
             detector.model.train(was_training)
         image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
         evaluator.merge(gather_state(own.state(), image_ids, self.processes, detector.device))
-        return evaluator
 
     def _detect(self, detector: Detector, own: CocoEvaluator, times: StageTimes) -> None:
         """Add the detections of this process's share of the images to `own`."""

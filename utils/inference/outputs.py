@@ -145,7 +145,6 @@ class PredictionOutput:
     Attributes:
         objects: shown so far.
         images: files drawn so far.
-        failed: images, frames and files that failed so far.
     """
 
     def __init__(self, options: PredictionOptions, warn: Callable[[str], None],
@@ -154,14 +153,20 @@ class PredictionOutput:
         self._options, self._warn, self._times, self._strict = options, warn, times, strict
         self._json_path, self._crops_folder = json_path, crops_folder
         self._records: List[str] = []
-        self.objects = self.images = self.failed = 0
+        self._failures: List[UserError] = []  # a list, since images are read in another thread
+        self.objects = self.images = 0
 
     def fail(self, error: UserError, times: int = 1) -> None:
         """Say what failed and count it `times` times; raise it where nothing may fail."""
         if self._strict:
             raise error
         self._warn(f"failed: {error}")
-        self.failed += times
+        self._failures += [error] * times
+
+    @property
+    def failed(self) -> int:
+        """Images, frames and files that failed so far."""
+        return len(self._failures)
 
     def attempt(self, action: Callable[[], Any]) -> bool:
         """Whether `action` ended without a `UserError`, which is counted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import ExitStack, closing
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 import numpy as np
 
@@ -110,16 +110,15 @@ class PredictionRun:
                                 crops_folder or stem + "_crops", strict)
 
     def _draw_files(self, files: Sequence[ImageFile], output: PredictionOutput) -> None:
-        def readable(read: Iterable[Tuple[ImageFile, Union[np.ndarray, UserError]]]
-                     ) -> Iterator[Tuple[ImageFile, np.ndarray]]:
-            for file, image in read:
-                if isinstance(image, UserError):
-                    output.fail(image)
-                else:
-                    yield file, image
+        def readable() -> Iterator[Tuple[ImageFile, np.ndarray]]:
+            for file in files:
+                try:
+                    yield file, read_image(file.source)
+                except UserError as error:
+                    output.fail(error)
 
-        with closing(read_ahead(_read_all(files))) as ahead, closing(self.predictor.find(
-                self._batches(readable(ahead)), self.times, self._progress(len(files)))) as found:
+        with closing(read_ahead(readable())) as ahead, closing(self.predictor.find(
+                self._batches(ahead), self.times, self._progress(len(files)))) as found:
             for file, prediction in found:
                 output.write(prediction, file)
 
@@ -166,16 +165,6 @@ class PredictionRun:
             self.say(f"{output.failed} failed")
             return EXIT_FAILURES
         return 0
-
-
-def _read_all(files: Iterable[ImageFile]
-              ) -> Iterator[Tuple[ImageFile, Union[np.ndarray, UserError]]]:
-    """Images as arrays, or the error that reading them gave."""
-    for file in files:
-        try:
-            yield file, read_image(file.source)
-        except UserError as error:
-            yield file, error
 
 
 class _Frames:
