@@ -64,7 +64,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
                          f"{os.path.basename(weights)}: {len(evaluation.indices)} images of "
                          f"{truth}"]), flush=True)
     times = StageTimes((lambda: synchronize(detector.device)) if args.benchmark else None)
-    evaluation.run(detector, times, evaluator)
+    evaluation.run(detector, evaluator, times)
     print(times.sentence(stages=args.benchmark), flush=True)
     if not is_main:
         return 0

@@ -189,9 +189,10 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
     """Score the network on validation images, all processes together; the main one prints."""
     validation, learner, processes = training.validation, training.learner, training.processes
     assert validation is not None
+    evaluator = validation.evaluation.evaluator()
     share_buffers(learner.model, processes)
     with learner.scored_weights(processes):  # those that are saved
-        evaluator = validation.evaluation.run(validation.detector)
+        validation.evaluation.run(validation.detector, evaluator)
     if not processes.is_main:
         return
     results, recorded = evaluator.evaluate(), record.recorded_best()

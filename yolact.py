@@ -30,22 +30,20 @@ class Yolact(nn.Module):
         fpn: pyramid; its finest level feeds `proto_net` and the semantic branch.
         proto_net: prototype masks.
         head: shared by all levels.
-        priors: float32 `[P,4]` cx cy w h.
+        priors: float32 `[P,4]` cx cy w h of every input side that `forward` takes.
         features: channels of the pyramid levels.
         num_classes: C.
-        input_size: S.
+        input_size: S; the side of images in evaluation.
         pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
-        priors_of_sides: priors of other input sides, which `forward` takes, too.
         maskiou_net: re-scores masks (YOLACT++). `forward` does not run it: in training the loss
             does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` does
             not have. None without mask re-scoring.
     """
 
     def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
-                 head: PredictionHead, priors: Tensor, features: int, num_classes: int,
+                 head: PredictionHead, priors: Dict[int, Tensor], features: int, num_classes: int,
                  input_size: int, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None,
-                 priors_of_sides: Optional[Dict[int, Tensor]] = None) -> None:
+                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.proto_net = proto_net
@@ -56,8 +54,7 @@ class Yolact(nn.Module):
         self.semantic_seg_conv = nn.Conv2d(features, num_classes - 1, 1)
         self.input_size = input_size
         # Plain attributes, moved by `_apply`: non-persistent buffers do not exist on torch 1.5.
-        self.priors = priors
-        self.priors_of_sides = dict(priors_of_sides or {})
+        self.priors = dict(priors)
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
         self.bn_frozen = False
@@ -76,9 +73,8 @@ class Yolact(nn.Module):
             priors: `[P,4]` cx cy w h.
             segm: `[B,C-1,hs,ws]` semantic logits, in training mode only.
         """
-        side = images.shape[-1]
-        priors = self.priors if side == self.input_size else self.priors_of_sides.get(side)
-        if priors is None or images.shape[-2] != side:
+        height, side = images.shape[2:]
+        if height != side or side not in self.priors:
             raise ValueError(f"images are {list(images.shape)}, expected [B, 3, {self.input_size}, "
                              f"{self.input_size}]")
         if images.dtype == torch.uint8:
@@ -88,7 +84,7 @@ class Yolact(nn.Module):
         levels = self.fpn(self.backbone(images))
         loc, conf, mask = self.prediction_layers[0](levels)
         predictions = {"loc": loc, "conf": conf, "mask": mask, "proto": self.proto_net(levels[0]),
-                       "priors": priors}
+                       "priors": self.priors[side]}
         if self.training:
             predictions["segm"] = self.semantic_seg_conv(levels[0])
         return predictions
@@ -131,9 +127,7 @@ class Yolact(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Yolact:
         super()._apply(*args, **kwargs)
         device = self.semantic_seg_conv.weight.device
-        self.priors = self.priors.to(device)
-        self.priors_of_sides = {side: priors.to(device)
-                                for side, priors in self.priors_of_sides.items()}
+        self.priors = {side: priors.to(device) for side, priors in self.priors.items()}
         self.pixel_mean = self.pixel_mean.to(device)
         self.pixel_std = self.pixel_std.to(device)
         return self
@@ -159,9 +153,10 @@ def build_yolact(config: Config) -> Yolact:
         proto_net=ProtoNet(features, config.proto_features, config.num_prototypes),
         head=PredictionHead(features, config.head_features, config.num_anchors,
                             config.num_classes, config.num_prototypes),
-        priors=make_priors(config), features=features, num_classes=config.num_classes,
+        priors={side: make_priors(config.at_side(side))
+                for side in (config.max_size, *config.multi_scale)},
+        features=features, num_classes=config.num_classes,
         input_size=config.max_size, pixel_mean=config.pixel_mean, pixel_std=config.pixel_std,
-        maskiou_net=MaskIouNet(config.num_classes) if config.use_maskiou else None,
-        priors_of_sides={side: make_priors(config.at_side(side)) for side in config.multi_scale})
+        maskiou_net=MaskIouNet(config.num_classes) if config.use_maskiou else None)
     _init_xavier(network)
     return network

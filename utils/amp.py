@@ -54,11 +54,6 @@ class LossScale:
         self.value = torch.full((), fixed or FIRST_SCALE, dtype=torch.float32, device=device)
         self._good_steps = torch.zeros((), dtype=torch.float32, device=device)
 
-    @property
-    def floor(self) -> float:
-        """An overflow at this scale or below cannot be answered by a lower one."""
-        return LOWEST_SCALE if self.fixed is None else math.inf
-
     def update(self, finite: Tensor) -> None:
         """Adapt to a step whose gradients were finite or not (0-d bool, the same on all cards)."""
         if self.fixed is not None:
@@ -128,8 +123,8 @@ class Precision:
 
     @property
     def scale_floor(self) -> float:
-        """Loss scale at which an overflow is no longer answered by a lower one."""
-        return math.inf if self.scale is None else self.scale.floor
+        """Loss scale at which, or below, an overflow is not answered by a lower one."""
+        return math.inf if self.scale is None or self.scale.fixed else LOWEST_SCALE
 
     def prepare(self, model: nn.Module, optimizer: FlatOptimizer) -> None:
         """Convert the network; after its optimiser is made and before it is wrapped."""
@@ -253,12 +248,10 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
     Raises:
         UserError: an unknown value, or what this device or this PyTorch cannot do.
     """
-    if opt_level not in LEVELS:
-        raise UserError(f"--opt_level is '{opt_level}'{nearest(opt_level.upper(), LEVELS) or '.'} "
-                        f"Known: {', '.join(LEVELS)}.")
-    if amp_dtype not in TYPES:
-        raise UserError(f"--amp_dtype is '{amp_dtype}'{nearest(amp_dtype, TYPES) or '.'} "
-                        f"Known: {', '.join(TYPES)}.")
+    for flag, value, known in (("opt_level", opt_level, LEVELS), ("amp_dtype", amp_dtype, TYPES)):
+        if value not in known:
+            raise UserError(f"--{flag} is '{value}'{nearest(value, known) or '.'} Known: "
+                            f"{', '.join(known)}.")
     fixed = _fixed_scale(loss_scale)
     if opt_level == "O0":
         if loss_scale is not None or amp_dtype != "auto":

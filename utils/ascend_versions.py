@@ -1,7 +1,6 @@
 """Which versions of torch, its plugin, CANN and driver a host has, and which belong together.
 
 The table is Ascend's own (COMPATIBILITY.md of gitcode.com/Ascend/pytorch, as of plugin 2.12.0).
-What the plugin is called is for `utils.device` to say.
 Which drivers go with a CANN depends on the card and is not in it: the driver is named, not judged.
 """
 
@@ -40,83 +39,76 @@ TABLE: Dict[str, Tuple[str, ...]] = {
 }
 
 _TOOLKITS = ("ascend-toolkit/latest", "cann", "nnae/latest", "ascend-toolkit")
-_VERSION_FILES = ("*-linux/ascend_toolkit_install.info", "*-linux/ascend_nnae_install.info",
-                  "ascend_toolkit_install.info", "ascend_nnae_install.info", "version.info",
-                  "version.cfg")
+_INSTALL_INFO = r"version=\s*(\S+)"
+_VERSION_FILES = (
+    ("*-linux/ascend_toolkit_install.info", _INSTALL_INFO),
+    ("*-linux/ascend_nnae_install.info", _INSTALL_INFO),
+    ("ascend_toolkit_install.info", _INSTALL_INFO), ("ascend_nnae_install.info", _INSTALL_INFO),
+    ("version.info", r"version_dir=\s*(\S+)"),  # of a component; the folder names the release
+    # runtime_running_version=[7.5.0.3.220:8.0.0]
+    ("version.cfg", r"\w*running_version=\[(?:[^:\]]*:)?([^\]:]+)\]"),
+)
+"""Where a toolkit tells its version, and how."""
 _INSTALLED = "usr/local/Ascend"
 _DRIVER = _INSTALLED + "/driver/version.info"
 _INSTALL_NOTE = "etc/Ascend/ascend_cann_install.info"
 
 
 class Versions(NamedTuple):
-    """What a host has; None for what was not found."""
+    """What a host has, or a row of the table; None for what was not found."""
 
     torch: str
     plugin: Optional[str]
     """None for the PyTorch 1.5 of Ascend, which brings it built in."""
     cann: Optional[str]
-    driver: Optional[str]
+    driver: Optional[str] = None
+    """Not in the table."""
 
-    def sentence(self, name: str) -> str:
-        """All four; `name` is the plugin's."""
-        return (f"torch {self.torch}, {name} {self.plugin or 'built in'}, "
-                f"CANN {self.cann or 'not found'}, driver {self.driver or 'not found'}")
-
-
-class Combination(NamedTuple):
-    """A row of the table."""
-
-    torch: str
-    plugin: str
-    cann: str
-
-    def sentence(self, name: str) -> str:
-        """All three; `name` is the plugin's."""
-        return f"torch {self.torch}, {name} {self.plugin}, CANN {self.cann}"
+    def sentence(self) -> str:
+        """All four."""
+        return f"{_combination(self)}, driver {self.driver or 'not found'}"
 
 
-def combinations() -> Iterator[Combination]:
-    """All that are supported, the newest CANN first."""
+def _combination(versions: Versions) -> str:
+    return (f"torch {versions.torch}, torch_npu {versions.plugin or 'built in'}, "
+            f"CANN {versions.cann or 'not found'}")
+
+
+def supported() -> Iterator[Versions]:
+    """The rows of the table, the newest CANN first."""
     for cann, plugins in TABLE.items():
         for plugin in plugins:
-            yield Combination(_base(plugin), plugin, cann)
+            yield Versions(_base(plugin), plugin, cann)
 
 
-def mixed(torch_version: str, plugin: str, name: str) -> str:
-    """Why these two cannot work together, as the end of a sentence; empty if they can.
-
-    Args:
-        torch_version: and
-        plugin: the version of each.
-        name: of the plugin.
-    """
+def mixed(torch_version: str, plugin: str) -> str:
+    """Why these two cannot work together, as the end of a sentence; empty if they can."""
     wanted, found = _base(plugin), _base(torch_version)
     if wanted.split(".")[:2] == found.split(".")[:2]:
         return ""
-    return (f"{name} {plugin} is made for torch {wanted}, and torch {torch_version} is installed; "
-            f"install {name} {found} or torch {wanted}")
+    return (f"torch_npu {plugin} is made for torch {wanted}, and torch {torch_version} is "
+            f"installed; install torch_npu {found} or torch {wanted}")
 
 
-def doubt(versions: Versions, name: str) -> str:
+def doubt(versions: Versions) -> str:
     """One sentence if the table does not have this combination, naming the nearest; else empty.
 
-    What was not found is not judged; `name` is the plugin's.
+    What was not found is not judged.
     """
-    rows = list(combinations())
-    if any(_distance(versions, row) == (0, 0, 0) for row in rows):
+    nearest = min(supported(), key=lambda row: _distance(versions, row))
+    if _distance(versions, nearest) == (0, 0, 0):
         return ""
-    nearest = min(rows, key=lambda row: _distance(versions, row))
-    return (f"{versions.sentence(name)}: not a combination that Ascend lists as supported; the "
-            f"nearest is {nearest.sentence(name)}")
+    return (f"{versions.sentence()}: not a combination that Ascend lists as supported; the "
+            f"nearest is {_combination(nearest)}")
 
 
-def _distance(versions: Versions, row: Combination) -> Tuple[int, int, int]:
+def _distance(versions: Versions, row: Versions) -> Tuple[int, int, int]:
     """How far a row is, torch first: with another torch more has to be installed anew."""
-    cann = versions.cann
-    same_cann = cann is None or cann == row.cann or cann.startswith(row.cann + ".")  # a patch
+    cann, supported_cann = versions.cann or row.cann or "", row.cann or ""
+    same_cann = (cann + ".").startswith(supported_cann + ".")  # a patch of it, too
     same_plugin = versions.plugin is None or versions.plugin.split("+")[0] == row.plugin
     return (abs(_number(versions.torch) - _number(row.torch)),
-            0 if same_cann or cann is None else abs(_number(cann) - _number(row.cann)) or 1,
+            0 if same_cann else abs(_number(cann) - _number(supported_cann)) or 1,
             0 if same_plugin else 1)
 
 
@@ -142,27 +134,17 @@ def read_plugin(folder: str) -> Optional[str]:
 
 def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
     """Version of the CANN whose environment is set, else of the one that is installed."""
-    homes = [environ[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
-             if environ.get(name)]
+    homes = [environ.get("ASCEND_HOME_PATH"), environ.get("ASCEND_TOOLKIT_HOME")]
     noted = _value(os.path.join(root, _INSTALL_NOTE), r".*Install_Path[^=]*=\s*(\S+)")
-    for base in [noted] if noted else []:
-        homes += [os.path.join(base, name) for name in _TOOLKITS]
-    homes += [os.path.join(root, _INSTALLED, name) for name in _TOOLKITS]
-    for home in homes:
-        for pattern in _VERSION_FILES:
-            for path in sorted(glob.glob(os.path.join(home, pattern))):
-                found = _cann_in(path)
+    for base in (noted, os.path.join(root, _INSTALLED)):
+        homes += [os.path.join(base, name) for name in _TOOLKITS] if base else []
+    for home in filter(None, homes):
+        for name, version in _VERSION_FILES:
+            for path in sorted(glob.glob(os.path.join(home, name))):
+                found = _value(path, version)
                 if found:
                     return found
     return None
-
-
-def _cann_in(path: str) -> Optional[str]:
-    if path.endswith("version.cfg"):  # runtime_running_version=[7.5.0.3.220:8.0.0]
-        return _value(path, r"\w*running_version=\[(?:[^:\]]*:)?([^\]:]+)\]")
-    if path.endswith("version.info"):  # of a component; the folder names the release
-        return _value(path, r"version_dir=\s*(\S+)")
-    return _value(path, r"version=\s*(\S+)")
 
 
 def read_driver(root: str = "/") -> Optional[str]:

@@ -80,27 +80,19 @@ def state_path(weights_path: str) -> str:
     return os.path.splitext(weights_path)[0] + ".state"
 
 
-def save_checkpoint(name: CheckpointName, folder: str, state_dict: Dict[str, Tensor],
-                    state: Dict[str, Any]) -> str:
-    """Write weights and full state; return the path of the weights file.
+def save_checkpoint(path: str, state_dict: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    """Write weights to `path` and the full state beside them; returns the path.
 
     Args:
-        name: what the file is called.
-        folder: made if it does not exist.
+        path: of the weights file; its folder is made if it does not exist.
         state_dict: the network's tensors on any device; copied to the CPU one by one.
         state: tensors and plain types; `format` is added.
     """
-    path = name.path(folder)
-    write_pair(path, state_dict, state)
-    return path
-
-
-def write_pair(path: str, state_dict: Dict[str, Tensor], state: Dict[str, Any]) -> None:
-    """Write weights to `path` and the full state beside them, as `save_checkpoint` does."""
     weights = on_cpu(state_dict)
     full = dict(state, format=STATE_FORMAT)
     write_whole(state_path(path), lambda stream: torch.save(full, stream))
     write_whole(path, lambda stream: torch.save(weights, stream))
+    return path
 
 
 def on_cpu(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:

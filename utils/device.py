@@ -53,38 +53,18 @@ _START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
 )
 
 
-def start_problem(text: str, kind: str) -> str:
-    """Why a card cannot be started, as the end of a sentence.
-
-    Args:
-        text: of the exception.
-        kind: `npu` or `cuda`.
-    """
-    lowered = text.lower()
+def _start_problem(error: RuntimeError, kind: str) -> str:
+    """Why a card cannot be started, as the end of a sentence."""
+    lowered = str(error).lower()
     for signs, meaning in _START_PROBLEMS:
         if any(sign in lowered for sign in signs):
             return meaning.format(tool=_TOOLS[kind], visible=_VISIBLE[kind])
-    lines = text.strip().splitlines() or ["no reason given"]
-    return f"{lines[0].strip()} ({_TOOLS[kind]} shows its state)"
-
-
-class _CpuRuntime:
-    """The part of the `torch.cuda` interface that every device has, for the CPU."""
-
-    @staticmethod
-    def synchronize(device: torch.device) -> None:
-        pass
-
-    @staticmethod
-    def get_device_name(index: int) -> str:
-        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{first_line(error)} ({_TOOLS[kind]} shows its state)"
 
 
 class DeviceKind(NamedTuple):
     """What differs from one kind of device to the next."""
 
-    name: str
-    """Type of the `torch.device`."""
     title: str
     """Name in sentences."""
     backend: str
@@ -122,7 +102,7 @@ def _npu_problem() -> str:
     if not _npu_installed():
         return "torch_npu is not installed for this Python"
     plugin = _plugin_version()
-    mixed = ascend_versions.mixed(torch.__version__, plugin, PLUGIN) if plugin else ""
+    mixed = ascend_versions.mixed(torch.__version__, plugin) if plugin else ""
     if mixed:  # asked before the import, which would end in an undefined symbol
         return mixed
     try:
@@ -145,47 +125,49 @@ def _cuda_problem() -> str:
     return "PyTorch finds no CUDA device; nvidia-smi shows what the driver sees"
 
 
-_KINDS: Tuple[DeviceKind, ...] = (
-    DeviceKind("npu", "Ascend NPU", "hccl", _npu_problem, _npu_module),
-    DeviceKind("cuda", "CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
-    DeviceKind("cpu", "CPU", "gloo", lambda: "", lambda: _CpuRuntime),
-)
-_BY_NAME: Dict[str, DeviceKind] = {kind.name: kind for kind in _KINDS}
+_KINDS: Dict[str, DeviceKind] = {
+    "npu": DeviceKind("Ascend NPU", "hccl", _npu_problem, _npu_module),
+    "cuda": DeviceKind("CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
+    "cpu": DeviceKind("CPU", "gloo", lambda: "", lambda: None),
+}
 _ALIASES = {"gpu": "cuda"}
 
-DEVICE_NAMES: Tuple[str, ...] = ("auto",) + tuple(_BY_NAME) + tuple(_ALIASES)
+DEVICE_NAMES: Tuple[str, ...] = ("auto", *_KINDS, *_ALIASES)
 """What `select_device` accepts."""
 
 
-def _find_kind(name: str, warn: bool = True) -> DeviceKind:
+def _find_kind(name: str, warn: bool = True) -> str:
     """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu."""
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key == "auto":
-        problems = {kind.name: kind.find_problem() for kind in _KINDS}
+        problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
         if warn and problems["npu"] and _npu_installed():
             _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
-        return next(kind for kind in _KINDS if not problems[kind.name])
-    if key not in _BY_NAME:
+        return next(kind for kind in _KINDS if not problems[kind])
+    if key not in _KINDS:
         raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
                         f"{', '.join(DEVICE_NAMES)}.")
-    problem = _BY_NAME[key].find_problem()
+    problem = _KINDS[key].find_problem()
     if problem:
-        others = ", ".join(other for other in _BY_NAME if other != key)
+        others = ", ".join(other for other in _KINDS if other != key)
         raise UserError(f"device '{name}' was asked for, but {problem}; other choices: auto, "
                         f"{others}")
-    return _BY_NAME[key]
+    return key
 
 
 def device_runtime(device: torch.device) -> Any:
-    """Module with the interface of `torch.cuda`, or the part of it that the plugin knows."""
-    return _BY_NAME[device.type].runtime()
+    """Module with the interface of `torch.cuda`, or the part of it that the plugin knows.
+
+    None for the CPU.
+    """
+    return _KINDS[device.type].runtime()
 
 
 def cards_of_host(name: str) -> Optional[int]:
     """Number of cards of the kind `name` on this host; None for the CPU, which all ranks share."""
     kind = _find_kind(name, warn=False)  # `select_device` follows
-    return None if kind.name == "cpu" else int(kind.runtime().device_count())
+    return None if kind == "cpu" else int(_KINDS[kind].runtime().device_count())
 
 
 def select_device(name: str, index: int = 0) -> torch.device:
@@ -195,20 +177,20 @@ def select_device(name: str, index: int = 0) -> torch.device:
     nothing to the CPU. What is not there is a `UserError`; there is no silent change of device.
     """
     kind = _find_kind(name)
-    runtime = kind.runtime()
-    if kind.name == "cpu":
+    if kind == "cpu":
         return torch.device("cpu")
+    title, runtime = _KINDS[kind].title, _KINDS[kind].runtime()
     found = runtime.device_count()
     if not 0 <= index < found:
-        raise UserError(f"{kind.title} device {index} was asked for, but this host has {found} "
+        raise UserError(f"{title} device {index} was asked for, but this host has {found} "
                         f"(numbered 0 to {found - 1})")
-    device = torch.device(kind.name, index)
+    device = torch.device(kind, index)
     try:
         runtime.set_device(device)
         runtime.synchronize(device)  # the first use: only now CUDA asks the driver for the card
     except RuntimeError as error:
-        raise UserError(f"{kind.title} device {index} cannot be used: "
-                        f"{start_problem(str(error), kind.name)}") from error
+        raise UserError(f"{title} device {index} cannot be used: "
+                        f"{_start_problem(error, kind)}") from error
     prepare(device)
     return device
 
@@ -222,16 +204,14 @@ def prepare(device: torch.device) -> None:
     """
     if device.type != "npu":
         return
-    set_compile_mode = getattr(_npu_module(), "set_compile_mode", None)
-    if set_compile_mode is not None:
-        set_compile_mode(jit_compile=False)
-    config = getattr(_npu_module(), "config", None)
-    if config is not None:
+    npu = _npu_module()  # early plugins have neither switch
+    if hasattr(npu, "set_compile_mode"):
+        npu.set_compile_mode(jit_compile=False)
+    if hasattr(npu, "config"):
         # Parameters are views of flat optimiser buffers: they have to keep the plain layout. Before
         # the first tensor, or it would already have another.
-        # (The plugin's object takes the value but does not give it back; hasattr would say no.)
-        config.allow_internal_format = False
-    doubt = ascend_versions.doubt(_npu_versions(), PLUGIN)
+        npu.config.allow_internal_format = False
+    doubt = ascend_versions.doubt(_npu_versions())
     if doubt:
         _LOG.warning("warning: %s", doubt)
 
@@ -248,12 +228,13 @@ def seed_everything(seed: int) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on `device` is done."""
-    device_runtime(device).synchronize(device)
+    if device.type != "cpu":
+        device_runtime(device).synchronize(device)
 
 
 def distributed_backend(device: torch.device) -> str:
     """`hccl`, `nccl` or `gloo`."""
-    return _BY_NAME[device.type].backend
+    return _KINDS[device.type].backend
 
 
 def memory_reserved(device: torch.device) -> int:
@@ -263,6 +244,8 @@ def memory_reserved(device: torch.device) -> int:
 
 
 def _model(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
     return str(device_runtime(device).get_device_name(device.index or 0))
 
 
@@ -270,7 +253,7 @@ def describe(device: torch.device) -> str:
     """Device, its model and the versions below it, in one line."""
     versions = [f"torch {torch.__version__}"]
     if device.type == "npu":
-        versions = [_npu_versions().sentence(PLUGIN)]
+        versions = [_npu_versions().sentence()]
     if device.type == "cuda":
         versions.append(f"CUDA {torch.version.cuda}")
     versions.append(f"Python {platform.python_version()}")
@@ -328,6 +311,8 @@ def casting_library(device: torch.device) -> Any:
     found = importlib.util.find_spec("apex") is not None
     try:
         amp = importlib.import_module("apex.amp")
+        if not hasattr(amp, "initialize"):
+            raise ImportError("it has no amp.initialize")
     except Exception as error:  # the other package of that name fails in its own imports
         if not found:
             raise UserError("--opt_level O1 and O2 need the package apex on PyTorch "
@@ -335,9 +320,6 @@ def casting_library(device: torch.device) -> Any:
         raise UserError("the package apex that is installed has no usable amp "
                         f"({first_line(error)}); that on PyPI is something else by the same name: "
                         f"remove it and install {wanted}") from error
-    if not hasattr(amp, "initialize"):
-        raise UserError(f"the package apex that is installed has no amp.initialize; install "
-                        f"{wanted}")
     return amp
 
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 
-from utils.device import device_runtime, memory_reserved
+from utils.device import device_runtime, memory_reserved, synchronize
 from utils.errors import UserError, first_line
 
 GIB = float(1 << 30)
@@ -54,11 +54,6 @@ def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
     return min(limits)
 
 
-def process_peak() -> Optional[int]:
-    """The most bytes of memory that this process has ever had; None where the system is silent."""
-    return proc_bytes("/proc/self/status", "VmHWM")
-
-
 def proc_bytes(path: str, key: str) -> Optional[int]:
     """The bytes in a line `key: N kB` of a file below /proc; None where there is none."""
     found = _first_number(path, re.escape(key) + r":\s+(\d+) kB")
@@ -75,26 +70,29 @@ def _first_number(path: str, pattern: str) -> Optional[int]:
     return next((int(match.group(1)) for match in matches if match), None)
 
 
-def memory_info(device: torch.device) -> Optional[Tuple[int, int]]:
-    """Bytes that this process may take on `device`, those it holds included, and all it has.
+def memory_info(device: torch.device) -> Tuple[int, int]:
+    """Bytes that this process may take on `device`, and all it has; 0 for what is not known.
 
-    None for the CPU, and where an early plugin does not say how much the device has.
+    On a card those that the process holds are among the first; on the CPU they are not, and how
+    much the host has is not told.
     """
     runtime = device_runtime(device)
+    if runtime is None:
+        return host_available() or 0, 0
     if hasattr(runtime, "mem_get_info"):
         free, total = runtime.mem_get_info(device)
         return int(free) + memory_reserved(device), int(total)
-    properties = getattr(runtime, "get_device_properties", None)
+    properties = getattr(runtime, "get_device_properties", None)  # early plugins do not say
     total = getattr(properties(device), "total_memory", 0) if properties is not None else 0
-    return (int(total), int(total)) if total else None
+    return int(total), int(total)
 
 
 def held_by_others(available: int, total: int) -> int:
-    """Bytes of a device that other processes hold; 0 where it is no more than its own software's.
+    """Bytes of a card that other processes hold; 0 where it is no more than its own software's.
 
     Args:
         available: bytes that may still be taken, as `memory_info` gives them.
-        total: bytes that the device has.
+        total: bytes that the card has.
     """
     held = total - available
     return held if held > OWN_SOFTWARE * total else 0
@@ -106,12 +104,21 @@ def held_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors have had on `device`, since `reset_peak_memory`; 0: unknown."""
+    """The most bytes since `reset_peak_memory`; 0: unknown.
+
+    On a card those of tensors; on the CPU all that this process has had.
+    """
+    if device.type == "cpu":
+        return proc_bytes("/proc/self/status", "VmHWM") or 0
+    synchronize(device)
     return int(_ask(device, "max_memory_allocated") or 0)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count anew."""
+    """Let `peak_memory` count anew. Where the system refuses, the CPU's only grows."""
+    if device.type == "cpu":
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as stream:
+            stream.write("5")
     _ask(device, "reset_peak_memory_stats", "reset_max_memory_allocated")
 
 
@@ -152,7 +159,7 @@ def explain_out_of_memory(device: torch.device, batch_size: int = 0,
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        peak = peak_memory(device) or process_peak() or 0
+        peak = peak_memory(device)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
         release_memory(device)
         sentence = _sentence(device, peak, batch_size, micro_batches)
@@ -163,17 +170,16 @@ def explain_out_of_memory(device: torch.device, batch_size: int = 0,
 
 
 def _sentence(device: torch.device, peak: int, batch_size: int, micro_batches: int) -> str:
-    available, total = memory_info(device) or (host_available() or 0, 0)
+    available, total = memory_info(device)
     others = held_by_others(available, total)
-    if total and peak:  # it failed a little above its peak, whatever the device says is free
-        available = min(available, peak + peak // 10)
-    text = f"out of memory on {device}: "
+    text = f"out of memory on {device}: this process had {in_gib(peak)}, and "
     if total:
-        text += "it has {}, {}this process may use {} and had {}".format(
-            in_gib(total), f"of which others hold {in_gib(others)}, " if others else "",
-            in_gib(available), in_gib(peak))
+        if peak:  # it failed a little above its peak, whatever the card says is free
+            available = min(available, peak + peak // 10)
+        text += f"may use {in_gib(available)} of {in_gib(total)}" + (
+            f", of which others hold {in_gib(others)}" if others else "")
     else:
-        text += f"this process had {in_gib(peak)}, and {in_gib(available)} is free without it"
+        text += f"{in_gib(available)} is free without it"
     if not batch_size:
         return text + "; end what else is running there"
     # A line through what is left without a batch and the peak with this one, which is the least

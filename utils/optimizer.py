@@ -7,7 +7,7 @@ back to the host: whether the update may be applied is decided on the device.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ devices that saturate instead of overflowing (Ascend 910A) end there too, so the
 ALIGNMENT = 128
 """Elements (512 bytes) that every parameter starts a multiple of in the flat buffer: unaligned
 weights make convolutions fall back to slow kernels."""
-
-Groups = Iterable[Union[nn.Parameter, Dict[str, Any]]]
 
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
@@ -47,26 +45,25 @@ class FlatOptimizer:
     place. Convert and move the model before; `step` raises if the views were replaced since.
 
     Args:
-        groups: parameters, or dicts {"params": [..], "weight_decay": float}.
-        weight_decay: for parameters given without a dict, and groups that name none.
+        parameters: float32, all on one device.
+        weight_decay: of these.
         clip_norm: largest norm of the whole gradient; 0 turns clipping off.
+        undecayed: more parameters, which lie behind and have no weight decay.
 
     Attributes:
         flat: all parameters as one float32 tensor, padded; to be changed only in place.
         step_finite: 0-d bool tensor, whether the last step was applied.
         grad_norm: 0-d tensor, norm of the last whole gradient before clipping.
         steps: 0-d int64 tensor, number of applied steps.
-
-    Raises:
-        ValueError: no parameters, one given twice, one that is not float32, several devices.
     """
 
     buffer_names: Tuple[str, ...] = ()
 
-    def __init__(self, groups: Groups, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
-        grouped = _as_groups(groups, weight_decay)
-        self.parameters = [p for parameters, _ in grouped for p in parameters]
-        _check_parameters(self.parameters)
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0,
+                 clip_norm: float = 0.0, undecayed: Iterable[nn.Parameter] = ()) -> None:
+        decayed = list(parameters)
+        self.parameters = decayed + list(undecayed)
+        self.weight_decay = weight_decay
         self.clip_norm = clip_norm
         device = self.parameters[0].device
         self._pads = [-p.numel() % ALIGNMENT for p in self.parameters]
@@ -76,7 +73,7 @@ class FlatOptimizer:
         for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
         self._addresses = [p.data_ptr() for p in self.parameters]
-        self._decayed = self._decayed_spans(grouped)
+        self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
         self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
         self._one = torch.ones((), dtype=torch.float32, device=device)
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -185,17 +182,6 @@ class FlatOptimizer:
             start += parameter.numel() + pad
         return views
 
-    def _decayed_spans(self, grouped: List[Tuple[List[nn.Parameter], float]],
-                       ) -> List[Tuple[slice, float]]:
-        """Part of the flat buffer and weight decay of each group that has one."""
-        spans, start, pads = [], 0, iter(self._pads)
-        for parameters, decay in grouped:
-            end = start + sum(p.numel() + next(pads) for p in parameters)
-            if decay:
-                spans.append((slice(start, end), decay))
-            start = end
-        return spans
-
     def _check_views(self) -> None:
         if [p.data_ptr() for p in self.parameters] != self._addresses:
             raise RuntimeError("a parameter no longer lives in the optimiser's flat buffer: the "
@@ -238,14 +224,14 @@ class FlatSGD(FlatOptimizer):
 
     buffer_names = ("momentum",)
 
-    def __init__(self, groups: Groups, momentum: float = 0.9, weight_decay: float = 0.0,
-                 clip_norm: float = 0.0) -> None:
-        super().__init__(groups, weight_decay, clip_norm)
+    def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.9,
+                 weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
+        super().__init__(parameters, weight_decay, clip_norm)
         self._momentum = self._constant(momentum)
 
     def _update(self, grad: Tensor, lr: float) -> None:
-        for span, decay in self._decayed:
-            grad[span].add_(self.flat[span], alpha=decay)
+        if self.weight_decay:
+            grad.add_(self.flat, alpha=self.weight_decay)
         grad.masked_fill_(~self.step_finite, 0.0)
         velocity = self._buffers["momentum"]
         velocity.mul_(self._or_one(self._momentum)).add_(grad)
@@ -257,9 +243,11 @@ class FlatAdamW(FlatOptimizer):
 
     buffer_names = ("mean", "square")
 
-    def __init__(self, groups: Groups, betas: Tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8, weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
-        super().__init__(groups, weight_decay, clip_norm)
+    def __init__(self, parameters: Iterable[nn.Parameter],
+                 betas: Tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, clip_norm: float = 0.0,
+                 undecayed: Iterable[nn.Parameter] = ()) -> None:
+        super().__init__(parameters, weight_decay, clip_norm, undecayed)
         self.betas = betas
         self.eps = eps
         self._beta1, self._beta2 = (self._constant(beta) for beta in betas)
@@ -268,8 +256,8 @@ class FlatAdamW(FlatOptimizer):
     def _update(self, grad: Tensor, lr: float) -> None:
         grad.masked_fill_(~self.step_finite, 0.0)
         applied = self.step_finite.float()
-        for span, decay in self._decayed:
-            self.flat[span].mul_(1 - applied * (lr * decay))
+        if self.weight_decay:
+            self.flat[:self._decayed].mul_(1 - applied * (lr * self.weight_decay))
         mean, square = self._buffers["mean"], self._buffers["square"]
         mean.mul_(self._or_one(self._beta1)).add_(grad, alpha=1 - self.betas[0])
         square.mul_(self._or_one(self._beta2)).addcmul_(grad, grad, value=1 - self.betas[1])
@@ -293,30 +281,6 @@ def build_optimizer(config: Config, model: nn.Module,
     if config.optimizer == "sgd":
         return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
                        clip_norm=config.clip_grad_norm)
-    groups = [{"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.decay},
-              {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0}]
-    return FlatAdamW(groups, clip_norm=config.clip_grad_norm)
-
-
-def _as_groups(groups: Groups, weight_decay: float) -> List[Tuple[List[nn.Parameter], float]]:
-    grouped: List[Tuple[List[nn.Parameter], float]] = []
-    single: List[nn.Parameter] = []
-    for item in groups:
-        if isinstance(item, dict):
-            grouped.append((list(item["params"]), float(item.get("weight_decay", weight_decay))))
-        else:
-            single.append(item)
-    return grouped + [(single, weight_decay)] if single else grouped
-
-
-def _check_parameters(parameters: Sequence[nn.Parameter]) -> None:
-    if not parameters:
-        raise ValueError("no parameters to optimise")
-    if len({id(p) for p in parameters}) != len(parameters):
-        raise ValueError("a parameter is given twice")
-    devices = {p.device for p in parameters}
-    if len(devices) > 1:
-        raise ValueError(f"parameters on several devices: {sorted(map(str, devices))}")
-    dtypes = {p.dtype for p in parameters} - {torch.float32}
-    if dtypes:
-        raise ValueError(f"parameters must be float32, found {sorted(map(str, dtypes))}")
+    return FlatAdamW([p for p in trainable if p.dim() > 1], weight_decay=config.decay,
+                     clip_norm=config.clip_grad_norm,
+                     undecayed=[p for p in trainable if p.dim() <= 1])

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import bisect
 import math
-from typing import Any, Dict, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Sequence
 
-
-class Scaled(NamedTuple):
-    """Learning rate and iterations for a total batch other than the recipe's."""
-
-    lr: float
-    max_iter: int
-    lr_steps: Tuple[int, ...]
-
-
-def autoscaled(lr: float, max_iter: int, lr_steps: Sequence[int], batch_size: int,
-               total_batch: int) -> Scaled:
-    """Scale a recipe given for `batch_size` to `total_batch` images an iteration over all cards.
-
-    The learning rate grows with the batch, iterations shrink (rounded down), so that the number of
-    images seen stays. Warm-up, its length and its first learning rate, stays as it is.
-    """
-    if total_batch < 1:
-        raise ValueError(f"total_batch is {total_batch}, expected at least 1")
-    factor = total_batch / batch_size
-    return Scaled(lr * factor, max(1, max_iter * batch_size // total_batch),
-                  tuple(step * batch_size // total_batch for step in lr_steps))
+if TYPE_CHECKING:
+    from data.config import Config
 
 
 class LearningRate:
@@ -46,18 +27,11 @@ class LearningRate:
         warmup_init: rate at iteration 0.
         warmup_until: iterations of warm-up; 0 for none.
         final_factor: the cosine ends at this fraction of `base_lr`.
-
-    Raises:
-        ValueError: unknown schedule, or steps that do not ascend.
     """
 
     def __init__(self, base_lr: float, max_iter: int, schedule: str = "step",
                  lr_steps: Sequence[int] = (), gamma: float = 0.1, warmup_init: float = 0.0,
                  warmup_until: int = 0, final_factor: float = 0.0) -> None:
-        if schedule not in ("step", "cosine"):
-            raise ValueError(f"schedule is {schedule!r}, expected 'step' or 'cosine'")
-        if list(lr_steps) != sorted(lr_steps):
-            raise ValueError(f"lr_steps do not ascend: {list(lr_steps)}")
         self.base_lr = base_lr
         self.max_iter = max_iter
         self.schedule = schedule
@@ -68,17 +42,20 @@ class LearningRate:
         self.final_factor = final_factor
 
     @classmethod
-    def from_config(cls, config: Any, total_batch: int, autoscale: bool = True) -> LearningRate:
-        """Schedule of a `data.config.Config` for `total_batch` images an iteration on all cards.
+    def from_config(cls, config: Config, total_batch: int, autoscale: bool = True) -> LearningRate:
+        """Schedule of a recipe for `total_batch` images an iteration on all cards.
 
-        With `autoscale`, rate and iterations are scaled from `config.batch_size` to it.
+        With `autoscale` the rate grows with the batch and iterations shrink (rounded down), so that
+        the number of images seen stays. Warm-up, its length and its first rate, stays as it is.
         """
-        scaled = Scaled(config.lr, config.max_iter, tuple(config.lr_steps))
+        lr, max_iter, lr_steps = config.lr, config.max_iter, config.lr_steps
         if autoscale:
-            scaled = autoscaled(*scaled, batch_size=config.batch_size, total_batch=total_batch)
-        return cls(scaled.lr, scaled.max_iter, schedule=config.schedule, lr_steps=scaled.lr_steps,
-                   gamma=config.gamma, warmup_init=config.lr_warmup_init,
-                   warmup_until=config.lr_warmup_until, final_factor=config.lr_final_factor)
+            lr *= total_batch / config.batch_size
+            max_iter = max(1, max_iter * config.batch_size // total_batch)
+            lr_steps = tuple(step * config.batch_size // total_batch for step in lr_steps)
+        return cls(lr, max_iter, schedule=config.schedule, lr_steps=lr_steps, gamma=config.gamma,
+                   warmup_init=config.lr_warmup_init, warmup_until=config.lr_warmup_until,
+                   final_factor=config.lr_final_factor)
 
     def __call__(self, iteration: int) -> float:
         """Learning rate of `iteration`, counted from 0."""

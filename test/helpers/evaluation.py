@@ -15,4 +15,6 @@ def evaluate(model, config, dataset, device=CPU, max_images=-1, **more):
     """COCO's scores of `model` on the first images of `dataset`; `more` goes to `Evaluation`."""
     evaluation = Evaluation(dataset, [number for number, _ in dataset.categories],
                             choose_images(len(dataset), max_images), **more)
-    return evaluation.run(Detector(model, Detect.from_config(config), device)).evaluate()
+    evaluator = evaluation.evaluator()
+    evaluation.run(Detector(model, Detect.from_config(config), device), evaluator)
+    return evaluator.evaluate()

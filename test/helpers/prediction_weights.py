@@ -20,7 +20,7 @@ def save_weights(folder, names=NAMES, ids=IDS, **changes):
     """Write weights with their state; returns the path."""
     config = get_config("yolact_shapes", max_size=64, num_classes=len(names) + 1, **changes)
     torch.manual_seed(0)
-    return save_checkpoint(CheckpointName(config.name, 1, 20), str(folder),
+    return save_checkpoint(CheckpointName(config.name, 1, 20).path(str(folder)),
                            build_yolact(config).state_dict(),
                            {"config": config.to_dict(), "class_names": names, "category_ids": ids})
 

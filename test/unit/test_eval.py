@@ -21,7 +21,12 @@ from data.config import get_config
 from helpers.evaluation import evaluate
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
-from utils.inference.detector import StageTimes, run_pipelined, to_network_input
+from utils.inference.detector import (
+    Detector,
+    PendingDetections,
+    StageTimes,
+    to_network_input,
+)
 from utils.inference.evaluation import EvaluationBatches, choose_images, load_batches
 from utils.progress import ProgressBar
 from yolact import build_yolact
@@ -73,7 +78,7 @@ def config():
 def weights(tmp_path_factory, config):
     torch.manual_seed(0)
     folder = str(tmp_path_factory.mktemp("weights"))
-    return save_checkpoint(CheckpointName(config.name, 1, 20), folder,
+    return save_checkpoint(CheckpointName(config.name, 1, 20).path(folder),
                            build_yolact(config).state_dict(),
                            {"config": config.to_dict(), "class_names": NAMES})
 
@@ -339,13 +344,18 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
     times = StageTimes()
     stream = io.StringIO()
 
-    def finish(facts, launched):
-        events.append(f"finish {facts[0][0]} {launched}")
-        times.images += len(facts)
+    class Events(Detector):
+        def launch(self, images, times):
+            events.append("launch")
+            return PendingDetections(*[torch.full((), len(events))] * 3)
 
-    run_pipelined(load_batches(EvaluationBatches(dataset_of(data), range(3), 1, 32)),
-                  lambda images: events.append("launch") or len(events), finish, times,
-                  ProgressBar(3, stream))
+        def _objects(self, fetched, n, height, width):
+            return int(fetched.proto)
+
+    batches = load_batches(EvaluationBatches(dataset_of(data), range(3), 1, 32))
+    for image_id, launched in Events(None, None, None).find(batches, times,
+                                                            ProgressBar(3, stream)):
+        events.append(f"finish {image_id} {launched}")
     assert events == ["launch", "launch", "finish 100 1", "launch", "finish 101 2", "finish 102 4"]
     assert times.images == 3 and "loading" in times.seconds
     assert stream.getvalue() == ""  # not a terminal

@@ -19,7 +19,7 @@ from helpers.paths import ROOT
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 DEVICE_WORDS = (".cuda(", ".npu(", "torch.cuda", "torch_npu", "apex")
-DEVICE_FILES = ("utils/device.py", "layers/fused_ops.py")
+DEVICE_FILES = ("utils/device.py", "utils/ascend_versions.py", "layers/fused_ops.py")
 NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pycache__")
 
 # What each part of the house may import from the others, by the longest name that fits a file's

@@ -110,20 +110,24 @@ def test_saved_weights_load_strictly(tmp_path, device):
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
+def _constants(network):
+    return [*network.priors.values(), network.pixel_mean, network.pixel_std]
+
+
 def test_constants_stay_out_of_the_state_and_in_float32():
     network = build_yolact(_small())
     assert not [key for key in network.state_dict() if "prior" in key or "pixel" in key]
     for converted in (copy.deepcopy(network).half(), copy.deepcopy(network).double()):
-        for name in ("priors", "pixel_mean", "pixel_std"):
-            assert torch.equal(getattr(converted, name), getattr(network, name))
-            assert getattr(converted, name).dtype == torch.float32
+        for constant, wanted in zip(_constants(converted), _constants(network)):
+            assert torch.equal(constant, wanted)
+            assert constant.dtype == torch.float32
 
 
 @pytest.mark.skipif(not hasattr(torch.nn.Module, "to_empty"), reason="no meta device")
 def test_constants_follow_the_module():
     network = build_yolact(_small()).to("meta")
-    for name in ("priors", "pixel_mean", "pixel_std"):
-        assert getattr(network, name).device.type == "meta"
+    for constant in _constants(network):
+        assert constant.device.type == "meta"
 
 
 def test_frozen_bn_stays_frozen(device):

@@ -19,7 +19,6 @@ import time
 from types import FrameType, TracebackType
 from typing import (
     Any,
-    Callable,
     Dict,
     Generic,
     Iterable,
@@ -54,13 +53,14 @@ def is_lost_peer(text: str) -> bool:
     return any(part in text.lower() for part in _LOST_PEER)
 
 
-def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 1,
-                 lost_peer: bool = False, when: Optional[float] = None) -> None:
-    """Write a record unless there is one already: the first cause is the one that counts."""
-    if os.path.exists(path):
-        return
-    record = {"rank": rank, "time": when or time.time(), "cause": cause, "status": status,
-              "log": log, "lost_peer": lost_peer}
+def new_record(rank: int, cause: str) -> Dict[str, Any]:
+    """The record of a failure that is seen now; log and exit code are for the supervisor to add."""
+    return {"rank": rank, "time": time.time(), "cause": " ".join(cause.split())[:500],
+            "lost_peer": is_lost_peer(cause), "log": "", "status": 1}
+
+
+def write_record(path: str, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all."""
     temporary = f"{path}.{os.getpid()}"
     with contextlib.suppress(OSError):  # a full disk must not hide the failure itself
         with open(temporary, "w", encoding="utf-8") as stream:
@@ -69,10 +69,10 @@ def write_record(path: str, rank: int, cause: str, log: str = "", status: int = 
 
 
 def record_cause(rank: int, cause: str, environ: Optional[Mapping[str, str]] = None) -> None:
-    """Record `cause` where the supervisor asked for it; without a supervisor do nothing."""
+    """Record the first cause, the one that counts, where the supervisor asked for it."""
     path = (os.environ if environ is None else environ).get(FILE_VARIABLE)
-    if path:
-        write_record(path, rank, " ".join(cause.split())[:500], lost_peer=is_lost_peer(cause))
+    if path and not os.path.exists(path):
+        write_record(path, new_record(rank, cause))
 
 
 @contextlib.contextmanager
@@ -83,16 +83,6 @@ def record_failure(rank: int, environ: Optional[Mapping[str, str]] = None) -> It
     except Exception as error:
         record_cause(rank, f"{type(error).__name__}: {error}", environ)
         raise
-
-
-def complete_record(path: str, log: str, status: int) -> None:
-    """Add what only the supervisor knows to the program's own record."""
-    records = read_records([path])
-    if records:
-        os.unlink(path)
-        record = records[0]
-        write_record(path, record["rank"], record["cause"], log, status, record["lost_peer"],
-                     record["time"])
 
 
 def read_records(paths: Iterable[str]) -> List[Dict[str, Any]]:
@@ -121,7 +111,10 @@ def leave_hung(rank: int, cause: str) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
-    """End the process if the block takes longer than `seconds`."""
+    """End the process if the block takes longer than `seconds`; 0 is no limit."""
+    if not seconds:
+        yield
+        return
     timer = threading.Timer(seconds, leave_hung, (rank, cause))
     timer.daemon = True
     timer.start()
@@ -144,14 +137,8 @@ class WatchedLoader(Generic[T]):
         items: received so far.
     """
 
-    def __init__(self, source: Iterable[T], limit: float, rank: int = 0,
-                 end: Optional[Callable[[int, str], None]] = None) -> None:
-        self._source = source
-        self._limit = limit
-        self._rank = rank
-        self._end = end or leave_hung
-        self._deadline: Optional[float] = None
-        self._ended = False
+    def __init__(self, source: Iterable[T], limit: float, rank: int = 0) -> None:
+        self._source, self._limit, self._rank = source, limit, rank
         self.seconds = 0.0
         self.items = 0
         self._start = time.perf_counter()
@@ -170,38 +157,21 @@ class WatchedLoader(Generic[T]):
                 f"({self.seconds:.1f} of {elapsed:.1f} s)")
 
     def __iter__(self) -> Iterator[T]:
-        if self._limit > 0:
-            threading.Thread(target=self._watch, name="loader watchdog", daemon=True).start()
-        try:
-            yield from self._timed()
-        finally:
-            self._ended = True
-
-    def _timed(self) -> Iterator[T]:
-        limit = self._limit * FIRST_FACTOR
         items = iter(self._source)
+        limit = self._limit * FIRST_FACTOR
         while True:
             start = time.perf_counter()
-            self._deadline = time.monotonic() + limit
             try:
-                item = next(items)
+                with time_limit(limit, self._rank, "the data loader delivered no batch for "
+                                f"{limit:g} s (--loader_timeout); the storage or a loader process "
+                                "hangs"):
+                    item = next(items)
             except StopIteration:
                 return
-            finally:
-                self._deadline = None
             self.seconds += time.perf_counter() - start
             self.items += 1
             limit = self._limit
             yield item
-
-    def _watch(self) -> None:
-        while not self._ended:
-            time.sleep(min(1.0, self._limit / 10))
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                self._end(self._rank, f"the data loader delivered no batch for {self._limit:g} s "
-                          "(--loader_timeout); the storage or a loader process hangs")
-                return
 
 
 class StopRequest:

@@ -108,11 +108,6 @@ class Processes:
                             f"at {address}:{port} ({error}); check that all were started and that "
                             "the port is free (MASTER_PORT)") from error
 
-    def barrier(self) -> None:
-        """Wait until every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
-
     def shutdown(self) -> None:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():

@@ -81,8 +81,7 @@ class Sharing:
         if self.processes.world_size == 1:
             return flag
         total = flag.clone()
-        handle = dist.all_reduce(total, async_op=True)
-        handle.wait()
+        dist.all_reduce(total)
         return total
 
     def local_gradients(self, network: nn.Module, last: bool) -> ContextManager[Any]:
@@ -142,35 +141,24 @@ def raise_together(problem: Optional[UserError], processes: Processes,
         raise problem
 
 
-def gather_bytes(data: bytes, processes: Processes, device: torch.device,
-                 chunk_bytes: int = 1 << 26) -> List[bytes]:
-    """Everybody's `data`, by rank, in the main process; an empty list in the others.
+def gather_bytes(data: bytes, processes: Processes, device: torch.device) -> List[bytes]:
+    """Everybody's `data`, by rank.
 
-    Travels as int32 tensors of at most `chunk_bytes`, a type and a size that all backends take.
+    Travels as int32 tensors of the largest one's size: a type that all backends take.
     """
     if processes.world_size == 1:
         return [data]
     sizes = torch.zeros(processes.world_size, dtype=torch.int32, device=device)
     sizes[processes.rank] = len(data)
     dist.all_reduce(sizes)
-    received: List[bytes] = []
-    for sender, size in enumerate(sizes.tolist()):
-        pieces = []
-        for start in range(0, size, chunk_bytes):
-            count = min(chunk_bytes, size - start)
-            piece = torch.zeros(-(-count // 4), dtype=torch.int32)
-            if sender == processes.rank:
-                padded = data[start:start + count].ljust(4 * len(piece), b"\0")
-                # A copy of PyTorch's own: memory that Python owns is given back under Python's
-                # lock, and a thread of gloo that waits for it holds up the end of the process.
-                piece = torch.from_numpy(np.frombuffer(bytearray(padded), np.int32)).clone()
-            piece = piece.to(device)
-            dist.broadcast(piece, sender)
-            if processes.is_main:
-                pieces.append(piece.cpu().numpy().tobytes()[:count])
-        if processes.is_main:
-            received.append(b"".join(pieces))
-    return received
+    largest = -(-int(sizes.max()) // 4) * 4
+    # A copy of PyTorch's own: memory that Python owns is given back under Python's lock, and a
+    # thread of gloo that waits for it holds up the end of the process.
+    own = torch.from_numpy(np.frombuffer(bytearray(data.ljust(largest, b"\0")), np.int32)).clone()
+    own = own.to(device)
+    received = [torch.zeros_like(own) for _ in range(processes.world_size)]
+    dist.all_gather(received, own)
+    return [part.cpu().numpy().tobytes()[:size] for part, size in zip(received, sizes.tolist())]
 
 
 def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List[int]:

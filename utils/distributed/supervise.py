@@ -26,8 +26,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from utils.distributed.failures import (
     FILE_VARIABLE,
-    complete_record,
-    is_lost_peer,
+    new_record,
     read_records,
     write_record,
 )
@@ -162,17 +161,17 @@ class Supervisor:
         if status == 0:
             return 0
         code = 128 - status if status < 0 else status
-        if status < 0 and killed_for and status == -signal.SIGKILL:
-            cause, follows = "ended because another rank had failed", True
-        elif status < 0:
-            cause, follows = f"killed by {signal.Signals(-status).name}", False
-            if status == -signal.SIGKILL:
-                cause += " (out of memory, or from outside)"
+        if status > 0:
+            record = new_record(self.rank, f"exit code {status}: {self._last_line()}")
+        elif status == -signal.SIGKILL and killed_for:
+            record = dict(new_record(self.rank, "ended because another rank had failed"),
+                          lost_peer=True)
         else:
-            cause = f"exit code {status}: {self._last_line()}"
-            follows = is_lost_peer(cause)
-        write_record(self.record, self.rank, cause, self.log, code, follows)
-        complete_record(self.record, self.log, code)
+            record = new_record(self.rank, f"killed by {signal.Signals(-status).name}")
+            if status == -signal.SIGKILL:
+                record["cause"] += " (out of memory, or from outside)"
+        own = read_records([self.record])  # what the program itself said counts
+        write_record(self.record, dict(own[0] if own else record, log=self.log, status=code))
         return code
 
     def _last_line(self) -> str:

@@ -86,7 +86,15 @@ def build_learner(args: argparse.Namespace, config: Config, precision: Precision
     """
     row_losses = choose_row_losses(args.fused_loss, device, per_card,
                                    len(make_priors(config.at_largest_side())))
-    model = build_model(args, config, per_card, processes.world_size, class_names).to(device)
+    model = build_model(args, config, per_card, processes.world_size, class_names)
+    return assemble_learner(config, model, precision, processes, device, factors, row_losses)
+
+
+def assemble_learner(config: Config, model: Yolact, precision: Precision, processes: Processes,
+                     device: torch.device, factors: Optional[Sequence[float]] = None,
+                     row_losses: RowLosses = cross_entropy) -> Learner:
+    """Move a network to its device and put what trains it around it; see `build_learner`."""
+    model = model.to(device).train()
     last = batch_norm_parameters(model) if precision.level == "O2" else ()
     optimizer = build_optimizer(config, model, last=last)
     precision.prepare(model, optimizer)
@@ -112,7 +120,7 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int, cards: 
             raise UserError(f"--freeze={config.freeze} keeps the backbone as it starts, and it "
                             "starts at random; give --backbone_weights or --weights, or train all "
                             "of it")
-        model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
+        freeze_stages(model, config)
     images = per_card * cards if args.sync_bn else per_card
     if pretrained and images < MIN_BATCH_FOR_BN:
         print(f"Batch norm stays frozen: {images} images "
@@ -121,6 +129,12 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int, cards: 
     elif args.sync_bn:
         print(f"Batch norm over all cards: {convert(model)} layers")
     return model
+
+
+def freeze_stages(model: Yolact, config: Config) -> None:
+    """Fix what a recipe's `freeze` names."""
+    if config.freeze != NOT_FROZEN:
+        model.freeze_backbone(None if config.freeze == WHOLE_BACKBONE else int(config.freeze))
 
 
 def load_start_weights(model: Yolact, args: argparse.Namespace, backbone: str,

@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO
 
 from data.config import get_config, list_configs
-from utils.checkpoint import remove_checkpoint, write_pair
+from utils.checkpoint import remove_checkpoint, save_checkpoint
 from utils.device import describe
 from utils.engine.learner import Learner
 from utils.engine.saving import Saver
@@ -127,7 +127,7 @@ class RunRecord:
         """Make the weights that were scored the run folder's best ones."""
         if self._folder is not None:
             new = self._folder.file(WEIGHTS, ".best.new.pth")
-            write_pair(new, learner.weights(), saver.state(done))
+            save_checkpoint(new, learner.weights(), saver.state(done))
             self._folder.keep_weights(new, "best")
             remove_checkpoint(new)
 

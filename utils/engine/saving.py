@@ -88,7 +88,7 @@ class Saver:
             return None
         older = checkpoint.list_checkpoints(plan.folder, plan.name)
         name = CheckpointName(plan.name, done // self._epoch_size, done, interrupt)
-        path = checkpoint.save_checkpoint(name, plan.folder, self._learner.weights(),
+        path = checkpoint.save_checkpoint(name.path(plan.folder), self._learner.weights(),
                                           self.state(done))
         for old in older:
             parsed = CheckpointName.parse(old)

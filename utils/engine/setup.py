@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from typing import Optional, Sequence
 
@@ -13,21 +14,35 @@ from data.coco import CocoDataset
 from data.config import Config
 from data.datasets import open_dataset
 from data.loader import TrainDataset, TrainLoader
-from data.targets import ground_truth_slots
 from layers.anchors import make_priors
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.batch_size import TrainStep, Trial, choose_batch_size, resumed_batch_size
-from utils.engine.learner import Learner, build_learner, fused_loss_limit
+from utils.engine.batch_size import (
+    LARGEST_STEP,
+    TrainStep,
+    available_bytes,
+    choose_batch_size,
+    measure,
+    resumed_batch_size,
+)
+from utils.engine.learner import (
+    Learner,
+    assemble_learner,
+    build_learner,
+    freeze_stages,
+    fused_loss_limit,
+)
 from utils.engine.records import BestScore, StepRecords
 from utils.engine.saving import SavePlan, Saver
 from utils.engine.train_flags import AUTO, images_per_card
+from utils.errors import UserError
 from utils.inference.detector import Detector
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.schedule import LearningRate
+from yolact import build_yolact
 
 
 @dataclass(frozen=True)
@@ -138,21 +153,34 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
                     processes: Processes, device: torch.device, step: TrainStep,
                     resumed: Optional[str]) -> int:
     """Images per card for --batch_size=auto; a resumed training keeps what it had."""
-    choice = None
-    if resumed is not None:
-        choice = resumed_batch_size(resumed, processes.world_size * args.accumulate)
-    if choice is None:
-        copies = int(processes.world_size > 1) + int(config.ema_decay > 0)
+    shares = processes.world_size * args.accumulate
+    chosen = None if resumed is None else resumed_batch_size(resumed, shares)
+    sentence = f"{chosen} per card, as in {resumed}"
+    if chosen is None:
         largest = config.at_largest_side()
-        trial = Trial(largest, ground_truth_slots(dataset.max_objects),
-                      (args.opt_level, args.loss_scale, args.amp_dtype), copies)
-        limits = {"what the fused loss takes": fused_loss_limit(len(make_priors(largest)))} if (
-            args.fused_loss) else {}
-        choice = choose_batch_size(trial, device, processes, args.accumulate, len(dataset), step,
-                                   args.num_workers, more_limits=limits)
+        priors = make_priors(largest)
+        row = TrainDataset.from_config(dataset, largest, lambda recipe: make_priors(recipe).numpy()
+                                       )[0, 0, largest.max_size]
+        if isinstance(row, UserError):
+            raise row
+
+        def build() -> Learner:
+            model = build_yolact(largest)
+            freeze_stages(model, largest)
+            precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
+            return assemble_learner(largest, model, precision, Processes(), device)
+
+        need = measure(build, row, step, device, processes)
+        limits = {f"{LARGEST_STEP} images a step, beyond which the learning rate is not known to "
+                  "work": max(1, LARGEST_STEP // shares),
+                  f"the {len(dataset)} images of the training set": len(dataset) // shares}
+        if args.fused_loss:
+            limits["what the fused loss takes"] = fused_loss_limit(len(priors))
+        available = available_bytes(device, args.num_workers, os.environ)
+        chosen, sentence = choose_batch_size(need, available, processes, device, limits)
     if processes.is_main:
-        print(f"Batch size auto : {choice.sentence}", flush=True)
-    return choice.batch_size
+        print(f"Batch size auto : {sentence}", flush=True)
+    return chosen
 
 
 def build_save_plan(args: argparse.Namespace, config: Config) -> SavePlan:

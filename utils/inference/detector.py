@@ -5,7 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+from typing import (
+    Callable,
+    Dict,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 import cv2
 import numpy as np
@@ -26,7 +38,7 @@ from yolact import Yolact, build_yolact
 CPU = torch.device("cpu")
 
 T = TypeVar("T")
-Items = TypeVar("Items")
+Item = TypeVar("Item")
 
 
 def to_network_input(image_bgr: np.ndarray, side: int) -> np.ndarray:
@@ -44,7 +56,7 @@ class StageTimes:
 
     Attributes:
         seconds: by stage, in the order in which they first ended.
-        images: finished; counted by the user of the object.
+        images: finished.
     """
 
     def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
@@ -102,8 +114,7 @@ class ImageObjects(NamedTuple):
     """float32 `[n]`, of the masks: those of the boxes unless the network scores masks itself."""
 
 
-@dataclass(frozen=True)
-class PendingDetections:
+class PendingDetections(NamedTuple):
     """Detections of a batch that a device may still be working on."""
 
     detections: Detections
@@ -111,11 +122,6 @@ class PendingDetections:
     """`[B, h, w, k]`"""
     mask_scores: Tensor
     """`[B, N]`, in the order of the detections."""
-
-    def fetch(self) -> PendingDetections:
-        """The same on the CPU; waits for the device."""
-        return PendingDetections(self.detections.to(CPU), self.proto.to(CPU),
-                                 self.mask_scores.to(CPU))
 
 
 @dataclass
@@ -136,6 +142,33 @@ class Detector:
     crop: bool = True
     score_threshold: float = 0.0
 
+    def find(self, batches: Iterable[Tuple[Tensor, Sequence[Tuple[Item, int, int]]]],
+             times: StageTimes, progress: Optional[ProgressBar] = None
+             ) -> Generator[Tuple[Item, ImageObjects], None, None]:
+        """Yield each image with its objects, in order.
+
+        The host finishes a batch after the next one is launched, so that device and host work
+        together.
+
+        Args:
+            batches: uint8 images `[B, 3, S, S]`, and for each of them what it is to the caller,
+                with height and width of the stored image. There may be fewer than B.
+            times: waiting for `batches` is its stage "loading". Counts the images.
+            progress: shown after each batch, and finished.
+        """
+        before: Optional[Tuple[Sequence[Tuple[Item, int, int]], PendingDetections]] = None
+        try:
+            for images, items in times.watch("loading", batches):
+                launched = self.launch(images, times)
+                if before is not None:
+                    yield from self._finish(*before, times, progress)
+                before = items, launched
+            if before is not None:
+                yield from self._finish(*before, times, progress)
+        finally:
+            if progress is not None:
+                progress.finish(times.images, image_parts(0, times.images_per_second()))
+
     @torch.no_grad()
     def launch(self, images: Tensor, times: StageTimes) -> PendingDetections:
         """Queue the work for uint8 images `[B,3,S,S]`; returns without waiting for it."""
@@ -148,7 +181,23 @@ class Detector:
             return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found,
                                                                proto, self.crop))
 
-    def objects(self, fetched: PendingDetections, n: int, height: int, width: int) -> ImageObjects:
+    def _finish(self, items: Sequence[Tuple[Item, int, int]], launched: PendingDetections,
+                times: StageTimes, progress: Optional[ProgressBar]
+                ) -> Iterator[Tuple[Item, ImageObjects]]:
+        with times.stage("transfer"):
+            fetched = PendingDetections(launched.detections.to(CPU), launched.proto.to(CPU),
+                                        launched.mask_scores.to(CPU))
+        for n, (item, height, width) in enumerate(items):
+            with times.stage("run lengths"):
+                objects = self._objects(fetched, n, height, width)
+            yield item, objects
+            times.images += 1
+        if progress is not None:
+            progress.show(times.images, image_parts(progress.total - times.images,
+                                                    times.images_per_second()))
+
+    def _objects(self, fetched: PendingDetections, n: int, height: int, width: int
+                 ) -> ImageObjects:
         """The objects of image n of a batch, whose stored image has this size in pixels."""
         found = fetched.detections.of_image(n, self.score_threshold)
         rles = encode_masks(fetched.proto[n], found.coefficients, found.boxes, height, width,
@@ -156,36 +205,6 @@ class Detector:
         return ImageObjects(boxes_to_pixels(found.boxes, height, width).numpy(), rles,
                             found.classes.numpy(), found.scores.numpy(),
                             fetched.mask_scores[n, :len(rles)].numpy())
-
-
-def run_pipelined(batches: Iterable[Tuple[Tensor, Items]], launch: Callable[[Tensor], T],
-                  finish: Callable[[Items, T], None], times: StageTimes,
-                  progress: ProgressBar) -> None:
-    """Finish each batch after the next one is launched: the device and the host work together.
-
-    Args:
-        batches: uint8 images `[B, 3, S, S]`, and what is known about them.
-        launch: queues work for images and returns without waiting for it.
-        finish: takes what is known about a batch and what `launch` returned; counts its images.
-        times: waiting for `batches` is its stage "loading".
-        progress: shown after each batch, and finished.
-    """
-    def finish_one(items: Items, launched: T) -> None:
-        finish(items, launched)
-        progress.show(times.images, image_parts(progress.total - times.images,
-                                                times.images_per_second()))
-
-    before: Optional[Tuple[Items, T]] = None
-    try:
-        for images, items in times.watch("loading", batches):
-            launched = launch(images)
-            if before is not None:
-                finish_one(*before)
-            before = items, launched
-        if before is not None:
-            finish_one(*before)
-    finally:
-        progress.finish(times.images, image_parts(0, times.images_per_second()))
 
 
 class LoadedModel(NamedTuple):

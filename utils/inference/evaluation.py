@@ -18,24 +18,16 @@ from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_state, raise_together, shard
 from utils.errors import UserError
-from utils.inference.detector import (
-    Detector,
-    PendingDetections,
-    StageTimes,
-    run_pipelined,
-    to_network_input,
-)
+from utils.inference.detector import Detector, StageTimes, to_network_input
 from utils.inference.evaluator import CocoEvaluator
 from utils.progress import ProgressBar
 
-ImageFacts = Sequence[int]
-"""Image id, height and width of the stored image."""
+ImageBatch = Tuple[Tensor, List[Tuple[int, int, int]]]
+"""uint8 `[B, 3, S, S]`; image id, height and width of each stored image."""
 
 
 class EvaluationBatches(Dataset):
-    """Batches of a dataset's images, resized for a network, and the facts of the images.
-
-    A batch is uint8 `[B, 3, S, S]`; the last one is filled up with black images.
+    """Batches of a dataset's images, resized for a network; black images fill up the last one.
 
     Args:
         dataset: with the images.
@@ -46,36 +38,34 @@ class EvaluationBatches(Dataset):
 
     def __init__(self, dataset: CocoDataset, indices: Sequence[int], batch_size: int,
                  side: int) -> None:
-        self.dataset, self.indices = dataset, list(indices)
-        self.batch_size, self.side = batch_size, side
+        self.dataset, self.batch_size, self.side = dataset, batch_size, side
+        self._indices = [indices[n:n + batch_size] for n in range(0, len(indices), batch_size)]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self._indices)
 
-    def __getitem__(self, number: int) -> Union[Tuple[Tensor, List[ImageFacts]], UserError]:
+    def __getitem__(self, number: int) -> Union[ImageBatch, UserError]:
         """Return a batch, or an image's error: raised in a worker it would lose its type."""
         planes = np.zeros((self.batch_size, 3, self.side, self.side), np.uint8)
-        facts: List[ImageFacts] = []
-        first = number * self.batch_size
+        facts = []
         try:
-            for n, index in enumerate(self.indices[first:first + self.batch_size]):
+            for n, index in enumerate(self._indices[number]):
                 sample = self.dataset[index]
                 planes[n] = to_network_input(sample.image, self.side)
-                facts.append([sample.image_id, *sample.image.shape[:2]])
+                facts.append((sample.image_id, *sample.image.shape[:2]))
         except UserError as error:
             return error
         return torch.from_numpy(planes), facts
 
 
 def load_batches(batches: EvaluationBatches, num_workers: int = 0,
-                 pin_memory: bool = False) -> Iterator[Tuple[Tensor, List[ImageFacts]]]:
+                 pin_memory: bool = False) -> Iterator[ImageBatch]:
     """Yield the batches in their order; an image that cannot be read raises its `UserError`."""
     for batch in iterate(DataLoader(batches, batch_size=None, num_workers=num_workers,
                                     pin_memory=pin_memory, worker_init_fn=start_worker)):
         if isinstance(batch, UserError):
             raise batch
-        images, facts = batch
-        yield images, facts
+        yield batch
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,
@@ -115,55 +105,39 @@ class Evaluation:
                  for n, image_id in enumerate(self.dataset.image_ids)}
         return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
 
-    def run(self, detector: Detector, times: Optional[StageTimes] = None,
-            evaluator: Optional[CocoEvaluator] = None) -> CocoEvaluator:
+    def run(self, detector: Detector, evaluator: CocoEvaluator,
+            times: Optional[StageTimes] = None) -> None:
         """Find the objects of all images, all processes together. The model keeps its mode.
 
         Args:
             detector: this process's.
+            evaluator: the main process's gets the detections of all.
             times: is told how long the stages take, and counts this process's images.
-            evaluator: gets the detections; None for a new one.
-
-        Returns:
-            The evaluator; the main process's has the detections of all.
 
         Raises:
             UserError: an image cannot be read; in all processes.
         """
-        found, problem = self.evaluator(), None
-        try:
-            self._detect(detector, found, times or StageTimes())
-        except UserError as error:
-            problem = error
-        raise_together(problem, self.processes, detector.device)
-        if evaluator is None:  # an evaluator without detections is falsy
-            evaluator = self.evaluator()
-        image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
-        evaluator.merge(gather_state(found.state(), image_ids, self.processes, detector.device))
-        return evaluator
-
-    def _detect(self, detector: Detector, found: CocoEvaluator, times: StageTimes) -> None:
-        """Add the detections of this process's share of the images to `found`."""
-        share = shard(self.indices, self.batch_size, self.processes)
-        batches = EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size)
-        progress = ProgressBar(len(share), sys.stderr,
-                               enabled=self.show_progress and self.processes.is_main)
-
-        def finish(images: List[ImageFacts], pending: PendingDetections) -> None:
-            with times.stage("transfer"):
-                fetched = pending.fetch()
-            with times.stage("run lengths"):
-                for n, (image_id, height, width) in enumerate(images):
-                    objects = detector.objects(fetched, n, height, width)
-                    found.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
-                              objects.scores.tolist(), objects.mask_scores.tolist())
-            times.images += len(images)
-
+        own, problem = CocoEvaluator(self.dataset.annotation_file, self.category_ids), None
         was_training = detector.model.training
         detector.model.eval()
         try:
-            run_pipelined(load_batches(batches, self.num_workers,
-                                       pin_memory_supported(detector.device)),
-                          lambda images: detector.launch(images, times), finish, times, progress)
+            self._detect(detector, own, times or StageTimes())
+        except UserError as error:
+            problem = error
         finally:
             detector.model.train(was_training)
+        raise_together(problem, self.processes, detector.device)
+        image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
+        evaluator.merge(gather_state(own.state(), image_ids, self.processes, detector.device))
+
+    def _detect(self, detector: Detector, own: CocoEvaluator, times: StageTimes) -> None:
+        """Add the detections of this process's share of the images to `own`."""
+        share = shard(self.indices, self.batch_size, self.processes)
+        batches = load_batches(
+            EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size),
+            self.num_workers, pin_memory_supported(detector.device))
+        progress = ProgressBar(len(share), sys.stderr,
+                               enabled=self.show_progress and self.processes.is_main)
+        for image_id, objects in detector.find(batches, times, progress):
+            own.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
+                    objects.scores.tolist(), objects.mask_scores.tolist())

@@ -140,24 +140,33 @@ class PredictionOutput:
         times: of the stages "drawing" and "writing".
         json_path: of the records, written by `close`.
         crops_folder: of the cut-outs.
+        strict: what fails ends the run.
 
     Attributes:
         objects: shown so far.
         images: files drawn so far.
-        failed: images, frames and files that failed so far.
     """
 
     def __init__(self, options: PredictionOptions, warn: Callable[[str], None],
-                 times: StageTimes, json_path: str, crops_folder: str) -> None:
-        self._options, self._warn, self._times = options, warn, times
+                 times: StageTimes, json_path: str, crops_folder: str,
+                 strict: bool = False) -> None:
+        self._options, self._warn, self._times, self._strict = options, warn, times, strict
         self._json_path, self._crops_folder = json_path, crops_folder
         self._records: List[str] = []
-        self.objects = self.images = self.failed = 0
+        self._failures: List[UserError] = []  # a list, since images are read in another thread
+        self.objects = self.images = 0
 
     def fail(self, error: UserError, times: int = 1) -> None:
-        """Say what failed and count it `times` times."""
+        """Say what failed and count it `times` times; raise it where nothing may fail."""
+        if self._strict:
+            raise error
         self._warn(f"failed: {error}")
-        self.failed += times
+        self._failures += [error] * times
+
+    @property
+    def failed(self) -> int:
+        """Images, frames and files that failed so far."""
+        return len(self._failures)
 
     def attempt(self, action: Callable[[], Any]) -> bool:
         """Whether `action` ended without a `UserError`, which is counted."""
@@ -168,8 +177,16 @@ class PredictionOutput:
             return False
         return True
 
-    def draw(self, prediction: Prediction, image_id: int, name: str) -> np.ndarray:
-        """Draw an image's objects and return it; `name` is that of the cut-outs."""
+    def draw(self, prediction: Prediction, image_id: int, name: str,
+             source: Optional[str] = None) -> np.ndarray:
+        """Draw an image's objects and return it.
+
+        Args:
+            prediction: what was found.
+            image_id: of the records.
+            name: of the cut-outs.
+            source: file of the image, if there is one.
+        """
         options = self._options
         shown = prediction.best(options.top_k, options.score_threshold)
         with self._times.stage("drawing"):
@@ -179,7 +196,7 @@ class PredictionOutput:
             if options.crops:
                 self.attempt(lambda: write_cut_outs(shown, self._crops_folder, name))
             if options.json:
-                file = {} if shown.path is None else {"file_name": os.path.basename(shown.path)}
+                file = {} if source is None else {"file_name": os.path.basename(source)}
                 self._records += [
                     json.dumps(dict(record, **file), separators=(",", ":"), ensure_ascii=False)
                     for record in shown.to_coco(image_id, options.polygons)]
@@ -187,7 +204,7 @@ class PredictionOutput:
 
     def write(self, prediction: Prediction, file: ImageFile) -> None:
         """Draw an image into its file; one that cannot be written is a failure."""
-        drawn = self.draw(prediction, file.image_id, _stem(file.target))
+        drawn = self.draw(prediction, file.image_id, _stem(file.target), file.source)
         with self._times.stage("writing"):
             self.images += self.attempt(lambda: write_image(file.target, drawn))
 

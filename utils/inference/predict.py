@@ -6,19 +6,17 @@ and left out; the rest goes on.
 
 from __future__ import annotations
 
+import itertools
 import os
-import time
-from collections import deque
 from contextlib import ExitStack, closing
-from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, TextIO, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 import numpy as np
-from torch import Tensor
 
 from data.image import read_image
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
-from utils.inference.detector import PendingDetections, StageTimes, run_pipelined
+from utils.inference.detector import Item, StageTimes
 from utils.inference.outputs import (
     RESULTS,
     ImageFile,
@@ -27,7 +25,6 @@ from utils.inference.outputs import (
     find_images,
     output_pair,
     split_pair,
-    write_image,
 )
 from utils.inference.predictor import Predictor
 from utils.inference.video import Frame, VideoReader, VideoWriter, Window, read_ahead
@@ -37,9 +34,6 @@ _PIXELS_IN_BATCH = 64_000_000
 """A batch is closed early when its images reach this: bounds the memory."""
 
 EXIT_FAILURES = 1
-
-Item = Tuple[Any, Optional[np.ndarray]]
-"""`ImageFile` or `Frame`, and its image; None for a frame that cannot be decoded."""
 
 
 class PredictionRun:
@@ -63,16 +57,8 @@ class PredictionRun:
     def image(self, value: str) -> int:
         """`--image=IN[:OUT]`; an image that cannot be read or written is a `UserError`."""
         source, target = output_pair(value, ".png")
-        stem = os.path.splitext(target)[0]
-        output = self._start(stem)
-        with self.times.stage("loading"):
-            image = read_image(source)
-        found = self.predictor.collect(self._launch(self.predictor.planes([image])), [image],
-                                       self.times, [source])[0]
-        drawn = output.draw(found, 1, os.path.basename(stem))
-        with self.times.stage("writing"):
-            write_image(target, drawn)
-        self.times.images = 1
+        output = self._start(os.path.splitext(target)[0], strict=True)
+        self._draw_files([ImageFile(source, target, 1)], output)
         return self._end(f"{output.objects} objects drawn in {target}", output,
                          speed=self.options.benchmark)
 
@@ -81,26 +67,7 @@ class PredictionRun:
         files, folder, others = find_images(value)
         self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
         output = self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
-
-        def finish(items: List[Item], pending: PendingDetections) -> None:
-            images = [image for _, image in items if image is not None]
-            found = self.predictor.collect(pending, images, self.times,
-                                           [file.source for file, _ in items])
-            for (file, _), prediction in zip(items, found):
-                output.write(prediction, file)
-            self.times.images += len(items)
-
-        def readable(read: Iterable[Tuple[ImageFile, Union[np.ndarray, UserError]]]
-                     ) -> Iterator[Item]:
-            for file, image in read:
-                if isinstance(image, UserError):
-                    output.fail(image)
-                else:
-                    yield file, image
-
-        with closing(read_ahead(_read_all(files))) as ahead:
-            run_pipelined(self._batches(readable(ahead)), self._launch, finish, self.times,
-                          self._progress(len(files)))
+        self._draw_files(files, output)
         return self._end(f"{output.images} of {len(files)} images drawn in {folder}, "
                          f"{output.objects} objects", output)
 
@@ -115,16 +82,14 @@ class PredictionRun:
             stack.callback(reader.close)
             output = self._start(os.path.splitext(
                 target or os.path.join(RESULTS, "camera" + source))[0])
-            frames = _Frames(reader, output, self, target, window)
+            shown = _Frames(reader, target, window)
             interrupted = False
             try:
-                with closing(read_ahead(reader)) as ahead:
-                    run_pipelined(self._batches(frames.until_left(ahead)), self._launch,
-                                  frames.finish, self.times, self._progress(reader.total))
+                self._draw_frames(reader, shown, output)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
-                is_whole = frames.close()
+                is_whole = output.attempt(shown.close)
             if reader.missing:
                 output.fail(UserError(
                     f"{source}: the last {reader.missing} of {reader.total} frames cannot be "
@@ -136,34 +101,59 @@ class PredictionRun:
                 raise KeyboardInterrupt
             return code
 
-    def _start(self, stem: str, crops_folder: str = "") -> PredictionOutput:
+    def _start(self, stem: str, crops_folder: str = "", strict: bool = False) -> PredictionOutput:
         """Start the clock and whatever is written beside the images."""
         if self.options.benchmark:
             self.predictor.warm_up()
         self.times = StageTimes(self.predictor.synchronize if self.options.benchmark else None)
         return PredictionOutput(self.options, self.warn, self.times, stem + ".json",
-                                crops_folder or stem + "_crops")
+                                crops_folder or stem + "_crops", strict)
+
+    def _draw_files(self, files: Sequence[ImageFile], output: PredictionOutput) -> None:
+        def readable() -> Iterator[Tuple[ImageFile, np.ndarray]]:
+            for file in files:
+                try:
+                    yield file, read_image(file.source)
+                except UserError as error:
+                    output.fail(error)
+
+        with closing(read_ahead(readable())) as ahead, closing(self.predictor.find(
+                self._batches(ahead), self.times, self._progress(len(files)))) as found:
+            for file, prediction in found:
+                output.write(prediction, file)
+
+    def _draw_frames(self, reader: VideoReader, shown: _Frames, output: PredictionOutput) -> None:
+        """Draw until the end, or until the user leaves the window."""
+        before = 0
+        with closing(read_ahead(reader)) as ahead, closing(self.predictor.find(
+                self._batches((frame, frame.image) for frame in itertools.takewhile(
+                    lambda frame: not shown.left, ahead)),
+                self.times, self._progress(reader.total))) as found:
+            for frame, prediction in found:
+                for lost in range(before + 1, frame.number):
+                    output.fail(UserError(f"{reader.source}: frame {lost} cannot be decoded"))
+                drawn = output.draw(prediction, frame.number, f"{frame.number:06d}")
+                if self.options.speed:
+                    draw_corner_text(drawn, f"{self.times.images_per_second():.1f} fps")
+                with self.times.stage("writing"):
+                    shown.add(drawn, frame, lost=frame.number - before - 1)
+                before = frame.number
 
     def _progress(self, total: int) -> ProgressBar:
-        return ProgressBar(total, self.stream, enabled=self.options.show_progress)
+        return ProgressBar(total, self.stream, enabled=self.options.show_progress and total != 1)
 
-    def _launch(self, planes: Tensor) -> PendingDetections:
-        return self.predictor.launch(planes, self.times)
-
-    def _batches(self, items: Iterable[Item]) -> Iterator[Tuple[Tensor, List[Item]]]:
-        batch: List[Item] = []
+    def _batches(self, items: Iterable[Tuple[Item, np.ndarray]]
+                 ) -> Iterator[List[Tuple[Item, np.ndarray]]]:
+        batch: List[Tuple[Item, np.ndarray]] = []
         pixels = 0
-        for item in items:
-            batch.append(item)
-            pixels += 0 if item[1] is None else item[1].size // 3
+        for item, image in items:
+            batch.append((item, image))
+            pixels += image.size // 3
             if len(batch) >= self.predictor.batch_size or pixels > _PIXELS_IN_BATCH:
-                yield self._batch(batch)
+                yield batch
                 batch, pixels = [], 0
         if batch:
-            yield self._batch(batch)
-
-    def _batch(self, items: List[Item]) -> Tuple[Tensor, List[Item]]:
-        return self.predictor.planes([image for _, image in items if image is not None]), items
+            yield batch
 
     def _end(self, sentence: str, output: PredictionOutput, speed: bool = True) -> int:
         """Write the JSON file and say what was done; returns the exit code."""
@@ -177,78 +167,41 @@ class PredictionRun:
         return 0
 
 
-def _read_all(files: Iterable[ImageFile]
-              ) -> Iterator[Tuple[ImageFile, Union[np.ndarray, UserError]]]:
-    """Images as arrays, or the error that reading them gave."""
-    for file in files:
-        try:
-            yield file, read_image(file.source)
-        except UserError as error:
-            yield file, error
-
-
 class _Frames:
-    """Draws the frames of a video in order, into a file or a window.
+    """The drawn frames of a video in order, on their way into a file or a window.
 
     A frame that could not be decoded is replaced by the last one, so that the video keeps its
     length. From a camera a frame is written as often as the time since the last one demands.
     """
 
-    def __init__(self, reader: VideoReader, output: PredictionOutput, run: PredictionRun,
-                 target: Optional[str], window: Optional[Window]) -> None:
-        self._reader, self._output, self._run = reader, output, run
-        self._target, self._window = target, window
+    def __init__(self, reader: VideoReader, target: Optional[str], window: Optional[Window]
+                 ) -> None:
+        self._reader, self._target, self._window = reader, target, window
         self._writer: Optional[VideoWriter] = None
         self._last: Optional[np.ndarray] = None
-        self._number = 0
         self._start = 0.0
-        self._ended: Deque[float] = deque(maxlen=30)
-        self._left = False
+        self.left = False
+        """Whether the user has closed the window."""
 
-    def until_left(self, frames: Iterable[Frame]) -> Iterator[Item]:
-        """Pass frames on until the user leaves the window."""
-        for frame in frames:
-            if self._left:
-                return
-            yield frame, frame.image
-
-    def finish(self, items: List[Item], pending: PendingDetections) -> None:
-        """Draw the frames of a batch."""
-        images = [image for _, image in items if image is not None]
-        found = iter(self._run.predictor.collect(pending, images, self._run.times))
-        for frame, image in items:
-            self._number += 1
-            if image is None:
-                self._output.fail(UserError(f"{self._reader.source}: frame {self._number} cannot "
-                                            "be decoded"))
-            else:
-                self._last = self._output.draw(next(found), self._number, f"{self._number:06d}")
-                self._write_speed(self._last)
-            if self._last is not None:
-                with self._run.times.stage("writing"):
-                    self._show(self._last, frame.seconds)
-        self._run.times.images += len(images)
-
-    def close(self) -> bool:
-        """Finish the file; False if it lacks frames."""
-        return self._writer is None or self._output.attempt(self._writer.close)
-
-    def _write_speed(self, drawn: np.ndarray) -> None:
-        self._ended.append(time.perf_counter())
-        if self._run.options.speed and len(self._ended) > 1:
-            spent = self._ended[-1] - self._ended[0]
-            draw_corner_text(drawn, f"{(len(self._ended) - 1) / max(spent, 1e-9):.1f} fps")
-
-    def _show(self, drawn: np.ndarray, seconds: float) -> None:
+    def add(self, drawn: np.ndarray, frame: Frame, lost: int) -> None:
+        """Write and show a frame, before which so many were lost."""
         if self._window is not None:
-            self._left = self._left or not self._window.show(drawn)
+            self.left = self.left or not self._window.show(drawn)
         if self._target is None:
             return
         if self._writer is None:
             self._writer = VideoWriter(self._target, self._reader.fps, drawn.shape[1::-1])
-            self._start = seconds
+            self._start = frame.seconds
         times = 1
         if self._reader.is_camera:
-            due = int(round((seconds - self._start) * self._reader.fps)) + 1
+            due = int(round((frame.seconds - self._start) * self._reader.fps)) + 1
             times = max(due - self._writer.frames, 0)
+        elif self._last is not None:
+            self._writer.write(self._last, lost)
         self._writer.write(drawn, times)
+        self._last = drawn
+
+    def close(self) -> None:
+        """Finish the file; a `UserError` if it lacks frames."""
+        if self._writer is not None:
+            self._writer.close()

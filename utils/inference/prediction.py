@@ -7,7 +7,7 @@ for.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -110,11 +110,12 @@ class Prediction:
             scores: write scores behind the class names; without `text` nothing is written.
         """
         shown = self.best(top_k, score_threshold)
+        windows = [decode_window(rle) for rle in shown.rles] if masks else None
         texts = [""] * len(shown)
         if text:
             texts = [f"{name} {score:.2f}" if scores else name
                      for name, score in zip(shown.class_names, shown.scores)]
-        return draw_instances(shown.image, shown.boxes, _LazyMasks(shown) if masks else None,
+        return draw_instances(shown.image, shown.boxes, windows,
                               shown.class_names, class_names=shown.all_class_names, texts=texts,
                               outline_boxes=boxes)
 
@@ -145,19 +146,6 @@ class Prediction:
             if pixels.size:
                 part = self.image[top:top + pixels.shape[0], left:left + pixels.shape[1]]
                 yield n, np.dstack((part, pixels.astype(np.uint8) * 255))
-
-
-class _LazyMasks(Sequence[MaskWindow]):
-    """The masks of a prediction, each decoded when it is asked for."""
-
-    def __init__(self, prediction: Prediction) -> None:
-        self._prediction = prediction
-
-    def __len__(self) -> int:
-        return len(self._prediction)
-
-    def __getitem__(self, n: Any) -> Any:
-        return decode_window(self._prediction.rles[n])
 
 
 def outline(rle: Rle) -> List[List[float]]:

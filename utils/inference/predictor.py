@@ -8,9 +8,21 @@ cv2.imwrite("drawn.png", result.draw())
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
-from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union, overload
+from typing import (
+    Any,
+    Generator,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    overload,
+)
 
 import numpy as np
 import torch
@@ -23,13 +35,14 @@ from utils.device import select_device, synchronize
 from utils.inference.detector import (
     Detector,
     ImageObjects,
+    Item,
     LoadedModel,
-    PendingDetections,
     StageTimes,
     load_model,
     to_network_input,
 )
 from utils.inference.prediction import Prediction
+from utils.progress import ProgressBar
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
 """A file, a PIL image, or an array as `data.image.image_from_array` takes it."""
@@ -108,42 +121,37 @@ class Predictor:
 
     def iterate(self, sources: Iterable[Source], rgb: bool = False) -> Iterator[Prediction]:
         """Yield the prediction for each source as it is ready; at most a batch is in memory."""
-        waiting: List[Tuple[np.ndarray, Optional[str]]] = []
-        for source in sources:
-            path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-            waiting.append((self._open(source, rgb), path))
-            if len(waiting) == self.batch_size:
-                yield from self._find(waiting)
-                waiting = []
-        if waiting:
-            yield from self._find(waiting)
+        opened = ((os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
+                   self._open(source, rgb)) for source in sources)
+        while True:
+            batch = list(itertools.islice(opened, self.batch_size))
+            if not batch:
+                return
+            for path, prediction in self.find([batch], StageTimes()):
+                prediction.path = path
+                yield prediction
 
-    def planes(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Network input of up to B images `[h, w, 3]` BGR: uint8 `[B, 3, S, S]`, else black."""
-        side = self._detector.model.input_size
-        planes = np.zeros((self.batch_size, 3, side, side), np.uint8)
-        for n, image in enumerate(images):
-            planes[n] = to_network_input(image, side)
-        return torch.from_numpy(planes)
+    def find(self, batches: Iterable[Sequence[Tuple[Item, np.ndarray]]], times: StageTimes,
+             progress: Optional[ProgressBar] = None
+             ) -> Generator[Tuple[Item, Prediction], None, None]:
+        """Yield what is found in each image of batches of up to B, with what came with the image.
 
-    def launch(self, planes: Tensor, times: StageTimes) -> PendingDetections:
-        """Queue the work for `planes`; returns without waiting for it."""
-        return self._detector.launch(planes, times)
+        A batch is finished while the device works on the next one; see `Detector.find`.
 
-    def collect(self, pending: PendingDetections, images: Sequence[np.ndarray],
-                times: StageTimes,
-                paths: Optional[Sequence[Optional[str]]] = None) -> List[Prediction]:
-        """Fetch what was launched for `images`, which came from `paths`."""
-        with times.stage("transfer"):
-            fetched = pending.fetch()
-        with times.stage("run lengths"):
-            return [self._prediction(self._detector.objects(fetched, n, *image.shape[:2]), image,
-                                     None if paths is None else paths[n])
-                    for n, image in enumerate(images)]
+        Args:
+            batches: of images uint8 `[h, w, 3]` BGR; read while the device works.
+            times: is told how long the stages take.
+            progress: shown after each batch.
+        """
+        prepared = ((self._planes([image for _, image in batch]),
+                     [((item, image), image.shape[0], image.shape[1]) for item, image in batch])
+                    for batch in batches)
+        for (item, image), objects in self._detector.find(prepared, times, progress):
+            yield item, self._prediction(objects, image)
 
     def warm_up(self) -> None:
         """Run the network once, so that what is built on first use is there."""
-        self.launch(self.planes([]), StageTimes()).fetch()
+        next(self.iterate([np.zeros((1, 1, 3), np.uint8)]))
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
@@ -159,13 +167,15 @@ class Predictor:
         raise ValueError(f"image is a {type(source).__name__}, expected a path, an array or a "
                          "PIL image")
 
-    def _find(self, waiting: Sequence[Tuple[np.ndarray, Optional[str]]]) -> List[Prediction]:
-        images, times = [image for image, _ in waiting], StageTimes()
-        return self.collect(self.launch(self.planes(images), times), images, times,
-                            [path for _, path in waiting])
+    def _planes(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Network input of up to B images: uint8 `[B, 3, S, S]`, else black."""
+        side = self._detector.model.input_size
+        planes = np.zeros((self.batch_size, 3, side, side), np.uint8)
+        for n, image in enumerate(images):
+            planes[n] = to_network_input(image, side)
+        return torch.from_numpy(planes)
 
-    def _prediction(self, objects: ImageObjects, image: np.ndarray,
-                    path: Optional[str]) -> Prediction:
+    def _prediction(self, objects: ImageObjects, image: np.ndarray) -> Prediction:
         # YOLACT++ ranks by the masks' scores; otherwise this changes nothing.
         scores = objects.mask_scores
         order = np.argsort(-scores, kind="stable")
@@ -176,4 +186,4 @@ class Predictor:
             image=image, boxes=objects.boxes[order], scores=scores[order], class_ids=class_ids,
             class_names=[self.classes.names[index] for index in class_ids],
             rles=[objects.rles[index] for index in order],
-            all_class_names=self.classes.names, category_ids=self.classes.category_ids, path=path)
+            all_class_names=self.classes.names, category_ids=self.classes.category_ids)

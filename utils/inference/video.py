@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generator, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, Tuple, TypeVar
 
 import cv2
 import numpy as np
@@ -45,18 +45,20 @@ def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
 
 class Frame(NamedTuple):
-    """One frame; `image` is None where it could not be decoded."""
+    """One frame that could be decoded."""
 
-    image: Optional[np.ndarray]
+    image: np.ndarray
     """uint8 `[h, w, 3]`, BGR."""
     seconds: float
     """When it was read, on a clock of its own."""
+    number: int
+    """From 1 on; those that could not be decoded are counted, too."""
 
 
 class VideoReader:
     """Iterate the frames of a file or camera; single-threaded.
 
-    A frame that cannot be decoded becomes a `Frame` without image, and the next ones are read.
+    Frames that cannot be decoded are left out; the numbers of the others tell.
 
     Args:
         source: path of a file, an address of a stream, or the number of a camera.
@@ -102,10 +104,8 @@ class VideoReader:
             read, image = self._capture.read()
             if read:
                 # Only what is followed by a good frame was broken; else it is the end.
-                for _ in range(failed):
-                    yield Frame(None, time.monotonic())
                 done, failed = done + failed + 1, 0
-                yield Frame(image, time.monotonic())
+                yield Frame(image, time.monotonic(), done)
                 continue
             failed += 1
             if done + failed > self.total or failed > _ATTEMPTS:

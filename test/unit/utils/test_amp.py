@@ -63,7 +63,7 @@ def test_the_scale_has_a_floor_and_a_ceiling(device):
     bad, good = (torch.tensor(value, device=device) for value in (False, True))
     for _ in range(20):
         scale.update(bad)
-    assert float(scale.value) == scale.floor == 1.0
+    assert float(scale.value) == Precision(scale=scale).scale_floor == 1.0
     scale.load_state_dict({"scale": amp.HIGHEST_SCALE, "good_steps": GOOD_STEPS_TO_GROW - 1})
     scale.update(good)
     assert float(scale.value) == amp.HIGHEST_SCALE
@@ -72,7 +72,7 @@ def test_the_scale_has_a_floor_and_a_ceiling(device):
 def test_a_fixed_scale_stays(device):
     scale = LossScale(device, 128.0)
     scale.update(torch.tensor(False, device=device))
-    assert float(scale.value) == 128.0 and scale.floor == math.inf
+    assert float(scale.value) == 128.0 and Precision(scale=scale).scale_floor == math.inf
 
 
 def test_state_of_the_scale(device):

@@ -15,7 +15,7 @@ from utils.errors import UserError
 def write(folder, iteration, interrupt=False, config="yolact_base", **state):
     name = CheckpointName(config, iteration // 100, iteration, interrupt)
     full = dict({"config": {"name": config}, "class_names": ["cat", "dog"]}, **state)
-    return checkpoint.save_checkpoint(name, str(folder), {"w": torch.ones(2)}, full)
+    return checkpoint.save_checkpoint(name.path(str(folder)), {"w": torch.ones(2)}, full)
 
 
 def test_name_as_the_original_writes_it(tmp_path):
@@ -30,7 +30,7 @@ def test_name_as_the_original_writes_it(tmp_path):
 def test_plain_weights_are_a_plain_state_dict(tmp_path):
     flat = torch.arange(1000.0)
     name = CheckpointName("yolact_base", 0, 1)
-    path = checkpoint.save_checkpoint(name, str(tmp_path), {"w": flat[:2]}, {})
+    path = checkpoint.save_checkpoint(name.path(str(tmp_path)), {"w": flat[:2]}, {})
     loaded = torch.load(path)
     assert list(loaded) == ["w"] and loaded["w"].tolist() == [0.0, 1.0]
     # A view saved as it is would carry the whole buffer it looks into.

@@ -21,8 +21,8 @@ def trained(tmp_path):
     """A checkpoint as training leaves it, with counters that count."""
     state = network().state_dict()
     state["backbone.bn1.num_batches_tracked"] += 7
-    path = save_checkpoint(CheckpointName("yolact_shapes", 1, 20), str(tmp_path / "weights"), state,
-                           {"config": {"name": "yolact_shapes"}, "class_names": NAMES})
+    path = save_checkpoint(CheckpointName("yolact_shapes", 1, 20).path(str(tmp_path / "weights")),
+                           state, {"config": {"name": "yolact_shapes"}, "class_names": NAMES})
     return path, state
 
 

@@ -10,7 +10,8 @@ from utils.memory import (
     host_available,
     in_gib,
     is_out_of_memory,
-    process_peak,
+    peak_memory,
+    reset_peak_memory,
 )
 
 MIB = 1 << 20
@@ -28,11 +29,16 @@ def test_a_device_s_own_software_is_nobody_else():
 
 
 def test_the_peak_of_this_process_grows_with_what_it_holds():
-    before = process_peak()
-    if before is None:
+    cpu = torch.device("cpu")
+    before = peak_memory(cpu)
+    if not before:
         pytest.skip("no /proc here")
     held = torch.ones(max(before, 100 * MIB) // 4)
-    assert process_peak() > before and len(held)
+    high = peak_memory(cpu)
+    assert high > before and len(held)
+    del held
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) < high
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ def test_the_sentence(monkeypatch):
     with pytest.raises(UserError) as caught, explain_out_of_memory(CPU, 16, 1):
         raise RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB\nmore")
     assert str(caught.value) == (
-        "out of memory on cpu: it has 32.0 GiB, of which others hold 12.0 GiB, this process may "
-        "use 19.8 GiB and had 18.0 GiB; a batch of 16 needs more, and 15 at most would fit. Use "
+        "out of memory on cpu: this process had 18.0 GiB, and may use 19.8 GiB of 32.0 GiB, of "
+        "which others hold 12.0 GiB; a batch of 16 needs more, and 15 at most would fit. Use "
         "--batch_size=4 --accumulate=4, which keeps 16 images a step (NPU out of memory. Tried to "
         "allocate 2.00 GiB)")
 

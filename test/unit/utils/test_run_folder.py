@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils import run_folder
-from utils.checkpoint import Origin, load_for_inference, write_pair
+from utils.checkpoint import Origin, load_for_inference, save_checkpoint
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
@@ -95,7 +95,7 @@ def test_an_attempt_before_which_there_was_none_makes_its_own(tmp_path):
 
 def pair(path, value):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_pair(path, {"w": torch.full((2,), float(value))}, {
+    save_checkpoint(path, {"w": torch.full((2,), float(value))}, {
         "iteration": value, "config": {"name": "x"}, "class_names": ["a"]})
     return path
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from data.config import get_config
-from utils.schedule import LearningRate, autoscaled
+from utils.schedule import LearningRate
 
 
 def test_warm_up_is_linear_and_ends_at_the_full_rate():
@@ -49,13 +49,12 @@ def test_the_shapes_recipe_uses_the_cosine():
 
 
 def test_scaling_rounds_iterations_down_and_can_be_turned_off():
-    scaled = autoscaled(1e-3, 1000, (100, 205), batch_size=8, total_batch=64)
-    assert scaled == (8e-3, 125, (12, 25))
-    assert autoscaled(1e-3, 3, (), batch_size=8, total_batch=64).max_iter == 1
-    config = get_config("yolact_base")
+    config = get_config("yolact_base", lr=1e-3, max_iter=1000, lr_steps=(100, 205), batch_size=8)
+    rate = LearningRate.from_config(config, 64)
+    assert (rate.base_lr, rate.max_iter, rate.lr_steps) == (8e-3, 125, (12, 25))
+    short = get_config("yolact_base", max_iter=3, lr_steps=(), batch_size=8)
+    assert LearningRate.from_config(short, 64).max_iter == 1
     assert LearningRate.from_config(config, 64, autoscale=False).base_lr == config.lr
-    with pytest.raises(ValueError, match="total_batch is 0"):
-        autoscaled(1e-3, 1000, (), batch_size=8, total_batch=0)
 
 
 def test_state_is_plain_and_equal_only_for_the_same_schedule():
@@ -64,10 +63,3 @@ def test_state_is_plain_and_equal_only_for_the_same_schedule():
     assert json.loads(json.dumps(state)) == state
     assert state == LearningRate.from_config(config, 8).state_dict()
     assert state != LearningRate.from_config(config, 16).state_dict()
-
-
-def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="'linear'"):
-        LearningRate(1.0, 10, schedule="linear")
-    with pytest.raises(ValueError, match="ascend"):
-        LearningRate(1.0, 10, lr_steps=(5, 3))

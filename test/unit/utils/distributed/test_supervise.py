@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from utils.distributed.failures import (
     is_lost_peer,
+    new_record,
     read_records,
     record_cause,
     record_failure,
@@ -125,8 +126,8 @@ def test_errors_of_those_left_behind_come_last(tmp_path):
                                             ("ZeroDivisionError: division by zero", 2.0)]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        write_record(record_path(str(tmp_path), "train", number, 0), number, cause, "x.log", 1,
-                     is_lost_peer(cause), when)
+        write_record(record_path(str(tmp_path), "train", number, 0),
+                     dict(new_record(number, cause), log="x.log", time=when))
     text, _ = report(str(tmp_path), "train", [0, 1])
     assert text.startswith("[Error] rank 1: ZeroDivisionError")
 
@@ -138,8 +139,8 @@ def test_a_card_whose_collectives_do_not_start_is_the_cause(tmp_path, cause):
     """The name of the library does not make it a consequence of what came later."""
     for number, (text, when) in enumerate([("ValueError: later", 2.0), (cause, 1.0)]):
         (tmp_path / str(number)).mkdir()
-        write_record(record_path(str(tmp_path), "train", number, 0), number, text, "x.log", 1,
-                     is_lost_peer(text), when)
+        write_record(record_path(str(tmp_path), "train", number, 0),
+                     dict(new_record(number, text), log="x.log", time=when))
     text, _ = report(str(tmp_path), "train", [0, 1])
     assert text.startswith(f"[Error] rank 1: {cause}")
 
@@ -155,8 +156,8 @@ def test_who_lost_a_peer_says_so(text):
 def test_the_report_is_about_the_last_attempt(tmp_path):
     (tmp_path / "0").mkdir()
     for attempt in (0, 1):
-        write_record(record_path(str(tmp_path), "train", 0, attempt), 0,
-                     f"attempt {attempt}", "x.log", 5)
+        write_record(record_path(str(tmp_path), "train", 0, attempt),
+                     dict(new_record(0, f"attempt {attempt}"), log="x.log", status=5))
     text, code = report(str(tmp_path), "train", [0])
     assert "attempt 1" in text and code == 5
 

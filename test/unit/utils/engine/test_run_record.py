@@ -10,6 +10,7 @@ import time
 import pytest
 
 from utils import plots
+from utils.distributed import failures
 from utils.distributed.failures import WatchedLoader, time_limit
 from utils.engine.observer import format_line
 from utils.engine.record import RunRecord, flatten
@@ -173,7 +174,7 @@ def test_waiting_for_data_is_measured():
     assert watched.sentence().startswith("Waited for data ")
 
 
-def test_an_item_that_does_not_come_is_reported_after_the_limit():
+def test_an_item_that_does_not_come_is_reported_after_the_limit(monkeypatch):
     ended = []
 
     def hanging():
@@ -183,14 +184,16 @@ def test_an_item_that_does_not_come_is_reported_after_the_limit():
             time.sleep(0.01)
         yield 2
 
-    watched = WatchedLoader(hanging(), 0.2, 3, lambda rank, cause: ended.append((rank, cause)))
-    assert list(watched) == [1, 2]
+    monkeypatch.setattr(failures, "leave_hung", lambda *found: ended.append(found))
+    monkeypatch.setattr(failures, "FIRST_FACTOR", 1)
+    assert list(WatchedLoader(hanging(), 0.2, 3)) == [1, 2]
     assert ended and ended[0][0] == 3 and "no batch for 0.2 s" in ended[0][1]
 
 
-def test_slow_steps_between_items_do_not_count():
+def test_slow_steps_between_items_do_not_count(monkeypatch):
     ended = []
-    for _ in WatchedLoader(range(2), 0.1, 0, lambda *found: ended.append(found)):
+    monkeypatch.setattr(failures, "leave_hung", lambda *found: ended.append(found))
+    for _ in WatchedLoader(range(2), 0.1):
         time.sleep(0.3)
     assert ended == []
 

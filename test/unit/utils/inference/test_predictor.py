@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils.checkpoint import state_path
 from utils.errors import UserError
 from utils.inference import Predictor
-from utils.inference.detector import StageTimes, load_model
+from utils.inference.detector import load_model
 from utils.inference.prediction import Prediction, decode_window, outline
 from yolact import build_yolact
 
@@ -95,8 +94,9 @@ def test_every_kind_of_source(predictor, tmp_path):
 
 def test_batches_have_one_shape(weights):
     predictor = Predictor(weights, device="cpu", batch_size=3)
-    seen, launch = [], predictor.launch
-    predictor.launch = lambda planes, times: seen.append(planes.shape) or launch(planes, times)
+    seen, launch = [], predictor._detector.launch
+    predictor._detector.launch = lambda planes, times: (
+        seen.append(planes.shape) or launch(planes, times))
     found = list(predictor.iterate([noise(40 + n, 60, n) for n in range(4)]))
     assert [one.image.shape[0] for one in found] == [40, 41, 42, 43]
     assert seen == [(3, 3, 64, 64)] * 2
@@ -146,15 +146,18 @@ def test_exif_orientation_is_applied(predictor, tmp_path):
     equal(found, predictor(upright))
 
 
-def test_rescored_masks_set_the_order(predictor):
+def test_rescored_masks_set_the_order(predictor, monkeypatch):
     """YOLACT++: what is shown is ranked by the masks' scores."""
-    picture, times = noise(), StageTimes()
-    pending = predictor.launch(predictor.planes([picture]), times)
-    ranked = pending.mask_scores.clone()
-    ranked[0, 0] = ranked[0, 0] * 0.01
-    plain = predictor.collect(pending, [picture], times)[0]
-    rescored = predictor.collect(dataclasses.replace(pending, mask_scores=ranked), [picture],
-                                 times)[0]
+    plain, launch = predictor(noise()), predictor._detector.launch
+
+    def rescore(*arguments):
+        pending = launch(*arguments)
+        ranked = pending.mask_scores.clone()
+        ranked[0, 0] = ranked[0, 0] * 0.01
+        return pending._replace(mask_scores=ranked)
+
+    monkeypatch.setattr(predictor._detector, "launch", rescore)
+    rescored = predictor(noise())
     last = int(np.flatnonzero((rescored.boxes == plain.boxes[0]).all(1))[0])
     assert last > 0 and (np.diff(rescored.scores) <= 0).all()
     assert sorted(rle["counts"] for rle in rescored.rles) == sorted(

@@ -15,6 +15,7 @@ from helpers.prediction_weights import full_disk, save_weights
 from utils.errors import UserError
 from utils.inference import predict as predict_run
 from utils.inference import video
+from utils.inference.detector import Detector
 from utils.inference.video import VideoReader, VideoWriter, window_problem
 
 SIZE = (96, 64)
@@ -61,9 +62,9 @@ def test_what_is_written_can_be_read(tmp_path, ending):
 def test_a_video(weights, tmp_path, capsys, monkeypatch, multiframe):
     source, target = make_video(tmp_path / "a.mp4"), tmp_path / "deep" / "out.mp4"
     launched = []
-    launch = predict_run.PredictionRun._launch
-    monkeypatch.setattr(predict_run.PredictionRun, "_launch", lambda self, planes: (
-        launched.append(tuple(planes.shape)) or launch(self, planes)))
+    launch = Detector.launch
+    monkeypatch.setattr(Detector, "launch", lambda self, planes, times: (
+        launched.append(tuple(planes.shape)) or launch(self, planes, times)))
     code, out, err = run(
         capsys, "--trained_model=" + weights, f"--video={source}:{target}",
         f"--video_multiframe={multiframe}", "--output_json", "--crops", "--display_fps",
@@ -71,7 +72,7 @@ def test_a_video(weights, tmp_path, capsys, monkeypatch, multiframe):
     assert code == 0 and err == ""
     assert "12 frames drawn" in out and "network" in out and "images/s" in out
     assert shades(target) == list(range(COUNT))
-    assert launched == [(multiframe, 3, 64, 64)] * -(-COUNT // multiframe)
+    assert launched == [(multiframe, 3, 64, 64)] * (1 + -(-COUNT // multiframe))  # 1 to warm up
     records = json.loads((tmp_path / "deep" / "out.json").read_text(encoding="utf-8"))
     assert [records[0]["image_id"], records[-1]["image_id"]] == [1, COUNT]
     assert "file_name" not in records[0]

@@ -216,7 +216,7 @@ def test_evaluation_on_other_categories(shapes, tmp_path, capsys):
     with open(annotations) as stream:
         names = [category["name"] for category in json.load(stream)["categories"]]
     stored = ["zebra", names[2], names[0]]
-    path = save_checkpoint(CheckpointName("yolact_shapes", 0, 1), str(tmp_path),
+    path = save_checkpoint(CheckpointName("yolact_shapes", 0, 1).path(str(tmp_path)),
                            network(3).state_dict(),
                            {"config": config.to_dict(), "class_names": stored})
     command = ["--trained_model=" + path, "--val_data={}".format(shapes), "--cuda=False",
