@@ -14,7 +14,7 @@ from conftest import ROOT
 import train
 from data.coco import CocoDataset
 from data.config import get_config
-from data.loader import build_train_loader
+from data.loader import TrainDataset
 from data.shapes import write_dataset
 from layers.anchors import make_priors
 from utils import checkpoint
@@ -67,7 +67,8 @@ def tried(tmp_path):
     config = get_config("yolact_shapes")
     dataset = CocoDataset(str(tmp_path / "data" / "train2017"),
                           str(tmp_path / "data" / "annotations" / "instances_train2017.json"))
-    row = build_train_loader(dataset, config, make_priors(config).numpy(), 1).dataset[0, 0]
+    row = TrainDataset.from_config(dataset, config, lambda recipe: make_priors(recipe).numpy())[
+        0, 0, config.max_size]
 
     def build(device):
         return assemble_learner(config, build_yolact(config),
