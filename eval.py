@@ -58,7 +58,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     truth = os.path.basename(dataset.annotation_file)
     evaluator = evaluation.evaluator()
     files = result_files(evaluation, evaluator, args)
-    weights = loaded.report.source.path
+    weights = loaded.source.path
     if is_main:
         print("\n".join([describe(detector.device), f"Weights : {loaded.report}", *notes,
                          f"{os.path.basename(weights)}: {len(evaluation.indices)} images of "
@@ -80,7 +80,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
     print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
-    scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.origin,
+    scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.source.origin,
                               changed_settings(args))
     for line in keep_evaluation(args.run_folder, scored, loaded.config.name):
         print(line, flush=True)
@@ -94,8 +94,8 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
     dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
                            args.valid_info, "val", require_annotations=False)
     category_ids, notes = match_categories(
-        loaded.class_names, config.num_classes - 1, dataset.categories,
-        os.path.basename(loaded.report.source.path), os.path.basename(dataset.annotation_file),
+        loaded.source.class_names, config.num_classes - 1, dataset.categories,
+        os.path.basename(loaded.source.path), os.path.basename(dataset.annotation_file),
         args.map_classes)
     chosen = choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
     return Evaluation(dataset, category_ids, chosen, args.batch_size, args.num_workers, processes,

@@ -47,6 +47,7 @@ from utils.errors import UserError
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
+from utils.weights.files import Origin
 
 LOG_INTERVAL = 10
 MAX_SKIPPED_IN_A_ROW = 10
@@ -205,7 +206,7 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
     if is_best:
         record.keep_best(learner, training.saver, done)
     print_lines(record.add_validation(ScoredEvaluation(
-        evaluator, results, validation.evaluation.dataset, "best.pth", checkpoint.Origin(done),
+        evaluator, results, validation.evaluation.dataset, "best.pth", Origin(done),
         {}), is_best))
 
 
@@ -268,7 +269,12 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     training.loader.start_at(start)
     announce(training, start, args.strict)
     record = open_record(args, training, start)
-    observer = build_observer(args, training, start)
+    max_iter, fps_start = training.schedule.max_iter, args.fps_start_iter
+    if fps_start is None:
+        fps_start = min(100, (max_iter - start) // 10)
+    observer = Observer(training.loader, training.records, device, processes.rank, start, max_iter,
+                        training.loader.epoch_size, training.images_per_step, fps_start,
+                        args.loader_timeout)
     began = time.monotonic()
     with StopRequest() as stop, explain_out_of_memory(
             device, training.loader.batch_size, training.sharing.micro_batches):
@@ -292,17 +298,6 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
                      f"{outcome.done}"
                      + ("; --resume=interrupt goes on from there" if saved else "")])
         return 130
-
-
-def build_observer(args: argparse.Namespace, training: Training, start: int) -> Observer:
-    """What measures and shows the loop."""
-    max_iter = training.schedule.max_iter
-    fps_start = args.fps_start_iter
-    if fps_start is None:
-        fps_start = min(100, (max_iter - start) // 10)
-    return Observer(training.loader, training.records, training.learner.device,
-                    training.processes.rank, start, max_iter, training.loader.epoch_size,
-                    training.images_per_step, fps_start, args.loader_timeout)
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ file with a state beside it is always a complete pair. Both hold tensors and pla
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import random
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.weights.files import WeightsFile, load_tensors, read_weights
+from utils.weights.files import Origin, WeightsFile, load_tensors, read_weights
 
 STATE_FORMAT = 1
 _NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")
@@ -48,31 +49,6 @@ class CheckpointName(NamedTuple):
             return None
         return CheckpointName(match.group("config"), int(match.group("epoch")),
                               int(match.group("iteration")), match.group("interrupt") is not None)
-
-
-class Origin(NamedTuple):
-    """Where weights come from, as the state beside them says."""
-
-    iteration: Optional[int]
-    """Steps of training done."""
-    path: Optional[str] = None
-    """Folder of the run, as the training saw it; None if it had none."""
-    run_id: Optional[str] = None
-
-
-class InferenceCheckpoint(NamedTuple):
-    """Weights with what is known about them; None for what is not."""
-
-    weights: WeightsFile
-    config: Optional[Dict[str, Any]]
-    """`Config.to_dict()` of the run."""
-    class_names: Optional[List[str]]
-    """Of the foreground classes in order."""
-    config_name: Optional[str]
-    """Recipe that the caller or the file's name names."""
-    category_ids: Optional[List[int]]
-    """What the training data called the classes."""
-    origin: Optional[Origin]
 
 
 def state_path(weights_path: str) -> str:
@@ -143,10 +119,11 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
                         "first or give the path of a .pth file")
     trained = [path for path in found if os.path.isfile(state_path(path))]
     newest = max(trained or found, key=os.path.getmtime)
-    return [path for path in trained or [newest] if _recipe_of(path) == _recipe_of(newest)][-1]
+    return [path for path in trained or [newest] if recipe_of(path) == recipe_of(newest)][-1]
 
 
-def _recipe_of(path: str) -> Optional[str]:
+def recipe_of(path: str) -> Optional[str]:
+    """Recipe that a weights file's name names; None if it follows no pattern."""
     name = CheckpointName.parse(path)
     return name.config if name else None
 
@@ -185,31 +162,22 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     return state
 
 
-def load_for_inference(path: str, config_name: Optional[str] = None) -> InferenceCheckpoint:
-    """Read weights, and their configuration and class names.
+def load_for_inference(path: str) -> WeightsFile:
+    """Read weights, and what is known of their training.
 
-    These come from the full state beside the weights, or from the file itself where it can hold
-    them (safetensors).
+    That comes from the full state beside the weights, or from the file itself where it can hold it
+    (safetensors).
     """
-    weights = read_weights(path)
-    state = load_state(path) or {"config": weights.config, "class_names": weights.class_names}
+    weights, state = read_weights(path), load_state(path)
+    if state is None:
+        return weights
     names, category_ids = state.get("class_names"), state.get("category_ids")
-    return InferenceCheckpoint(
-        weights=weights,
-        config=state.get("config"),
-        class_names=None if names is None else list(names),
-        config_name=config_name or _recipe_of(path),
-        category_ids=None if category_ids is None else [int(number) for number in category_ids],
-        origin=origin_of(state),
-    )
-
-
-def origin_of(state: Dict[str, Any]) -> Optional[Origin]:
-    """What a full state says of where it was written; None for anything else."""
     iteration, folder = state.get("iteration"), state.get("run_folder") or {}
-    if iteration is None:
-        return None
-    return Origin(int(iteration), folder.get("path"), folder.get("id"))
+    return dataclasses.replace(
+        weights, config=state.get("config"), class_names=None if names is None else list(names),
+        category_ids=None if category_ids is None else [int(number) for number in category_ids],
+        origin=None if iteration is None else Origin(int(iteration), folder.get("path"),
+                                                     folder.get("id")))
 
 
 def rng_state() -> Dict[str, Any]:

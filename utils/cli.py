@@ -37,22 +37,17 @@ def str2bool(text: str) -> bool:
 class Bounded:
     """Type of a flag that takes numbers from `minimum` upwards: `type=Bounded(int, 1)`."""
 
-    def __init__(self, kind: Callable[[str], float], minimum: float,
-                 exclusive: bool = False) -> None:
-        self.kind = kind
-        self.minimum = minimum
-        self.exclusive = exclusive
+    def __init__(self, kind: Callable[[str], float], minimum: float) -> None:
+        self.kind, self.minimum = kind, minimum
 
     def __call__(self, text: str) -> float:
         value = self.kind(text)
-        # Written so that NaN fails too.
-        if not (value > self.minimum or (value == self.minimum and not self.exclusive)):
+        if not value >= self.minimum:  # NaN, too
             raise ValueError(text)
         return value
 
     def __str__(self) -> str:
-        bound = "above" if self.exclusive else "of at least"
-        return f"{_EXPECTED[self.kind]} {bound} {self.minimum:g}"
+        return f"{_EXPECTED[self.kind]} of at least {self.minimum:g}"
 
 
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}

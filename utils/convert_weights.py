@@ -42,8 +42,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     if os.path.realpath(source_path) == os.path.realpath(target_path):
         raise UserError(f"'{target_path}' is the file to read and the file to write; give another "
                         "name for the result")
-    stored = load_for_inference(source_path)
-    source = stored.weights
+    source = load_for_inference(source_path)
     contents = source.contents
     if contents is None:
         raise UserError(
@@ -51,7 +50,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
             f"nor a ResNet or DarkNet backbone (first: {some(list(source.tensors))}); give such a "
             "file")
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
-    metadata = metadata_of(stored.config, stored.class_names)
+    metadata = metadata_of(source.config, source.class_names)
     writers: Dict[str, Callable[[BinaryIO], Any]] = {
         "pth": lambda stream: torch.save(tensors, stream),
         "safetensors": lambda stream: write_safetensors(stream, tensors, metadata),
@@ -62,7 +61,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     if kind == "pth" and contents.is_network and os.path.exists(state_path(target_path)):
         lines.append(f"Warning: {state_path(target_path)} was there before and belongs to other "
                      "weights; remove it")
-    elif stored.class_names is not None and kind != "safetensors":
+    elif source.class_names is not None and kind != "safetensors":
         lines.append(f"Class names and configuration do not fit into a .{kind}; .safetensors keeps "
                      "them")
     return lines

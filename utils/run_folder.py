@@ -31,9 +31,10 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import yaml
 
-from utils.checkpoint import Origin, state_path
+from utils.checkpoint import state_path
 from utils.errors import UserError
 from utils.files import write_whole
+from utils.weights.files import Origin
 
 FORMAT = 2
 CONFIG = "config.yaml"

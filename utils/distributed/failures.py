@@ -68,20 +68,20 @@ def write_record(path: str, record: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
 
 
-def record_cause(rank: int, cause: str, environ: Optional[Mapping[str, str]] = None) -> None:
+def record_cause(rank: int, cause: str) -> None:
     """Record the first cause, the one that counts, where the supervisor asked for it."""
-    path = (os.environ if environ is None else environ).get(FILE_VARIABLE)
+    path = os.environ.get(FILE_VARIABLE)
     if path and not os.path.exists(path):
         write_record(path, new_record(rank, cause))
 
 
 @contextlib.contextmanager
-def record_failure(rank: int, environ: Optional[Mapping[str, str]] = None) -> Iterator[None]:
+def record_failure(rank: int) -> Iterator[None]:
     """Record an exception that leaves the block, before anything is torn down for it."""
     try:
         yield
     except Exception as error:
-        record_cause(rank, f"{type(error).__name__}: {error}", environ)
+        record_cause(rank, f"{type(error).__name__}: {error}")
         raise
 
 

@@ -167,11 +167,8 @@ def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List
     Whole batches, so that each image passes the network in the company it has on one card: some
     kernels' last digits depend on it.
     """
-    mine: List[int] = []
-    for start in range(processes.rank * batch_size, len(indices),
-                       processes.world_size * batch_size):
-        mine.extend(indices[start:start + batch_size])
-    return mine
+    return [index for n, index in enumerate(indices)
+            if n // batch_size % processes.world_size == processes.rank]
 
 
 def gather_state(state: List[Any], image_ids: Sequence[int], processes: Processes,

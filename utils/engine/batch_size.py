@@ -52,17 +52,13 @@ class MemoryNeed(NamedTuple):
     per_image: int
     """The same for every image of the batch: the image, targets, activations and theirs."""
 
-    def of_batch(self, batch_size: int) -> int:
-        """Bytes for a batch."""
-        return self.fixed + batch_size * self.per_image
-
     def largest_batch(self, available: int) -> int:
         """Images that fit into `available` bytes; 0 where not even one does."""
         return max(0, (available - self.fixed) // self.per_image)
 
     def sentence(self, batch_size: int) -> str:
         """For people."""
-        return (f"{in_gib(self.of_batch(batch_size))} for {batch_size} "
+        return (f"{in_gib(self.fixed + batch_size * self.per_image)} for {batch_size} "
                 f"image{'' if batch_size == 1 else 's'} ({in_gib(self.fixed)} + "
                 f"{in_gib(self.per_image)} per image)")
 
@@ -203,7 +199,6 @@ def _smallest(value: int, processes: Processes, device: torch.device) -> int:
     """The smallest of all processes' values, in all of them."""
     if processes.world_size == 1:
         return value
-    values = torch.zeros(processes.world_size, dtype=torch.int32, device=device)
-    values[processes.rank] = min(value, 1 << 20)
-    dist.all_reduce(values)
-    return min(values.tolist())
+    smallest = torch.tensor([min(value, 1 << 20)], dtype=torch.int32, device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest)

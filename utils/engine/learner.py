@@ -156,9 +156,7 @@ def load_start_weights(model: Yolact, args: argparse.Namespace, backbone: str,
     if args.resume is not None or not pretrained:
         return None, pretrained
     if args.weights is not None:
-        stored = load_for_inference(args.weights)
-        report = load_for_fine_tuning(model, stored.weights, len(class_names), class_names,
-                                      stored.class_names)
+        report = load_for_fine_tuning(model, load_for_inference(args.weights), class_names)
         return f"Weights : {report}", True
     path = backbone if os.path.exists(backbone) else os.path.join(args.save_folder, backbone)
     return f"Backbone : {load_backbone(model.backbone, path)}", True

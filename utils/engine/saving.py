@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from data.config import Config
 from utils import checkpoint
@@ -156,7 +156,11 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
             stored = Config.from_dict(stored).replace(
                 **{name: value[name] for name in _MAY_CHANGE}).to_dict()
         if stored != value:
-            found, expected = _difference(stored, value)
+            found, expected = stored, value
+            if isinstance(stored, dict):  # the keys that differ are enough
+                keys = [name for name in value if stored.get(name) != value[name]]
+                found, expected = ({name: part.get(name) for name in keys}
+                                   for part in (stored, value))
             raise UserError(
                 f"cannot resume '{weights_path}': its {key} is {found}, this run's is {expected}; "
                 "use the flags and the data of that run, or start a new training from its weights "
@@ -176,11 +180,3 @@ def find_restart(environ: Mapping[str, str], folder: str, config_name: str) -> O
     found = [path for path in checkpoint.list_checkpoints(folder, config_name)
              if os.path.getmtime(path) >= since]
     return found[-1] if found else None
-
-
-def _difference(found: Any, expected: Any) -> Tuple[Any, Any]:
-    """Reduce two dicts to the keys that differ, for a readable message."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        keys = [key for key in expected if found.get(key) != expected[key]]
-        return {key: found.get(key) for key in keys}, {key: expected[key] for key in keys}
-    return found, expected

@@ -126,7 +126,10 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
         detector = Detector(learner.model, Detect.from_config(config), device)
         validation = Validation(evaluation, detector, loader.epoch_size * args.validation_epoch)
     records, best = StepRecords(precision.scale_floor, sharing.on_any_card), BestScore()
-    saver = Saver(learner, build_save_plan(args, config), records, best,
+    plan = SavePlan(config.name, args.save_folder, args.save_interval,
+                    args.keep_latest_interval if args.keep_latest else None,
+                    not args.train_performance, not args.no_interrupt)
+    saver = Saver(learner, plan, records, best,
                   identity_of(args, config, dataset, learner, precision, schedule,
                               per_card * sharing.shares), loader.epoch_size, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
@@ -181,13 +184,6 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
     if processes.is_main:
         print(f"Batch size auto : {sentence}", flush=True)
     return chosen
-
-
-def build_save_plan(args: argparse.Namespace, config: Config) -> SavePlan:
-    """Where and when weights are written."""
-    return SavePlan(config.name, args.save_folder, args.save_interval,
-                    args.keep_latest_interval if args.keep_latest else None,
-                    not args.train_performance, not args.no_interrupt)
 
 
 def identity_of(args: argparse.Namespace, config: Config, dataset: CocoDataset, learner: Learner,

@@ -32,6 +32,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.inference.prediction import Rle
 from utils.progress import ProgressBar, image_parts
+from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
@@ -212,13 +213,12 @@ class LoadedModel(NamedTuple):
 
     model: Yolact
     config: Config
-    class_names: Optional[List[str]]
-    """Of the foreground classes as stored with the weights; None if unknown."""
-    category_ids: Optional[List[int]]
-    """What the training data called these classes; None if unknown."""
     report: LoadReport
-    origin: Optional[checkpoint.Origin]
-    """Iteration and run folder; None if unknown."""
+
+    @property
+    def source(self) -> WeightsFile:
+        """The weights' file, with what is known of their training."""
+        return self.report.source
 
 
 def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
@@ -238,15 +238,16 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     wanted = get_config(config_name) if config_name else None
     name = wanted.name if wanted else None
     path = checkpoint.find_checkpoint(checkpoint.weights_of_run(which), save_folder, name)
-    stored = checkpoint.load_for_inference(path, name)
+    stored = checkpoint.load_for_inference(path)
+    recipe = name or checkpoint.recipe_of(path)
     if stored.config is not None and name in (None, stored.config["name"]):
         config = Config.from_dict(stored.config)
-    elif stored.config_name is not None:
-        config = get_config(stored.config_name)
+    elif recipe is not None:
+        config = get_config(recipe)
     else:
         raise UserError(f"'{path}' does not say which configuration it belongs to; give it with "
                         "--config")
-    contents = stored.weights.contents
+    contents = stored.contents
     changes = {} if contents is None or contents.num_classes is None else {
         "num_classes": contents.num_classes + 1}
     if max_num_detections is not None:
@@ -254,6 +255,4 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
         changes["nms_top_k"] = max(config.nms_top_k, max_num_detections)
     config = config.replace(**changes)
     model = build_yolact(config)
-    report = load_network(model, stored.weights)
-    return LoadedModel(model.eval(), config, stored.class_names, stored.category_ids, report,
-                       stored.origin)
+    return LoadedModel(model.eval(), config, load_network(model, stored))

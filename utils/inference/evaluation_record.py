@@ -21,7 +21,6 @@ import numpy as np
 import pycocotools.mask
 
 from data.coco import CocoDataset
-from utils.checkpoint import Origin
 from utils.drawing import draw_instances, side_by_side
 from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
 from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
@@ -34,6 +33,7 @@ from utils.run_folder import (
     score_cells,
     timestamp,
 )
+from utils.weights.files import Origin
 
 AUTO, NONE = "auto", "none"
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.5

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Tuple
 
+import cv2
 import numpy as np
 
 from data.image import read_image
@@ -27,7 +28,14 @@ from utils.inference.outputs import (
     split_pair,
 )
 from utils.inference.predictor import Predictor
-from utils.inference.video import Frame, VideoReader, VideoWriter, Window, read_ahead
+from utils.inference.video import (
+    Frame,
+    VideoReader,
+    VideoWriter,
+    read_ahead,
+    refuse_window,
+    show_in_window,
+)
 from utils.progress import ProgressBar
 
 _PIXELS_IN_BATCH = 64_000_000
@@ -76,13 +84,12 @@ class PredictionRun:
         source, target = split_pair(value)
         if not source.isdigit():
             source, target = output_pair(value, ".mp4")
-        with ExitStack() as stack:
-            window = stack.enter_context(Window("YOLACT", source)) if target is None else None
-            reader = VideoReader(source)
-            stack.callback(reader.close)
+        if target is None:
+            refuse_window(source)
+        with closing(VideoReader(source)) as reader:
             output = self._start(os.path.splitext(
                 target or os.path.join(RESULTS, "camera" + source))[0])
-            shown = _Frames(reader, target, window)
+            shown = _Frames(reader, target)
             interrupted = False
             try:
                 self._draw_frames(reader, shown, output)
@@ -174,9 +181,8 @@ class _Frames:
     length. From a camera a frame is written as often as the time since the last one demands.
     """
 
-    def __init__(self, reader: VideoReader, target: Optional[str], window: Optional[Window]
-                 ) -> None:
-        self._reader, self._target, self._window = reader, target, window
+    def __init__(self, reader: VideoReader, target: Optional[str]) -> None:
+        self._reader, self._target = reader, target
         self._writer: Optional[VideoWriter] = None
         self._last: Optional[np.ndarray] = None
         self._start = 0.0
@@ -185,9 +191,8 @@ class _Frames:
 
     def add(self, drawn: np.ndarray, frame: Frame, lost: int) -> None:
         """Write and show a frame, before which so many were lost."""
-        if self._window is not None:
-            self.left = self.left or not self._window.show(drawn)
         if self._target is None:
+            self.left = self.left or not show_in_window(drawn)
             return
         if self._writer is None:
             self._writer = VideoWriter(self._target, self._reader.fps, drawn.shape[1::-1])
@@ -203,5 +208,7 @@ class _Frames:
 
     def close(self) -> None:
         """Finish the file; a `UserError` if it lacks frames."""
+        if self._target is None:
+            cv2.destroyAllWindows()
         if self._writer is not None:
             self._writer.close()

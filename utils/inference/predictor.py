@@ -85,11 +85,12 @@ class Predictor:
             loaded = weights
         else:
             loaded = load_model(os.fspath(weights), save_folder, config, max_num_detections)
-            for sentence in loaded.report.source.warnings:
+            for sentence in loaded.source.warnings:
                 warnings.warn(sentence, stacklevel=2)
         self.batch_size = batch_size
-        self.classes: ClassList = find_classes(loaded.config.num_classes - 1, loaded.class_names,
-                                               loaded.category_ids, loaded.config.dataset)
+        self.classes: ClassList = find_classes(
+            loaded.config.num_classes - 1, loaded.source.class_names, loaded.source.category_ids,
+            loaded.config.dataset)
         self._detector = Detector(loaded.model.to(target), Detect.from_config(loaded.config, nms),
                                   target, crop, score_threshold)
 

@@ -194,6 +194,14 @@ class VideoWriter:
         return found if is_last_there else max(found - 1, 0)
 
 
+def refuse_window(source: str) -> None:
+    """A `UserError` where no window can be shown; says what to do instead."""
+    problem = window_problem()
+    if problem:
+        raise UserError(f"no window can be shown: {problem}; write to a file instead, e.g. "
+                        f"--video={source}:out.mp4 (Ctrl-C ends it)")
+
+
 def window_problem() -> str:
     """Why no window can be shown here; empty if one can."""
     gui = re.search(r"^\s*GUI:\s*(\S+)", cv2.getBuildInformation(), re.MULTILINE)
@@ -205,27 +213,7 @@ def window_problem() -> str:
     return ""
 
 
-class Window:
-    """A window that shows frames until Esc or q is pressed.
-
-    Raises:
-        UserError: there is no display; says what to do instead.
-    """
-
-    def __init__(self, title: str, source: str) -> None:
-        problem = window_problem()
-        if problem:
-            raise UserError(f"no window can be shown: {problem}; write to a file instead, e.g. "
-                            f"--video={source}:out.mp4 (Ctrl-C ends it)")
-        self._title = title
-
-    def show(self, frame: np.ndarray) -> bool:
-        """Show a frame; False when the user wants to leave."""
-        cv2.imshow(self._title, frame)
-        return cv2.waitKey(1) & 0xFF not in (27, ord("q"))
-
-    def __enter__(self) -> Window:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        cv2.destroyAllWindows()
+def show_in_window(frame: np.ndarray) -> bool:
+    """Show a frame; False when the user has pressed Esc or q."""
+    cv2.imshow("YOLACT", frame)
+    return cv2.waitKey(1) & 0xFF not in (27, ord("q"))

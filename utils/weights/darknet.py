@@ -9,7 +9,7 @@ scales, running means, running variances, then the kernel, all float32.
 from __future__ import annotations
 
 import os
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ def _header_size(start: bytes) -> int:
     return _VERSION_BYTES + (8 if _version(start)[:2] >= (0, 2) else 4)
 
 
-def convolutions(blocks: Sequence[int]) -> List[Convolution]:
-    """Convolutions of a DarkNet backbone in the file's order, under the backbone's names."""
+def convolutions() -> List[Convolution]:
+    """DarkNet-53's convolutions in the file's order, under the backbone's names."""
     found = [Convolution("_preconv", (32, 3, 3, 3))]
     channels = 32
-    for stage, count in enumerate(blocks):
+    for stage, count in enumerate(DARKNET53):
         prefix = f"layers.{stage}."
         found.append(Convolution(prefix + "0", (2 * channels, channels, 3, 3)))
         for block in range(1, count + 1):
@@ -68,13 +68,13 @@ def convolutions(blocks: Sequence[int]) -> List[Convolution]:
     return found
 
 
-def read_darknet(path: str, blocks: Sequence[int] = DARKNET53) -> Tuple[Dict[str, Tensor], int]:
+def read_darknet(path: str) -> Tuple[Dict[str, Tensor], int]:
     """Tensors of the backbone, and the count of numbers in the file that follow them.
 
     Raises:
         UserError: the file is too short for this backbone.
     """
-    layers = convolutions(blocks)
+    layers = convolutions()
     with open(path, "rb") as stream:
         header = _header_size(stream.read(_VERSION_BYTES))
         numbers = (os.fstat(stream.fileno()).st_size - header) // 4

@@ -13,14 +13,25 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 import torch
 from torch import Tensor
 
 from utils.errors import UserError
 from utils.weights import type_name
-from utils.weights.darknet import DARKNET53, looks_like_darknet, read_darknet
+from utils.weights.darknet import looks_like_darknet, read_darknet
 from utils.weights.names import COUNTER, Contents, identify, own_names
 from utils.weights.paddle import read_pdparams
 from utils.weights.pickles import ForbiddenName
@@ -111,6 +122,16 @@ def _first_bytes(path: str, count: int = 512) -> bytes:
     return start
 
 
+class Origin(NamedTuple):
+    """Where weights come from, as the state beside them says."""
+
+    iteration: Optional[int]
+    """Steps of training done."""
+    path: Optional[str] = None
+    """Folder of the run, as the training saw it; None if it had none."""
+    run_id: Optional[str] = None
+
+
 @dataclass
 class WeightsFile:
     """Tensors on the CPU under the network's own names, with what is known about them."""
@@ -127,9 +148,12 @@ class WeightsFile:
     warnings: List[str] = field(default_factory=list)
     """Sentences for the user."""
     config: Optional[Dict[str, Any]] = None
-    """`Config.to_dict()` of the training, where the file holds it (safetensors can)."""
+    """`Config.to_dict()` of the training; this and what follows: None if unknown."""
     class_names: Optional[List[str]] = None
-    """Foreground classes in order, where the file holds them."""
+    """Foreground classes in order."""
+    category_ids: Optional[List[int]] = None
+    """What the training data called the classes."""
+    origin: Optional[Origin] = None
 
     @property
     def contents(self) -> Optional[Contents]:
@@ -141,18 +165,17 @@ class WeightsFile:
         return f"{os.path.basename(self.path)} ({contents}{self.kind})"
 
 
-def read_weights(path: str, darknet_blocks: Sequence[int] = DARKNET53) -> WeightsFile:
+def read_weights(path: str) -> WeightsFile:
     """Read a weights file of any known kind.
 
     Args:
         path: of the file; what it is called does not matter.
-        darknet_blocks: residual blocks of each stage, for DarkNet's files, which do not say.
 
     Raises:
         UserError: the file is missing, of no known kind, damaged, hostile, without tensors by name,
             or has whole numbers where weights are expected.
     """
-    kind, content, metadata = _read(path, darknet_blocks)
+    kind, content, metadata = _read(path)
     found = own_names(content, path)
     weights = _only_weights(found.tensors, path)
     numbers = [name for name in found.tensors if name not in weights]
@@ -167,7 +190,7 @@ def read_weights(path: str, darknet_blocks: Sequence[int] = DARKNET53) -> Weight
                        _not_finite(weights), config, names)
 
 
-def _read(path: str, darknet_blocks: Sequence[int]) -> Tuple[str, Dict[Any, Any], Dict[str, str]]:
+def _read(path: str) -> Tuple[str, Dict[Any, Any], Dict[str, str]]:
     """Kind, content and metadata of a file."""
     start = _first_bytes(path)
     if start.startswith(ZIP_START) or (
@@ -178,7 +201,7 @@ def _read(path: str, darknet_blocks: Sequence[int]) -> Tuple[str, Dict[Any, Any]
     if looks_like_safetensors(start):
         return ("safetensors", *_guarded(read_safetensors, path))
     if looks_like_darknet(start, os.path.getsize(path)):
-        tensors, left = _guarded(lambda path: read_darknet(path, darknet_blocks), path)
+        tensors, left = _guarded(read_darknet, path)
         rest = {f"{left} numbers behind the backbone": None} if left else {}
         return "DarkNet", {**tensors, **rest}, {}
     raise UserError(f"'{path}' is no known kind of weights file (it starts with {start[:16]!r}); "

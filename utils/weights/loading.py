@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.weights.darknet import DARKNET53
 from utils.weights.files import WeightsFile, read_weights, some
 from utils.weights.names import COUNTER
 
@@ -55,9 +54,8 @@ def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:
     return _load(model, source, [])
 
 
-def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int,
-                         class_names: Sequence[str],
-                         known_names: Optional[Sequence[str]] = None) -> LoadReport:
+def load_for_fine_tuning(model: nn.Module, source: WeightsFile,
+                         class_names: Sequence[str]) -> LoadReport:
     """Set the tensors of `model` from weights that may have been trained for other classes.
 
     With other classes the layers that belong to them keep their initial values: class scores,
@@ -67,9 +65,7 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int
     Args:
         model: newly built.
         source: weights of the same recipe.
-        num_classes: foreground classes of `model`.
-        class_names: of the data to train on.
-        known_names: of the data that the weights were trained on, if they are known.
+        class_names: of the data to train on, the foreground classes of `model`.
 
     Raises:
         UserError: the file belongs to another recipe, or is a backbone alone.
@@ -78,8 +74,8 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile, num_classes: int
     if contents is not None and not contents.is_network:
         raise UserError(f"'{source.path}' holds a {contents.backbone} alone, expected weights of a "
                         "whole network; give it with --backbone_weights")
-    other_classes = contents is not None and (contents.num_classes != num_classes or (
-        known_names is not None and list(known_names) != list(class_names)))
+    other_classes = contents is not None and (contents.num_classes != len(class_names) or (
+        source.class_names is not None and source.class_names != list(class_names)))
     return _load(model, source, class_dependent(list(model.state_dict())) if other_classes else [])
 
 
@@ -100,7 +96,7 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
         raise UserError(f"no backbone weights '{os.path.basename(path)}': looked for "
                         f"{os.path.abspath(path)}; put the file there, or pass --backbone_weights "
                         "none to train from scratch")
-    source = read_weights(path, _darknet_blocks(backbone))
+    source = read_weights(path)
     if source.contents is not None and source.contents.is_network:
         prefix = "backbone."
         source = WeightsFile(path, f"backbone of {source.contents}", {
@@ -169,13 +165,3 @@ def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> 
             own[name].copy_(source.tensors[name])
     unused = [name for name in source.tensors if name not in own] + source.unused
     return LoadReport(source, tuple(loaded), tuple(fresh), tuple(unused))
-
-
-def _darknet_blocks(backbone: nn.Module) -> Sequence[int]:
-    """Residual blocks of each stage, if it is a DarkNet."""
-    blocks: Dict[int, int] = {}
-    for name in backbone.state_dict():
-        block = re.match(r"layers\.(\d+)\.(\d+)\.conv1\.0\.weight$", name)
-        if block is not None:
-            blocks[int(block.group(1))] = int(block.group(2))
-    return tuple(blocks[stage] for stage in sorted(blocks)) or DARKNET53

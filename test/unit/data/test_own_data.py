@@ -88,7 +88,7 @@ def test_train_evaluate_predict(tmp_path, capsys, kind):
     assert len(losses) == 10 and all(math.isfinite(loss) for loss in losses)
 
     weights = checkpoint.find_checkpoint("latest", str(tmp_path / "weights"), "yolact_shapes")
-    assert checkpoint.load_for_inference(weights, None).class_names == names
+    assert checkpoint.load_for_inference(weights).class_names == names
     shared = [f"--trained_model={weights}", "--eval_device=cpu"]
     results = tmp_path / "results"
     assert eval_program.main(shared + [

@@ -108,7 +108,7 @@ def test_inference_reads_config_and_names_from_the_state(tmp_path):
     os.unlink(checkpoint.state_path(path))
     plain = checkpoint.load_for_inference(path)
     assert plain.config is None and plain.class_names is None
-    assert plain.config_name == "yolact_base"
+    assert checkpoint.recipe_of(path) == "yolact_base"
 
 
 def test_state_of_another_format(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils import run_folder
-from utils.checkpoint import Origin, load_for_inference, save_checkpoint
+from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
@@ -22,6 +22,7 @@ from utils.run_folder import (
     open_run_folder,
     read_run_config,
 )
+from utils.weights.files import Origin
 
 LAUNCH = {"LAUNCH_TIME": "170", "MASTER_PORT": "29", "TORCHELASTIC_RESTART_COUNT": "1"}
 
@@ -102,7 +103,7 @@ def pair(path, value):
 
 def read(path):
     stored = load_for_inference(path)
-    return float(stored.weights.tensors["w"][0]), stored.origin.iteration
+    return float(stored.tensors["w"][0]), stored.origin.iteration
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -47,7 +47,7 @@ def test_other_class_count_keeps_exactly_the_class_layers(classes):
     source, target = network(4), network(classes, seed=1)
     before = copy_of(target)
     names = [str(n) for n in range(classes)]
-    report = load_for_fine_tuning(target, weights(source), classes, names)
+    report = load_for_fine_tuning(target, weights(source), names)
     assert list(report.reinitialised) == [name for name in before if name in OF_CLASSES]
     after, given = target.state_dict(), source.state_dict()
     for name, value in after.items():
@@ -60,7 +60,7 @@ def test_other_class_count_keeps_exactly_the_class_layers(classes):
     (None, 0), (NAMES, 0), (NAMES[::-1], 4), (["a", "b", "c", "d"], 4)])
 def test_same_count_depends_on_the_names(known, fresh):
     target = network(4, seed=1)
-    report = load_for_fine_tuning(target, weights(network(4)), 4, NAMES, known)
+    report = load_for_fine_tuning(target, weights(network(4), class_names=known), NAMES)
     assert len(report.reinitialised) == fresh
 
 
@@ -76,14 +76,14 @@ def test_backbone_alone_and_other_recipes_are_refused(tmp_path):
     before = copy_of(target)
     path = save(network(4).backbone.state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="ResNet of basic blocks alone.*--backbone_weights"):
-        load_for_fine_tuning(target, read_weights(path), 4, NAMES)
+        load_for_fine_tuning(target, read_weights(path), NAMES)
     source = weights(network(3))
     source.tensors["fpn.lat_layers.0.weight"] = torch.zeros(3, 3)
     with pytest.raises(UserError, match=r"fpn.lat_layers.0.weight is \[3, 3\], expected"):
-        load_for_fine_tuning(target, source, 4, NAMES)
+        load_for_fine_tuning(target, source, NAMES)
     del source.tensors["fpn.lat_layers.0.weight"]
     with pytest.raises(UserError, match="1 tensors missing .first: fpn.lat_layers.0.weight"):
-        load_for_fine_tuning(target, source, 4, NAMES)
+        load_for_fine_tuning(target, source, NAMES)
     assert not changed(target, before)
 
 
