@@ -305,7 +305,7 @@ def source_version() -> Optional[str]:
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if not os.path.exists(os.path.join(folder, ".git")):
         return None
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", folder, "describe", "--always", "--long", "--dirty", "--abbrev=40"]
     try:
         return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS,
                                        universal_newlines=True).strip()

@@ -159,7 +159,7 @@ def write_evaluation(folder: RunFolder, evaluation: ScoredEvaluation) -> None:
                                           list(names.values())))
     place = {int(image_id): n for n, image_id in enumerate(dataset.image_ids)}
     shown: List[Dict[str, Any]] = []
-    for image in choose_images(images):
+    for image in images_to_draw(images):
         index, name = place[image.image_id], f"{image.image_id:012d}.jpg"
         folder.write_bytes(os.path.join(_IMAGES, name),
                            draw_image(image, dataset[index].image, names))
@@ -250,19 +250,20 @@ def matrix_csv(counts: np.ndarray, names: Sequence[str]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def choose_images(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> List[ScoredImage]:
-    """The images that are drawn: the same ones in each evaluation of the same images.
+def images_to_draw(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> List[ScoredImage]:
+    """The same ones in each evaluation of the same images.
 
     Spread evenly over those with objects, in the order of their ids; where these are fewer than
     `most`, images without objects fill up.
     """
-    ordered = sorted(images, key=lambda image: image.image_id)
-    full = [image for image in ordered if any(not item["iscrowd"] for item in image.objects)]
-    if len(full) >= most:
-        return [full[n * len(full) // most] for n in range(most)]
-    full_ids = {image.image_id for image in full}
-    full += [image for image in ordered if image.image_id not in full_ids][:most - len(full)]
-    return sorted(full, key=lambda image: image.image_id)
+    def is_empty(image: ScoredImage) -> bool:
+        return all(item["iscrowd"] for item in image.objects)
+
+    ordered = sorted(images, key=lambda image: (is_empty(image), image.image_id))
+    full = sum(not is_empty(image) for image in images)
+    if full >= most:
+        return [ordered[n * full // most] for n in range(most)]
+    return sorted(ordered[:most], key=lambda image: image.image_id)
 
 
 def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str]) -> bytes:

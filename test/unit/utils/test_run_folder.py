@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from utils import run_folder
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.errors import UserError
@@ -16,6 +19,7 @@ from utils.run_folder import (
     OLD_CONFIG,
     RunFolder,
     best_row,
+    describe_session,
     folder_of_run,
     folder_of_weights,
     launch_id,
@@ -198,6 +202,16 @@ def test_sessions_add_up(tmp_path):
     folder.add_session({"command": "two"})
     assert [session["command"] for session in folder.read("environment.json")["sessions"]] == [
         "one \u732b", "two"]
+
+
+def test_a_session_says_what_ran():
+    session = describe_session("device cpu", ["python", "train.py", "--name=a b"], seed=3)
+    assert session["command"] == "python train.py '--name=a b'" and session["seed"] == 3
+    assert session["packages"]["torch"] == torch.__version__
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        assert re.search(r"[0-9a-f]{40}(-dirty)?$", session["source"])
+    else:
+        assert session["source"] is None
 
 
 @pytest.fixture

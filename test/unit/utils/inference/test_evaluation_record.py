@@ -145,3 +145,13 @@ def test_worst_confusions_leave_out_the_diagonal_and_the_background():
         "objects": 58, "found, of the right class": 27, "found, of another class": 7, "missed": 24,
         "false or double": 21}
     assert sum_up_matrix(np.zeros((2, 2), int), "a")["worst"] == []
+
+
+@pytest.mark.parametrize("full, empty, drawn", [
+    ([5, 1, 3, 9], [2], [1, 5]), ([4], [7, 2], [2, 4]), ([4], [], [4]), ([], [8, 6, 7], [6, 7])])
+def test_images_that_are_drawn_have_objects_if_there_are_enough(full, empty, drawn):
+    crowd = item(3, A, crowd=1)
+    images = [ScoredImage(number, [], [item(3, A), crowd]) for number in full]
+    images += [ScoredImage(number, [], [crowd]) for number in empty]
+    found = evaluation_record.images_to_draw(images, most=2)
+    assert [image.image_id for image in found] == drawn
