@@ -27,7 +27,6 @@ _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
     "coco2017": {
         "train": ("train2017", "annotations/instances_train2017.json"),
         "val": ("val2017", "annotations/instances_val2017.json"),
-        "test": ("test2017", "annotations/image_info_test-dev2017.json"),
     },
     "pascal_sbd": {
         "train": ("img", "pascal_sbd_train.json"),
@@ -111,21 +110,16 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     Args:
         layout: `coco2017` or `pascal_sbd` (a `Config.dataset`).
         root: the data root, as given with --data.
-        split: `train`, `val`, or `test` (COCO's test-dev, without ground truth).
+        split: `train` or `val`.
 
     Raises:
-        UserError: an unknown layout or split, or something of the layout is missing; says what was
-            looked for and what layout is expected.
+        UserError: an unknown layout, or something of it is missing; says what was looked for and
+            what layout is expected.
     """
     if layout not in _LAYOUTS:
         raise UserError(f"unknown dataset layout '{layout}'{nearest(layout, _LAYOUTS) or '.'} "
                         f"Known: {', '.join(_LAYOUTS)}.")
-    splits = _LAYOUTS[layout]
-    if split not in splits:
-        raise UserError(f"dataset layout '{layout}' has no split '{split}'"
-                        f"{nearest(split, splits) or '.'} Known: {', '.join(splits)}.")
-    root = Path(root).expanduser()
-    parts = splits[split]
+    root, parts = Path(root).expanduser(), _LAYOUTS[layout][split]
     expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
     if not root.is_dir():
         raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")
