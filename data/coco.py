@@ -49,24 +49,21 @@ class CocoDataset:
 
     Args:
         images_dir: folder that the file names of the annotation file refer to.
-        annotation_file: COCO instances JSON.
-        require_annotations: False accepts a file without `annotations` (test-dev's image_info);
-            its samples have no objects.
+        annotation_file: COCO instances JSON; without `annotations` (test-dev's image_info) samples
+            have no objects.
 
     Raises:
         UserError: the folder or file is missing, or the file is not a consistent COCO instances
             file.
     """
 
-    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
-                 require_annotations: bool = True) -> None:
+    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path]) -> None:
         self.images_dir = str(images_dir)
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
-        self._packed: Annotations = load_annotations(
-            self.annotation_file, require_annotations, self._size_from_header)
+        self._packed: Annotations = load_annotations(self.annotation_file, self._size_from_header)
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)

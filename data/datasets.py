@@ -36,8 +36,7 @@ _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
 
 
 def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str, require_annotations: bool = True,
-                 allow_empty: bool = False) -> CocoDataset:
+                 split: str, allow_empty: bool = False) -> CocoDataset:
     """Load one split; images are not opened.
 
     Args:
@@ -46,20 +45,18 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         images: --train_images or --valid_images; wins over `root`.
         info: --train_info or --valid_info; belongs to `images`.
         split: `train` or `val`.
-        require_annotations: see `CocoDataset`.
         allow_empty: a dataset without a single object is none of the errors.
 
     Raises:
         UserError: something is missing or inconsistent, class names differ from those of the
             description, or there is no object to learn or score.
     """
-    dataset = CocoDataset(*find_dataset(layout, root, images, info, split),
-                          require_annotations=require_annotations)
+    dataset = CocoDataset(*find_dataset(layout, root, images, info, split))
     described = find_dataset_file(root) if images is None else None
     if described is not None:
         _check_names(read_dataset_file(described), dataset)
     report = dataset.report
-    if report.objects == 0 and require_annotations and not allow_empty:
+    if report.objects == 0 and not allow_empty:
         lost = "".join(f"; {text}" for text in report.sentences()[1:])
         raise UserError(f"{report.file}: of {report.annotations} annotations none is an object to "
                         f"learn or score ({report.crowds} are crowds, {report.dropped} were "
