@@ -21,7 +21,7 @@ from torch import Tensor
 from data.augment import AugmentedSample
 from data.batch import collate, pack
 from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config
-from data.loader import DevicePrefetcher
+from data.loader import prefetch
 from data.targets import TargetMaker
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
@@ -173,7 +173,7 @@ def try_steps(trial: Trial, device: torch.device, step: TrainStep,
     peaks = []
     try:
         for size in sizes:
-            batch, = DevicePrefetcher([pack(collate([row] * size))], device)
+            batch, = prefetch([pack(collate([row] * size))], device)
             optimizer.zero_grad()
             reset_peak_memory(device)
             step(model, criterion, optimizer, [batch], 0.0, sharing, precision)
