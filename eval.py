@@ -92,7 +92,7 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
     """What is to be scored, and sentences about the classes."""
     config = loaded.config
     dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
-                           args.valid_info, "val", require_annotations=False)
+                           args.valid_info, "val", allow_empty=True)
     category_ids, notes = match_categories(
         loaded.source.class_names, config.num_classes - 1, dataset.categories,
         os.path.basename(loaded.source.path), os.path.basename(dataset.annotation_file),

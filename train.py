@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from data.loader import DevicePrefetcher
+from data.loader import prefetch
 from utils import checkpoint
 from utils.amp import Precision
 from utils.cli import run_main
@@ -116,7 +116,7 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                   record: RunRecord) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it."""
     learner, sharing, schedule = training.learner, training.sharing, training.schedule
-    batches = iter(DevicePrefetcher(observer.watched, learner.device))
+    batches = prefetch(observer.watched, learner.device)
     learner.network.train()
     done, stopping, early, problem = start, False, training.nothing_improves(), None
     while done < schedule.max_iter and not early:

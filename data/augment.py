@@ -43,8 +43,6 @@ class AugmentedSample:
         masks: uint8 `[n, S, S]` of 0 and 1.
         crowd_boxes: float32 `[m, 4]`, as `boxes`.
         image_id: COCO image id.
-        dropped: objects left out because nothing of them was left to train on: a box of no width or
-            height, or a mask without a pixel.
         mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around each mask; saves work where
             known.
     """
@@ -55,7 +53,6 @@ class AugmentedSample:
     masks: np.ndarray
     crowd_boxes: np.ndarray
     image_id: int
-    dropped: int = 0
     mask_extents: Optional[np.ndarray] = None
 
 
@@ -109,7 +106,11 @@ class Augmenter:
 
     def render(self, sample: Sample, placement: Placement,
                distortion: Distortion) -> AugmentedSample:
-        """Apply given draws: objects and crowds stay whose box centre lies in the crop."""
+        """Apply given draws: objects and crowds stay whose box centre lies in the crop.
+
+        Objects of which nothing is left to train on are left out: those with a box of no width or
+        height, or a mask without a pixel.
+        """
         kept = _centres_inside(sample.boxes, placement)
         boxes = placement.boxes(sample.boxes)
         objects = np.flatnonzero(kept & ~sample.crowd)
@@ -124,7 +125,7 @@ class Augmenter:
                            functools.partial(distort, distortion=distortion)),
             boxes=boxes[solid], labels=sample.labels[solid], masks=masks,
             crowd_boxes=boxes[kept & sample.crowd], image_id=sample.image_id,
-            dropped=len(objects) - len(solid), mask_extents=extents)
+            mask_extents=extents)
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,

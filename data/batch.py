@@ -63,10 +63,6 @@ class Batch:
         """Copy every field into page-locked memory, from which copies run asynchronously."""
         return self._map(Tensor.pin_memory)
 
-    def field_bytes(self) -> Dict[str, int]:
-        """Bytes of each field."""
-        return {name: value.numel() * value.element_size() for name, value in vars(self).items()}
-
     def __len__(self) -> int:
         return len(self.images)
 

@@ -22,7 +22,7 @@ from data.tools.findings import (
     image_findings,
     turned_notes,
 )
-from data.tools.statistics import measure, suggestions, table
+from data.tools.statistics import suggestions, table
 from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
 from utils.drawing import draw_instances, side_by_side
 from utils.errors import UserError, counted
@@ -54,7 +54,7 @@ def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
     lines += ["  " + text for text in new[:_SHOWN]]
     if len(new) > _SHOWN:
         lines.append(f"  ... and {len(new) - _SHOWN} more; python -m data.check shows them")
-    return lines + ["  suggestion: " + text for text in suggestions(measure("train", train), config)
+    return lines + ["  suggestion: " + text for text in suggestions(train, config)
                     if "--pred_scales" in text]
 
 
@@ -144,8 +144,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = check_parser().parse_args(argv)
     config = get_config(args.config)
     splits = _open_splits(args, args.dataset or config.dataset)
-    statistics = [measure(name, dataset) for name, dataset in splits.items()]
-    print("\n".join(table(statistics)), flush=True)
+    print("\n".join(table(splits)), flush=True)
     found = annotation_findings(splits)
     if not args.quick:
         found += image_findings(splits, args.num_workers, _progress)
@@ -157,7 +156,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     for note in turned_notes(splits) if not args.quick else ():
         print(f"{note}\n")
     print(f"For {config.name}:")
-    print("\n".join("  - " + text for text in suggestions(statistics[0], config)))
+    print("\n".join("  - " + text for text in suggestions(splits["train"], config)))
     if args.pictures and not args.quick:
         try:
             count = write_first_batch(splits["train"], config, args.pictures, seed=args.seed)

@@ -49,24 +49,21 @@ class CocoDataset:
 
     Args:
         images_dir: folder that the file names of the annotation file refer to.
-        annotation_file: COCO instances JSON.
-        require_annotations: False accepts a file without `annotations` (test-dev's image_info);
-            its samples have no objects.
+        annotation_file: COCO instances JSON; without `annotations` (test-dev's image_info) samples
+            have no objects.
 
     Raises:
         UserError: the folder or file is missing, or the file is not a consistent COCO instances
             file.
     """
 
-    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path],
-                 require_annotations: bool = True) -> None:
+    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path]) -> None:
         self.images_dir = str(images_dir)
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
-        self._packed: Annotations = load_annotations(
-            self.annotation_file, require_annotations, self._size_from_header)
+        self._packed: Annotations = load_annotations(self.annotation_file, self._size_from_header)
 
     def __len__(self) -> int:
         return len(self._packed.image_ids)
@@ -130,8 +127,20 @@ class CocoDataset:
         """Path of the image file of item `index`."""
         return os.path.join(self.images_dir, self._packed.file_name(range(len(self))[index]))
 
+    def missing_images(self, indices: Optional[Sequence[int]] = None) -> List[int]:
+        """Items (of `indices`, or of all) whose image is not in its folder; opens no image."""
+        listings: Dict[str, Set[str]] = {}
+        missing = []
+        for index in range(len(self)) if indices is None else indices:
+            folder, name = os.path.split(self.image_path(index))
+            if folder not in listings:
+                listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            if name not in listings[folder]:
+                missing.append(index)
+        return missing
+
     def check_images_exist(self, indices: Optional[Sequence[int]] = None) -> None:
-        """Compare the annotation file with one listing of the image folder (no image is opened).
+        """Compare the annotation file with one listing of the image folder.
 
         Args:
             indices: items to look for; None for all.
@@ -139,14 +148,7 @@ class CocoDataset:
         Raises:
             UserError: images are missing; names the first ones and says how many.
         """
-        listings: Dict[str, Set[str]] = {}
-        missing = []
-        for index in range(len(self)) if indices is None else indices:
-            folder, name = os.path.split(self.image_path(index))
-            if folder not in listings:
-                listings[folder] = _file_names(folder)
-            if name not in listings[folder]:
-                missing.append(index)
+        missing = self.missing_images(indices)
         if missing:
             named = some(f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
                          for n in missing)
@@ -174,14 +176,6 @@ class CocoDataset:
             raise UserError(f"image {image_id} of {self.annotation_file}: the width and height "
                             f"that it does not give cannot be read from {path}: "
                             f"{first_line(problem)}") from None
-
-
-def _file_names(folder: str) -> Set[str]:
-    """Names in `folder`; empty where it does not exist."""
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def missing_hint(images_dir: str, file_name: str) -> str:

@@ -27,7 +27,6 @@ _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
     "coco2017": {
         "train": ("train2017", "annotations/instances_train2017.json"),
         "val": ("val2017", "annotations/instances_val2017.json"),
-        "test": ("test2017", "annotations/image_info_test-dev2017.json"),
     },
     "pascal_sbd": {
         "train": ("img", "pascal_sbd_train.json"),
@@ -37,8 +36,7 @@ _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
 
 
 def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str, require_annotations: bool = True,
-                 allow_empty: bool = False) -> CocoDataset:
+                 split: str, allow_empty: bool = False) -> CocoDataset:
     """Load one split; images are not opened.
 
     Args:
@@ -47,20 +45,18 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         images: --train_images or --valid_images; wins over `root`.
         info: --train_info or --valid_info; belongs to `images`.
         split: `train` or `val`.
-        require_annotations: see `CocoDataset`.
         allow_empty: a dataset without a single object is none of the errors.
 
     Raises:
         UserError: something is missing or inconsistent, class names differ from those of the
             description, or there is no object to learn or score.
     """
-    dataset = CocoDataset(*find_dataset(layout, root, images, info, split),
-                          require_annotations=require_annotations)
+    dataset = CocoDataset(*find_dataset(layout, root, images, info, split))
     described = find_dataset_file(root) if images is None else None
     if described is not None:
         _check_names(read_dataset_file(described), dataset)
     report = dataset.report
-    if report.objects == 0 and require_annotations and not allow_empty:
+    if report.objects == 0 and not allow_empty:
         lost = "".join(f"; {text}" for text in report.sentences()[1:])
         raise UserError(f"{report.file}: of {report.annotations} annotations none is an object to "
                         f"learn or score ({report.crowds} are crowds, {report.dropped} were "
@@ -111,21 +107,16 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     Args:
         layout: `coco2017` or `pascal_sbd` (a `Config.dataset`).
         root: the data root, as given with --data.
-        split: `train`, `val`, or `test` (COCO's test-dev, without ground truth).
+        split: `train` or `val`.
 
     Raises:
-        UserError: an unknown layout or split, or something of the layout is missing; says what was
-            looked for and what layout is expected.
+        UserError: an unknown layout, or something of it is missing; says what was looked for and
+            what layout is expected.
     """
     if layout not in _LAYOUTS:
         raise UserError(f"unknown dataset layout '{layout}'{nearest(layout, _LAYOUTS) or '.'} "
                         f"Known: {', '.join(_LAYOUTS)}.")
-    splits = _LAYOUTS[layout]
-    if split not in splits:
-        raise UserError(f"dataset layout '{layout}' has no split '{split}'"
-                        f"{nearest(split, splits) or '.'} Known: {', '.join(splits)}.")
-    root = Path(root).expanduser()
-    parts = splits[split]
+    root, parts = Path(root).expanduser(), _LAYOUTS[layout][split]
     expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
     if not root.is_dir():
         raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")

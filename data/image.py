@@ -52,8 +52,14 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
     Raises:
         UserError: the file is missing, empty, truncated, not an image, or of values out of range.
     """
-    what = f"{name}: {path}" if name else str(path)
-    data = _read_whole(path, name)
+    prefix = f"{name}: " if name else ""
+    what = prefix + str(path)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"{prefix}cannot read {str(path)!r}: {error}") from None
     if not data:
         raise UserError(f"{what} is an empty file, expected an image")
     if is_truncated(data):
@@ -71,17 +77,6 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
         raise UserError(f"{what} is not an image that OpenCV or Pillow can read ({len(data)} "
                         "bytes)")
     return image
-
-
-def _read_whole(path: Union[str, Path], name: str) -> bytes:
-    prefix = f"{name}: " if name else ""
-    try:
-        with open(str(path), "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(f"{prefix}cannot read {str(path)!r}: {error}") from None
 
 
 def is_truncated(data: bytes) -> bool:

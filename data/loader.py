@@ -64,30 +64,6 @@ def _obey(main_process: int) -> None:
 _SIDE_STREAM, _ORDER_STREAM = 2 ** 32 - 2, 2 ** 32 - 1
 
 
-class SideSchedule:
-    """Side of the network's input by iteration: drawn anew every `interval` iterations.
-
-    A pure function of the seed and the iteration, so that all processes agree and a resumed run
-    goes on exactly. The device meets as many sets of shapes as there are sides.
-
-    Args:
-        sides: to choose from.
-        interval: iterations that keep a side.
-        seed: of the run.
-    """
-
-    def __init__(self, sides: Sequence[int], interval: int, seed: int) -> None:
-        self.sides = tuple(sides)
-        self.interval = interval
-        self.seed = seed
-
-    def __call__(self, iteration: int) -> int:
-        """Side of `iteration`, counted from the start of the training."""
-        stretch = iteration // self.interval
-        rng = np.random.default_rng([self.seed, stretch, _SIDE_STREAM])
-        return self.sides[int(rng.integers(len(self.sides)))]
-
-
 Key = Tuple[int, int, int]
 """Epoch, index of an image in the dataset, and side of the network's input."""
 
@@ -104,16 +80,16 @@ class TrainDataset(Dataset):
     Args:
         coco: dataset of `data.coco.Sample`.
         paths: the way of a sample for each side of the network's input.
-        side_of: side of each iteration, one of those of `paths`.
         seed: of the run.
+        interval: iterations that keep a side.
     """
 
-    def __init__(self, coco: CocoDataset, paths: Mapping[int, SamplePath],
-                 side_of: Callable[[int], int], seed: int) -> None:
+    def __init__(self, coco: CocoDataset, paths: Mapping[int, SamplePath], seed: int,
+                 interval: int = 1) -> None:
         self.coco = coco
         self.paths = dict(paths)
-        self.side_of = side_of
         self.seed = seed
+        self.interval = interval
 
     @staticmethod
     def from_config(coco: CocoDataset, config: Config,
@@ -123,16 +99,23 @@ class TrainDataset(Dataset):
         `priors_of` are `layers.anchors.make_priors` of a recipe as NumPy.
         """
         slots, paths = ground_truth_slots(coco.max_objects), {}
-        sides = config.multi_scale or (config.max_size,)
-        for side in sides:
+        for side in config.multi_scale or (config.max_size,):
             recipe = config.at_side(side)
             paths[side] = Augmenter.from_config(recipe), TargetMaker(
                 priors_of(recipe), num_classes=recipe.num_classes, max_objects=slots,
                 masks_to_train=recipe.masks_to_train, size=side, proto_size=recipe.proto_size,
                 semantic_size=recipe.semantic_size, pos_threshold=recipe.positive_iou,
                 neg_threshold=recipe.negative_iou, crowd_iou=recipe.crowd_iou)
-        return TrainDataset(coco, paths, SideSchedule(sides, config.multi_scale_interval, seed),
-                            seed)
+        return TrainDataset(coco, paths, seed, config.multi_scale_interval)
+
+    def side_of(self, iteration: int) -> int:
+        """Input side of an iteration, counted from the start of the training.
+
+        A pure function of the seed and the iteration, so that all processes agree and a resumed run
+        goes on exactly. The device meets as many sets of shapes as there are sides.
+        """
+        rng = np.random.default_rng([self.seed, iteration // self.interval, _SIDE_STREAM])
+        return list(self.paths)[int(rng.integers(len(self.paths)))]
 
     def __len__(self) -> int:
         return len(self.coco)
@@ -226,23 +209,17 @@ class TrainLoader:
             yield batch
 
 
-class DevicePrefetcher:
-    """Iterate `loader` with every batch on `device`.
+def prefetch(loader: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """Yield the batches of `loader` on `device`.
 
     A batch is asked for while the device still works on the step before, so its copy from pinned
     memory is queued without waiting. On the CPU batches pass through.
     """
-
-    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
-        self.loader = loader
-        self.device = device
-
-    def __iter__(self) -> Generator[Batch, None, None]:
-        values = bit_values(self.device)
-        for batch in self.loader:
-            if self.device.type != "cpu":
-                batch = batch.to(self.device, non_blocking=True)
-            yield batch.unpack(values) if isinstance(batch, PackedBatch) else batch
+    values = bit_values(device)
+    for batch in loader:
+        if device.type != "cpu":
+            batch = batch.to(device, non_blocking=True)
+        yield batch.unpack(values) if isinstance(batch, PackedBatch) else batch
 
 
 def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:

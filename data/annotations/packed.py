@@ -87,20 +87,19 @@ class Annotations:
         return [points[a + 1:b] for a, b in zip([-1] + gaps, gaps + [len(points)])]
 
 
-def load_annotations(path: Union[str, Path], require_annotations: bool = True,
+def load_annotations(path: Union[str, Path],
                      image_size: Optional[SizeReader] = None) -> Annotations:
     """Read, check and pack the COCO instances file `path`.
 
     Args:
-        path: the annotation file.
-        require_annotations: False accepts a file without `annotations` (test-dev's image_info).
+        path: the annotation file; one without `annotations` (test-dev's) has no objects.
         image_size: for image records without a size; None makes such a record an error.
 
     Raises:
         UserError: the file is not a consistent COCO instances file.
     """
     path = Path(path)
-    columns = read_columns(path, require_annotations)
+    columns = read_columns(path)
     categories = _categories(path, columns.categories)
     image_ids = _image_ids(path, columns.images)
     sizes = _image_sizes(path, columns.images, image_size)

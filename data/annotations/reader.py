@@ -174,12 +174,8 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     raise AssertionError("four good integers were refused")
 
 
-def read_columns(path: Path, require_annotations: bool = True) -> Columns:
-    """Read the COCO instances file `path`.
-
-    Args:
-        path: a JSON file with `images`, `categories` and `annotations`.
-        require_annotations: False accepts a file without `annotations` (test-dev's image_info).
+def read_columns(path: Path) -> Columns:
+    """Read the COCO instances file `path`; test-dev's image_info has no `annotations`.
 
     Raises:
         UserError: the file is missing, is not JSON, is not COCO, or has ids that are not integers.
@@ -191,7 +187,7 @@ def read_columns(path: Path, require_annotations: bool = True) -> Columns:
         raise UserError(f"{path}: the top level of the JSON is a {type(document).__name__}{hint}, "
                         "expected a COCO object with images, annotations and categories")
     for key in ("images", "categories", "annotations"):
-        if key not in document and (key != "annotations" or require_annotations):
+        if key not in document and key != "annotations":
             found = ", ".join(repr(str(name)) for name in list(document)[:5]) or "nothing"
             raise UserError(f"{path}: not a COCO annotation file: it has no '{key}'; found "
                             f"{found}; expected images, annotations and categories")

@@ -41,14 +41,8 @@ class FoundImage:
     """One image of a foreign format; no objects is a background image."""
 
     path: Path
-    width: int
-    height: int
+    size: Size
     objects: List[FoundObject] = field(default_factory=list)
-
-    @property
-    def size(self) -> Size:
-        """Width and height."""
-        return self.width, self.height
 
 
 @dataclass
@@ -134,15 +128,15 @@ def open_image(path: Path, where: str, given: Optional[Tuple[float, float]] = No
         UserError: it is missing, not an image, or of another size.
     """
     try:
-        width, height = read_header(path).annotated(given)  # type: ignore[arg-type]
+        size = read_header(path).annotated(given)  # type: ignore[arg-type]
     except FileNotFoundError:
         raise UserError(f"{where}: {path} does not exist") from None
     except (OSError, ValueError):
         raise UserError(f"{where}: {path} is not an image that can be read") from None
-    if given is not None and given != (width, height):
+    if given is not None and given != size:
         raise UserError(f"{where}: says {given[0]:g} x {given[1]:g} pixels, but {path} has "
-                        f"{width} x {height}")
-    return FoundImage(path, width, height)
+                        f"{size[0]} x {size[1]}")
+    return FoundImage(path, size)
 
 
 def number(value: Any) -> Optional[float]:
@@ -273,7 +267,7 @@ def _coco(images: Sequence[FoundImage], names: Sequence[str], folder: Path, imag
     annotations: List[Dict[str, Any]] = []
     for position, image in enumerate(images, image_id):
         records.append({"id": position, "file_name": _relative(image.path, folder),
-                        "width": image.width, "height": image.height})
+                        "width": image.size[0], "height": image.size[1]})
         for item in image.objects:
             area, box = _measure(item.outline, image.size)
             annotations.append({

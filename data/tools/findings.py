@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -151,37 +152,31 @@ def image_findings(splits: Splits, workers: int = 2,
     """Read every image: sentences about files that are missing or cannot be used."""
     found = []
     for name, dataset in splits.items():
-        missing = [index for index in range(len(dataset))
-                   if not os.path.exists(dataset.image_path(index))]
+        missing, problems = dataset.missing_images(), []
+        there = sorted(set(range(len(dataset))) - set(missing))
+        with ThreadPoolExecutor(workers) as pool:
+            texts = pool.map(functools.partial(_problem_of, dataset), there)
+            for done, text in enumerate(texts, 1):
+                problems += [text] if text else []
+                if progress is not None:
+                    progress(done, len(there))
         if missing:
             names = [dataset.image_info(index)[0] for index in missing]
             found.append(f"{name}: {counted(len(names), 'image file')} missing: {some(names)}"
                          f"{missing_hint(dataset.images_dir, names[0])}")
-        problems = _read_images(dataset, sorted(set(range(len(dataset))) - set(missing)), workers,
-                                progress)
         found += [f"{name}: {text}" for text in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             found.append(f"{name}: {len(problems) - _SHOWN} more images cannot be used")
     return found
 
 
-def _read_images(dataset: CocoDataset, indices: List[int], workers: int,
-                 progress: Optional[Progress]) -> List[str]:
-    """What is wrong with each of the images that cannot be used."""
-    def problem_of(index: int) -> str:
-        try:
-            dataset[index]
-        except UserError as problem:
-            return str(problem)
-        return ""
-
-    problems = []
-    with ThreadPoolExecutor(workers) as pool:
-        for done, text in enumerate(pool.map(problem_of, indices), 1):
-            problems += [text] if text else []
-            if progress is not None:
-                progress(done, len(indices))
-    return problems
+def _problem_of(dataset: CocoDataset, index: int) -> str:
+    """Why an image cannot be used; empty if it can."""
+    try:
+        dataset[index]
+    except UserError as problem:
+        return str(problem)
+    return ""
 
 
 def turned_notes(splits: Splits) -> List[str]:

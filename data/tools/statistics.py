@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -25,55 +24,45 @@ _SAMPLE = 50000
 Scales = Tuple[Tuple[float, ...], ...]
 
 
-@dataclass
-class SplitStatistics:
-    """Numbers of one split; n usable objects that are not crowds."""
-
-    name: str
-    counts: List[int]
-    """Rows of the table, see `_TITLES`."""
-    classes: Dict[str, Tuple[int, int]]
-    """Objects and images by class name."""
-    sides: np.ndarray
-    """float64 `[n, 2]`, widths and heights of boxes relative to the image."""
-    most_objects: Tuple[int, int]
-    """Largest number in an image, and that image's id."""
+def object_sides(dataset: CocoDataset) -> np.ndarray:
+    """float64 `[n, 2]`, widths and heights relative to the image of the boxes of all objects."""
+    packed = dataset.annotations
+    return (packed.boxes[:, 2:] - packed.boxes[:, :2])[~packed.crowd].astype(np.float64)
 
 
-_TITLES = ("images", "  without objects", "objects", "  small (below 32 x 32 px)", "  medium",
-           "  large (from 96 x 96 px)", "crowd regions", "most objects in an image")
-
-
-def measure(name: str, dataset: CocoDataset) -> SplitStatistics:
-    """Count `dataset`."""
+def counts(dataset: CocoDataset) -> Dict[str, int]:
+    """Numbers of images and objects by their titles in the table."""
     packed, report = dataset.annotations, dataset.report
-    solid = ~packed.crowd
-    labels, owner = packed.labels[solid].astype(np.int64), packed.owners[solid]
-    sides = (packed.boxes[solid, 2:] - packed.boxes[solid, :2]).astype(np.float64)
-    area = sides.prod(axis=1) * packed.image_sizes[owner].astype(np.float64).prod(axis=1)
-    of_size = np.bincount(np.searchsorted([SMALL, MEDIUM], area, side="right"), minlength=3)
-    classes = len(dataset.categories)
-    pairs = np.unique(owner * (classes + 1) + labels) % (classes + 1)
-    images = np.bincount(pairs, minlength=classes + 1)[1:].tolist()
-    per_image = np.bincount(owner, minlength=len(dataset))
-    fullest = int(per_image.argmax())
-    most = int(per_image[fullest]), int(dataset.image_ids[fullest])
-    return SplitStatistics(
-        name=name, sides=sides, most_objects=most,
-        counts=[len(dataset), report.empty_images, len(labels), *of_size.tolist(), report.crowds,
-                most[0]],
-        classes=dict(zip(dataset.class_names, zip(report.objects_per_category.values(), images))))
+    sizes = packed.image_sizes[packed.owners[~packed.crowd]].astype(np.float64)
+    areas = object_sides(dataset).prod(axis=1) * sizes.prod(axis=1)
+    small, medium, large = np.bincount(np.searchsorted([SMALL, MEDIUM], areas, side="right"),
+                                       minlength=3).tolist()
+    return {"images": len(dataset), "  without objects": report.empty_images,
+            "objects": report.objects, "  small (below 32 x 32 px)": small, "  medium": medium,
+            "  large (from 96 x 96 px)": large, "crowd regions": report.crowds,
+            "most objects in an image": dataset.max_objects}
 
 
-def table(splits: Sequence[SplitStatistics]) -> List[str]:
+def class_counts(dataset: CocoDataset) -> Dict[str, Tuple[int, int]]:
+    """Objects and images of each class by its name."""
+    packed = dataset.annotations
+    pairs = np.column_stack([packed.owners, packed.labels])[~packed.crowd]
+    images = np.bincount(np.unique(pairs, axis=0)[:, 1], minlength=len(dataset.categories) + 1)
+    objects = dataset.report.objects_per_category
+    return dict(zip(objects, zip(objects.values(), images[1:].tolist())))
+
+
+def table(splits: Mapping[str, CocoDataset]) -> List[str]:
     """Lines of two tables: counts with a column for each split, and classes."""
-    titles = ["class"] + [head for split in splits for head in (split.name, "images")]
-    rows = [titles]
-    for name in dict.fromkeys(name for split in splits for name in split.classes):
-        rows.append([name] + [str(value) for split in splits
-                              for value in split.classes.get(name, ("-", "-"))])
-    columns = [["", *_TITLES]] + [[split.name, *map(str, split.counts)] for split in splits]
-    return _aligned(list(zip(*columns))) + [""] + _aligned(rows)
+    numbers = [counts(dataset) for dataset in splits.values()]
+    rows = [["", *splits]] + [[title, *(str(split[title]) for split in numbers)]
+                              for title in numbers[0]]
+    classes = [class_counts(dataset) for dataset in splits.values()]
+    class_rows = [["class"] + [head for split in splits for head in (split, "images")]]
+    for name in dict.fromkeys(name for split in classes for name in split):
+        class_rows.append([name] + [str(value) for split in classes
+                                    for value in split.get(name, ("-", "-"))])
+    return _aligned(rows) + [""] + _aligned(class_rows)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
@@ -124,14 +113,15 @@ def format_scales(scales: Sequence[Sequence[float]]) -> str:
     return ",".join("+".join(f"{side:g}" for side in level) for level in scales)
 
 
-def suggestions(train: SplitStatistics, config: Config) -> List[str]:
+def suggestions(train: CocoDataset, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
-    count, image_id = train.most_objects
-    lines = [f"ground-truth slots: {ground_truth_slots(count)} (image {image_id} has "
-             f"{counted(count, 'object')})"]
-    if not len(train.sides):
+    packed = train.annotations
+    per_image = np.bincount(packed.owners[~packed.crowd], minlength=len(train))
+    lines = [f"ground-truth slots: {ground_truth_slots(train.max_objects)} (image "
+             f"{train.image_ids[per_image.argmax()]} has {counted(train.max_objects, 'object')})"]
+    boxes = (object_sides(train) * config.max_size).clip(1e-3)
+    if not len(boxes):
         return lines
-    boxes = (train.sides * config.max_size).clip(1e-3)
     tiny = int((np.sqrt(boxes.prod(axis=1)) < _TINY).sum())
     if tiny:
         lines.append(f"{tiny} of {len(boxes)} objects are smaller than {_TINY:g} px at the "

@@ -172,5 +172,5 @@ def _instances(file: Path, photo: FoundImage) -> np.ndarray:
                         "as VOC has it)")
     if numbers.shape != photo.size[::-1]:
         raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
-                        f"{photo.width} x {photo.height}")
+                        f"{photo.size[0]} x {photo.size[1]}")
     return numbers

@@ -76,7 +76,8 @@ def measure(dataset: CocoDataset, config: Config, epochs: int, repeats: int) -> 
     result["images"] = epochs * len(dataset)
     result["objects"] = objects / result["images"]
     result["slots"] = batch.gt_boxes.shape[1]
-    result["bytes"] = batch.field_bytes()
+    result["bytes"] = {name: value.numel() * value.element_size()
+                       for name, value in vars(batch).items()}
     return result
 
 

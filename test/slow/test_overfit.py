@@ -13,7 +13,7 @@ import torch
 
 from data.coco import CocoDataset
 from data.config import get_config
-from data.loader import DevicePrefetcher, TrainDataset, TrainLoader
+from data.loader import TrainDataset, TrainLoader, prefetch
 from helpers.evaluation import evaluate
 from layers.anchors import make_priors
 from layers.multibox_loss import MultiBoxLoss
@@ -61,7 +61,7 @@ def test_eight_real_images_are_learned_by_heart(coco_mini, tmp_path, device):
     samples = TrainDataset.from_config(dataset, config, lambda recipe: make_priors(recipe).numpy())
     loader = TrainLoader(samples, IMAGES)
     sharing = Sharing(Processes(), device)
-    for step, batch in zip(range(STEPS), DevicePrefetcher(loader, device)):
+    for step, batch in zip(range(STEPS), prefetch(loader, device)):
         losses = train_step(model, criterion, optimizer, [batch], learning_rate(step), sharing,
                             Precision())
         if step % 20 == 0 or step == STEPS - 1:

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from data.datasets import open_dataset
-from data.loader import DevicePrefetcher
+from data.loader import prefetch
 from data.shapes import write_dataset
 from helpers.evaluation import evaluate
 from train import train_step
@@ -77,7 +77,7 @@ def train(data, device, flags, steps, jitter=0.0):
     learner.optimizer.renew_half()
     learner.network.train()
     totals, applied = [], []
-    batches = iter(DevicePrefetcher(run.loader, device))
+    batches = prefetch(run.loader, device)
     for step, batch in zip(range(steps), batches):
         losses = train_step(learner.network, learner.criterion, learner.optimizer, [batch],
                             run.schedule(step), run.sharing, learner.precision)

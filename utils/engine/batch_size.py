@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import collate, pack
-from data.loader import DevicePrefetcher
+from data.loader import prefetch
 from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
@@ -102,7 +102,7 @@ def _try_steps(learner: Learner, row: Dict[str, Any], step: TrainStep, device: t
             # The CPU's memory is that of all programs: twice as many images have to fit for sure.
             if device.type == "cpu" and 2 * peaks.get(size // 2, 0) > memory_info(device)[0]:
                 break
-            batch, = DevicePrefetcher([pack(collate([row] * size))], device)
+            batch, = prefetch([pack(collate([row] * size))], device)
             learner.optimizer.zero_grad()
             reset_peak_memory(device)
             step(learner.network, learner.criterion, learner.optimizer, [batch], 0.0, sharing,

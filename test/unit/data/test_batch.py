@@ -73,10 +73,14 @@ def test_rows_are_the_samples(samples, batch):
             np.testing.assert_array_equal(getattr(batch, name)[row].numpy(), sample[name])
 
 
+def field_bytes(batch):
+    return [value.numel() * value.element_size() for value in vars(batch).values()]
+
+
 def test_bytes_per_image(batch):
     """At 550 px with 48 slots: a fifth of what float images and full-size masks would take."""
-    assert sum(batch.field_bytes().values()) == 2 * 2530940
-    assert sum(pack(batch).field_bytes().values()) == 2 * 1404860
+    assert sum(field_bytes(batch)) == 2 * 2530940
+    assert sum(field_bytes(pack(batch))) == 2 * 1404860
 
 
 def test_moves_to_a_device(batch, device):
@@ -104,4 +108,4 @@ def test_masks_travel_as_bits_and_arrive_as_they_were(batch, device):
 def test_what_is_packed_stays_packed_on_the_way(batch):
     packed = pack(batch)
     for moved in (packed.to("cpu"), pickle.loads(pickle.dumps(packed))):
-        assert isinstance(moved, PackedBatch) and moved.field_bytes() == packed.field_bytes()
+        assert isinstance(moved, PackedBatch) and field_bytes(moved) == field_bytes(packed)

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from data.coco import CocoDataset
+from data.datasets import open_dataset
 from data.image import is_truncated, read_image
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.errors import UserError
@@ -242,10 +243,10 @@ def test_without_ground_truth(tmp_path):
     content = document()
     del content["annotations"]
     images, file = write_images(tmp_path), write_json(tmp_path, content)
-    dataset = CocoDataset(images, file, require_annotations=False)
+    dataset = open_dataset("coco2017", None, str(images), str(file), "val", allow_empty=True)
     assert dataset.max_objects == 0 and dataset[0].boxes.shape == (0, 4)
-    with pytest.raises(UserError, match="annotations"):
-        CocoDataset(images, file)
+    with pytest.raises(UserError, match="of 0 annotations none is an object to learn or score"):
+        open_dataset("coco2017", None, str(images), str(file), "val")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

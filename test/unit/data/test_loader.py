@@ -13,7 +13,7 @@ import torch
 
 from data.augment import Augmenter
 from data.coco import Sample
-from data.loader import DevicePrefetcher, SideSchedule, TrainDataset, TrainLoader
+from data.loader import TrainDataset, TrainLoader, prefetch
 from data.targets import TargetMaker
 from utils.errors import UserError
 
@@ -45,7 +45,7 @@ def make_loader(length=11, batch_size=2, workers=0, seed=3, rank=0, world_size=1
     maker = TargetMaker(priors, num_classes=3, max_objects=4, masks_to_train=5, size=SIZE,
                         proto_size=8, semantic_size=4)
     dataset = TrainDataset(Images(length, broken), {SIZE: (Augmenter(SIZE), maker)},
-                           SideSchedule((SIZE,), 1, seed), seed)
+                           seed)
     return TrainLoader(dataset, batch_size, workers, rank, world_size)
 
 
@@ -148,9 +148,9 @@ def test_too_few_images_for_a_step():
     assert make_loader(length=11, batch_size=3).left_out == 2
 
 
-def test_prefetcher_puts_batches_on_the_device(device):
+def test_prefetching_puts_batches_on_the_device(device):
     expected = take(make_loader(), 3)
-    moved = take(DevicePrefetcher(make_loader(), device), 3)
+    moved = take(prefetch(make_loader(), device), 3)
     assert all(batch.images.device.type == device.type for batch in moved)
     assert_same(expected, [batch.to("cpu") for batch in moved])
 

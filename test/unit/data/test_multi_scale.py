@@ -10,7 +10,7 @@ import torch
 
 import train
 from data.config import get_config
-from data.loader import SideSchedule
+from data.loader import TrainDataset
 from data.shapes import write_dataset
 from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
@@ -29,13 +29,17 @@ SMALL = dict(max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_tr
 SIDES = (64, 80, 96)
 
 
+def sides_in_turn(interval, seed):
+    return TrainDataset([], dict.fromkeys(SIDES), seed, interval).side_of
+
+
 def test_a_side_is_kept_for_an_interval_and_all_come():
-    side_of = SideSchedule(SIDES, 5, seed=3)
+    side_of = sides_in_turn(5, seed=3)
     sides = [side_of(iteration) for iteration in range(200)]
     assert set(sides) == set(SIDES)
     assert all(len(set(sides[n:n + 5])) == 1 for n in range(0, 200, 5))
-    assert sides == [SideSchedule(SIDES, 5, seed=3)(n) for n in range(200)]
-    assert sides != [SideSchedule(SIDES, 5, seed=4)(n) for n in range(200)]
+    assert sides == [sides_in_turn(5, seed=3)(n) for n in range(200)]
+    assert sides != [sides_in_turn(5, seed=4)(n) for n in range(200)]
 
 
 def test_the_network_takes_its_sides_and_no_other(device):
@@ -102,7 +106,7 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, monkeypatch, request
              "--save_interval=5", "--multi_scale=64,80,96", "--multi_scale_interval=2",
              "--node_device={}".format(request.config.getoption("--device"))]
     assert train.main(flags) == 0
-    side_of = SideSchedule(SIDES, 2, seed=0)
+    side_of = sides_in_turn(2, seed=0)
     assert sides == [side_of(iteration) for iteration in range(12)] and len(set(sides)) > 1
     final = str(tmp_path / "weights" / "yolact_shapes_3_12.pth")
     whole = torch.load(final)

@@ -68,10 +68,13 @@ def test_match_equals_the_plain_algorithm(priors, seed, grid):
     np.testing.assert_allclose(found[2][positive], expected[2][positive], rtol=1e-4, atol=1e-5)
 
 
-def test_grids_are_found(priors):
-    levels = Matcher(priors, 0.5, 0.4, 0.7).levels
-    assert [level.y1.shape[1] for level in levels] == [18, 9, 5, 3, 2]
-    assert [level.x1.shape for level in levels] == [(3, 1, n) for n in (18, 9, 5, 3, 2)]
+def test_priors_share_few_intervals(priors):
+    """What a box shares with each is computed once for all priors of a column or a row."""
+    matcher = Matcher(priors, 0.5, 0.4, 0.7)
+    assert matcher.columns.shape[1] <= 3 * (18 + 9 + 5 + 3 + 2) < len(priors) // 10
+    np.testing.assert_allclose(matcher.columns.mean(axis=0)[matcher.column_of], priors[:, 0],
+                               atol=1e-6)
+    np.testing.assert_allclose(matcher.rows.mean(axis=0)[matcher.row_of], priors[:, 1], atol=1e-6)
 
 
 def test_no_ground_truth_is_background(priors):

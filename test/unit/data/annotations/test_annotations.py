@@ -129,7 +129,6 @@ ALWAYS_ERRORS = {
     "string width": (_image(0, width="40"), ["image 30", "width '40'"]),
     "no images": (lambda c: c.pop("images"), ["'images'"]),
     "no categories": (lambda c: c.pop("categories"), ["'categories'"]),
-    "no annotations": (lambda c: c.pop("annotations"), ["'annotations'"]),
     "images is a dict": (lambda c: c.update(images={}), ["'images' is a dict"]),
     "empty images": (lambda c: c.update(images=[]), ["'images' is empty"]),
     "empty categories": (lambda c: c.update(categories=[]), ["'categories' is empty"]),
@@ -320,10 +319,10 @@ def test_unrelated_nested_objects_do_no_harm(tmp_path):
     assert len(packed.labels) == 4
 
 
-def test_no_annotations_key_only_where_allowed(tmp_path):
+def test_without_annotations_there_are_no_objects(tmp_path):
     content = document()
     del content["annotations"]
-    packed = _load(tmp_path, content, require_annotations=False)
+    packed = _load(tmp_path, content)
     assert packed.object_offsets.tolist() == [0, 0, 0, 0] and packed.boxes.shape == (0, 4)
 
 
