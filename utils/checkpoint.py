@@ -3,14 +3,17 @@
     <folder>/<config>_<epoch>_<iteration>.pth            state dict of the network, CPU tensors
     <folder>/<config>_<epoch>_<iteration>.state          everything else a resumed run needs
 
-`_interrupt` before the suffix marks a run that was stopped. The state is written first: a weights
-file with a state beside it is always a complete pair. Both hold tensors and plain types only.
+`_interrupt` before the suffix marks a run that was stopped. The state is written first and knows
+the digest of its weights: a weights file with a state beside it is a complete pair, or is refused.
+Both hold tensors and plain types only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
+import io
 import os
 import random
 import re
@@ -62,12 +65,14 @@ def save_checkpoint(path: str, state_dict: Mapping[str, Tensor], state: Mapping[
     Args:
         path: of the weights file; its folder is made if it does not exist.
         state_dict: the network's tensors on any device; copied to the CPU one by one.
-        state: tensors and plain types; `format` is added.
+        state: tensors and plain types; `format` and the weights' digest are added.
     """
-    weights = on_cpu(state_dict)
-    full = dict(state, format=STATE_FORMAT)
+    weights = io.BytesIO()
+    torch.save(on_cpu(state_dict), weights)
+    full = dict(state, format=STATE_FORMAT,
+                weights_sha256=hashlib.sha256(weights.getbuffer()).hexdigest())
     write_whole(state_path(path), lambda stream: torch.save(full, stream))
-    write_whole(path, lambda stream: torch.save(weights, stream))
+    write_whole(path, lambda stream: stream.write(weights.getbuffer()))
     return path
 
 
@@ -148,7 +153,8 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     """Full state beside a weights file, or None where there is none.
 
     Raises:
-        UserError: the file is damaged or was written by a newer version of this project.
+        UserError: the file is damaged, was written by a newer version of this project, or beside
+            other weights.
     """
     path = state_path(weights_path)
     if not os.path.isfile(path):
@@ -158,8 +164,21 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     if found != STATE_FORMAT:
         raise UserError(f"'{path}' has state format {found if type(found) is int else 'unknown'}, "
                         f"this version reads {STATE_FORMAT}; resume with the version that wrote "
-                        "it, or remove the file to start from the weights alone")
+                        f"it, or start a new training from the weights (--weights={weights_path})")
+    digest = state.get("weights_sha256")  # not in states of older versions
+    if digest is not None and digest != _sha256(weights_path):
+        raise UserError(f"'{weights_path}' and '{path}' do not belong together: the state was "
+                        "written beside other weights; copy both files of one checkpoint again, or "
+                        "move the weights to a folder of their own to use them without a state")
     return state
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_for_inference(path: str) -> WeightsFile:

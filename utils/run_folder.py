@@ -188,6 +188,9 @@ class RunFolder:
             for _, place in new:
                 os.replace(place + ".new", place)
         except OSError as error:
+            for _, place in new:
+                with contextlib.suppress(OSError):
+                    os.unlink(place + ".new")
             raise UserError(f"cannot write '{target}': {error.strerror or error}; free some space, "
                             "choose another folder with --project, or leave it out with "
                             "--no_run_folder") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -119,14 +120,14 @@ def test_state_of_another_format(tmp_path):
 
 
 def test_failed_write_leaves_no_weights_without_state(tmp_path, monkeypatch):
-    real_save = torch.save
+    real_replace = os.replace
 
-    def fail_on_weights(value, stream):
-        if "format" not in value:
+    def fail_on_weights(source, target):
+        if target.endswith(".pth"):
             raise OSError(28, "No space left on device")
-        real_save(value, stream)
+        real_replace(source, target)
 
-    monkeypatch.setattr(torch, "save", fail_on_weights)
+    monkeypatch.setattr(os, "replace", fail_on_weights)
     with pytest.raises(UserError, match="No space left on device"):
         write(tmp_path, 100)
     assert os.listdir(str(tmp_path)) == ["yolact_base_1_100.state"]
@@ -142,3 +143,26 @@ def test_rng_state_round_trip(tmp_path):
     expected = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
     checkpoint.set_rng_state(torch.load(str(tmp_path / "rng")))
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected
+
+
+def test_a_pair_that_does_not_belong_together_is_refused(tmp_path):
+    """Weights copied over others of the same name: the state is of the others."""
+    for iteration in (3, 6):
+        checkpoint.save_checkpoint(str(tmp_path / f"yolact_base_0_{iteration}.pth"),
+                        {"w": torch.full((2,), float(iteration))}, {"iteration": iteration})
+    mixed, right = str(tmp_path / "yolact_base_0_3.pth"), str(tmp_path / "yolact_base_0_6.pth")
+    shutil.copy(right, mixed)
+    for load in (checkpoint.load_state, checkpoint.load_for_inference):
+        with pytest.raises(UserError, match="yolact_base_0_3.pth.*do not belong together"):
+            load(mixed)
+    assert checkpoint.load_state(right)["iteration"] == 6
+
+
+def test_a_state_of_before_digests_is_read(tmp_path):
+    path = checkpoint.save_checkpoint(str(tmp_path / "yolact_base_0_3.pth"), {"w": torch.ones(2)},
+                           {"iteration": 3})
+    state = checkpoint.load_state(path)
+    del state["weights_sha256"]
+    torch.save(state, checkpoint.state_path(path))
+    torch.save({"w": torch.zeros(2)}, path)
+    assert checkpoint.load_state(path)["iteration"] == 3
