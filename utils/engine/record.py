@@ -7,11 +7,12 @@ have. Only the main process keeps records.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, TextIO
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, save_checkpoint
@@ -48,6 +49,9 @@ class RunRecord:
     """Takes what happens in a training; without arguments, as in all processes but the main one,
     it does nothing.
 
+    Once it is open, what cannot be written is said, once, and left out: a full disk under a record
+    is no reason to lose a training.
+
     Args:
         folder: of the run; gets log.jsonl, results.csv, weights, the report and, where TensorBoard
             is installed, its events.
@@ -67,6 +71,7 @@ class RunRecord:
         self.notes: List[str] = []
         self._folder = folder
         self._latest: Dict[str, Any] = {}
+        self._said: Set[str] = set()
         logs = [] if log is None else [log]
         self._boards = []
         if board is not None:
@@ -100,43 +105,49 @@ class RunRecord:
         if kind == "train":
             self._latest = train_cells(values)
         elif kind in ("epoch", "val") and self._folder is not None:
-            self._folder.add_result(dict(
-                self._latest, iteration=values["iteration"], epoch=values["epoch"],
-                time=timestamp(), **(score_cells(values) if kind == "val" else {})))
+            with self._trying("results.csv"):
+                self._folder.add_result(dict(
+                    self._latest, iteration=values["iteration"], epoch=values["epoch"],
+                    time=timestamp(), **(score_cells(values) if kind == "val" else {})))
         if kind == "epoch":
             return
         record = _finite(dict({"type": kind, "time": time.time()}, **values))
         for log in self._logs:
-            try:
+            with self._trying(f"the log '{log.name}'"):
                 log.write(json.dumps(record, allow_nan=False) + "\n")
                 log.flush()
-            except OSError as error:
-                raise UserError(f"cannot write '{log.name}': {error.strerror or error}; free some "
-                                "space or choose another folder") from error
         for board in self._boards if "iteration" in values else []:
-            for key, value in flatten(values).items():
-                board.add_scalar(f"{kind}/{key}", value, values["iteration"])
-            board.flush()
+            with self._trying("TensorBoard's events"):
+                for key, value in flatten(values).items():
+                    board.add_scalar(f"{kind}/{key}", value, values["iteration"])
+                board.flush()
 
     def keep_weights(self, path: str) -> None:
         """Make a checkpoint the run folder's last one."""
         if self._folder is not None:
-            self._folder.keep_weights(path, "last")
+            with self._trying("the run folder's last weights"):
+                self._folder.keep_weights(path, "last")
 
     def keep_best(self, learner: Learner, saver: Saver, done: int) -> None:
         """Make the weights that were scored the run folder's best ones."""
         if self._folder is not None:
             new = self._folder.file(WEIGHTS, ".best.new.pth")
-            save_checkpoint(new, learner.weights(), saver.state(done))
-            self._folder.keep_weights(new, "best")
-            remove_checkpoint(new)
+            with self._trying("the run folder's best weights"):
+                try:
+                    save_checkpoint(new, learner.weights(), saver.state(done))
+                    self._folder.keep_weights(new, "best")
+                finally:
+                    remove_checkpoint(new)
 
     def recorded_best(self) -> Optional[Sequence[Any]]:
         """Iteration, mask and box AP in [0, 1] of the best row of results.csv, if there is one.
 
         It may be one that eval.py scored and that the training does not know.
         """
-        row = None if self._folder is None else best_row(self._folder.results())
+        row = None
+        if self._folder is not None:
+            with self._trying("results.csv"):
+                row = best_row(self._folder.results())
         if row is None:
             return None
         box = float(row["box_mAP"]) / 100 if row["box_mAP"] else None
@@ -161,9 +172,25 @@ class RunRecord:
 
     def finish(self) -> List[str]:
         """Close the logs and draw the report; returns lines for the user."""
-        for file in self._logs + self._boards:
-            file.close()
+        for log in self._logs:
+            with self._trying(f"the log '{log.name}'"):
+                log.close()
+        for board in self._boards:
+            with self._trying("TensorBoard's events"):
+                board.close()
         return self._drawn(build_report)
+
+    @contextlib.contextmanager
+    def _trying(self, name: str) -> Iterator[None]:
+        """Say what fails, unless it is already known to."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            if name not in self._said:
+                self._said.add(name)
+                reason = error if isinstance(error, UserError) else error.strerror or error
+                print(f"Warning: {name} cannot be written ({reason}); the training goes on",
+                      flush=True)
 
     def _drawn(self, draw: Callable[[RunFolder], List[str]]) -> List[str]:
         """What `draw` has to say, or why it failed: an image is no reason to lose a training."""
