@@ -78,7 +78,7 @@ def test_a_resumed_run_with_averages_equals_the_undisturbed_one(flags, tmp_path)
 def test_the_weights_file_has_the_averages_and_evaluation_reads_them(flags, tmp_path, monkeypatch):
     seen = []
 
-    def run(self, detector):
+    def run(self, detector, evaluator):
         seen.append({name: value.cpu().clone()
                      for name, value in detector.model.state_dict().items()})
         raise KeyboardInterrupt
