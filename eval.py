@@ -25,7 +25,7 @@ from utils.device import cards_of_host, describe, select_device, synchronize
 from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError
-from utils.files import refuse_unwritable
+from utils.files import refuse_unwritable_file
 from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
 from utils.inference.eval_flags import changed_settings, nms_kind, options_of, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
@@ -47,7 +47,7 @@ def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
                         "against; --output_coco_json writes the result files")
     evaluation.dataset.check_images_exist(evaluation.indices)
     for path in files + ([args.per_class_file] if args.per_class_file and not args.detect else []):
-        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+        refuse_unwritable_file(path)
     return files
 
 

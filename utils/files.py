@@ -43,6 +43,13 @@ def refuse_unwritable(folder: str) -> None:
     os.unlink(probe)
 
 
+def refuse_unwritable_file(path: str) -> None:
+    """Raise a `UserError` if `path` is a folder, or its folder, which is made, takes no files."""
+    if os.path.isdir(path):
+        raise UserError(f"cannot write '{path}': it is a folder; give the name of a file")
+    refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+
+
 class _Recorder:
     """What a writer sees of a stream: `write`, which remembers why it failed."""
 

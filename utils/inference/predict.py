@@ -17,6 +17,7 @@ import numpy as np
 from data.image import read_image
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
+from utils.files import refuse_unwritable, refuse_unwritable_file
 from utils.inference.detector import Item, StageTimes
 from utils.inference.outputs import (
     RESULTS,
@@ -65,6 +66,7 @@ class PredictionRun:
     def image(self, value: str) -> int:
         """`--image=IN[:OUT]`; an image that cannot be read or written is a `UserError`."""
         source, target = output_pair(value, ".png")
+        refuse_unwritable_file(target)
         output = self._start(os.path.splitext(target)[0], strict=True)
         self._draw_files([ImageFile(source, target, 1)], output)
         return self._end(f"{output.objects} objects drawn in {target}", output,
@@ -74,10 +76,18 @@ class PredictionRun:
         """`--images=FOLDER[:OUT]`."""
         files, folder, others = find_images(value)
         self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
+        refuse_unwritable(folder)
         output = self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
-        self._draw_files(files, output)
-        return self._end(f"{output.images} of {len(files)} images drawn in {folder}, "
+        interrupted: Optional[KeyboardInterrupt] = None
+        try:
+            self._draw_files(files, output)
+        except KeyboardInterrupt as stop:  # what was found so far is written
+            interrupted = stop
+        code = self._end(f"{output.images} of {len(files)} images drawn in {folder}, "
                          f"{output.objects} objects", output)
+        if interrupted is not None:
+            raise interrupted
+        return code
 
     def video(self, value: str) -> int:
         """`--video=IN[:OUT]`: a file or a camera, into a file or, from a camera only, a window."""
@@ -86,15 +96,17 @@ class PredictionRun:
             source, target = output_pair(value, ".mp4")
         if target is None:
             refuse_window(source)
+        else:
+            refuse_unwritable_file(target)
         with closing(VideoReader(source)) as reader:
             output = self._start(os.path.splitext(
                 target or os.path.join(RESULTS, "camera" + source))[0])
             shown = _Frames(reader, target)
-            interrupted = False
+            interrupted: Optional[KeyboardInterrupt] = None
             try:
                 self._draw_frames(reader, shown, output)
-            except KeyboardInterrupt:
-                interrupted = True
+            except KeyboardInterrupt as stop:
+                interrupted = stop
             finally:
                 is_whole = output.attempt(shown.close)
             if reader.missing:
@@ -104,12 +116,14 @@ class PredictionRun:
             place = f" drawn in {target}" if target is not None and is_whole else ""
             code = self._end(f"{self.times.images} frames{place}, {output.objects} objects", output)
             # Ctrl-C is how a recording ends.
-            if interrupted and not reader.is_camera:
-                raise KeyboardInterrupt
+            if interrupted is not None and not reader.is_camera:
+                raise interrupted
             return code
 
     def _start(self, stem: str, crops_folder: str = "", strict: bool = False) -> PredictionOutput:
         """Start the clock and whatever is written beside the images."""
+        if self.options.json:
+            refuse_unwritable_file(stem + ".json")
         if self.options.benchmark:
             self.predictor.warm_up()
         self.times = StageTimes(self.predictor.synchronize if self.options.benchmark else None)

@@ -176,7 +176,11 @@ class VideoWriter:
             os.unlink(self._temporary)
             return
         found = self._count()
-        os.replace(self._temporary, self.path)
+        try:
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            os.unlink(self._temporary)
+            raise UserError(f"cannot write '{self.path}': {error.strerror or error}") from error
         if found < self.frames:
             # OpenCV does not report failing writes.
             free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.path))).free
