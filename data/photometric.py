@@ -66,7 +66,8 @@ def distort(image: np.ndarray, distortion: Distortion) -> np.ndarray:
         return cv2.addWeighted(image, contrast * saturation, grey, contrast * (1.0 - saturation),
                                offset)
     if contrast != 1.0 or offset != 0.0:
-        return cv2.LUT(image, _saturated(_LEVELS * contrast + offset))
+        levels = np.clip(np.rint(_LEVELS * contrast + offset), 0, 255)
+        return cv2.LUT(image, levels.astype(np.uint8))
     return image
 
 
@@ -76,7 +77,3 @@ def _rotate_hue(image: np.ndarray, degrees: float) -> np.ndarray:
     hue = hsv[:, :, 0]
     hue += np.uint8(int(round(degrees * 256.0 / 360.0)) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
-
-
-def _saturated(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

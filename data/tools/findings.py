@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -122,29 +123,20 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
     """Groups of equal files: each property, cheap ones first, parts what the last left together."""
     groups: List[Files] = [[(split, dataset.image_path(index))
                             for split, dataset in splits.items() for index in range(len(dataset))]]
-    for property_of in (*first, _size, _digest):
+    for property_of in (*first, os.path.getsize, _digest):
         finer: List[Files] = []
         for files in groups:
             alike: Dict[Any, Files] = {}
             for split, path in files:
-                alike.setdefault(property_of(path), []).append((split, path))
-            finer += [group for key, group in alike.items() if key is not None and len(group) > 1]
+                with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+                    alike.setdefault(property_of(path), []).append((split, path))
+            finer += [group for group in alike.values() if len(group) > 1]
         groups = finer
     return groups
 
 
-def _size(path: str) -> Optional[int]:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return None
-
-
-def _digest(path: str) -> Optional[bytes]:
-    try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
-    except OSError:
-        return None
+def _digest(path: str) -> bytes:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
 
 
 def image_findings(splits: Splits, workers: int = 2,

@@ -25,6 +25,7 @@ def test_box_that_misses_its_polygons_is_noted(tmp_path):
 def test_a_box_of_zeros_is_derived(tmp_path):
     packed = _load(tmp_path, _first_changed(bbox=[0, 0, 0, 0]))
     assert packed.report.dropped == 0 and packed.report.defects["derived_box"].examples == [101]
+    assert packed.report.notes == []  # nor is it said to miss its mask
     assert packed.boxes.tolist() == _load(tmp_path, document()).boxes.tolist()
 
 
