@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import time
 
 import pytest
@@ -72,6 +73,23 @@ def test_a_full_disk_is_said_once_and_ends_nothing(capsys):
     assert record.finish() == []
     assert capsys.readouterr().out == ("Warning: the log '/dev/full' cannot be written (No space "
                                        "left on device); the training goes on\n")
+
+
+def test_results_that_cannot_be_written_are_left_out(tmp_path, monkeypatch, capsys):
+    folder = RunFolder(str(tmp_path), "a")
+    record = RunRecord(folder)
+
+    def full(stream):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for iteration in (5, 10):
+            record.write("epoch", iteration=iteration, epoch=1)
+    assert re.match("Warning: results.csv cannot be written .*No space left on device.*; the "
+                    "training goes on\n$", capsys.readouterr().out)
+    record.write("epoch", iteration=20, epoch=2)
+    assert [row["iteration"] for row in folder.results()] == ["20"]
 
 
 def test_other_processes_keep_nothing(tmp_path, monkeypatch):
