@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 
 import cv2
 import numpy as np
@@ -246,3 +247,43 @@ def test_what_is_no_video(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         VideoWriter(str(tmp_path / "file" / "a.mp4"), 10, SIZE)
+
+
+@pytest.mark.parametrize("blocked", ["out.mp4", "out.json"])
+def test_a_folder_in_place_of_a_result_is_refused_before_the_first_frame(
+        weights, tmp_path, capsys, monkeypatch, blocked):
+    source = make_video(tmp_path / "in.avi")
+    (tmp_path / "o" / blocked).mkdir(parents=True)
+    monkeypatch.setattr(VideoReader, "__iter__", lambda self: pytest.fail("a frame was read"))
+    code, out, err = run(capsys, "--trained_model=" + weights, "--output_json",
+                         f"--video={source}:{tmp_path / 'o' / 'out.mp4'}")
+    assert code == 2 and f"{blocked}': it is a folder" in err
+    assert os.listdir(str(tmp_path / "o")) == [blocked]
+
+
+def test_a_video_that_cannot_take_its_name_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="out.avi': Is a directory"):
+        with VideoWriter(str(tmp_path / "out.avi"), 10, (32, 32)) as writer:
+            writer.write(np.zeros((32, 32, 3), np.uint8))
+            (tmp_path / "out.avi").mkdir()
+    assert os.listdir(str(tmp_path)) == ["out.avi"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_finishes_what_was_drawn(weights, tmp_path, capsys, monkeypatch, number, code):
+    source = make_video(tmp_path / "in.avi")
+    frames = VideoReader.__iter__
+
+    def interrupted(self):
+        for n, frame in enumerate(frames(self)):
+            if n == 7:
+                os.kill(os.getpid(), number)
+            yield frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoReader, "__iter__", interrupted)
+        found, out, _ = run(capsys, "--trained_model=" + weights, "--output_json",
+                            "--video_multiframe=1", f"--video={source}:{tmp_path / 'out.avi'}")
+    assert found == code
+    assert 1 <= len(shades(tmp_path / "out.avi")) < COUNT
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
