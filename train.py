@@ -11,6 +11,8 @@ import os
 # Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
 # with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+# Threads that wait by spinning would take the cores from the loader's processes, and from others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import functools

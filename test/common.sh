@@ -156,8 +156,6 @@ claim_outputs() {  # [keep]
 }
 
 prepare_environment() {
-    # Threads that wait by spinning take the cores from the loader's processes.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     if [[ ${etp_running_flag:-} != true ]]; then
         # shellcheck source=test/env_npu.sh
         source "$test_path/env_npu.sh"
