@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 import cv2
 import numpy as np
@@ -18,8 +30,11 @@ from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.errors import UserError
+from utils.exported import is_export
+from utils.inference.exported_network import ExportedNetwork, config_of_export
 from utils.inference.prediction import Rle
 from utils.progress import ProgressBar, image_parts
+from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
 from yolact import Yolact, build_yolact
 
@@ -124,14 +139,14 @@ class Detector:
 
     Attributes:
         model: on `device`; in evaluation mode when it is used.
-        detect: from predictions to detections.
+        detect: from predictions to detections, see `LoadedModel.build_detect`.
         device: that the work is done on.
         crop: cut masks off outside their boxes.
         score_threshold: only boxes with a higher score; 0 for all.
     """
 
-    model: Yolact
-    detect: Detect
+    model: Union[Yolact, ExportedNetwork]
+    detect: Callable[[Dict[str, Tensor]], Detections]
     device: torch.device
     crop: bool = True
     score_threshold: float = 0.0
@@ -191,7 +206,7 @@ def run_pipelined(batches: Iterable[Tuple[Tensor, Items]], launch: Callable[[Ten
 class LoadedModel(NamedTuple):
     """A network in evaluation mode, on the CPU, and what is known about it."""
 
-    model: Yolact
+    model: Union[Yolact, ExportedNetwork]
     config: Config
     class_names: Optional[List[str]]
     """Of the foreground classes as stored with the weights; None if unknown."""
@@ -201,14 +216,20 @@ class LoadedModel(NamedTuple):
     origin: Optional[checkpoint.Origin]
     """Iteration and run folder; None if unknown."""
 
+    def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:
+        """From the model's predictions to detections; an export may have found them itself."""
+        if isinstance(self.model, ExportedNetwork):
+            return self.model.detect(nms, self.config)
+        return Detect.from_config(self.config, nms)
+
 
 def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
                max_num_detections: Optional[int] = None) -> LoadedModel:
     """Build the network that a weights file belongs to and load it.
 
     Args:
-        which: path of a weights file or of a run folder, or `latest` or `interrupt` in
-            `save_folder`.
+        which: path of a weights file, of a run folder, or of what `utils.export` wrote (the folder
+            or a model in it), or `latest` or `interrupt` in `save_folder`.
         save_folder: see `which`.
         config_name: recipe; None for that stored with the weights, or of the file's name.
         max_num_detections: detections per image; None for the configuration's.
@@ -216,6 +237,8 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     Raises:
         UserError: there is no such file, it is damaged, or does not fit the recipe.
     """
+    if is_export(which):
+        return _load_export(which, config_name, max_num_detections)
     wanted = get_config(config_name) if config_name else None
     name = wanted.name if wanted else None
     path = checkpoint.find_checkpoint(checkpoint.weights_of_run(which), save_folder, name)
@@ -238,3 +261,13 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     report = load_network(model, stored.weights)
     return LoadedModel(model.eval(), config, stored.class_names, stored.category_ids, report,
                        stored.origin)
+
+
+def _load_export(path: str, config_name: Optional[str],
+                 max_num_detections: Optional[int]) -> LoadedModel:
+    network = ExportedNetwork(path)
+    source = WeightsFile(os.path.normpath(path), "export of {}, {}".format(
+        network.facts["weights"]["file"], network.facts["form"]), {})
+    return LoadedModel(network.eval(), config_of_export(network, config_name, max_num_detections),
+                       network.facts["class_names"], network.facts["category_ids"],
+                       LoadReport(source, (), (), ()), None)
