@@ -10,10 +10,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from data.config import Config
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
+from utils.export.atc import (
+    AIPP,
+    PRECISION_MODES,
+    SCRIPT,
+    SET_ENV,
+    aipp_config,
+    atc_script,
+    convert,
+    has_atc,
+    om_entry,
+    parse_socs,
+)
 from utils.export.folder import (
     Plan,
     new_folder,
@@ -21,9 +34,9 @@ from utils.export.folder import (
     write_description,
     write_models,
 )
-from utils.export.graph import FORMS, INPUT_TYPES
+from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
 from utils.export.verify import differences
-from utils.exported import is_export
+from utils.exported import digest, is_export
 from utils.inference.detector import LoadedModel, load_model
 from yolact import Yolact
 
@@ -49,6 +62,15 @@ def export_parser() -> ArgumentParser:
     add_switch(parser, "--half", help="weights and arithmetic in half precision")
     parser.add_argument("--opset", type=Bounded(int, 11), default=None,
                         help="of ONNX; default 11, with deformable convolutions 19")
+    om = parser.add_argument_group("Ascend's OM, beside ONNX")
+    om.add_argument("--format", choices=("onnx", "om"), default="onnx",
+                    help="om: run ATC, or, where it is not installed, write atc.sh")
+    om.add_argument("--soc", default="310P3", metavar="NAME,NAME,..",
+                    help="chips to make models for, as 'npu-smi info' names them")
+    om.add_argument("--precision_mode", choices=PRECISION_MODES, default="",
+                    help="of ATC; default: ATC's own, with --half force_fp16")
+    om.add_argument("--atc_seconds", type=Bounded(float, 1), default=3600.0,
+                    help="time that ATC may take for a model")
     return parser
 
 
@@ -64,7 +86,37 @@ def plan_of(args: argparse.Namespace) -> Plan:
             raise UserError(f"--batch_size is '{args.batch_size}', expected different numbers "
                             f"from 1 on, such as 1 or 1,8, or {DYNAMIC}")
         batches = tuple(int(word) for word in words)
-    return Plan(args.outputs, batches, args.input, args.half, args.opset)
+    if args.format == "onnx":
+        return Plan(args.outputs, batches, args.input, args.half, args.opset)
+    if args.batch_size == DYNAMIC:
+        raise UserError(f"--batch_size is {DYNAMIC}, but a model for Ascend has a fixed one; give "
+                        "numbers, such as 1,8")
+    # ATC takes single precision and normalised images; it sees to the rest itself.
+    return Plan(args.outputs, batches, "float32", False, args.opset)
+
+
+def convert_to_om(args: argparse.Namespace, config: Config, facts: Dict[str, Any], socs: List[str],
+                  folder: str) -> List[str]:
+    """Add Ascend's models to `folder` and to its description; returns sentences for the user."""
+    aipp = args.input == "uint8"
+    if aipp:
+        with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:
+            stream.write(aipp_config(config))
+    mode = args.precision_mode or ("force_fp16" if args.half else "")
+    entries = [om_entry(entry, config, soc, mode, aipp)
+               for soc in socs for entry in facts["models"]]
+    facts["models"] = facts["models"] + entries
+    if not has_atc():
+        with open(os.path.join(folder, SCRIPT), "w", encoding="utf-8") as stream:
+            stream.write(atc_script(entries))
+        return [f"ATC is not installed here. Where CANN is: source {SET_ENV}, then bash "
+                f"{os.path.join(args.out, SCRIPT)}"]
+    for entry in entries:
+        convert(entry, folder, os.path.abspath(args.out.rstrip("/") + ".atc.log"),
+                args.atc_seconds, lambda line: print(line, flush=True))
+        entry["sha256"] = digest(os.path.join(folder, entry["file"]))
+    return [f"Wrote   : {os.path.join(args.out, entry['file'])}, batch {entry['batch']}, "
+            f"{entry['soc']}" for entry in entries]
 
 
 def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
@@ -78,23 +130,31 @@ def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
 
 def _run(argv: List[str]) -> int:
     args = export_parser().parse_args(argv)
-    plan = plan_of(args)
+    plan, socs = plan_of(args), parse_socs(args.soc)
     require_libraries()
     loaded, network = load(args)
+    if args.format == "om" and has_deform_conv(network):
+        raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
+                        "take from ONNX; export it with --format=onnx")
     print(f"Weights : {loaded.report}", flush=True)
     with new_folder(args.out) as folder:
         facts = write_models(loaded, network, plan, folder)
         write_description(facts, folder)
         apart = differences(network, loaded.config, folder, plan.half)
-        write_description(dict(facts, differences=apart), folder)
+        facts["differences"] = apart
+        onnx_models = facts["models"]
+        notes = (convert_to_om(args, loaded.config, facts, socs, folder)
+                 if args.format == "om" else [])
+        write_description(facts, folder)
     print("Checked : largest relative difference from PyTorch: "
           + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
-    for entry in facts["models"]:
+    for entry in onnx_models:
         path = os.path.join(args.out, entry["file"])
         print(f"Wrote   : {path}, batch {entry['batch'] or DYNAMIC}, opset {entry['opset']}, "
               f"{os.path.getsize(path) / 1e6:.1f} MB")
-    print(f"Try     : python {os.path.join(args.out, 'run.py')} image.jpg --out=drawn\n"
-          f"          python eval.py --trained_model={args.out} --val_data=/data/coco")
+    print("\n".join(notes + [
+        f"Try     : python {os.path.join(args.out, 'run.py')} image.jpg --out=drawn",
+        f"          python eval.py --trained_model={args.out} --val_data=/data/coco"]))
     return 0
 
 
