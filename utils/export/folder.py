@@ -122,6 +122,7 @@ def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[
     return {
         "format": DESCRIPTION_FORMAT,
         "recipe": config.name,
+        "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
         "class_names": classes.names,
         "category_ids": classes.category_ids,
         "image": {"size": config.max_size, "channels": "RGB",

@@ -157,11 +157,16 @@ class Detector:
         with times.stage("network"):
             predictions = self.model(images.to(self.device, non_blocking=True))
         with times.stage("detection"):
-            found, proto = self.detect(predictions), predictions["proto"]
-            if self.model.maskiou_net is None:
-                return PendingDetections(found, proto, found.scores)
-            return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found,
-                                                               proto, self.crop))
+            return self.find(predictions)
+
+    @torch.no_grad()
+    def find(self, predictions: Dict[str, Tensor]) -> PendingDetections:
+        """The detections in a model's predictions, and the scores of their masks."""
+        found, proto = self.detect(predictions), predictions["proto"]
+        if self.model.maskiou_net is None:
+            return PendingDetections(found, proto, found.scores)
+        return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found, proto,
+                                                           self.crop))
 
     def objects(self, fetched: PendingDetections, n: int, height: int, width: int) -> ImageObjects:
         """The objects of image n of a batch, whose stored image has this size in pixels."""

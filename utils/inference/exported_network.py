@@ -43,13 +43,17 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """Predictions for uint8 images `[B,3,S,S]`; with `detections` inside, those by field."""
-        found = self.exported(images.device.type)(images.cpu().numpy())
-        outputs = {name: torch.from_numpy(values).to(images.device)
-                   for name, values in found.items()}
-        if "conf" in outputs:
+        return self.predictions(self.exported(images.device.type)(images.cpu().numpy()),
+                                images.device)
+
+    def predictions(self, outputs: Dict[str, np.ndarray], device: torch.device
+                    ) -> Dict[str, Tensor]:
+        """The model's outputs as `forward` returns them."""
+        found = {name: torch.from_numpy(values).to(device) for name, values in outputs.items()}
+        if "conf" in found:
             # Probabilities; of their logarithms softmax makes them again.
-            outputs["conf"] = outputs["conf"].log()
-        return dict(outputs, priors=self.priors.to(images.device))
+            found["conf"] = found["conf"].log()
+        return dict(found, priors=self.priors.to(device))
 
     def exported(self, device: str) -> ExportedModel:
         """The model for this kind of device."""
