@@ -311,6 +311,9 @@ def end_lines(training: Training, done: int, stopped_early: bool, finished: bool
     if path is not None:
         following.append(_after_the_end(path, finished, stopped_early, commands, run_folder,
                                         training.saver.plan.folder))
+    if weights is not None and finished:
+        following.append(("export", _module("utils.export") + [
+            weights, f"--out={os.path.join(run_folder or 'results', 'export')}"]))
     return end_card(done, done / training.loader.epoch_size, seconds, images_per_second, best, why,
                     following, training.records.total_skipped)
 
@@ -333,13 +336,16 @@ def _after_the_end(path: str, finished: bool, early: bool, commands: Commands,
         return "train on without early stopping", commands.launch + given + [
             f"--resume={path}", "--early_stopping=0"]
     if run_folder is not None:
-        # A module is looked for in the current folder.
-        place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
-        return "draw the report again", place + _python("train.py")[:1] + [
-            "-m", "utils.report", run_folder]
+        return "draw the report again", _module("utils.report") + [run_folder]
     given = without_flag(given, ("--weights", "--save_folder"))
     return "train on from these weights", commands.launch + given + [
         f"--weights={path}", f"--save_folder={save_folder.rstrip('/')}-2"]
+
+
+def _module(name: str) -> List[str]:
+    """Words that start a module, which is looked for in the current folder."""
+    place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
+    return place + _python("train.py")[:1] + ["-m", name]
 
 
 def _python(program: str) -> List[str]:
