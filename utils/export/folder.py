@@ -91,7 +91,7 @@ def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
     if deformable and opset < graph.DEFORM_CONV_OPSET:
         raise UserError(f"--opset is {opset}, but {config.name} has deformable convolutions, which "
                         f"ONNX has from opset {graph.DEFORM_CONV_OPSET} on; leave --opset out")
-    ready = graph.prepared(network, plan.half)
+    ready = graph.prepared(network)
     module = graph.RawOutputs(ready) if plan.form == "raw" else graph.DetectionOutputs(ready,
                                                                                        config)
     for batch in plan.batches:

@@ -12,6 +12,7 @@ import inspect
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +74,7 @@ class RawOutputs(nn.Module):
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         """Images `[B,3,S,S]` -> `outputs_of(config, "raw")`."""
         found = self.network(images)
-        mask, conf, loc, proto = (_single(found[name]) for name in ("mask", "conf", "loc", "proto"))
-        return mask, F.softmax(conf, dim=2), loc, proto
+        return found["mask"], F.softmax(found["conf"], dim=2), found["loc"], found["proto"]
 
 
 class DetectionOutputs(nn.Module):
@@ -91,12 +91,7 @@ class DetectionOutputs(nn.Module):
         predictions = self.network(images)
         found = self.detect(predictions)
         return (found.boxes, found.scores, found.classes.int(), found.coefficients,
-                found.count.int(), _single(predictions["proto"]))
-
-
-def _single(values: Tensor) -> Tensor:
-    """In single precision; a conversion that changes nothing would be a node all the same."""
-    return values.float() if values.dtype == torch.float16 else values
+                found.count.int(), predictions["proto"])
 
 
 class _MaskIouOutput(nn.Module):
@@ -135,7 +130,7 @@ class _ExportedDeformConv(DeformConv2d):
                                  self.stride, self.padding)
 
 
-def prepared(network: Yolact, half: bool = False) -> Yolact:
+def prepared(network: Yolact) -> Yolact:
     """A copy for export: batch normalisation folded, deformable convolutions as single nodes."""
     ready = copy.deepcopy(network).eval()
     for module in list(ready.modules()):
@@ -148,7 +143,7 @@ def prepared(network: Yolact, half: bool = False) -> Yolact:
             module.__class__ = _ExportedDeformConv
     for parameter in ready.parameters():
         parameter.requires_grad_(False)
-    return ready.half() if half else ready
+    return ready
 
 
 @torch.no_grad()
@@ -178,14 +173,16 @@ def write_network(module: nn.Module, path: str, config: Config, form: str, batch
         batch: B; None leaves it open.
         input_type: `float32` takes images normalised as in training, `uint8` those as read.
         opset: of ONNX.
-        half: whether the network is in half precision.
+        half: weights and arithmetic of the network in half precision; single precision stays what
+            comes before and after it, and the types of inputs and outputs.
     """
     side = config.max_size
     images = torch.zeros((batch or 1, 3, side, side), dtype=INPUT_TYPES[input_type])
     names = [output.name for output in outputs_of(config, form)]
     _write(module, images, path, INPUT_NAME, names, opset, batch is None)
-    if not half:  # ONNX Runtime would write the types that its own CPU kernels take
-        _simplify(path)
+    _simplify(path)
+    if half:
+        _to_half(path)
     _check(path)
 
 
@@ -233,6 +230,51 @@ def _simplify(path: str) -> None:
     onnx.save(model, path)
 
 
-def _check(path: str) -> None:
+def _to_half(path: str) -> None:
+    """Convert what stands in the network's modules (nodes `/network/MODULE/..`) to half precision.
+
+    Before and after them everything stays as it is; so do deformable convolutions, which ONNX
+    Runtime has in single precision only, and the sizes that Resize takes.
+    """
     onnx = importlib.import_module("onnx")
-    onnx.checker.check_model(path, full_check=True)
+    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    floats = {value.name for value in [*graph.input, *graph.value_info, *graph.output]
+              if value.type.tensor_type.elem_type == single}
+    nodes: List[Any] = []
+    halves: Dict[str, str] = {}
+    for node in graph.node:
+        if not node.name.startswith("/network/") or node.name.count("/") < 3 or (
+                node.op_type == "DeformConv"):
+            nodes.append(node)
+            continue
+        for number, name in enumerate(node.input):
+            if name in floats:
+                if name not in halves:  # from before the modules: the image
+                    halves[name] = name + "_half"
+                    nodes.append(onnx.helper.make_node("Cast", [name], [halves[name]], to=half))
+                node.input[number] = halves[name]
+            elif name in weights and node.op_type != "Resize" and (
+                    weights[name].data_type == single):
+                values = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
+                weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+        nodes.append(node)
+        for number, name in enumerate(node.output):
+            if name in floats:
+                halves[name] = node.output[number] = name + "_half"
+                nodes.append(onnx.helper.make_node("Cast", [halves[name]], [name], to=single))
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(node for node in nodes if used.intersection(node.output))
+    onnx.save(model, path)
+
+
+def _check(path: str) -> None:
+    checker = importlib.import_module("onnx").checker
+    try:
+        checker.check_model(path, full_check=True)
+    except (checker.ValidationError, RuntimeError) as error:
+        raise UserError(f"ONNX's checker refuses the exported model ({first_line(error)[:300]}); "
+                        "choose another --opset, or leave it out") from error
