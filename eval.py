@@ -21,7 +21,6 @@ import torch
 
 from data.classes import match_categories
 from data.datasets import open_dataset
-from layers.detection import Detect
 from utils.cli import run_main
 from utils.device import cards_of_host, describe, select_device, synchronize
 from utils.distributed.failures import record_failure
@@ -128,8 +127,8 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
             return 0 if not processes.is_main else predict(Predictor(
                 loaded, device, score_threshold=args.score_threshold, batch_size=batch_size,
                 nms=nms, crop=crop), args, loaded)
-        detector = Detector(loaded.model.to(device), Detect.from_config(loaded.config, nms), device,
-                            crop, args.score_threshold)
+        detector = Detector(loaded.model.to(device), loaded.build_detect(nms), device, crop,
+                            args.score_threshold)
         evaluation, notes = evaluation_of(args, loaded, processes)
         return score(evaluation, detector, loaded, args, notes)
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from data.shapes import write_dataset
+from helpers.exports import require_onnx
 from helpers.ranks import clean_environ
 
 pytestmark = pytest.mark.launch
@@ -47,7 +48,7 @@ def commands(printed):
 def test_after_a_whole_run_score_draw_and_report(shapes, tmp_path):
     code, printed = train(shapes, tmp_path, "--max_iter=4", "--validation_epoch=1", "--ema")
     assert code == 0, printed
-    score, draw, report = commands(printed)
+    score, draw, report, export = commands(printed)
     code, text = run(score, tmp_path, shell=True)
     assert code == 0 and re.search(r"^  mask \|", text, re.M), text
     code, text = run(draw, tmp_path, shell=True)
@@ -56,12 +57,16 @@ def test_after_a_whole_run_score_draw_and_report(shapes, tmp_path):
     before.unlink()
     code, text = run(report, tmp_path, shell=True)
     assert code == 0 and before.exists(), text
+    require_onnx()
+    code, text = run(export, tmp_path, shell=True)
+    assert code == 0, text
+    assert (tmp_path / "runs" / "yolact_shapes" / "export" / "run.py").exists()
 
 
 def test_without_a_folder_and_validation_train_on(shapes, tmp_path):
     code, printed = train(shapes, tmp_path, "--max_iter=2", "--no_run_folder")
     assert code == 0, printed
-    _, draw, further = commands(printed)
+    _, draw, further, _ = commands(printed)
     code, text = run(draw, tmp_path, shell=True)
     assert code == 0 and (tmp_path / "results" / "prediction.png").exists(), text
     code, text = run(further, tmp_path, shell=True)

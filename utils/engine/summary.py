@@ -216,14 +216,14 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
         elif done < training.schedule.max_iter:
             commands["go on"] = again + [f"--resume={path}"]
         elif run_folder is not None:
-            # A module is looked for in the current folder.
-            place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
-            commands["draw the report again"] = place + again[:1] + [
-                "-m", "utils.report", run_folder]
+            commands["draw the report again"] = _module("utils.report") + [run_folder]
         else:
             folder = training.saver.plan.folder.rstrip("/")
             commands["train on from these weights"] = again + [
                 f"--weights={path}", f"--save_folder={folder}-2"]
+    if weights is not None and (training.nothing_improves() or done >= training.schedule.max_iter):
+        commands["export"] = _module("utils.export") + [
+            weights, f"--out={os.path.join(run_folder or 'results', 'export')}"]
     if not commands:
         return []
     return [_line("Next", ", ".join(commands))] + [
@@ -260,6 +260,12 @@ def _python(program: str) -> List[str]:
     near = os.path.relpath(path)
     return ["python" if shutil.which("python") == sys.executable else sys.executable,
             path if near.startswith("..") else near]
+
+
+def _module(name: str) -> List[str]:
+    """Words that start a module, which is looked for in the current folder."""
+    place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
+    return place + _python("train.py")[:1] + ["-m", name]
 
 
 def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> List[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from typing import (
@@ -17,6 +18,7 @@ from typing import (
     Sequence,
     Tuple,
     TypeVar,
+    Union,
 )
 
 import cv2
@@ -30,6 +32,8 @@ from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.errors import UserError
+from utils.exported import is_export
+from utils.inference.exported_network import ExportedNetwork, config_of_export
 from utils.inference.prediction import Rle
 from utils.progress import ProgressBar, image_parts
 from utils.weights.files import WeightsFile
@@ -131,14 +135,14 @@ class Detector:
 
     Attributes:
         model: on `device`; in evaluation mode when it is used.
-        detect: from predictions to detections.
+        detect: from predictions to detections, see `LoadedModel.build_detect`.
         device: that the work is done on.
         crop: cut masks off outside their boxes.
         score_threshold: only boxes with a higher score; 0 for all.
     """
 
-    model: Yolact
-    detect: Detect
+    model: Union[Yolact, ExportedNetwork]
+    detect: Callable[[Dict[str, Tensor]], Detections]
     device: torch.device
     crop: bool = True
     score_threshold: float = 0.0
@@ -176,11 +180,16 @@ class Detector:
         with times.stage("network"):
             predictions = self.model(images.to(self.device, non_blocking=True))
         with times.stage("detection"):
-            found, proto = self.detect(predictions), predictions["proto"]
-            if self.model.maskiou_net is None:
-                return PendingDetections(found, proto, found.scores)
-            return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found,
-                                                               proto, self.crop))
+            return self.detections(predictions)
+
+    @torch.no_grad()
+    def detections(self, predictions: Dict[str, Tensor]) -> PendingDetections:
+        """The detections in a model's predictions, and the scores of their masks."""
+        found, proto = self.detect(predictions), predictions["proto"]
+        if self.model.maskiou_net is None:
+            return PendingDetections(found, proto, found.scores)
+        return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found, proto,
+                                                           self.crop))
 
     def _finish(self, items: Sequence[Tuple[Item, int, int]], launched: PendingDetections,
                 times: StageTimes, progress: Optional[ProgressBar]
@@ -190,15 +199,15 @@ class Detector:
                                         launched.mask_scores.to(CPU))
         for n, (item, height, width) in enumerate(items):
             with times.stage("run lengths"):
-                objects = self._objects(fetched, n, height, width)
+                objects = self.objects(fetched, n, height, width)
             yield item, objects
             times.images += 1
         if progress is not None:
             progress.show(times.images, image_parts(progress.total - times.images,
                                                     times.images_per_second()))
 
-    def _objects(self, fetched: PendingDetections, n: int, height: int, width: int
-                 ) -> ImageObjects:
+    def objects(self, fetched: PendingDetections, n: int, height: int, width: int
+                ) -> ImageObjects:
         """The objects of image n of a batch, whose stored image has this size in pixels."""
         found = fetched.detections.of_image(n, self.score_threshold)
         rles = encode_masks(fetched.proto[n], found.coefficients, found.boxes, height, width,
@@ -211,7 +220,7 @@ class Detector:
 class LoadedModel(NamedTuple):
     """A network in evaluation mode, on the CPU, and what is known about it."""
 
-    model: Yolact
+    model: Union[Yolact, ExportedNetwork]
     config: Config
     report: LoadReport
 
@@ -220,14 +229,20 @@ class LoadedModel(NamedTuple):
         """The weights' file, with what is known of their training."""
         return self.report.source
 
+    def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:
+        """From the model's predictions to detections; an export may have found them itself."""
+        if isinstance(self.model, ExportedNetwork):
+            return self.model.detect(nms, self.config)
+        return Detect.from_config(self.config, nms)
+
 
 def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
                max_num_detections: Optional[int] = None) -> LoadedModel:
     """Build the network that a weights file belongs to and load it.
 
     Args:
-        which: path of a weights file or of a run folder, or `latest` or `interrupt` in
-            `save_folder`.
+        which: path of a weights file, of a run folder, or of what `utils.export` wrote (the folder
+            or a model in it), or `latest` or `interrupt` in `save_folder`.
         save_folder: see `which`.
         config_name: recipe; None for that stored with the weights, or of the file's name.
         max_num_detections: detections per image; None for the configuration's.
@@ -235,6 +250,8 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     Raises:
         UserError: there is no such file, it is damaged, or does not fit the recipe.
     """
+    if is_export(which):
+        return _load_export(which, config_name, max_num_detections)
     wanted = get_config(config_name) if config_name else None
     name = wanted.name if wanted else None
     path = checkpoint.find_checkpoint(checkpoint.weights_of_run(which), save_folder, name)
@@ -256,3 +273,14 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     config = config.replace(**changes)
     model = build_yolact(config)
     return LoadedModel(model.eval(), config, load_network(model, stored))
+
+
+def _load_export(path: str, config_name: Optional[str],
+                 max_num_detections: Optional[int]) -> LoadedModel:
+    network = ExportedNetwork(path)
+    facts = network.facts
+    source = WeightsFile(os.path.normpath(path), f"export of {facts['weights']['file']}, "
+                         f"{facts['form']}", {}, class_names=facts["class_names"],
+                         category_ids=facts["category_ids"])
+    return LoadedModel(network.eval(), config_of_export(network, config_name, max_num_detections),
+                       LoadReport(source, (), (), ()))

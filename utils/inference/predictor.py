@@ -30,7 +30,6 @@ from torch import Tensor
 
 from data.classes import ClassList, find_classes
 from data.image import image_from_array, image_from_pil, read_image
-from layers.detection import Detect
 from utils.device import select_device, synchronize
 from utils.inference.detector import (
     Detector,
@@ -52,8 +51,8 @@ class Predictor:
     """Finds objects in images. Not to be used by several threads at once.
 
     Args:
-        weights: path of a weights file or of a run folder, `latest` or `interrupt` in
-            `save_folder`, or a network from `load_model`.
+        weights: path of a weights file, of a run folder or of an export, `latest` or `interrupt`
+            in `save_folder`, or a network from `load_model`.
         device: `auto`, `npu`, `cuda` or `cpu`, or one that was selected.
         config: recipe, where neither the weights nor their name say it.
         score_threshold: only objects with a higher score; 0 for all that the network finds.
@@ -91,8 +90,8 @@ class Predictor:
         self.classes: ClassList = find_classes(
             loaded.config.num_classes - 1, loaded.source.class_names, loaded.source.category_ids,
             loaded.config.dataset)
-        self._detector = Detector(loaded.model.to(target), Detect.from_config(loaded.config, nms),
-                                  target, crop, score_threshold)
+        self._detector = Detector(loaded.model.to(target), loaded.build_detect(nms), target, crop,
+                                  score_threshold)
 
     @overload
     def __call__(self, source: Union[List[Source], Tuple[Source, ...]],

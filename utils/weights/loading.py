@@ -31,7 +31,7 @@ class LoadReport(NamedTuple):
     """Names in the file that have no place in the network."""
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts = [f"{len(self.loaded)} tensors loaded"] if self.loaded else []
         if self.source.renamed:
             parts.append(f"renamed ({'; '.join(self.source.renamed)})")
         if self.reinitialised:
@@ -39,7 +39,8 @@ class LoadReport(NamedTuple):
                          f"({', '.join(self.reinitialised)})")
         if self.unused:
             parts.append(f"{len(self.unused)} unused ({some(self.unused)})")
-        return "\n".join([f"{self.source}: {'; '.join(parts)}"] + self.source.warnings)
+        first = f"{self.source}: {'; '.join(parts)}" if parts else str(self.source)
+        return "\n".join([first] + self.source.warnings)
 
 
 def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:

@@ -1,0 +1,120 @@
+"""Speed and size of exported networks against PyTorch, on the CPU.
+
+    python test/benchmark/bench_export.py [--config=yolact_resnet50] [--max_size=550] [--rounds=5]
+
+All ways are timed in turn on the same image and number of threads (OMP_NUM_THREADS), the best of
+the rounds counts. Weights are random; only the host's detection depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from backbone import BatchNorm2d  # noqa: E402
+from data.config import Config, get_config  # noqa: E402
+from layers.detection import Detect  # noqa: E402
+from utils.checkpoint import CheckpointName, save_checkpoint  # noqa: E402
+from utils.export.__main__ import main as export  # noqa: E402
+from utils.export.graph import prepared  # noqa: E402
+from utils.export.run import Segmenter  # noqa: E402
+from utils.export.verify import example_images  # noqa: E402
+from utils.exported import ExportedModel  # noqa: E402
+from yolact import Yolact, build_yolact  # noqa: E402
+
+FORMS = {"raw": [], "raw half": ["--half"], "detections": ["--outputs=detections"]}
+
+
+def random_network(config: Config) -> Yolact:
+    """Random weights that keep the values in range, as those of a trained network do."""
+    torch.manual_seed(0)
+    network = build_yolact(config)
+    for module in network.modules():
+        if isinstance(module, BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(torch.from_numpy(example_images(config.max_size, 2)))
+        for parameter in network.prediction_layers[0].parameters():
+            parameter.mul_(0.1)
+    return network.eval()
+
+
+def milliseconds(ways: Dict[str, Callable[[], Any]], rounds: int) -> Dict[str, float]:
+    """Best wall time of each way, all of them in turn; the first round does not count."""
+    best = {name: float("inf") for name in ways}
+    for number in range(rounds + 1):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            if number:
+                best[name] = min(best[name], 1000 * (time.perf_counter() - start))
+    return best
+
+
+def export_all(config: Config, folder: str, weights: str) -> Dict[str, str]:
+    """Export in every form; prints what it costs and returns the folders."""
+    folders = {}
+    for form, flags in FORMS.items():
+        out = os.path.join(folder, form.replace(" ", "_"))
+        start = time.perf_counter()
+        if export([weights, f"--out={out}", "--input=uint8", *flags]) != 0:
+            sys.exit(1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+        size = os.path.getsize(os.path.join(out, "model.onnx")) / 1e6
+        print(f"-- {form}: {size:.1f} MB, exported and checked in "
+              f"{time.perf_counter() - start:.0f} s, peak of the process {peak:.2f} GiB")
+        folders[form] = out
+    return folders
+
+
+def main() -> None:
+    """Export, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="yolact_resnet50")
+    parser.add_argument("--max_size", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    config = get_config(args.config)
+    if args.max_size is not None:
+        config = config.replace(max_size=args.max_size)
+    network = random_network(config)
+    planes = example_images(config.max_size, 1)
+    images = torch.from_numpy(planes)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        weights = save_checkpoint(CheckpointName(config.name, 0, 1), folder, network.state_dict(),
+                                  {"config": config.to_dict(), "class_names": None})
+        folders = export_all(config, folder, weights)
+        models = {form: ExportedModel(out, "cpu") for form, out in folders.items()}
+        folded, detect = prepared(network), Detect.from_config(config)
+        host = Segmenter(folders["raw"], "cpu")
+        outputs = {name: values[0] for name, values in models["raw"](planes).items()}
+        predictions = network(images)
+        ways: Dict[str, Callable[[], Any]] = {
+            "PyTorch": lambda: network(images),
+            "PyTorch, normalisation folded": lambda: folded(images),
+            **{f"ONNX Runtime, {form}": (lambda model=model: model(planes))  # type: ignore[misc]
+               for form, model in models.items()},
+            "detection on the host, PyTorch": lambda: detect(predictions),
+            "detection on the host, run.py": lambda: host.detections(outputs)}
+        found = milliseconds(ways, args.rounds)
+        picture = np.zeros((480, 640, 3), np.uint8)
+        found["run.py, an image of 640 x 480 to masks"] = milliseconds(
+            {"": lambda: host(picture)}, args.rounds)[""]
+    print(f"{config.name}, {config.max_size} px, batch 1, {torch.get_num_threads()} threads")
+    for name, value in found.items():
+        print(f"{name:42s} {value:8.1f} ms  {found['PyTorch'] / value:5.2f} x PyTorch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""`python -m utils.export`: every recipe equals PyTorch to the last detection; refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+import yaml
+
+import eval as evaluation
+from data.config import get_config, list_configs
+from data.shapes import main as write_shapes
+from helpers.deterministic import (
+    load_deterministic_weights,
+    small_config,
+    small_plus_config,
+)
+from helpers.exports import export, require_onnx
+from helpers.prediction_weights import IDS, NAMES, noise, save_weights
+from utils.checkpoint import CheckpointName, save_checkpoint
+from utils.export import verify
+from utils.export.__main__ import main
+from utils.exported import read_description
+from utils.inference import Predictor
+from yolact import build_yolact
+
+onnx, onnxruntime = require_onnx()
+pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
+                                reason="exports are made with current PyTorch")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+def pixels(rle):
+    return pycocotools.mask.decode(rle).astype(bool)
+
+
+def assert_same_objects(one, other, tolerance=1e-3):
+    """Equal to the last detection.
+
+    Scores that are equal but for their last bits may come in another order, and a mask may differ
+    in pixels whose value is the threshold.
+    """
+    assert len(one) == len(other) > 0
+    np.testing.assert_allclose(one.scores, other.scores, atol=tolerance)
+    left = list(range(len(other)))
+    for n in range(len(one)):
+        apart = [np.abs(one.boxes[n] - other.boxes[k]).max() / max(one.image.shape)
+                 + np.abs(one.scores[n] - other.scores[k])
+                 + (one.class_ids[n] != other.class_ids[k]) for k in left]
+        assert min(apart) < tolerance
+        match = left.pop(int(np.argmin(apart)))
+        assert (pixels(one.rles[n]) != pixels(other.rles[match])).mean() < 1e-4
+
+
+def small(name):
+    if name == "yolact_shapes":
+        return get_config(name, max_size=64)
+    return small_plus_config(name) if "plus" in name else small_config(name)
+
+
+SLOW = ("yolact_base", "yolact_im400", "yolact_im700", "yolact_plus_base")
+"""The others with more layers; a run without --slow leaves them out."""
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in list_configs()])
+def test_every_recipe_finds_what_pytorch_finds(name, tmp_path):
+    config = small(name)
+    network = load_deterministic_weights(build_yolact(config))
+    with torch.no_grad():  # else nothing is above the threshold
+        network.prediction_layers[0].conf_layer.weight.mul_(6)
+    path = save_checkpoint(CheckpointName(name, 1, 20), str(tmp_path / "weights"),
+                           network.state_dict(), {"config": config.to_dict(), "class_names": None})
+    folder = export(path, tmp_path / "out")
+    image = noise(300, 200)
+    assert_same_objects(Predictor(folder, device="cpu")(image),
+                        Predictor(path, device="cpu")(image))
+
+
+@pytest.mark.parametrize("flags", [
+    ["--batch_size=1,4"],
+    ["--batch_size=dynamic", "--input=uint8"],
+    ["--batch_size=2", "--outputs=detections"],
+    ["--outputs=detections", "--input=uint8"],
+    ["--opset=17", "--outputs=detections"],
+], ids=" ".join)
+def test_forms_of_a_model_are_the_same_network(flags, weights, tmp_path):
+    folder = export(weights, tmp_path / "out", *flags)
+    images = [noise(90, 120, seed) for seed in range(5)]
+    for batch_size in (1, 5):
+        found = Predictor(folder, device="cpu", batch_size=batch_size)(images)
+        for one, other in zip(found, Predictor(weights, device="cpu")(images)):
+            assert_same_objects(one, other)
+            assert one.category_ids == IDS and one.all_class_names == NAMES
+
+
+@pytest.mark.parametrize("form", ["raw", "detections"])
+def test_half_precision_is_near(form, weights, tmp_path, capsys):
+    full, half = (export(weights, tmp_path / name, f"--outputs={form}", *more)
+                  for name, more in (("full", []), ("half", ["--half"])))
+    sizes = [os.path.getsize(os.path.join(folder, "model.onnx")) for folder in (full, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    facts = read_description(half)
+    assert facts["models"][0]["half"] and 1e-5 < facts["differences"]["proto"] < 2e-2
+
+
+def test_the_folder_describes_itself(weights, tmp_path):
+    folder = export(weights, tmp_path / "out", "--batch_size=1,8")
+    assert sorted(os.listdir(folder)) == ["model.yaml", "model_bs1.onnx", "model_bs8.onnx",
+                                          "priors.npy", "run.py"]
+    with open(os.path.join(folder, "model.yaml"), encoding="utf-8") as stream:
+        facts = yaml.safe_load(stream)
+    assert facts == read_description(folder)
+    assert facts["class_names"] == NAMES and facts["category_ids"] == IDS
+    assert facts["thresholds"] == {"score": 0.05, "iou": 0.5, "top_k": 200, "max_detections": 100}
+    assert max(facts["differences"].values()) < 1e-4
+    for entry in facts["models"]:
+        graph = onnx.load(os.path.join(folder, entry["file"])).graph
+        shape_of = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+                    for value in [*graph.input, *graph.output]}
+        assert shape_of == {"input.1": [entry["batch"], 3, 64, 64], **{
+            output["name"]: [entry["batch"], *output["shape"][1:]] for output in facts["outputs"]}}
+        assert list(shape_of)[1:] == ["mask", "conf", "loc", "proto"]  # ModelZoo's order
+
+
+def test_eval_scores_an_export_as_its_weights(weights, tmp_path, capsys):
+    data = tmp_path / "shapes"
+    assert write_shapes([str(data), "--train=1", "--val=6"]) == 0
+    named = save_weights(tmp_path / "weights", ["circle", "square", "triangle", "star"],
+                         [1, 2, 3, 4])
+    rows = []
+    for which in (named, export(named, tmp_path / "raw", "--batch_size=4"),
+                  export(named, tmp_path / "found", "--outputs=detections"),
+                  str(tmp_path / "raw" / "model.onnx")):
+        capsys.readouterr()
+        assert evaluation.main([
+            f"--trained_model={which}", f"--val_data={data}", "--eval_device=cpu",
+            "--num_workers=0", "--per_class_file=", "--output_coco_json",
+            f"--bbox_det_file={tmp_path / 'box.json'}",
+            f"--mask_det_file={tmp_path / 'mask.json'}"]) == 0
+        out = capsys.readouterr().out
+        table = [line for line in out.splitlines() if line.lstrip().startswith(("box |", "mask |"))]
+        assert len(table) == 2
+        rows.append([table, len(json.loads((tmp_path / "mask.json").read_text()))])
+    assert rows[1:] == [rows[0]] * 3 and rows[0][1] == 600
+
+
+REFUSED = [
+    (["--batch_size=0"], "--batch_size is '0', expected different numbers from 1 on"),
+    (["--batch_size=1,x"], "--batch_size is '1,x'"),
+    (["--batch_size=dynamic", "--outputs=detections"], "has fixed shapes; give numbers"),
+    (["--outputs=boxes"], "--outputs is 'boxes', expected one of raw, detections"),
+    (["--opset=99"], "cannot write this network with opset 99"),
+    (["--opset=9"], "--opset is '9', expected a whole number of at least 11"),
+    (["--config=yolact_base"], "does not hold this network"),
+]
+
+
+@pytest.mark.parametrize("flags, sentence", REFUSED, ids=lambda value: " ".join(value)[:40])
+def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tmp_path, capsys):
+    assert main([weights, f"--out={tmp_path / 'out'}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
+    assert os.listdir(str(tmp_path)) == []
+
+
+def refused(capsys, *argv):
+    assert main([str(argument) for argument in argv]) == 2
+    return capsys.readouterr().err
+
+
+def test_files_in_the_way_stay(weights, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("x")
+    assert "exists and is not an empty folder" in refused(capsys, weights, f"--out={tmp_path}")
+    assert os.listdir(str(tmp_path)) == ["mine.txt"]
+
+
+def test_weights_that_are_no_network(tmp_path, capsys):
+    path = tmp_path / "yolact_shapes_1_2.pth"
+    path.write_bytes(b"nothing")
+    assert "is no known kind of weights file" in refused(capsys, path, f"--out={tmp_path / 'o'}")
+    assert "no weights file" in refused(capsys, tmp_path / "absent.pth", f"--out={tmp_path / 'o'}")
+
+
+def test_an_export_is_no_source_of_another(weights, tmp_path, capsys):
+    folder = export(weights, tmp_path / "out")
+    assert "is an export already" in refused(capsys, folder, f"--out={tmp_path / 'o'}")
+
+
+def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
+    error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
+    assert "the exported model differs from PyTorch" in error
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
+def test_a_missing_library_is_named_with_its_command(name, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
+    assert f"exporting needs {name}" in error and "pip install onnx onnxruntime" in error
+
+
+def predict(capsys, tmp_path, *flags):
+    code = evaluation.main([*flags, "--eval_device=cpu", f"--image={tmp_path}/a.png:{tmp_path}/b"])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda folder: (folder / "model.yaml").unlink(), "is a folder without weights/best.pth"),
+    (lambda folder: (folder / "model.yaml").write_text(""), "cannot be read"),
+    (lambda folder: (folder / "model.onnx").unlink(), "is missing or not the file that"),
+    (lambda folder: (folder / "model.onnx").write_bytes(b"x"), "is missing or not the file that"),
+], ids=["no description", "empty description", "no model", "another model"])
+def test_a_damaged_folder_is_a_sentence(damage, sentence, weights, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    folder = export(weights, tmp_path / "out")
+    damage(Path(folder))
+    code, error = predict(capsys, tmp_path, f"--trained_model={folder}")
+    assert code == 2 and sentence in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--fast_nms=False"], "has its suppression inside"),
+    (["--max_num_detections=5"], "has its suppression inside (fast, 100 detections)"),
+    (["--config=yolact_base"], "was exported from yolact_shapes"),
+])
+def test_flags_that_an_export_cannot_follow(flags, sentence, weights, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    folder = export(weights, tmp_path / "out", "--outputs=detections")
+    code, error = predict(capsys, tmp_path, f"--trained_model={folder}", *flags)
+    assert code == 2 and sentence in error

@@ -1,0 +1,177 @@
+"""`--format=om`: the command line of ATC, a stand-in for it, its failures, ais_bench."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import types
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from helpers.exports import export, require_onnx
+from helpers.prediction_weights import noise, save_weights
+from utils.export.__main__ import main
+from utils.exported import read_description
+from utils.inference import Predictor
+
+onnx, onnxruntime = require_onnx()
+pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
+                                reason="exports are made with current PyTorch")
+
+ATC = """#!{python}
+import json, os, shutil, sys
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+json.dump([sys.argv[1:], os.getcwd()], open({record!r}, "a"))
+open({record!r}, "a").write(chr(10))
+print("ATC start working now, please wait for a moment.", flush=True)
+{body}
+"""
+WORKS = "shutil.copy(flags['model'], flags['output'] + '.om'); open('fusion_result.json', 'w')"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def atc(tmp_path, monkeypatch):
+    """Puts a stand-in on the PATH; returns what it was called with."""
+    record = tmp_path / "calls"
+
+    def install(body=WORKS):
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        program = folder / "atc"
+        program.write_text(ATC.format(python=sys.executable, record=str(record), body=body))
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        return lambda: [json.loads(line) for line in record.read_text().splitlines()]
+    return install
+
+
+def test_atc_is_called_as_modelzoo_calls_it(weights, tmp_path, atc, capsys):
+    calls = atc()
+    folder = export(weights, tmp_path / "out", "--format=om", "--batch_size=1,8",
+                    "--soc=310P3,Ascend910B3")
+    out = capsys.readouterr().out
+    assert out.count("ATC start working now") == 4  # streamed
+    arguments, scratch = calls()[1]
+    assert arguments == [
+        "--framework=5", "--model=model_bs8.onnx", "--output=model_bs8_310P3",
+        "--input_format=NCHW", "--input_shape=input.1:8,3,64,64", "--log=error",
+        "--soc_version=Ascend310P3"]
+    assert not os.path.exists(scratch)
+    assert sorted(name for name in os.listdir(folder) if "om" in name.split(".")[-1:]) == [
+        "model_bs1_310P3.om", "model_bs1_910B3.om", "model_bs8_310P3.om", "model_bs8_910B3.om"]
+    entry = read_description(folder)["models"][3]
+    assert entry["command"] == "atc " + " ".join(arguments) and entry["command"] in out
+    assert entry["file"] == "model_bs8_310P3.om" and len(entry["sha256"]) == 64
+    assert sorted(os.listdir(str(tmp_path))) == ["bin", "calls", "out"]
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--half"], "--precision_mode=force_fp16"),
+    (["--precision_mode=must_keep_origin_dtype"], "--precision_mode=must_keep_origin_dtype"),
+    (["--input=uint8"], "--insert_op_conf=aipp.cfg"),
+])
+def test_flags_reach_atc(flags, expected, weights, tmp_path, atc):
+    calls = atc()
+    folder = export(weights, tmp_path / "out", "--format=om", *flags)
+    assert calls()[0][0][-1] == expected
+    if "aipp" in expected:
+        with open(os.path.join(folder, "aipp.cfg")) as stream:
+            config = stream.read()
+        for line in ("input_format: RGB888_U8", "src_image_size_w: 64", "min_chn_0: 123.68",
+                     "min_chn_2: 103.94", "var_reci_chn_0: 0.0171232877"):
+            assert line in config
+        entry = read_description(folder)["models"][1]
+        assert entry["input"] == {"name": "input.1", "type": "uint8", "layout": "NHWC"}
+
+
+def test_without_atc_a_script_is_left(weights, tmp_path, atc, capsys, monkeypatch):
+    folder = export(weights, tmp_path / "out", "--format=om", "--soc=310P3,310B4")
+    out = capsys.readouterr().out
+    assert "ATC is not installed here" in out and "source /usr/local/Ascend" in out
+    assert not [name for name in os.listdir(folder) if name.endswith(".om")]
+    atc()
+    subprocess.check_call(["bash", os.path.join(folder, "atc.sh")], cwd=str(tmp_path))
+    for name in ("model_310P3.om", "model_310B4.om"):
+        assert os.path.exists(os.path.join(folder, name))
+
+
+@pytest.mark.parametrize("body, flags, sentence", [
+    ("print('E10001: no such thing'); sys.exit(3)", [], "failed with exit code 3 (ATC start"),
+    ("pass", [], "left no model_310P3.om"),
+    ("import time; time.sleep(60)", ["--atc_seconds=1"], "was ended after 1 s"),
+])
+def test_an_atc_that_fails(body, flags, sentence, weights, tmp_path, atc, capsys):
+    atc(body)
+    assert main([weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: atc ") and sentence in error and error.count("\n") == 1
+    assert str(tmp_path / "out.atc.log") in error
+    assert "ATC start working now" in (tmp_path / "out.atc.log").read_text()
+    assert sorted(os.listdir(str(tmp_path))) == ["bin", "calls", "out.atc.log"]
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--soc=310P4"], "--soc names '310P4', which is no known chip; did you mean '310P"),
+    (["--batch_size=dynamic"], "a model for Ascend has a fixed one"),
+    (["--format=caffe"], "--format is 'caffe', expected one of onnx, om"),
+    (["--precision_mode=half"], "--precision_mode is 'half', expected one of force_fp16"),
+])
+def test_bad_input(flags, sentence, weights, tmp_path, capsys):
+    assert main([weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
+    assert sentence in capsys.readouterr().err
+    assert os.listdir(str(tmp_path)) == []
+
+
+class InferSession:
+    """Stands for ais_bench's: runs the ONNX model that the stand-in `atc` took for an OM."""
+
+    def __init__(self, device_id, path):
+        with open(path, "rb") as stream:
+            self.session = onnxruntime.InferenceSession(stream.read(),
+                                                        providers=["CPUExecutionProvider"])
+
+    def infer(self, feeds):
+        if feeds[0].dtype == np.uint8:  # as AIPP does
+            mean, std = (np.array(values, np.float32) for values in (
+                (123.68, 116.78, 103.94), (58.40, 57.12, 57.38)))
+            feeds = [((feeds[0] - mean) / std).transpose(0, 3, 1, 2)]
+        return self.session.run(None, {"input.1": feeds[0]})
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_ais_bench_takes_the_place_of_onnxruntime(kind, weights, tmp_path, atc, monkeypatch):
+    atc()
+    folder = export(weights, tmp_path / "out", "--format=om", f"--input={kind}")
+    interface = types.ModuleType("ais_bench.infer.interface")
+    interface.InferSession = InferSession
+    for name in ("ais_bench", "ais_bench.infer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "ais_bench.infer.interface", interface)
+    image = noise()
+    om, pytorch = (Predictor(source, device="cpu")(image) for source in (
+        os.path.join(folder, "model_310P3.om"), weights))
+    np.testing.assert_allclose(om.scores, pytorch.scores, atol=1e-4)
+    np.testing.assert_allclose(np.sort(om.boxes, 0), np.sort(pytorch.boxes, 0), atol=1e-2)
+
+
+def test_a_missing_runtime_is_a_sentence(weights, tmp_path, atc, capsys):
+    import eval as evaluation
+
+    atc()
+    folder = export(weights, tmp_path / "out", "--format=om")
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    assert evaluation.main([f"--trained_model={folder}/model_310P3.om", "--eval_device=cpu",
+                            f"--image={tmp_path}/a.png:{tmp_path}/b.png"]) == 2
+    error = capsys.readouterr().err
+    assert "ais_bench is needed to run an exported model" in error and error.count("\n") == 1

@@ -1,0 +1,137 @@
+"""run.py of an exported folder finds alone what eval.py does: NumPy, OpenCV, ONNX Runtime."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+
+import eval as evaluation
+from helpers.deterministic import load_deterministic_weights, small_plus_config
+from helpers.exports import export, require_onnx
+from helpers.prediction_weights import noise, save_weights
+from utils.checkpoint import CheckpointName, save_checkpoint
+from utils.export.run import run_lengths
+from yolact import build_yolact
+
+require_onnx()
+pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
+                                reason="exports are made with current PyTorch")
+
+ALONE = """
+import importlib.abc, runpy, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("torch", "yaml", "onnx", "pycocotools", "PIL", "matplotlib",
+                                  "utils", "data", "layers", "yolact"):
+            raise ImportError(name + " is not there")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_alone(folder, cwd, *arguments):
+    """Run the folder's run.py where nothing else can be imported; exit code, output, errors."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", ALONE, os.path.join(folder, "run.py"), *arguments],
+                          cwd=str(cwd), env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=120, universal_newlines=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+def plus_weights(folder):
+    config = small_plus_config("yolact_plus_resnet50")
+    network = load_deterministic_weights(build_yolact(config))
+    with torch.no_grad():
+        network.prediction_layers[0].conf_layer.weight.mul_(6)
+    return save_checkpoint(CheckpointName(config.name, 1, 20), str(folder), network.state_dict(),
+                           {"config": config.to_dict(), "class_names": None})
+
+
+@pytest.mark.parametrize("kind", ["raw", "detections", "plus"])
+def test_run_py_finds_and_draws_what_eval_does(kind, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if kind == "plus":
+        weights, flags = plus_weights(tmp_path / "weights"), []
+    else:
+        flags = [f"--outputs={kind}"]
+    folder = export(weights, tmp_path / "out", *flags)
+    (tmp_path / "elsewhere").mkdir()
+    cv2.imwrite("a.png", noise(111, 150))
+    code, out, errors = run_alone(folder, tmp_path / "elsewhere", "../a.png", "--out=drawn",
+                                  "--top_k=9")
+    assert code == 0, errors
+    assert evaluation.main([f"--trained_model={weights}", "--image=a.png:b.png", "--top_k=9",
+                            "--output_json", "--eval_device=cpu"]) == 0
+    ours, theirs = json.loads(out), json.loads((tmp_path / "b.json").read_text())
+    assert len(ours) == len(theirs) == 9
+    for one, other in zip(ours, theirs):
+        assert one["category_name"] == other["category_name"]
+        assert one["category_id"] == other["category_id"]
+        assert abs(one["score"] - other["score"]) < 1e-4
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=0.05)
+        masks = [pycocotools.mask.decode(record["segmentation"]) for record in (one, other)]
+        assert (masks[0] != masks[1]).sum() <= 2
+    drawn = cv2.imread("elsewhere/drawn/a.png").astype(int)
+    assert (np.abs(drawn - cv2.imread("b.png")).max(2) > 0).mean() < 1e-3
+
+
+def test_run_py_is_one_file_of_ours(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    with open(os.path.join(folder, "run.py"), encoding="utf-8") as stream:
+        tree = ast.parse(stream.read())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+                for name in node.names}
+    assert modules <= {"__future__", "argparse", "colorsys", "cv2", "dataclasses", "difflib",
+                       "hashlib", "importlib", "json", "numpy", "os", "sys", "typing"}
+    assert ast.get_docstring(tree).startswith("Find objects with an exported YOLACT")
+    defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert len(defined) == len(set(defined)) and {"UserError", "draw_instances",
+                                                  "ExportedModel"} <= set(defined)
+
+
+def test_run_py_is_imported(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    code = ("import cv2, numpy, run; found = run.Segmenter()(numpy.zeros((50, 60, 3), 'uint8'));"
+            "print(found.masks.shape, found.draw().shape, len(found.class_names))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE,
+                          timeout=120, universal_newlines=True)
+    shape, drawn = done.stdout.rsplit("(", 1)
+    assert shape.startswith("(100, 50, 60)") and drawn.startswith("50, 60, 3) 100")
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["absent.png"], "'absent.png' is missing or no image that OpenCV can read"),
+    (["a.png", "--model=/absent"], "no exported model '/absent'"),
+])
+def test_run_py_says_what_is_wrong(arguments, sentence, weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    code, out, errors = run_alone(folder, tmp_path, *arguments)
+    assert code == 2 and out == ""
+    assert errors.startswith("error: ") and sentence in errors and errors.count("\n") == 1
+
+
+def test_run_lengths_are_those_of_coco():
+    rng = np.random.RandomState(0)
+    masks = [rng.rand(20 + n, 30) < share for n, share in enumerate((0.0, 0.01, 0.5, 0.99, 1.0))]
+    rows = np.arange(300)[:, None]
+    masks.append((rows - 150) ** 2 + (np.arange(400) - 90) ** 2 < 80 ** 2)
+    for mask in masks:
+        encoded = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert run_lengths(mask) == encoded["counts"].decode("ascii")

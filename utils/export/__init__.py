@@ -1,0 +1,1 @@
+"""Networks for other runtimes: `python -m utils.export WEIGHTS --out=FOLDER`."""

@@ -1,0 +1,167 @@
+"""Export a network: `python -m utils.export WEIGHTS --out=FOLDER`.
+
+The folder holds ONNX models (with --format=om Ascend models, too), `model.yaml`, and `run.py`,
+which needs nothing of this repository. eval.py and `Predictor` take the folder in the place of
+weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from data.config import Config
+from utils.cli import ArgumentParser, Bounded, add_switch, run_main
+from utils.errors import UserError
+from utils.export.atc import (
+    AIPP,
+    PRECISION_MODES,
+    SCRIPT,
+    SET_ENV,
+    aipp_config,
+    atc_script,
+    convert,
+    has_atc,
+    om_entry,
+    parse_socs,
+)
+from utils.export.folder import (
+    Plan,
+    new_folder,
+    require_libraries,
+    write_description,
+    write_models,
+)
+from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
+from utils.export.verify import differences
+from utils.exported import digest, is_export
+from utils.inference.detector import LoadedModel, load_model
+from yolact import Yolact
+
+DYNAMIC = "dynamic"
+
+
+def export_parser() -> ArgumentParser:
+    """Parser of this command."""
+    parser = ArgumentParser(prog="python -m utils.export", description="Export a network to ONNX "
+                            "and to Ascend's OM, with all that is needed to run it elsewhere.")
+    parser.add_argument("weights", metavar="WEIGHTS",
+                        help="weights file, run folder, latest or interrupt, as for eval.py")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument("--config", default=None, help="recipe, where the weights do not say it")
+    parser.add_argument("--save_folder", default="weights/",
+                        help="where latest and interrupt are looked for")
+    parser.add_argument("--outputs", choices=FORMS, default="raw",
+                        help="raw: what ModelZoo's models give; detections: Fast NMS inside")
+    parser.add_argument("--batch_size", default="1", metavar="N,N,..|dynamic",
+                        help="images of a batch, a model for each; dynamic: any number")
+    parser.add_argument("--input", choices=tuple(INPUT_TYPES), default="float32",
+                        help="float32: images normalised by the caller; uint8: as they are read")
+    add_switch(parser, "--half", help="weights and arithmetic in half precision")
+    parser.add_argument("--opset", type=Bounded(int, 11), default=None,
+                        help="of ONNX; default 11, with deformable convolutions 19")
+    om = parser.add_argument_group("Ascend's OM, beside ONNX")
+    om.add_argument("--format", choices=("onnx", "om"), default="onnx",
+                    help="om: run ATC, or, where it is not installed, write atc.sh")
+    om.add_argument("--soc", default="310P3", metavar="NAME,NAME,..",
+                    help="chips to make models for, as 'npu-smi info' names them")
+    om.add_argument("--precision_mode", choices=PRECISION_MODES, default="",
+                    help="of ATC; default: ATC's own, with --half force_fp16")
+    om.add_argument("--atc_seconds", type=Bounded(float, 1), default=3600.0,
+                    help="time that ATC may take for a model")
+    return parser
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What the flags ask for; a batch that is none is a `UserError`."""
+    if args.batch_size == DYNAMIC and args.outputs != "raw":
+        raise UserError(f"--batch_size is {DYNAMIC}, but --outputs={args.outputs} has fixed "
+                        "shapes; give numbers, such as 1,8")
+    batches: Tuple[Optional[int], ...] = (None,)
+    if args.batch_size != DYNAMIC:
+        words = args.batch_size.split(",")
+        if not all(word.isdigit() and int(word) for word in words) or len(set(words)) < len(words):
+            raise UserError(f"--batch_size is '{args.batch_size}', expected different numbers "
+                            f"from 1 on, such as 1 or 1,8, or {DYNAMIC}")
+        batches = tuple(int(word) for word in words)
+    if args.format == "onnx":
+        return Plan(args.outputs, batches, args.input, args.half, args.opset)
+    if args.batch_size == DYNAMIC:
+        raise UserError(f"--batch_size is {DYNAMIC}, but a model for Ascend has a fixed one; give "
+                        "numbers, such as 1,8")
+    # ATC takes single precision and normalised images; it sees to the rest itself.
+    return Plan(args.outputs, batches, "float32", False, args.opset)
+
+
+def convert_to_om(args: argparse.Namespace, config: Config, facts: Dict[str, Any], socs: List[str],
+                  folder: str) -> List[str]:
+    """Add Ascend's models to `folder` and to its description; returns sentences for the user."""
+    aipp = args.input == "uint8"
+    if aipp:
+        with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:
+            stream.write(aipp_config(config))
+    mode = args.precision_mode or ("force_fp16" if args.half else "")
+    entries = [om_entry(entry, config, soc, mode, aipp)
+               for soc in socs for entry in facts["models"]]
+    facts["models"] = facts["models"] + entries
+    if not has_atc():
+        with open(os.path.join(folder, SCRIPT), "w", encoding="utf-8") as stream:
+            stream.write(atc_script(entries))
+        return [f"ATC is not installed here. Where CANN is: source {SET_ENV}, then bash "
+                f"{os.path.join(args.out, SCRIPT)}"]
+    for entry in entries:
+        convert(entry, folder, os.path.abspath(args.out.rstrip("/") + ".atc.log"),
+                args.atc_seconds, lambda line: print(line, flush=True))
+        entry["sha256"] = digest(os.path.join(folder, entry["file"]))
+    return [f"Wrote   : {os.path.join(args.out, entry['file'])}, batch {entry['batch']}, "
+            f"{entry['soc']}" for entry in entries]
+
+
+def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
+    """The weights to export."""
+    if is_export(args.weights):
+        raise UserError(f"'{args.weights}' is an export already; give the weights it came from")
+    loaded = load_model(args.weights, args.save_folder, args.config)
+    assert isinstance(loaded.model, Yolact)
+    return loaded, loaded.model
+
+
+def _run(argv: List[str]) -> int:
+    args = export_parser().parse_args(argv)
+    plan, socs = plan_of(args), parse_socs(args.soc)
+    require_libraries()
+    loaded, network = load(args)
+    if args.format == "om" and has_deform_conv(network):
+        raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
+                        "take from ONNX; export it with --format=onnx")
+    print(f"Weights : {loaded.report}", flush=True)
+    with new_folder(args.out) as folder:
+        facts = write_models(loaded, network, plan, folder)
+        write_description(facts, folder)
+        apart = differences(network, loaded.config, folder, plan.half)
+        facts["differences"] = apart
+        onnx_models = facts["models"]
+        notes = (convert_to_om(args, loaded.config, facts, socs, folder)
+                 if args.format == "om" else [])
+        write_description(facts, folder)
+    print("Checked : largest relative difference from PyTorch: "
+          + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
+    for entry in onnx_models:
+        path = os.path.join(args.out, entry["file"])
+        print(f"Wrote   : {path}, batch {entry['batch'] or DYNAMIC}, opset {entry['opset']}, "
+              f"{os.path.getsize(path) / 1e6:.1f} MB")
+    print("\n".join(notes + [
+        f"Try     : python {os.path.join(args.out, 'run.py')} image.jpg --out=drawn",
+        f"          python eval.py --trained_model={args.out} --val_data=/data/coco"]))
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run with these arguments; returns the exit code (2: something the user has to change)."""
+    return run_main(_run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

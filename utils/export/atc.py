@@ -1,0 +1,129 @@
+"""ONNX to Ascend's OM: the command line of `atc`, and running it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Sequence
+
+from data.config import Config
+from utils.errors import UserError, nearest
+
+SOCS = ("310", "310B1", "310B4", "310P1", "310P3", "910A", "910ProA", "910B", "910B1", "910B2",
+        "910B2C", "910B3", "910B4", "910_9391", "910_9392")
+"""Chips as `npu-smi info` and ATC's --soc_version name them, without `Ascend`."""
+PRECISION_MODES = ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16",
+                   "must_keep_origin_dtype", "allow_mix_precision")
+SCRIPT, AIPP = "atc.sh", "aipp.cfg"
+SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
+_LAST_LINES = 5
+
+
+def parse_socs(text: str) -> List[str]:
+    """The chips of `310P3,Ascend910B3`; one that is not known is a `UserError`."""
+    socs = [word.strip().replace("Ascend", "", 1) for word in text.split(",")]
+    for soc in socs:
+        if soc not in SOCS:
+            raise UserError(f"--soc names '{soc}', which is no known chip{nearest(soc, SOCS)}; "
+                            f"known: {', '.join(SOCS)} ('npu-smi info' shows that of a host)")
+    return socs
+
+
+def om_entry(entry: Dict[str, Any], config: Config, soc: str, precision_mode: str,
+             aipp: bool) -> Dict[str, Any]:
+    """How `model.yaml` describes the OM that `atc` makes of the ONNX model `entry`."""
+    name = f"{os.path.splitext(entry['file'])[0]}_{soc}"
+    side = config.max_size
+    command = ["atc", "--framework=5", f"--model={entry['file']}", f"--output={name}",
+               "--input_format=NCHW",
+               f"--input_shape={entry['input']['name']}:{entry['batch']},3,{side},{side}",
+               "--log=error", f"--soc_version=Ascend{soc}"]
+    if precision_mode:
+        command.append(f"--precision_mode={precision_mode}")
+    if aipp:
+        command.append(f"--insert_op_conf={AIPP}")
+    model_input = dict(name=entry["input"]["name"], type="uint8", layout="NHWC") if aipp \
+        else entry["input"]
+    return {"file": name + ".om", "batch": entry["batch"], "sha256": None, "soc": soc,
+            "input": model_input, "command": " ".join(map(shlex.quote, command))}
+
+
+def aipp_config(config: Config) -> str:
+    """ATC's --insert_op_conf: uint8 RGB images `[B,S,S,3]`, normalised on the card as in training.
+
+    AIPP computes (pixel - mean - min) * var_reci with whole means: the mean stands in min.
+    """
+    lines = ["aipp_mode: static", "input_format: RGB888_U8",
+             f"src_image_size_w: {config.max_size}", f"src_image_size_h: {config.max_size}",
+             "csc_switch: false", "rbuv_swap_switch: false"]
+    for channel, (mean, std) in enumerate(zip(config.pixel_mean, config.pixel_std)):
+        lines += [f"mean_chn_{channel}: 0", f"min_chn_{channel}: {mean:g}",
+                  f"var_reci_chn_{channel}: {1 / std:.9g}"]
+    return "aipp_op {\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
+
+
+def atc_script(entries: Sequence[Dict[str, Any]]) -> str:
+    """A script that makes the OMs on a host that has CANN."""
+    return ("#!/bin/bash\n# Makes the Ascend models that model.yaml describes. Needs CANN:\n"
+            f"#   source {SET_ENV}\n"
+            'cd "$(dirname "${BASH_SOURCE[0]}")" && set -ex\n'
+            + "".join(entry["command"] + "\n" for entry in entries))
+
+
+def has_atc() -> bool:
+    """Whether `atc` is on the PATH."""
+    return shutil.which("atc") is not None
+
+
+def convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
+            say: Callable[[str], None]) -> None:
+    """Run the command of an OM's `entry` in a scratch folder and bring its model into `folder`.
+
+    Args:
+        entry: as from `om_entry`.
+        folder: with the ONNX model.
+        log_path: file that gets all that `atc` prints; it is left only where `atc` fails.
+        seconds: after these `atc` is ended.
+        say: prints a line.
+
+    Raises:
+        UserError: `atc` fails, takes too long, or leaves no model; with its last lines.
+    """
+    say(entry["command"])
+    last: Deque[str] = deque(maxlen=_LAST_LINES)
+    with tempfile.TemporaryDirectory(prefix="atc_") as scratch, open(log_path, "w") as log:
+        for name in os.listdir(folder):
+            os.symlink(os.path.join(folder, name), os.path.join(scratch, name))
+        process = subprocess.Popen(shlex.split(entry["command"]), cwd=scratch,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, universal_newlines=True,
+                                   errors="replace", start_new_session=True)
+        assert process.stdout is not None
+        limit = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+        limit.start()
+        try:
+            for line in process.stdout:
+                say(line.rstrip("\n"))
+                log.write(line)
+                last.append(line.strip())
+            code = process.wait()
+        finally:
+            is_late = not limit.is_alive()
+            limit.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        model = os.path.join(scratch, entry["file"])
+        if code == 0 and os.path.isfile(model):
+            shutil.copyfile(model, os.path.join(folder, entry["file"]))
+    if not os.path.isfile(os.path.join(folder, entry["file"])):
+        problem = (f"was ended after {seconds:g} s" if is_late else
+                   f"failed with exit code {code}" if code else f"left no {entry['file']}")
+        raise UserError(f"atc {problem} ({' / '.join(last) or 'it printed nothing'}); all of its "
+                        f"output is in '{log_path}'")
+    os.unlink(log_path)

@@ -1,0 +1,177 @@
+"""What an exported folder holds: models, `model.yaml`, `priors.npy` and `run.py`."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+
+import numpy as np
+import torch
+
+from data.classes import find_classes
+from utils.errors import UserError
+from utils.export import graph
+from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, digest
+from utils.inference.detector import LoadedModel
+from yolact import Yolact
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PRIORS, MASK_IOU, RUN = "priors.npy", "mask_iou.onnx", "run.py"
+_COMMENT = ("# What this folder holds. YAML in JSON's subset: run.py reads it without a library, "
+            "and does not run without it.\n")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be exported."""
+
+    form: str = "raw"
+    """One of `graph.FORMS`."""
+    batches: Tuple[Optional[int], ...] = (1,)
+    """A model for each; None leaves the batch open."""
+    input_type: str = "float32"
+    """One of `graph.INPUT_TYPES`."""
+    half: bool = False
+    opset: Optional[int] = None
+    """None for the lowest that the network can do with."""
+
+    def model_name(self, batch: Optional[int]) -> str:
+        """File name, without ending, of the model with this batch."""
+        return "model" if len(self.batches) == 1 else f"model_bs{batch}"
+
+
+def require_libraries() -> None:
+    """Raise a `UserError` where what writing and checking need is not installed."""
+    for name in ("onnx", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"exporting needs {name}, which is not installed; "
+                            "pip install onnx onnxruntime") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """Give a folder to fill, which takes the name `path` at the end; after an error none is left.
+
+    Raises:
+        UserError: there is something at `path` already, or nothing can be written there.
+    """
+    path = os.path.abspath(path)
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise UserError(f"'{path}' exists and is not an empty folder; choose another --out, or "
+                        "remove it")
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(temporary)
+        yield temporary
+        if os.path.isdir(path):
+            os.rmdir(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
+                        "choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
+                 folder: str) -> Dict[str, Any]:
+    """Write the ONNX files and what they need; returns the description of the folder."""
+    config = loaded.config
+    deformable = graph.has_deform_conv(network)
+    opset = plan.opset or (graph.DEFORM_CONV_OPSET if deformable else graph.DEFAULT_OPSET)
+    if deformable and opset < graph.DEFORM_CONV_OPSET:
+        raise UserError(f"--opset is {opset}, but {config.name} has deformable convolutions, which "
+                        f"ONNX has from opset {graph.DEFORM_CONV_OPSET} on; leave --opset out")
+    ready = graph.prepared(network)
+    module = graph.RawOutputs(ready) if plan.form == "raw" else graph.DetectionOutputs(ready,
+                                                                                       config)
+    for batch in plan.batches:
+        graph.write_network(module, os.path.join(folder, plan.model_name(batch) + ".onnx"), config,
+                            plan.form, batch, plan.input_type, opset, plan.half)
+    np.save(os.path.join(folder, PRIORS), network.priors[config.max_size].numpy())
+    if network.maskiou_net is not None:
+        graph.write_mask_iou(network.maskiou_net, os.path.join(folder, MASK_IOU), config, opset)
+    with open(os.path.join(folder, RUN), "w", encoding="utf-8") as stream:
+        stream.write(bundle(os.path.join(REPOSITORY, "utils", "export", RUN)))
+    return _describe(loaded, plan, folder, opset)
+
+
+def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[str, Any]:
+    config, source = loaded.config, loaded.source.path
+    classes = find_classes(config.num_classes - 1, loaded.source.class_names,
+                           loaded.source.category_ids, config.dataset)
+    model_input: Dict[str, Any] = {"name": graph.INPUT_NAME, "type": plan.input_type,
+                                   "layout": "NCHW"}
+    if plan.input_type == "float32":
+        model_input.update(mean=config.pixel_mean, std=config.pixel_std)
+    models = []
+    for batch in plan.batches:
+        file = plan.model_name(batch) + ".onnx"
+        models.append({"file": file, "batch": batch, "opset": opset, "half": plan.half,
+                       "sha256": digest(os.path.join(folder, file)), "input": model_input})
+    mask_iou = os.path.join(folder, MASK_IOU)
+    return {
+        "format": DESCRIPTION_FORMAT,
+        "recipe": config.name,
+        "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
+        "class_names": classes.names,
+        "category_ids": classes.category_ids,
+        "image": {"size": config.max_size, "channels": "RGB",
+                  "resize": "bilinear to size x size, aspect not kept"},
+        "form": plan.form,
+        "outputs": [{"name": output.name, "shape": ["batch", *output.shape],
+                     "meaning": output.meaning}
+                    for output in graph.outputs_of(config, plan.form)],
+        "models": models,
+        "priors": PRIORS,
+        "mask_iou": {"file": MASK_IOU, "sha256": digest(mask_iou)} if os.path.exists(mask_iou)
+        else None,
+        "thresholds": {"score": config.nms_conf_thresh, "iou": config.nms_thresh,
+                       "top_k": config.nms_top_k, "max_detections": config.max_num_detections},
+        "weights": {"file": os.path.basename(source), "sha256": digest(source)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, **{
+            name: importlib.import_module(name).__version__ for name in ("onnx", "onnxruntime")}},
+        "config": config.to_dict(),
+    }
+
+
+def write_description(facts: Dict[str, Any], folder: str) -> None:
+    """Write `model.yaml`."""
+    with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as stream:
+        stream.write(_COMMENT + json.dumps(facts, indent=2) + "\n")
+
+
+def bundle(path: str, known: Optional[Set[str]] = None) -> str:
+    """The text of a module, with those modules of `utils` that it imports in their place.
+
+    What they define keeps its names, so that one file does what several do here.
+    """
+    known = set() if known is None else known
+    with open(path, encoding="utf-8") as stream:
+        lines = stream.read().splitlines()
+    body = ast.parse("\n".join(lines)).body
+    ours = [node for node in body if isinstance(node, ast.ImportFrom) and node.module
+            and node.module.startswith("utils.")]
+    is_inner = bool(known)
+    for node, following in reversed([(node, body[body.index(node) + 1]) for node in ours]):
+        module = str(node.module)
+        inner: List[str] = []
+        if module not in known:
+            known.add(module)
+            inner = bundle(os.path.join(REPOSITORY, *module.split(".")) + ".py",
+                           known).splitlines()
+        lines[node.lineno - 1:following.lineno - 1] = inner + [""]
+    if is_inner:  # a file has one docstring, and its __future__ at the top
+        future = next(node for node in body if isinstance(node, ast.ImportFrom)
+                      and node.module == "__future__")
+        lines = lines[future.lineno:]
+    return "\n".join(lines) + "\n"

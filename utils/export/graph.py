@@ -1,0 +1,280 @@
+"""From a network to ONNX files: what stands in the graph, and how it is written.
+
+Letters: B batch, S input side, P priors, C classes with background, k prototypes, N detections,
+h x w prototype size.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import warnings
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone import BatchNorm2d
+from data.config import Config
+from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
+from layers.detection import Detect
+from layers.mask_iou import MaskIouNet
+from utils.errors import UserError, first_line
+from utils.exported import open_onnx
+from yolact import Yolact
+
+INPUT_NAME = "input.1"
+"""As in ModelZoo's YOLACT, whose scripts name it."""
+FORMS = ("raw", "detections")
+INPUT_TYPES = {"float32": torch.float32, "uint8": torch.uint8}
+DEFAULT_OPSET, DEFORM_CONV_OPSET = 11, 19
+"""What ATC takes, and the first with a deformable convolution."""
+
+
+class Output(NamedTuple):
+    """One output of a graph."""
+
+    name: str
+    shape: Tuple[int, ...]
+    """Behind the batch."""
+    meaning: str
+
+
+def outputs_of(config: Config, form: str) -> List[Output]:
+    """Outputs in their order; those of `raw` are ModelZoo's."""
+    priors = config.num_anchors * sum(size * size for size in config.feature_sizes)
+    k, n = config.num_prototypes, config.nms_top_k
+    proto = Output("proto", (config.proto_size, config.proto_size, k),
+                   "prototype masks; a mask is sigmoid(proto . coefficients), cut off at its box")
+    if form == "raw":
+        return [Output("mask", (priors, k), "mask coefficients of each prior, -1..1"),
+                Output("conf", (priors, config.num_classes),
+                       "probability of each class, softmax applied; 0 is background"),
+                Output("loc", (priors, 4), "box of each prior, encoded against priors.npy with "
+                                           "variances 0.1 and 0.2"),
+                proto]
+    return [Output("boxes", (n, 4), "x1 y1 x2 y2 relative to the image"),
+            Output("scores", (n,), "0..1, best first; 0 in rows not in use"),
+            Output("classes", (n,), "0-based class"),
+            Output("coefficients", (n, k), "mask coefficients"),
+            Output("count", (), "rows in use"),
+            proto]
+
+
+class RawOutputs(nn.Module):
+    """Outputs `raw` of a network."""
+
+    def __init__(self, network: Yolact) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Images `[B,3,S,S]` -> `outputs_of(config, "raw")`."""
+        found = self.network(images)
+        return found["mask"], F.softmax(found["conf"], dim=2), found["loc"], found["proto"]
+
+
+class DetectionOutputs(nn.Module):
+    """Outputs `detections` of a network: Fast NMS inside, with static shapes."""
+
+    def __init__(self, network: Yolact, config: Config) -> None:
+        super().__init__()
+        self.network = network
+        self.detect = Detect.from_config(config)
+        self.detect.compact = False
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Images `[B,3,S,S]` -> `outputs_of(config, "detections")`."""
+        predictions = self.network(images)
+        found = self.detect(predictions)
+        return (found.boxes, found.scores, found.classes.int(), found.coefficients,
+                found.count.int(), predictions["proto"])
+
+
+class _MaskIouOutput(nn.Module):
+    """`MaskIouNet`, whose pooling takes its window from a shape."""
+
+    def __init__(self, network: MaskIouNet) -> None:
+        super().__init__()
+        self.layers = network.maskiou_net
+
+    def forward(self, masks: Tensor) -> Tensor:
+        return self.layers(masks).flatten(2).max(2)[0]
+
+
+class _DeformConv(torch.autograd.Function):
+    """ONNX's `DeformConv`; its offsets and factors are ordered as ours."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor,
+                stride: int, padding: int) -> Tensor:
+        return modulated_deform_conv2d(x, offset, mask, weight, bias, stride, padding)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int,
+                 padding: int) -> Any:
+        """The node of the graph."""
+        return g.op("DeformConv", x, weight, offset, bias, mask, strides_i=[stride] * 2,
+                    pads_i=[padding] * 4)
+
+
+class _ExportedDeformConv(DeformConv2d):
+    """A deformable convolution that becomes one node."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, logits = self.conv_offset_mask(x).split([2 * self.taps, self.taps], 1)
+        return _DeformConv.apply(x, offset, torch.sigmoid(logits), self.weight, self.bias,
+                                 self.stride, self.padding)
+
+
+def prepared(network: Yolact) -> Yolact:
+    """A copy for export: batch normalisation folded, deformable convolutions as single nodes."""
+    ready = copy.deepcopy(network).eval()
+    for module in list(ready.modules()):
+        children = list(module.named_children())
+        for (_, first), (name, second) in zip(children, children[1:]):
+            if isinstance(first, (nn.Conv2d, DeformConv2d)) and isinstance(second, BatchNorm2d):
+                _fold(first, second)
+                setattr(module, name, nn.Identity())
+        if isinstance(module, DeformConv2d):
+            module.__class__ = _ExportedDeformConv
+    for parameter in ready.parameters():
+        parameter.requires_grad_(False)
+    return ready
+
+
+@torch.no_grad()
+def _fold(layer: nn.Module, norm: BatchNorm2d) -> None:
+    """Scale and shift a convolution's results as `norm` would."""
+    scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
+    weight, bias = cast(Tensor, layer.weight), cast(Optional[Tensor], layer.bias)
+    shift = norm.bias - cast(Tensor, norm.running_mean) * scale
+    weight.mul_(scale.reshape(-1, 1, 1, 1))
+    layer.bias = nn.Parameter(shift if bias is None else shift + bias * scale)
+
+
+def has_deform_conv(network: nn.Module) -> bool:
+    """Whether the network needs ONNX's `DeformConv` (YOLACT++)."""
+    return any(isinstance(module, DeformConv2d) for module in network.modules())
+
+
+def write_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
+                  input_type: str, opset: int, half: bool) -> None:
+    """Write a network as an ONNX file and check it.
+
+    Args:
+        module: a `RawOutputs` or `DetectionOutputs` of a `prepared` network.
+        path: file to write.
+        config: of the network.
+        form: one of `FORMS`.
+        batch: B; None leaves it open.
+        input_type: `float32` takes images normalised as in training, `uint8` those as read.
+        opset: of ONNX.
+        half: weights and arithmetic of the network in half precision; single precision stays what
+            comes before and after it, and the types of inputs and outputs.
+    """
+    side = config.max_size
+    images = torch.zeros((batch or 1, 3, side, side), dtype=INPUT_TYPES[input_type])
+    names = [output.name for output in outputs_of(config, form)]
+    _write(module, images, path, INPUT_NAME, names, opset, batch is None)
+    _simplify(path)
+    if half:
+        _to_half(path)
+    _check(path)
+
+
+def write_mask_iou(network: MaskIouNet, path: str, config: Config, opset: int) -> None:
+    """Write the network that re-scores masks (YOLACT++): float32 `[n,1,h,w] -> [n,C-1]`."""
+    masks = torch.zeros((1, 1, config.proto_size, config.proto_size))
+    _write(_MaskIouOutput(network), masks, path, "masks", ["iou"], opset, True)
+    _check(path)
+
+
+def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names: List[str],
+           opset: int, open_batch: bool) -> None:
+    # The tracing exporter: the other one knows no opset below 18 and needs onnxscript.
+    known = inspect.signature(torch.onnx.export).parameters
+    more: Dict[str, Any] = {name: False for name in ("dynamo", "autograd_inlining")
+                            if name in known}
+    axes = {name: {0: "batch"} for name in [input_name] + names} if open_batch else None
+    try:
+        with warnings.catch_warnings():
+            # Of the tracer, about values that are the same for every image.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, (example,), path, input_names=[input_name],
+                              output_names=names, opset_version=opset, dynamic_axes=axes, **more)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"PyTorch {torch.__version__} cannot write this network with opset {opset} "
+                        f"({first_line(error)[:300]}); choose another --opset, or leave it "
+                        "out") from error
+
+
+def _simplify(path: str) -> None:
+    """Compute what does not depend on the image: shapes, index tables; ONNX's own operators stay.
+
+    ONNX Runtime does so whenever it opens a file, other runtimes need not.
+    """
+    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = path
+    options.log_severity_level = 3
+    open_onnx(path, options=options)
+    model = onnx.load(path)
+    used = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(used)
+    onnx.save(model, path)
+
+
+def _to_half(path: str) -> None:
+    """Convert what stands in the network's modules (nodes `/network/MODULE/..`) to half precision.
+
+    Before and after them everything stays as it is; so do deformable convolutions, which ONNX
+    Runtime has in single precision only, and the sizes that Resize takes.
+    """
+    onnx = importlib.import_module("onnx")
+    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    floats = {value.name for value in [*graph.input, *graph.value_info, *graph.output]
+              if value.type.tensor_type.elem_type == single}
+    nodes: List[Any] = []
+    halves: Dict[str, str] = {}
+    for node in graph.node:
+        if not node.name.startswith("/network/") or node.name.count("/") < 3 or (
+                node.op_type == "DeformConv"):
+            nodes.append(node)
+            continue
+        for number, name in enumerate(node.input):
+            if name in floats:
+                if name not in halves:  # from before the modules: the image
+                    halves[name] = name + "_half"
+                    nodes.append(onnx.helper.make_node("Cast", [name], [halves[name]], to=half))
+                node.input[number] = halves[name]
+            elif name in weights and node.op_type != "Resize" and (
+                    weights[name].data_type == single):
+                values = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
+                weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+        nodes.append(node)
+        for number, name in enumerate(node.output):
+            if name in floats:
+                halves[name] = node.output[number] = name + "_half"
+                nodes.append(onnx.helper.make_node("Cast", [halves[name]], [name], to=single))
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(node for node in nodes if used.intersection(node.output))
+    onnx.save(model, path)
+
+
+def _check(path: str) -> None:
+    checker = importlib.import_module("onnx").checker
+    try:
+        checker.check_model(path, full_check=True)
+    except (checker.ValidationError, RuntimeError) as error:
+        raise UserError(f"ONNX's checker refuses the exported model ({first_line(error)[:300]}); "
+                        "choose another --opset, or leave it out") from error

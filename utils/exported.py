@@ -1,0 +1,199 @@
+"""Run a network that `python -m utils.export` wrote: by ONNX Runtime, or by Ascend's ais_bench.
+
+Needs NumPy and such a runtime, no PyTorch: this file becomes part of every folder's `run.py`.
+
+Letters: B batch, S input side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from utils.errors import UserError, first_line
+
+DESCRIPTION = "model.yaml"
+DESCRIPTION_FORMAT = 1
+MODEL_ENDINGS = (".onnx", ".om")
+PROVIDERS = {"npu": "CANNExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""ONNX Runtime's name of what runs a model on a device; the CPU needs none."""
+INSTALL = {"onnxruntime": "pip install onnxruntime (onnxruntime-gpu for CUDA)",
+           "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
+
+Session = Callable[[np.ndarray], List[np.ndarray]]
+
+
+def is_export(path: str) -> bool:
+    """Whether `path` is an exported folder or a model of one, by its name and contents."""
+    return path.endswith(MODEL_ENDINGS) or os.path.isfile(os.path.join(path, DESCRIPTION))
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            found.update(block)
+    return found.hexdigest()
+
+
+def read_description(folder: str) -> Dict[str, Any]:
+    """What `model.yaml` says: YAML in JSON's subset, behind lines of comment.
+
+    Raises:
+        UserError: there is none, it is damaged, or a newer version of this project wrote it.
+    """
+    path = os.path.join(folder, DESCRIPTION)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            facts = json.loads("".join(line for line in stream if not line.startswith("#")))
+        version = facts["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read ({first_line(error)}); a model needs the folder "
+                        "that it was exported into, export it again") from None
+    if version != DESCRIPTION_FORMAT:
+        raise UserError(f"'{path}' has format {version}, this version reads "
+                        f"{DESCRIPTION_FORMAT}; export the weights again")
+    return facts
+
+
+class ExportedModel:
+    """A network as it was exported: images in, arrays by name out.
+
+    Args:
+        path: the folder, or one of the models in it.
+        device: `cpu`, `cuda`, `npu`, or `auto`: whatever the installed runtimes offer.
+
+    Attributes:
+        facts: what `model.yaml` says.
+        folder: that everything lies in.
+        models: the entries of `facts` that are used, largest batch first.
+
+    Raises:
+        UserError: the folder is not whole, a runtime is missing or cannot run the model.
+    """
+
+    def __init__(self, path: str, device: str = "auto") -> None:
+        if not os.path.exists(path):
+            raise UserError(f"no exported model '{path}'; give the folder that utils.export wrote, "
+                            "or a model in it")
+        name = None if os.path.isdir(path) else os.path.basename(path)
+        self.folder = path if name is None else os.path.dirname(os.path.abspath(path))
+        self.facts = read_description(self.folder)
+        self.device = device
+        # Models that atc.sh has not made yet are described, too.
+        entries = [entry for entry in self.facts["models"] if entry["sha256"] is not None
+                   or os.path.exists(os.path.join(self.folder, entry["file"]))]
+        known = [entry["file"] for entry in entries]
+        if name is not None and name not in known:
+            raise UserError(f"'{path}' is not described by the {DESCRIPTION} beside it, which "
+                            f"names {', '.join(known)}; export it again")
+        ending = ".om" if device in ("auto", "npu") and any(
+            file.endswith(".om") for file in known) and _has_ais_bench() else ".onnx"
+        chosen = [entry for entry in entries if entry["file"].endswith(ending)]
+        if name is not None:
+            chosen = [entry for entry in entries if entry["file"] == name]
+        self.models = sorted(chosen, key=lambda entry: -(entry["batch"] or 0))
+        self._sessions: Dict[str, Session] = {}
+
+    def __call__(self, planes: np.ndarray) -> Dict[str, np.ndarray]:
+        """Outputs by name for uint8 images `[B, 3, S, S]` RGB; any B, whatever the models take."""
+        names = [output["name"] for output in self.facts["outputs"]]
+        parts: List[List[np.ndarray]] = []
+        start = 0
+        while start < len(planes):
+            entry = next((entry for entry in self.models
+                          if entry["batch"] is None or entry["batch"] <= len(planes) - start),
+                         self.models[-1])
+            size = entry["batch"] or len(planes)
+            images = planes[start:start + size]
+            count = len(images)
+            if count < size:
+                images = np.concatenate((images, np.zeros((size - count,) + images.shape[1:],
+                                                          images.dtype)))
+            outputs = self.session(entry["file"])(prepare(images, entry["input"]))
+            parts.append([np.asarray(output)[:count] for output in outputs])
+            start += size
+        return dict(zip(names, (np.concatenate(arrays) for arrays in zip(*parts))))
+
+    def mask_iou(self, masks: np.ndarray) -> np.ndarray:
+        """Predicted IoU of soft masks float32 `[n, 1, h, w]` for every class (YOLACT++)."""
+        return np.asarray(self.session(self.facts["mask_iou"]["file"])(masks)[0])
+
+    def session(self, file: str) -> Session:
+        """What runs a file of the folder; opened when it is first asked for."""
+        if file not in self._sessions:
+            path = os.path.join(self.folder, file)
+            described = {entry["file"]: entry["sha256"] for entry in self.facts["models"]
+                         + [self.facts["mask_iou"] or self.facts["models"][0]]}
+            expected = described[file]
+            if not os.path.isfile(path) or expected not in (None, digest(path)):
+                raise UserError(f"'{path}' is missing or not the file that {DESCRIPTION} "
+                                "describes; export the weights again")
+            self._sessions[file] = (_open_om(path) if file.endswith(".om")
+                                    else open_onnx(path, self.device)[0])
+        return self._sessions[file]
+
+
+def prepare(planes: np.ndarray, described: Dict[str, Any]) -> np.ndarray:
+    """Bring uint8 RGB images `[B, 3, S, S]` into the form of a model's input."""
+    if described["layout"] == "NHWC":
+        planes = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    if described["type"] == "uint8":
+        return planes
+    mean, std = (np.array(described[key], np.float32).reshape(1, 3, 1, 1)
+                 for key in ("mean", "std"))
+    return (planes.astype(np.float32) - mean) / std
+
+
+def open_onnx(path: str, device: str = "cpu",
+              options: Optional[Any] = None) -> Tuple[Session, str]:
+    """What runs an ONNX file, and ONNX Runtime's version and device in words."""
+    runtime = _import("onnxruntime")
+    available = runtime.get_available_providers()
+    wanted = list(PROVIDERS) if device == "auto" else [device]
+    providers = [PROVIDERS[name] for name in wanted if PROVIDERS.get(name) in available]
+    options = options or runtime.SessionOptions()
+    # Threads that wait by spinning would take the cores of what reads images and makes masks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
+    try:
+        session = runtime.InferenceSession(path, options,
+                                           providers=providers + ["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own types, which differ between versions
+        raise UserError(f"onnxruntime {runtime.__version__} cannot run '{path}' "
+                        f"({first_line(error)[:300]}); install a newer one, or export again with "
+                        "another --opset") from None
+    name = session.get_inputs()[0].name
+    return (lambda values: session.run(None, {name: values}),
+            f"onnxruntime {runtime.__version__}, {session.get_providers()[0]}")
+
+
+def _open_om(path: str) -> Session:
+    """What runs an Ascend model, on card `ASCEND_DEVICE_ID` (0)."""
+    interface = _import("ais_bench.infer.interface")
+    session = interface.InferSession(int(os.environ.get("ASCEND_DEVICE_ID", "0")), path)
+    return lambda values: session.infer([values])
+
+
+def _has_ais_bench() -> bool:
+    try:
+        importlib.import_module("ais_bench.infer.interface")
+    except ImportError:
+        return False
+    return True
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise UserError(f"{package} is needed to run an exported model and cannot be imported "
+                        f"({first_line(error)}); {INSTALL[package]}") from None

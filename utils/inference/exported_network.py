@@ -1,0 +1,105 @@
+"""An exported model in the place of a network; the rest of inference sees no difference."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, Dict, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.config import Config, get_config
+from layers.detection import Detect, Detections
+from utils.errors import UserError
+from utils.exported import ExportedModel
+
+DETECTIONS = "detections"
+"""Form of a model that has the suppression inside; the other form is `raw`."""
+
+
+class ExportedNetwork(nn.Module):
+    """Gives what `yolact.Yolact` gives in evaluation mode, from an exported model.
+
+    Args:
+        path: an exported folder, or a model in it.
+
+    Attributes:
+        config: that the network was built from.
+        input_size: S.
+        maskiou_net: re-scores masks (YOLACT++), or None.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self._exported = ExportedModel(path)
+        self.facts = self._exported.facts
+        self.config = Config.from_dict(self.facts["config"])
+        self.input_size = self.config.max_size
+        self.maskiou_net = _MaskIou(self) if self.facts["mask_iou"] else None
+        self.priors = torch.from_numpy(np.load(os.path.join(self._exported.folder,
+                                                            self.facts["priors"])))
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+        """Predictions for uint8 images `[B,3,S,S]`; with `detections` inside, those by field."""
+        return self.predictions(self.exported(images.device.type)(images.cpu().numpy()),
+                                images.device)
+
+    def predictions(self, outputs: Dict[str, np.ndarray], device: torch.device
+                    ) -> Dict[str, Tensor]:
+        """The model's outputs as `forward` returns them."""
+        found = {name: torch.from_numpy(values).to(device) for name, values in outputs.items()}
+        if "conf" in found:
+            # Probabilities; of their logarithms softmax makes them again.
+            found["conf"] = found["conf"].log()
+        return dict(found, priors=self.priors.to(device))
+
+    def exported(self, device: str) -> ExportedModel:
+        """The model for this kind of device."""
+        if self._exported.device != device:
+            self._exported = ExportedModel(self.path, device)
+        return self._exported
+
+    def detect(self, nms: str, config: Config) -> Callable[[Dict[str, Tensor]], Detections]:
+        """From predictions to detections, with the suppression that is asked for.
+
+        Raises:
+            UserError: the model has another one inside.
+        """
+        if self.facts["form"] != DETECTIONS:
+            return Detect.from_config(config, nms)
+        if nms != "fast" or config.max_num_detections != self.config.max_num_detections:
+            raise UserError(f"'{self.path}' has its suppression inside (fast, "
+                            f"{self.config.max_num_detections} detections); leave the flags out, "
+                            "or export with --outputs=raw")
+        return lambda found: Detections(found["boxes"], found["scores"], found["classes"].long(),
+                                        found["coefficients"], found["count"].long())
+
+
+class _MaskIou(nn.Module):
+    """`layers.mask_iou.MaskIouNet` as it was exported."""
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__()
+        self._network = [network]  # in a list: no module of this one
+
+    def forward(self, masks: Tensor) -> Tensor:
+        model = self._network[0].exported(masks.device.type)
+        return torch.from_numpy(model.mask_iou(masks.cpu().numpy())).to(masks.device)
+
+
+def config_of_export(network: ExportedNetwork, config_name: Optional[str],
+                     max_num_detections: Optional[int]) -> Config:
+    """Configuration of an export, with what the flags change of it.
+
+    Raises:
+        UserError: `config_name` is another recipe.
+    """
+    if config_name is not None and get_config(config_name).name != network.config.name:
+        raise UserError(f"'{network.path}' was exported from {network.config.name}, not "
+                        f"{config_name}; leave --config out")
+    if max_num_detections is None:
+        return network.config
+    return network.config.replace(max_num_detections=max_num_detections, nms_top_k=max(
+        network.config.nms_top_k, max_num_detections))
