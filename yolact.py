@@ -73,7 +73,7 @@ class Yolact(nn.Module):
             priors: `[P,4]` cx cy w h.
             segm: `[B,C-1,hs,ws]` semantic logits, in training mode only.
         """
-        height, side = images.shape[2:]
+        height, side = (int(length) for length in images.shape[2:])  # tensors where it is traced
         if height != side or side not in self.priors:
             raise ValueError(f"images are {list(images.shape)}, expected [B, 3, {self.input_size}, "
                              f"{self.input_size}]")

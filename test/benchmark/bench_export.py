@@ -92,7 +92,8 @@ def main() -> None:
     planes = example_images(config.max_size, 1)
     images = torch.from_numpy(planes)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        weights = save_checkpoint(CheckpointName(config.name, 0, 1), folder, network.state_dict(),
+        weights = save_checkpoint(CheckpointName(config.name, 0, 1).path(folder),
+                                  network.state_dict(),
                                   {"config": config.to_dict(), "class_names": None})
         folders = export_all(config, folder, weights)
         models = {form: ExportedModel(out, "cpu") for form, out in folders.items()}

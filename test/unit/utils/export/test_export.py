@@ -80,7 +80,7 @@ def test_every_recipe_finds_what_pytorch_finds(name, tmp_path):
     network = load_deterministic_weights(build_yolact(config))
     with torch.no_grad():  # else nothing is above the threshold
         network.prediction_layers[0].conf_layer.weight.mul_(6)
-    path = save_checkpoint(CheckpointName(name, 1, 20), str(tmp_path / "weights"),
+    path = save_checkpoint(CheckpointName(name, 1, 20).path(str(tmp_path / "weights")),
                            network.state_dict(), {"config": config.to_dict(), "class_names": None})
     folder = export(path, tmp_path / "out")
     image = noise(300, 200)

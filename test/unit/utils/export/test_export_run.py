@@ -58,7 +58,8 @@ def plus_weights(folder):
     network = load_deterministic_weights(build_yolact(config))
     with torch.no_grad():
         network.prediction_layers[0].conf_layer.weight.mul_(6)
-    return save_checkpoint(CheckpointName(config.name, 1, 20), str(folder), network.state_dict(),
+    return save_checkpoint(CheckpointName(config.name, 1, 20).path(str(folder)),
+                           network.state_dict(),
                            {"config": config.to_dict(), "class_names": None})
 
 
