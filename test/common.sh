@@ -162,6 +162,7 @@ prepare_environment() {
     fi
     export RANK_SIZE
     export RANK_ID=0
+    export LAUNCHER_PID=$$  # what is started here ends when this shell does, however that happens
     unset RANK WORLD_SIZE LOCAL_RANK
     # The programs import torch_npu themselves where they use it. Left to PyTorch, a torch_npu that
     # finds no CANN would stop `import torch`, on the CPU too.

@@ -16,6 +16,7 @@ import threading
 from types import FrameType
 from typing import Any, Callable, Iterator, List, NoReturn, Optional, Sequence, TextIO
 
+from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest
 
 EXIT_USER_ERROR = 2
@@ -142,12 +143,17 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Raise `Interrupted` for the signals of a batch system and of a terminal that is gone."""
+    """Raise `Interrupted` for the signals of a batch system and of a terminal that is gone.
+
+    A launcher's shell that dies without a word counts as one that has sent SIGTERM.
+    """
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
         raise Interrupted(number)
 
     previous = {}
+    if os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid()):
+        die_with_parent(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored

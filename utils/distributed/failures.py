@@ -8,6 +8,7 @@ imports this, has to start at once.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import multiprocessing
@@ -30,6 +31,8 @@ from typing import (
     TypeVar,
 )
 
+LAUNCHER_VARIABLE = "LAUNCHER_PID"
+"""Environment variable that holds the number of the launcher's shell."""
 FILE_VARIABLE = "FAILURE_FILE"
 """Environment variable that names the file a process writes its record to."""
 EXIT_HUNG = 1
@@ -46,6 +49,12 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
 means nothing: a card that cannot start its collectives says NCCL or HCCL, too."""
 
 T = TypeVar("T")
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask Linux to send this process a signal when its parent dies, by kill -9 too."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def is_lost_peer(text: str) -> bool:

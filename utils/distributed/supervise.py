@@ -6,16 +6,17 @@ Every launcher of processes (torch.distributed.run, torch.distributed.launch of 
 system) starts this in place of the program. It gives each rank its log, its share of the host's
 cores and the variables that Ascend's scripts know; passes SIGTERM and SIGINT on; ends its program
 when another rank of the host has failed, since some backends would wait for it for half an hour;
-takes the program's own children down with it; and records how it ended for the launcher's report.
+takes the program's own children down with it; stops it when what launched it is gone; and records
+how it ended for the launcher's report.
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
-host), FIRST_DEVICE (index of the host's first card), CPU_AFFINITY and CPU_AFFINITY_CONF.
+host), FIRST_DEVICE (index of the host's first card), LAUNCHER_PID (of the launcher's shell),
+CPU_AFFINITY and CPU_AFFINITY_CONF.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from utils.distributed.failures import (
     FILE_VARIABLE,
+    LAUNCHER_VARIABLE,
+    die_with_parent,
     new_record,
     read_records,
     write_record,
@@ -36,6 +39,8 @@ GRACE_AFTER_FAILURE = 5.0
 """Seconds that a program has to end by itself after a rank of this host has failed."""
 GRACE_AFTER_SIGNAL = 25.0
 """Seconds for the checkpoint after SIGTERM; torch's launcher kills 30 s after its signal."""
+GRACE_OF_ORPHANS = 10.0
+"""Seconds for the checkpoint after the launcher's shell or torch's launcher was killed."""
 EXIT_STOPPED = 130
 """Exit code of a program that stopped in order because it was asked to."""
 SHOWN_LINES = 20
@@ -100,6 +105,9 @@ class Supervisor:
             self.command.append(f"--device_id={first_device + self.local_rank}")
         self.environ = self._program_environ(environ)
         bind(first_device + self.local_rank, first_device + int(environ.get("NPROC") or 1), environ)
+        # The launcher's shell may die without a word, and torch's launcher below it.
+        self._above = [int(environ[LAUNCHER_VARIABLE])] if LAUNCHER_VARIABLE in environ else []
+        self._parent = os.getppid()
         self._signal: Optional[int] = None
         self._deadline: Optional[float] = None
 
@@ -123,7 +131,7 @@ class Supervisor:
                 log.flush()
             program = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log,
                                        stderr=subprocess.STDOUT, env=self.environ,
-                                       start_new_session=True, preexec_fn=_die_with_parent)
+                                       start_new_session=True, preexec_fn=die_with_parent)
         status = self._watch(program)
         with contextlib.suppress(OSError):
             os.unlink(self.pid_file)
@@ -138,6 +146,9 @@ class Supervisor:
         failed: List[Dict] = []
         while program.poll() is None:
             failed = failed or read_records(self.all_records)
+            if self._signal is None and self._is_orphan():
+                self._signal = signal.SIGTERM
+                self._end_within(GRACE_OF_ORPHANS)
             if failed:
                 self._end_within(GRACE_AFTER_FAILURE)
             elif self._signal is not None and not forwarded:
@@ -150,6 +161,9 @@ class Supervisor:
                 program.wait(POLL_SECONDS)
         _kill_session(program)  # loader processes that hang would outlive it
         return self._conclude(program.returncode, killed_for=failed)
+
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._parent or not all(map(_exists, self._above))
 
     def _end_within(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -187,10 +201,14 @@ def _last_lines(path: str) -> List[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its supervisor is killed with -9."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _kill_session(program: subprocess.Popen) -> None:

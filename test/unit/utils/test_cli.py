@@ -198,3 +198,19 @@ def test_signals_end_a_program_as_ctrl_c_does(capsys, number, code):
     assert run_main(program, []) == code
     assert finished and capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(number) == before
+
+
+def test_a_launcher_s_shell_that_is_killed_ends_the_program_in_order(tmp_path):
+    script = ("import time; from pathlib import Path; from utils.cli import run_main\n"
+              "def main(argv):\n    try:\n        Path('started').touch(); time.sleep(1000)\n"
+              "    finally:\n        Path('ended').touch()\nrun_main(main, [])")
+    shell = subprocess.Popen(
+        ["bash", "-c", 'export LAUNCHER_PID=$$; "$0" -c "$1" & wait', sys.executable, script],
+        cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.DEVNULL)
+    for name in ("started", "ended"):
+        deadline = time.time() + 20
+        while not (tmp_path / name).exists():
+            assert time.time() < deadline
+            time.sleep(0.05)
+        shell.kill()
+        shell.wait()

@@ -102,6 +102,31 @@ def test_the_program_dies_with_its_supervisor(tmp_path):
     assert not os.path.exists(state) or " Z " in Path(state).read_text()
 
 
+def test_the_program_stops_when_the_launcher_s_shell_is_gone(tmp_path):
+    shell = subprocess.Popen(["sleep", "1000"])
+    supervisor = start(tmp_path, 0, OBEDIENT, world=1, LAUNCHER_PID=str(shell.pid))
+    wait_for(log_of(tmp_path, 0))
+    shell.kill()
+    shell.wait()
+    assert supervisor.wait(20) == 0
+
+
+def test_the_program_stops_when_torch_s_launcher_is_gone(tmp_path):
+    script = (f"import sys; sys.path[:0] = {sys.path[:1] + [str(ROOT / 'test')]!r}\n"
+              "from pathlib import Path; from unit.utils.distributed.test_supervise import *\n"
+              f"start(Path({str(tmp_path)!r}), 0, OBEDIENT, world=1).wait()")
+    launcher = subprocess.Popen([sys.executable, "-c", script], cwd=str(ROOT),
+                                env=dict(os.environ, PYTHONPATH=f"{ROOT}:{ROOT / 'test'}"))
+    wait_for(log_of(tmp_path, 0))
+    supervisor = int((tmp_path / "0" / "supervisor.pid").read_text())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.time() + 20
+    while os.path.exists(f"/proc/{supervisor}"):
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_stop_that_is_granted_counts_as_success(tmp_path, number):
     supervisor = start(tmp_path, 0, OBEDIENT, world=1)
