@@ -21,6 +21,8 @@ SHRINK: Tuple[Tuple[str, str], ...] = (
     (r"(--(?:weights|pth_path)=)weights/yolact_base_54_800000\.pth(?=.*--max_iter)",
      r"\1" + OWN_WEIGHTS),
     (r"(python test/benchmark/bench_loader\.py .*)$", r"\1 --epochs=1 --repeats=1"),
+    (r"^(python -m utils\.export )weights/\S+\.pth", r"\1" + OWN_WEIGHTS),
+    (r"(python test/benchmark/bench_export\.py).*$", r"\1 --config=yolact_shapes --rounds=1"),
     (r"(python test/benchmark/bench_eval\.py .*)$", r"\1 --images=1"),
 )
 """Pattern and replacement, applied to a command one after the other."""
@@ -39,6 +41,9 @@ ELSEWHERE: Dict[str, str] = {
     '"$PYTHON" -m pytest --device npu': "test/run_tests.sh",
     '"$PYTHON" test/npu/emulator/build.py': "test/npu/make_env.sh",
     "python -m pytest --slow": "test/run_tests.sh",
+    "bash test/infer_om.sh": "test/launch/test_infer_om.py",
+    "python -m utils.export.offline": "test/launch/test_infer_om.py",
+    "python test/check_baseline.py test/output/0/YOLACT_bs1": "test/launch/test_infer_om.py",
     "NNODES=2": "test/launch/test_launchers_ranks.py",
 }
 """Start of a command, and what else runs it on every change."""
@@ -47,6 +52,8 @@ NOT_HERE: Dict[str, str] = {
     "--video=0": "needs a camera",
     "pip install": "changes the Python that runs it; test/run_tests.sh installs the same files",
     "source /usr/local/Ascend": "needs CANN",
+    "bash om/atc.sh": "needs CANN",
+    "python3 -m ais_bench": "needs an Ascend card",
     "docker run": "needs a container host",
 }
 """Part of a command, and why no test runs it."""
@@ -93,7 +100,8 @@ class Command(NamedTuple):
 def documents() -> List[str]:
     """Paths of all documents below the project's root, translations left out."""
     return [str(path.relative_to(ROOT))
-            for path in [ROOT / "README.md"] + sorted((ROOT / "docs").glob("*.md"))]
+            for path in [ROOT / "README.md"] + sorted((ROOT / "docs").glob("*.md"))
+            if not path.name.endswith(".zh.md")]
 
 
 def blocks(text: str, language: str) -> List[str]:

@@ -43,7 +43,7 @@ def test_commands_do_what_the_document_says(document, world, tmp_path):
     assert not failures, "\n\n".join(failures)
 
 
-TRANSLATIONS = {"README.zh.md": "README.md"}
+TRANSLATIONS = {"README.zh.md": "README.md", "docs/deploy.zh.md": "docs/deploy.md"}
 
 
 @pytest.mark.parametrize("translation", sorted(TRANSLATIONS))
