@@ -217,6 +217,8 @@ def test_the_project_keeps(rule, sources):
     (imports_point_one_way, "yolact.py", "def f():\n    import train"),
     (imports_point_one_way, "utils/x.py", "from utils.inference import Predictor"),
     (imports_point_one_way, "utils/inference/x.py", "from utils.engine.setup import build"),
+    (imports_point_one_way, "utils/inference/x.py", "from utils.export.run import decode"),
+    (imports_point_one_way, "utils/exported.py", "from utils.export.run import decode"),
     (imports_point_one_way, "utils/engine/x.py", "import train"),
     (imports_point_one_way, "eval.py", "from utils.engine.setup import build"),
 ])

@@ -10,23 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
-from data.config import Config
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
-from utils.export.atc import (
-    AIPP,
-    PRECISION_MODES,
-    SCRIPT,
-    SET_ENV,
-    aipp_config,
-    atc_script,
-    convert,
-    has_atc,
-    om_entry,
-    parse_socs,
-)
+from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
 from utils.export.folder import (
     Plan,
     new_folder,
@@ -36,7 +24,7 @@ from utils.export.folder import (
 )
 from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
 from utils.export.verify import differences
-from utils.exported import digest, is_export
+from utils.exported import is_export
 from utils.inference.detector import LoadedModel, load_model
 from yolact import Yolact
 
@@ -95,28 +83,13 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(args.outputs, batches, "float32", False, args.opset)
 
 
-def convert_to_om(args: argparse.Namespace, config: Config, facts: Dict[str, Any], socs: List[str],
-                  folder: str) -> List[str]:
-    """Add Ascend's models to `folder` and to its description; returns sentences for the user."""
-    aipp = args.input == "uint8"
-    if aipp:
-        with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:
-            stream.write(aipp_config(config))
-    mode = args.precision_mode or ("force_fp16" if args.half else "")
-    entries = [om_entry(entry, config, soc, mode, aipp)
-               for soc in socs for entry in facts["models"]]
-    facts["models"] = facts["models"] + entries
-    if not has_atc():
-        with open(os.path.join(folder, SCRIPT), "w", encoding="utf-8") as stream:
-            stream.write(atc_script(entries))
-        return [f"ATC is not installed here. Where CANN is: source {SET_ENV}, then bash "
-                f"{os.path.join(args.out, SCRIPT)}"]
-    for entry in entries:
-        convert(entry, folder, os.path.abspath(args.out.rstrip("/") + ".atc.log"),
-                args.atc_seconds, lambda line: print(line, flush=True))
-        entry["sha256"] = digest(os.path.join(folder, entry["file"]))
-    return [f"Wrote   : {os.path.join(args.out, entry['file'])}, batch {entry['batch']}, "
-            f"{entry['soc']}" for entry in entries]
+def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
+    """What the flags ask of ATC; None where they ask for ONNX alone."""
+    socs = parse_socs(args.soc)
+    if args.format == "onnx":
+        return None
+    return AtcPlan(socs, args.precision_mode or ("force_fp16" if args.half else ""),
+                   args.input == "uint8", args.atc_seconds)
 
 
 def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
@@ -130,10 +103,10 @@ def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
 
 def _run(argv: List[str]) -> int:
     args = export_parser().parse_args(argv)
-    plan, socs = plan_of(args), parse_socs(args.soc)
+    plan, atc = plan_of(args), atc_plan_of(args)
     require_libraries()
     loaded, network = load(args)
-    if args.format == "om" and has_deform_conv(network):
+    if atc is not None and has_deform_conv(network):
         raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
                         "take from ONNX; export it with --format=onnx")
     print(f"Weights : {loaded.report}", flush=True)
@@ -143,8 +116,8 @@ def _run(argv: List[str]) -> int:
         apart = differences(network, loaded.config, folder, plan.half)
         facts["differences"] = apart
         onnx_models = facts["models"]
-        notes = (convert_to_om(args, loaded.config, facts, socs, folder)
-                 if args.format == "om" else [])
+        notes = [] if atc is None else add_om_models(
+            facts, loaded.config, atc, folder, args.out, lambda line: print(line, flush=True))
         write_description(facts, folder)
     print("Checked : largest relative difference from PyTorch: "
           + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))

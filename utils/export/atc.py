@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Sequence
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Sequence
 
 from data.config import Config
 from utils.errors import UserError, nearest
+from utils.exported import digest
 
 SOCS = ("310", "310B1", "310B4", "310P1", "310P3", "910A", "910ProA", "910B", "910B1", "910B2",
         "910B2C", "910B3", "910B4", "910_9391", "910_9392")
@@ -35,8 +36,52 @@ def parse_socs(text: str) -> List[str]:
     return socs
 
 
-def om_entry(entry: Dict[str, Any], config: Config, soc: str, precision_mode: str,
-             aipp: bool) -> Dict[str, Any]:
+class AtcPlan(NamedTuple):
+    """What Ascend's models are made for, and how."""
+
+    socs: List[str]
+    precision_mode: str
+    """One of `PRECISION_MODES`; empty for ATC's own."""
+    aipp: bool
+    """Take uint8 images, which the card normalises."""
+    seconds: float
+    """After these `atc` is ended."""
+
+
+def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: str, out: str,
+                  say: Callable[[str], None]) -> List[str]:
+    """Make Ascend's models of those in `folder`, and describe them; without `atc`, leave a script.
+
+    Args:
+        facts: description of the folder; gets an entry for each model.
+        config: of the network.
+        plan: which models.
+        folder: that everything lies in for now.
+        out: what it will be called.
+        say: prints a line.
+
+    Returns:
+        Sentences for the user.
+    """
+    if plan.aipp:
+        with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:
+            stream.write(aipp_config(config))
+    entries = [_om_entry(entry, config, soc, plan)
+               for soc in plan.socs for entry in facts["models"]]
+    facts["models"] = facts["models"] + entries
+    if shutil.which("atc") is None:
+        with open(os.path.join(folder, SCRIPT), "w", encoding="utf-8") as stream:
+            stream.write(_script(entries))
+        return [f"ATC is not installed here. Where CANN is: source {SET_ENV}, then bash "
+                f"{os.path.join(out, SCRIPT)}"]
+    for entry in entries:
+        _convert(entry, folder, os.path.abspath(out) + ".atc.log", plan.seconds, say)
+        entry["sha256"] = digest(os.path.join(folder, entry["file"]))
+    return [f"Wrote   : {os.path.join(out, entry['file'])}, batch {entry['batch']}, {entry['soc']}"
+            for entry in entries]
+
+
+def _om_entry(entry: Dict[str, Any], config: Config, soc: str, plan: AtcPlan) -> Dict[str, Any]:
     """How `model.yaml` describes the OM that `atc` makes of the ONNX model `entry`."""
     name = f"{os.path.splitext(entry['file'])[0]}_{soc}"
     side = config.max_size
@@ -44,12 +89,12 @@ def om_entry(entry: Dict[str, Any], config: Config, soc: str, precision_mode: st
                "--input_format=NCHW",
                f"--input_shape={entry['input']['name']}:{entry['batch']},3,{side},{side}",
                "--log=error", f"--soc_version=Ascend{soc}"]
-    if precision_mode:
-        command.append(f"--precision_mode={precision_mode}")
-    if aipp:
+    if plan.precision_mode:
+        command.append(f"--precision_mode={plan.precision_mode}")
+    if plan.aipp:
         command.append(f"--insert_op_conf={AIPP}")
-    model_input = dict(name=entry["input"]["name"], type="uint8", layout="NHWC") if aipp \
-        else entry["input"]
+    model_input = dict(name=entry["input"]["name"], type="uint8", layout="NHWC") \
+        if plan.aipp else entry["input"]
     return {"file": name + ".om", "batch": entry["batch"], "sha256": None, "soc": soc,
             "input": model_input, "command": " ".join(map(shlex.quote, command))}
 
@@ -68,7 +113,7 @@ def aipp_config(config: Config) -> str:
     return "aipp_op {\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
 
-def atc_script(entries: Sequence[Dict[str, Any]]) -> str:
+def _script(entries: Sequence[Dict[str, Any]]) -> str:
     """A script that makes the OMs on a host that has CANN."""
     return ("#!/bin/bash\n# Makes the Ascend models that model.yaml describes. Needs CANN:\n"
             f"#   source {SET_ENV}\n"
@@ -76,17 +121,12 @@ def atc_script(entries: Sequence[Dict[str, Any]]) -> str:
             + "".join(entry["command"] + "\n" for entry in entries))
 
 
-def has_atc() -> bool:
-    """Whether `atc` is on the PATH."""
-    return shutil.which("atc") is not None
-
-
-def convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
-            say: Callable[[str], None]) -> None:
+def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
+             say: Callable[[str], None]) -> None:
     """Run the command of an OM's `entry` in a scratch folder and bring its model into `folder`.
 
     Args:
-        entry: as from `om_entry`.
+        entry: as from `_om_entry`.
         folder: with the ONNX model.
         log_path: file that gets all that `atc` prints; it is left only where `atc` fails.
         seconds: after these `atc` is ended.
