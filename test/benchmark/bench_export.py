@@ -48,7 +48,7 @@ def random_network(config: Config) -> Yolact:
     with torch.no_grad():
         network(torch.from_numpy(example_images(config.max_size, 2)))
         for parameter in network.prediction_layers[0].parameters():
-            parameter.mul_(0.1)
+            parameter.mul_(0.01)
     return network.eval()
 
 

@@ -25,9 +25,10 @@ from helpers.deterministic import (
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils.checkpoint import CheckpointName, save_checkpoint
+from utils.errors import UserError
 from utils.export import verify
 from utils.export.__main__ import main
-from utils.exported import read_description
+from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
 from yolact import build_yolact
 
@@ -210,6 +211,21 @@ def test_a_missing_library_is_named_with_its_command(name, weights, tmp_path, ca
     monkeypatch.setitem(sys.modules, name, None)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
     assert f"exporting needs {name}" in error and "pip install onnx onnxruntime" in error
+
+
+def test_a_runtime_too_old_for_an_operator_is_a_sentence(tmp_path):
+    helper, single = onnx.helper, onnx.TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, single, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("OfTomorrow", ["x"], ["y"])], "g", values[:1],
+                              values[1:])
+    path = str(tmp_path / "model.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=8),
+              path)
+    with pytest.raises(UserError) as caught:
+        open_onnx(path)
+    sentence = str(caught.value)
+    assert f"onnxruntime {onnxruntime.__version__} cannot run" in sentence
+    assert "OfTomorrow" in sentence and "install a newer one" in sentence and "\n" not in sentence
 
 
 def predict(capsys, tmp_path, *flags):
