@@ -4,8 +4,8 @@
     <folder>/<config>_<epoch>_<iteration>.state          everything else a resumed run needs
 
 `_interrupt` before the suffix marks a run that was stopped. The state is written first and knows
-the digest of its weights: a weights file with a state beside it is a complete pair, or is refused.
-Both hold tensors and plain types only.
+the digest of its weights: a pair that is mixed or torn is never resumed. Both hold tensors and
+plain types only.
 """
 
 from __future__ import annotations
@@ -156,6 +156,16 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
         UserError: the file is damaged, was written by a newer version of this project, or beside
             other weights.
     """
+    state = _read_state(weights_path)
+    if state is not None and not _is_pair(weights_path, state):
+        raise UserError(f"'{weights_path}' and '{state_path(weights_path)}' do not belong "
+                        "together: the state was written beside other weights; copy both files of "
+                        "one checkpoint again, or start a new training from the weights "
+                        f"(--weights={weights_path})")
+    return state
+
+
+def _read_state(weights_path: str) -> Optional[Dict[str, Any]]:
     path = state_path(weights_path)
     if not os.path.isfile(path):
         return None
@@ -165,38 +175,42 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
         raise UserError(f"'{path}' has state format {found if type(found) is int else 'unknown'}, "
                         f"this version reads {STATE_FORMAT}; resume with the version that wrote "
                         f"it, or start a new training from the weights (--weights={weights_path})")
-    digest = state.get("weights_sha256")  # not in states of older versions
-    if digest is not None and digest != _sha256(weights_path):
-        raise UserError(f"'{weights_path}' and '{path}' do not belong together: the state was "
-                        "written beside other weights; copy both files of one checkpoint again, or "
-                        "move the weights to a folder of their own to use them without a state")
     return state
 
 
-def _sha256(path: str) -> str:
+def _is_pair(weights_path: str, state: Mapping[str, Any]) -> bool:
+    if "weights_sha256" not in state:  # of an older version
+        return True
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open(weights_path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest() == state["weights_sha256"]
 
 
 def load_for_inference(path: str) -> WeightsFile:
     """Read weights, and what is known of their training.
 
     That comes from the full state beside the weights, or from the file itself where it can hold it
-    (safetensors).
+    (safetensors). Where the state was written beside other weights, names and configuration are
+    taken all the same, and it is said.
     """
-    weights, state = read_weights(path), load_state(path)
+    weights, state = read_weights(path), _read_state(path)
     if state is None:
         return weights
     names, category_ids = state.get("class_names"), state.get("category_ids")
     iteration, folder = state.get("iteration"), state.get("run_folder") or {}
+    origin = None if iteration is None else Origin(int(iteration), folder.get("path"),
+                                                   folder.get("id"))
+    more = []
+    if not _is_pair(path, state):
+        origin = None
+        more = [f"Warning: {state_path(path)} was written beside other weights than these; class "
+                "names and configuration are taken from it"]
     return dataclasses.replace(
         weights, config=state.get("config"), class_names=None if names is None else list(names),
         category_ids=None if category_ids is None else [int(number) for number in category_ids],
-        origin=None if iteration is None else Origin(int(iteration), folder.get("path"),
-                                                     folder.get("id")))
+        origin=origin, warnings=weights.warnings + more)
 
 
 def rng_state() -> Dict[str, Any]:
