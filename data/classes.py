@@ -155,10 +155,10 @@ def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
     if class_names is None and num_classes == len(categories):
         return [number for number, _ in categories], []
     if class_names is None or not by_name and sorted(class_names) != sorted(names):
-        trained_for, hint = ("names unknown", "") if class_names is None else (
+        known_names, hint = ("names unknown", "") if class_names is None else (
             ", ".join(class_names),
             ", or score the classes that share a name with --map_classes")
-        raise UserError(f"{weights} was trained for {num_classes} classes ({trained_for}), but "
+        raise UserError(f"{weights} has {num_classes} classes ({known_names}), but "
                         f"{annotations} has {len(names)} ({', '.join(names)}); evaluate on a "
                         f"dataset with the same classes, give weights trained for this one{hint}")
     mine = [name.strip().lower() if by_name else name for name in class_names]

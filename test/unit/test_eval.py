@@ -309,7 +309,7 @@ def test_classes_are_matched_by_name():
     assert match_categories(None, 4, categories, "w", "a") == (IDS, [])
     assert match_categories(NAMES, 4, categories, "w", "a") == (IDS, [])
     assert match_categories(NAMES[::-1], 4, categories, "w", "a") == (IDS[::-1], [])
-    with pytest.raises(UserError, match=r"w was trained for 4 classes \(a, .*, but a has 4 \("):
+    with pytest.raises(UserError, match=r"w has 4 classes \(a, .*, but a has 4 \("):
         match_categories(["a", NAMES[1], "b", NAMES[0]], 4, categories, "w", "a")
     with pytest.raises(UserError, match=r"80 classes \(names unknown\), but a has 4"):
         match_categories(None, 80, categories, "w", "a")

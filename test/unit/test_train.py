@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -91,6 +92,24 @@ def test_validation_during_training(flags, capsys):
     assert train.main(flags + ["--validation_epoch=1", "--validation_size=2"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  mask |")]
     assert len(rows) == 1 and re.match(r"  mask \| +[\d.na/]+ \|", rows[0])
+
+
+def test_a_validation_set_with_fewer_classes(flags, shapes, tmp_path, capsys):
+    """Refused before the first step; with --map_classes the shared ones are scored."""
+    info = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    absent = info["categories"].pop()
+    info["annotations"] = [annotation for annotation in info["annotations"]
+                           if annotation["category_id"] != absent["id"]]
+    (tmp_path / "val.json").write_text(json.dumps(info))
+    flags = flags + ["--validation_epoch=1", f"--valid_images={shapes / 'val2017'}",
+                     f"--valid_info={tmp_path / 'val.json'}"]
+    assert train.main(flags) == 2
+    captured = capsys.readouterr()
+    assert "the training data has 4 classes" in captured.err and "--map_classes" in captured.err
+    assert "|| T:" not in captured.out
+    assert train.main(flags + ["--map_classes"]) == 0
+    out = capsys.readouterr().out
+    assert f"left out: {absent['name']}" in out and "  mask |" in out
 
 
 def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):

@@ -147,8 +147,10 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
     dataset = open_dataset(config.dataset, args.data, args.valid_images, args.valid_info, "val")
     indices = choose_images(len(dataset), args.validation_size)
     dataset.check_images_exist(indices)
-    ids, _ = match_categories(class_names, len(class_names), dataset.categories,
-                              "the training data", dataset.annotation_file)
+    ids, notes = match_categories(class_names, len(class_names), dataset.categories,
+                                  "the training data", dataset.annotation_file, args.map_classes)
+    if processes.is_main and notes:
+        print("\n".join(notes), flush=True)
     return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes)
 
 

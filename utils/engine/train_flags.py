@@ -279,6 +279,8 @@ def _add_logging(parser: ArgumentParser) -> None:
                        help="epochs between validations; -1 leaves them to eval.py")
     group.add_argument("--validation_size", type=Bounded(int, 1), default=5000,
                        help="images per validation")
+    add_switch(group, "--map_classes", help="validate on the classes that share a name, where "
+               "training and validation data have different ones")
 
 
 def _add_run_folder(parser: ArgumentParser) -> None:
