@@ -47,7 +47,13 @@ def refuse_unwritable_file(path: str) -> None:
     """Raise a `UserError` if `path` is a folder, or its folder, which is made, takes no files."""
     if os.path.isdir(path):
         raise UserError(f"cannot write '{path}': it is a folder; give the name of a file")
-    refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+    try:
+        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+    except UserError as error:
+        cause = error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else error
+        raise UserError(f"cannot write '{path}': {reason}; free some space or choose another "
+                        "folder") from error
 
 
 class _Recorder:

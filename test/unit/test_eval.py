@@ -349,7 +349,7 @@ def test_the_host_finishes_a_batch_after_the_next_is_launched(data):
             events.append("launch")
             return PendingDetections(*[torch.full((), len(events))] * 3)
 
-        def _objects(self, fetched, n, height, width):
+        def objects(self, fetched, n, height, width):
             return int(fetched.proto)
 
     batches = load_batches(EvaluationBatches(dataset_of(data), range(3), 1, 32))

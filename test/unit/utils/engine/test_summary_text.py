@@ -145,12 +145,14 @@ def words_of(lines):
 def test_commands_after_the_end(run):
     training = make_training(best=(0.3, 0.3, 1800))
     found = words_of(next_lines(args_of(), training, 2000, "weights/mine_2000.pth", run))
-    assert list(found) == ["score", "draw an image", "draw the report again"]
+    assert list(found) == ["score", "draw an image", "draw the report again", "export"]
     assert found["score"].endswith("eval.py '--trained_model=runs/my run/weights/best.pth' "
                                    "--valid_images=train --valid_info=train.json")
     assert found["draw an image"].endswith("'--image=val/0.jpg:runs/my run/prediction.png' "
                                            "--score_threshold=0.3")
     assert found["draw the report again"].endswith(" -m utils.report 'runs/my run'")
+    assert found["export"].endswith(" -m utils.export 'runs/my run/weights/best.pth' "
+                                    "'--out=runs/my run/export'")
 
 
 def test_no_line_looks_like_one_that_programs_search_for():
@@ -169,7 +171,7 @@ def test_commands_that_train_on(more, done, run_folder, title, words):
     training = make_training(best=more, early_stopping=1)
     lines = next_lines(args_of("--lr=1", "--resume", "latest"), training, done,
                        "weights/last.pth", run_folder)
-    assert lines[0].endswith(title) and lines[-1].endswith(f"train.py {words}")
+    assert words_of(lines)[title].endswith(f"train.py {words}")
     assert not next_lines(args_of(), training, done, None, None)
 
 
