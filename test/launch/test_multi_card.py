@@ -180,4 +180,4 @@ def test_what_strict_finds_ends_all_processes(shapes, tmp_path):
                                         strict="True")
     assert codes == [2, 2], texts
     assert texts[0].rstrip().splitlines()[-1].startswith("error: ") and weights is None
-    assert "the main process has refused the data" in texts[1]
+    assert "another process has found a problem; its log says which" in texts[1]
