@@ -52,6 +52,7 @@ NOT_HERE: Dict[str, str] = {
     "--video=0": "needs a camera",
     "pip install": "changes the Python that runs it; test/run_tests.sh installs the same files",
     "source /usr/local/Ascend": "needs CANN",
+    "source .venv/": "test/quickstart.sh makes that environment",
     "bash om/atc.sh": "needs CANN",
     "python3 -m ais_bench": "needs an Ascend card",
     "docker run": "needs a container host",
