@@ -121,8 +121,8 @@ def shapes_flags(folder, *more):
 def test_a_card_whose_memory_another_process_has(tmp_path, emulated):
     flags = shapes_flags(tmp_path)
     sentence = sentence_of(run(*flags, "--batch_size=32", NPUEMU_TAKEN=TAKEN))
-    assert re.match(r"error: out of memory on npu:0: it has 64.0 GiB, of which others hold 63.8 "
-                    r"GiB, this process may use \d+ MiB and had \d+ MiB; ", sentence), sentence
+    assert re.match(r"error: out of memory on npu:0: this process had \d+ MiB, and may use \d+ MiB "
+                    r"of 64.0 GiB, of which others hold 63.8 GiB; ", sentence), sentence
     advised = re.search(r"Use (--batch_size=\d+) (--accumulate=\d+), which keeps 32 images a step",
                         sentence)
     assert advised, sentence
@@ -176,7 +176,7 @@ def test_out_of_memory_advises_what_then_runs(tmp_path):
              "--max_iter=1", "--no_autoscale", "--no_log", "--no_run_folder", "--node_device=npu",
              "--save_folder={}".format(tmp_path / "weights")]
     sentence = sentence_of(run("-c", LIMITED, *flags, "--batch_size=32"))
-    assert sentence.startswith("error: out of memory on npu:0: it has ")
+    assert sentence.startswith("error: out of memory on npu:0: this process had ")
     advised = re.search(r"Use (--batch_size=\d+) (--accumulate=\d+), which keeps 32 images a step",
                         sentence)
     assert advised, sentence
