@@ -138,8 +138,8 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
         done += 1
         observer.step(done, losses, micro_batches, learner)
         if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
-            log_progress(training, observer, done, record)
             stopping = sharing.stop_agreed()
+            log_progress(training, observer, done, record, stopping)
         try:
             early = between_steps(training, done, observer, record)
         except UserError as error:  # in all processes
@@ -172,8 +172,10 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     return early
 
 
-def log_progress(training: Training, observer: Observer, done: int, record: RunRecord) -> None:
-    """Print the log line and the steps skipped since the last one; stop a run that only skips.
+def log_progress(training: Training, observer: Observer, done: int, record: RunRecord,
+                 stopping: bool) -> None:
+    """Print the log line and the steps skipped since the last one; stop a run that only skips,
+    unless it is `stopping` anyway: steps that one card has voided are no failure of the training.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
@@ -181,7 +183,7 @@ def log_progress(training: Training, observer: Observer, done: int, record: RunR
     progress = observer.progress(done, training.schedule(done - 1))
     print("\n".join(progress.lines), flush=True)
     record.write("train", **progress.values)
-    if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+    if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW and not stopping:
         raise TrainingError(
             f"{progress.report.in_a_row} steps in a row up to iteration {done} had a loss or "
             "gradient that is not finite; the parameters are those of the last finite step. Lower "

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import digest, write_whole
 from utils.weights.files import Origin, WeightsFile, load_tensors, read_weights
 
 STATE_FORMAT = 1
@@ -179,13 +179,8 @@ def _read_state(weights_path: str) -> Optional[Dict[str, Any]]:
 
 
 def _is_pair(weights_path: str, state: Mapping[str, Any]) -> bool:
-    if "weights_sha256" not in state:  # of an older version
-        return True
-    digest = hashlib.sha256()
-    with open(weights_path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest() == state["weights_sha256"]
+    # States of older versions do not say.
+    return "weights_sha256" not in state or state["weights_sha256"] == digest(weights_path)
 
 
 def load_for_inference(path: str) -> WeightsFile:

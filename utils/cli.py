@@ -1,6 +1,8 @@
-"""What every command shares: flags with helpful errors, and exit codes for exceptions.
+"""What every command shares: flags with helpful errors, exit codes for exceptions, signals and
+standard streams that may be closed, full or without a reader.
 
-Exit codes: 0 success, 1 a failure inside, 2 the user has to change something, 130 Ctrl-C.
+Exit codes: 0 success, 1 a failure inside, 2 the user has to change something, 130 Ctrl-C, 143
+SIGTERM, 129 SIGHUP.
 """
 
 from __future__ import annotations

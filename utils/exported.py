@@ -7,7 +7,6 @@ Letters: B batch, S input side.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from utils.errors import UserError, first_line
+from utils.files import digest
 
 DESCRIPTION = "model.yaml"
 DESCRIPTION_FORMAT = 1
@@ -23,6 +23,7 @@ MODEL_ENDINGS = (".onnx", ".om")
 PROVIDERS = {"npu": "CANNExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's name of what runs a model on a device; the CPU needs none."""
 INSTALL = {"onnxruntime": "pip install onnxruntime (onnxruntime-gpu for CUDA)",
+           "cuda": "pip install onnxruntime-gpu", "npu": "pip install onnxruntime-cann",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
 
 Session = Callable[[np.ndarray], List[np.ndarray]]
@@ -31,15 +32,6 @@ Session = Callable[[np.ndarray], List[np.ndarray]]
 def is_export(path: str) -> bool:
     """Whether `path` is an exported folder or a model of one, by its name and contents."""
     return path.endswith(MODEL_ENDINGS) or os.path.isfile(os.path.join(path, DESCRIPTION))
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            found.update(block)
-    return found.hexdigest()
 
 
 def read_description(folder: str) -> Dict[str, Any]:
@@ -158,6 +150,10 @@ def open_onnx(path: str, device: str = "cpu",
     available = runtime.get_available_providers()
     wanted = list(PROVIDERS) if device == "auto" else [device]
     providers = [PROVIDERS[name] for name in wanted if PROVIDERS.get(name) in available]
+    if device in PROVIDERS and not providers:
+        raise UserError(f"{device} was asked for, but onnxruntime {runtime.__version__} has no "
+                        f"{PROVIDERS[device]} here (it has {', '.join(available)}); "
+                        f"{INSTALL[device]}, or choose the CPU")
     options = options or runtime.SessionOptions()
     # Threads that wait by spinning would take the cores of what reads images and makes masks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -170,6 +166,9 @@ def open_onnx(path: str, device: str = "cpu",
         raise UserError(f"onnxruntime {runtime.__version__} cannot run '{path}' "
                         f"({first_line(error)[:300]}); install a newer one, or export again with "
                         "another --opset") from None
+    if device in PROVIDERS and session.get_providers()[0] != PROVIDERS[device]:
+        raise UserError(f"onnxruntime {runtime.__version__} cannot start its {PROVIDERS[device]}; "
+                        "what it printed above says why; choose the CPU, or mend that")
     name = session.get_inputs()[0].name
     return (lambda values: session.run(None, {name: values}),
             f"onnxruntime {runtime.__version__}, {session.get_providers()[0]}")

@@ -1,7 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and known by their digest."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any, BinaryIO, Callable, Optional
 
@@ -31,6 +32,15 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
                         "choose another folder") from error
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            found.update(block)
+    return found.hexdigest()
 
 
 def refuse_unwritable(folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -11,6 +12,8 @@ import pytest
 
 from helpers.launcher_place import Workplace, run_command
 from helpers.paths import ROOT
+from utils.engine import train_flags
+from utils.inference import eval_flags
 
 
 @pytest.fixture
@@ -30,6 +33,21 @@ def test_paths_of_flags_are_those_of_the_caller(place, tmp_path):
     assert place.arguments_of("train.py")[5:] == [
         f"--save_folder={mine}/new", "--project", f"{mine}/runs", f"--resume={mine}/old/x.pth",
         "--weights=w/there.pth", "--log_folder=/logs", "--name=old"]
+
+
+def test_all_flags_that_name_files_are_known_to_the_launchers():
+    """A new flag with a path is to be taken as the caller sees it, too."""
+    text = (ROOT / "test" / "common.sh").read_text()
+    function = text[text.index("flags_from_caller() {"):].split("\n}\n", 1)[0]
+    known = set(re.findall(r"--\w+", function))
+    of_launcher = {"--data", "--val_data", "--trained_model"}
+    pairs = {"--image", "--images", "--video"}  # IN:OUT, for eval.py itself
+    for build in (train_flags.train_parser, eval_flags.eval_parser):
+        for action in build()._actions:
+            flags = set(action.option_strings)
+            if action.dest in ("save_folder", "log_folder") or re.search(
+                    "FOLDER|FILE|JSON|CSV", str(action.metavar)):
+                assert flags & (known | of_launcher | pairs), flags
 
 
 def test_the_way_to_evaluate_again_can_be_pasted(place, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, Callable, Deque, Dict, List, NamedTuple, Sequence
 
 from data.config import Config
 from utils.errors import UserError, nearest
-from utils.exported import digest
+from utils.files import digest
 
 SOCS = ("310", "310B1", "310B4", "310P1", "310P3", "910A", "910ProA", "910B", "910B1", "910B2",
         "910B2C", "910B3", "910B4", "910_9391", "910_9392")

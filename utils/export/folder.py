@@ -18,7 +18,8 @@ import torch
 from data.classes import find_classes
 from utils.errors import UserError
 from utils.export import graph
-from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, digest
+from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT
+from utils.files import digest
 from utils.inference.detector import LoadedModel
 from yolact import Yolact
 

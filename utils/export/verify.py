@@ -33,7 +33,8 @@ def differences(network: Yolact, config: Config, folder: str, half: bool) -> Dic
     """Largest difference of every output of the models in `folder`, relative to its values.
 
     Of detections, the distance of each from the nearest of its class in the other's; those that
-    the last bits of a score let in or out are left aside.
+    the last bits of a score let in or out are left aside, and in half precision the worst tenth:
+    there an overlap at the threshold may be decided otherwise.
 
     Raises:
         UserError: a difference above the tolerance; names it.
@@ -89,5 +90,4 @@ def _detections_apart(predictions: Dict[str, Tensor], found: Dict[str, Tensor], 
         for row, kind in zip(ours[rows.scores > floor + TOLERANCE], rows.classes):
             same = theirs[found["classes"][n, :count] == kind]
             apart.append(float((same - row).abs().max(1)[0].min()) if len(same) else float("inf"))
-    # In half precision an overlap at the threshold may be decided otherwise.
     return float(np.quantile(apart, 0.9 if half else 1.0))

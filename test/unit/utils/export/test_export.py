@@ -24,6 +24,7 @@ from helpers.deterministic import (
 )
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
+from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
 from utils.export import verify
@@ -226,6 +227,16 @@ def test_a_runtime_too_old_for_an_operator_is_a_sentence(tmp_path):
     sentence = str(caught.value)
     assert f"onnxruntime {onnxruntime.__version__} cannot run" in sentence
     assert "OfTomorrow" in sentence and "install a newer one" in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize("device", ["cuda", "npu"])
+def test_a_device_that_the_runtime_does_not_have_is_never_the_cpu(device, weights, tmp_path):
+    if exported.PROVIDERS[device] in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime runs on {device}")
+    path = os.path.join(export(weights, tmp_path / "out"), "model.onnx")
+    with pytest.raises(UserError, match=f"{device} was asked for, .* choose the CPU"):
+        open_onnx(path, device)
+    assert open_onnx(path, "auto")[1].endswith("CPUExecutionProvider")
 
 
 def predict(capsys, tmp_path, *flags):

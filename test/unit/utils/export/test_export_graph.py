@@ -28,7 +28,7 @@ UINT8 = {"Cast", "Div", "Sub"}  # cast_plugin.cc, similar_opp_plugins.cc
 DETECTIONS = {"Abs", "And", "Clip", "Div", "Exp", "Expand", "Gather", "GatherElements", "Greater",
               "Less", "Max", "Min", "Mul", "Not", "Pad", "ReduceMax", "ReduceSum", "Slice", "Sub",
               "TopK", "Unsqueeze", "Where", "Cast"}
-"""Of these, too, each is registered at opset 11 there."""
+"""ONNX's own. Not all of these have been looked up among those that ATC takes."""
 
 
 def operators(path):
