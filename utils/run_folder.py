@@ -122,8 +122,11 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError), open(
                 self.file(LOG), encoding="utf-8", errors="replace") as stream:
             for line in stream:
+                record = None
                 with contextlib.suppress(ValueError):  # cut off by a crash
-                    yield json.loads(line)
+                    record = json.loads(line)
+                if isinstance(record, dict) and "type" in record:
+                    yield record
 
     def training(self) -> List[Row]:
         """A row for each log line, with columns of results.csv."""
@@ -133,7 +136,8 @@ class RunFolder:
     def results(self) -> List[Row]:
         """The rows of results.csv, one for an iteration."""
         try:
-            with open(self.file(RESULTS), encoding="utf-8", newline="") as stream:
+            with open(self.file(RESULTS), encoding="utf-8", errors="replace",
+                      newline="") as stream:
                 return [dict(row) for row in csv.DictReader(stream, restval="")
                         if (row.get(ITERATION) or "").isdigit()]
         except FileNotFoundError:

@@ -283,7 +283,8 @@ def test_a_resumed_run_takes_back_what_it_makes_again(folder):
 
 
 @pytest.mark.parametrize("torn", [
-    '{', '{"type": "train", "iteration": 30, "losses": {', '{"type": "train"', '{"a": "\u732b'])
+    '{', '{"type": "train", "iteration": 30, "losses": {', '{"type": "train"', '{"a": "\u732b',
+    '30 ', '{"iteration": 30} '])
 def test_a_line_that_was_cut_off_is_dropped(folder, torn):
     folder.write_bytes("log.jsonl", b"")
     log(folder, 10)
