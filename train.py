@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from data.loader import prefetch
-from utils import checkpoint
 from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
@@ -41,7 +40,7 @@ from utils.distributed.sharing import (
 )
 from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
-from utils.engine.saving import find_restart
+from utils.engine.saving import choose_start
 from utils.engine.setup import Training, build_training
 from utils.engine.summary import end_lines, next_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
@@ -49,6 +48,7 @@ from utils.errors import UserError
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
+from utils.run_folder import is_restart, launch_id
 from utils.weights.files import Origin
 
 LOG_INTERVAL = 10
@@ -154,22 +154,35 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
 
 
 def between_steps(training: Training, done: int, observer: Observer, record: RunRecord) -> bool:
-    """Validate and save where it is time to; returns whether to stop early, agreed by all."""
+    """Save and validate where it is time to; returns whether to stop early, agreed by all."""
     early, epoch_size = False, training.loader.epoch_size
+    validates = training.validation is not None and done % training.validation.interval == 0
+    at_end = done == training.schedule.max_iter
+    saves = validates if at_end else done % training.saver.plan.interval == 0
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
-    if training.validation is not None and done % training.validation.interval == 0:
+    if saves:
+        save_on_the_way(training, done, record)
+    if validates:
         with observer.stopped():
             validate(training, done, record)
+        if saves and not at_end:
+            save_on_the_way(training, done, record, again=True)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,
                                         training.learner.device)
-    if done % training.saver.plan.interval == 0 and done != training.schedule.max_iter:
-        try:
-            save(training, done, record)  # after a validation, so that its scores are in the state
-        except UserError as error:  # the next time, or the end, may find more space
-            print(f"Warning: {error}; the training goes on", flush=True)
     return early
+
+
+def save_on_the_way(training: Training, done: int, record: RunRecord, again: bool = False) -> None:
+    """Save before a validation, which may not come to its end, and `again` with its scores."""
+    try:
+        if again:
+            training.saver.save(done)
+        else:
+            save(training, done, record)
+    except UserError as error:  # the next time, or the end, may find more space
+        print(f"Warning: {error}; the training goes on", flush=True)
 
 
 def log_progress(training: Training, observer: Observer, done: int, record: RunRecord,
@@ -214,10 +227,10 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
         {}), is_best))
 
 
-def save(training: Training, done: int, record: RunRecord,
-         interrupt: bool = False) -> Optional[str]:
+def save(training: Training, done: int, record: RunRecord, interrupt: bool = False,
+         finished: bool = False) -> Optional[str]:
     """Write the checkpoint of iteration `done` and say so; returns the path of the weights."""
-    path = training.saver.save(done, interrupt)
+    path = training.saver.save(done, interrupt, finished)
     if path is not None:
         print(f"Saved weights : {path}", flush=True)
         record.keep_weights(path)
@@ -228,15 +241,17 @@ class TrainingError(Exception):
     """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
-def announce(training: Training, start: int, strict: bool) -> None:
-    """Say what is about to happen.
+def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
+    """Take the folder for the weights, and say what is about to happen.
 
     Raises:
-        UserError: with `strict`, in all processes where the data check finds something.
+        UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
+            something.
     """
     problem: Optional[UserError] = None
     if training.processes.is_main:
         try:
+            print_lines(training.saver.open_folder(resumed))
             print("\n".join(start_lines(training, start, strict)), flush=True)
         except UserError as error:
             problem = error
@@ -251,7 +266,7 @@ def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[
     """
     path, finished = None, outcome.finished(training)
     if finished or training.saver.plan.on_interrupt:
-        path = save(training, outcome.done, record, interrupt=not finished)
+        path = save(training, outcome.done, record, interrupt=not finished, finished=finished)
     if finished:
         record.write("epoch", iteration=outcome.done,
                      epoch=outcome.done // training.loader.epoch_size)
@@ -265,13 +280,13 @@ def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
-    resumed = find_restart(os.environ, args.save_folder, args.recipe.name)
-    if resumed is None and args.resume is not None:
-        resumed = checkpoint.find_checkpoint(args.resume, args.save_folder, args.recipe.name)
-    training = build_training(args, processes, device, train_step, resumed)
+    launch = launch_id(os.environ)
+    resumed = choose_start(args.resume, args.save_folder, args.recipe.name, launch,
+                           is_restart(os.environ), processes, device)
+    training = build_training(args, processes, device, train_step, launch, resumed)
     start = 0 if resumed is None else training.saver.resume(resumed, args.start_iter)
     training.loader.start_at(start)
-    announce(training, start, args.strict)
+    announce(training, start, resumed, args.strict)
     record = open_record(args, training, start)
     max_iter, fps_start = training.schedule.max_iter, args.fps_start_iter
     if fps_start is None:

@@ -72,6 +72,7 @@ flags_from_caller() {
         name=${flags[number]%%=*} value=${flags[number]#*=}
         if [[ $name == "${flags[number]}" ]]; then  # --NAME VALUE
             value=${flags[number + 1]:-}
+            [[ -n $value && $value != --* ]] || continue
         fi
         case $name in
             --save_folder | --log_folder | --project | --tensorboard | --bbox_det_file | \

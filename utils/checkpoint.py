@@ -11,13 +11,12 @@ plain types only.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import io
 import os
 import random
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -91,62 +90,10 @@ def remove_checkpoint(path: str) -> None:
             os.unlink(victim)
 
 
-def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str]:
-    """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
-    found = []
-    for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
-        name = CheckpointName.parse(path)
-        if name is not None and config_name in (None, name.config):
-            found.append((name.iteration, os.path.getmtime(path), path))
-    return [path for _, _, path in sorted(found)]
-
-
-def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
-    """Resolve `latest`, `interrupt` or a path to a weights file.
-
-    `latest` is the highest iteration of the training that saved last. A weights file without a
-    state beside it, as people download them, comes from no training here and stands behind all
-    that do; where there are only such files, the newest of them is taken.
-
-    Raises:
-        UserError: nothing suitable lies in `folder`, or the path does not exist.
-    """
-    if which not in ("latest", "interrupt"):
-        if not os.path.isfile(which):
-            raise UserError(f"no weights file '{which}' (looked for {os.path.abspath(which)}); "
-                            "give the path of a .pth file, 'latest' or 'interrupt'")
-        return which
-    found = [path for path in list_checkpoints(folder, config_name)
-             if which == "latest" or path.endswith("_interrupt.pth")]
-    if not found:
-        of_recipe = f" of '{config_name}'" if config_name else ""
-        raise UserError(f"no {which} checkpoint{of_recipe} in '{os.path.abspath(folder)}'; train "
-                        "first or give the path of a .pth file")
-    trained = [path for path in found if os.path.isfile(state_path(path))]
-    newest = max(trained or found, key=os.path.getmtime)
-    return [path for path in trained or [newest] if recipe_of(path) == recipe_of(newest)][-1]
-
-
 def recipe_of(path: str) -> Optional[str]:
     """Recipe that a weights file's name names; None if it follows no pattern."""
     name = CheckpointName.parse(path)
     return name.config if name else None
-
-
-def weights_of_run(path: str) -> str:
-    """Where `path` is a run folder, its best weights, else its last; any other path as it is.
-
-    Raises:
-        UserError: the folder has neither.
-    """
-    if not os.path.isdir(path):
-        return path
-    for name in ("best.pth", "last.pth"):
-        weights = os.path.join(path, "weights", name)
-        if os.path.isfile(weights):
-            return weights
-    raise UserError(f"'{path}' is a folder without weights/best.pth and weights/last.pth; give a "
-                    "run folder or the path of a .pth file")
 
 
 def load_state(weights_path: str) -> Optional[Dict[str, Any]]:

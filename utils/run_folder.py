@@ -80,11 +80,6 @@ class RunFolder:
         """Path of `best` or `last`."""
         return self.file(WEIGHTS, name + ".pth")
 
-    @property
-    def origin(self) -> Dict[str, str]:
-        """What a checkpoint remembers, to find the folder again."""
-        return {"path": self.path, "id": self.run_id}
-
     def read(self, name: str) -> Dict[str, Any]:
         """A JSON file of the folder; empty where there is none, or none that can be read."""
         return _read_mapping(self.file(name), json.load)
@@ -238,17 +233,18 @@ def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[R
     return open_run_folder(origin.path, origin.run_id)
 
 
-def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
-                  environ: Mapping[str, str]) -> RunFolder:
+def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = None,
+                  restarted: bool = False) -> RunFolder:
     """The folder that a training writes to, found again or made.
 
     Args:
         project: where run folders are.
         name: wanted; one that is taken gets a number: `name-2`.
-        before: `RunFolder.origin` as the checkpoint has it that the run goes on from, if any. Its
-            folder is used, and made again where it was removed.
-        environ: names this launch and its restarts; a restarted training that has no checkpoint
-            yet goes on in the folder that the attempt before it made.
+        run_id: of the training.
+        before: the folder that it had when the checkpoint was written that it goes on from, if
+            any. It is used, and made again where it was removed.
+        restarted: torch's launcher has started the training again: without a checkpoint it goes on
+            in the folder that the attempt before it made.
 
     Raises:
         UserError: the folder cannot be made, or `name` is no name of a folder.
@@ -258,15 +254,14 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
                         "around it; the place it is made in is --project")
     if os.path.exists(project) and not os.path.isdir(project):
         raise UserError(f"--project is '{project}', which is a file; give a folder")
-    may_exist, run_id = int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0, launch_id(environ)
-    if before:
-        may_exist, run_id, name = True, str(before["id"]), os.path.basename(str(before["path"]))
-        found = open_run_folder(str(before["path"]), run_id)
+    if before is not None:
+        name, restarted = os.path.basename(before), True
+        found = open_run_folder(before, run_id)
         if found is not None:
             return found
     path, number = os.path.join(project, name), 1
     while True:
-        found = open_run_folder(path, run_id) if may_exist else None
+        found = open_run_folder(path, run_id) if restarted else None
         if found is not None:
             return found
         try:
@@ -282,8 +277,13 @@ def folder_of_run(project: str, name: str, before: Optional[Mapping[str, Any]],
                             "--no_run_folder") from error
 
 
+def is_restart(environ: Mapping[str, str]) -> bool:
+    """Whether torch's elastic launcher has started this process in place of one that failed."""
+    return int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
 def launch_id(environ: Mapping[str, str]) -> str:
-    """A name for this run that no other has, the same in each attempt of a launch."""
+    """A name for this launch that no other has, the same in each attempt of torch's launcher."""
     began, port = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
     return f"launch-{began}-{port}" if began and port else f"{time.time_ns():x}-{os.getpid():x}"
 

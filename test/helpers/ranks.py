@@ -10,7 +10,7 @@ import sys
 import torch
 
 from helpers.paths import ROOT
-from utils import checkpoint
+from utils.weights_folder import list_checkpoints
 
 LAUNCH_VARIABLES = ("ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK",
                     "MASTER_ADDR", "MASTER_PORT", "FAILURE_FILE")
@@ -87,7 +87,7 @@ def train_ranks(count, data, folder, prepare="", environ=None, **flags):
     folder.mkdir(exist_ok=True)
     codes, texts = run_ranks(count, TRAIN.format(prepare=prepare),
                              train_flags(data, folder, **flags), folder, **(environ or {}))
-    found = checkpoint.list_checkpoints(str(folder / "weights"))
+    found = list_checkpoints(str(folder / "weights"))
     return codes, texts, torch.load(found[-1]) if found else None
 
 

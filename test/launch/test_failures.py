@@ -23,6 +23,7 @@ import torch
 from data.shapes import write_dataset
 from helpers.ranks import ROOT, clean_environ, largest_difference
 from utils import checkpoint
+from utils.weights_folder import find_checkpoint
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
 STEPS, SAVE, FAULT_AT = 9, 4, 6
@@ -114,7 +115,7 @@ class Place:
         return found
 
     def final(self):
-        return torch.load(checkpoint.find_checkpoint("latest", str(self.weights)))
+        return torch.load(find_checkpoint("latest", str(self.weights)))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def run_into(place, fault, *flags, **env):
 
 def check_resumes(place, undisturbed, expected=SAVE):
     """The last checkpoint is whole; the same command goes on from it to the same result."""
-    latest = checkpoint.find_checkpoint("latest", str(place.weights))
+    latest = find_checkpoint("latest", str(place.weights))
     assert checkpoint.CheckpointName.parse(latest).iteration == expected
     assert checkpoint.load_state(latest)["iteration"] == expected
     code, _, err = place.run("--resume=latest")
@@ -264,7 +265,7 @@ def test_sigterm_saves_and_ends(place, shapes):
     assert place.processes() == []
     assert re.match(r"\[Error\] rank 0 was interrupted by SIGTERM; its log: .*/0/train_0\.log$",
                     err.splitlines()[0]), err
-    latest = checkpoint.find_checkpoint("latest", str(place.weights))
+    latest = find_checkpoint("latest", str(place.weights))
     assert latest.endswith("_interrupt.pth")
     stopped = [re.search(r"Stopped by .* at iteration (\d+)", (
         place.root / "test" / "output" / n / f"train_{n}.log").read_text()) for n in "01"]
@@ -316,7 +317,7 @@ def test_two_hosts_end_with_the_result_of_one(tmp_path, shapes, undisturbed):
     places = start_hosts(tmp_path, shapes)
     errors = end_hosts(places)
     assert [launcher.returncode for _, launcher in places] == [0, 0], errors
-    final = torch.load(checkpoint.find_checkpoint("latest", str(tmp_path / "weights")))
+    final = torch.load(find_checkpoint("latest", str(tmp_path / "weights")))
     assert largest_difference(final, undisturbed, skip=()) == 0
     assert (places[1][0].root / "test" / "output" / "1" / "train_1.log").exists()
 

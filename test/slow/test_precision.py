@@ -71,7 +71,7 @@ def train(data, device, flags, steps, jitter=0.0):
         [f"--data={data}", "--config=yolact_shapes", "--no_autoscale", "--num_workers=0",
          "--node_device=" + device.type, f"--max_iter={steps}"] + flags)
     seed_everything(args.seed)
-    run = build_training(args, Processes(), device, train_step)
+    run = build_training(args, Processes(), device, train_step, "test")
     learner = run.learner
     learner.optimizer.flat.mul_(1 + jitter)
     learner.optimizer.renew_half()

@@ -33,6 +33,7 @@ from utils.run_folder import (
     best_row,
     describe_session,
     folder_of_run,
+    is_restart,
     score_cells,
     timestamp,
     train_cells,
@@ -274,23 +275,21 @@ def open_folder(args: argparse.Namespace, training: Training, flags: Dict[str, A
     what its tables say of iterations after `start` is dropped.
     """
     config = training.config
-    folder = folder_of_run(args.project, args.name or config.name, training.saver.run_folder,
-                           os.environ)
-    if not folder.read_config():
-        released = get_config(config.name if config.name in list_configs() else "yolact_base")
-        data = {"train": describe_data(training.dataset)}
-        if training.validation is not None:
-            data["val"] = describe_data(training.validation.evaluation.dataset)
-        folder.write_config({
-            "program": "train.py", "config": released.name,
-            "set": config.changes_from(released),
-            "flags": {name: value for name, value in flags.items() if value is not None},
-            "run": dict(_facts(training, args.seed), config=config.to_dict()), "data": data})
+    folder = folder_of_run(args.project, args.name or config.name, training.saver.training_id,
+                           training.saver.run_folder, is_restart(os.environ))
+    released = get_config(config.name if config.name in list_configs() else "yolact_base")
+    data = {"train": describe_data(training.dataset)}
+    if training.validation is not None:
+        data["val"] = describe_data(training.validation.evaluation.dataset)
+    folder.write_config({
+        "program": "train.py", "config": released.name, "set": config.changes_from(released),
+        "flags": {name: value for name, value in flags.items() if value is not None},
+        "run": dict(_facts(training, args.seed), config=config.to_dict()), "data": data})
     folder.add_session(describe_session(
         describe(training.learner.device), args.command_line, seed=args.seed,
         processes=training.processes.world_size, start_iteration=start))
     folder.go_on_from(start)
-    training.saver.run_folder = folder.origin
+    training.saver.run_folder = folder.path
     return folder
 
 

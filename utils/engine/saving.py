@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+import platform
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+
+import torch
 
 from data.config import Config
 from utils import checkpoint
-from utils.checkpoint import CheckpointName, rng_state, set_rng_state
+from utils.checkpoint import CheckpointName, rng_state, set_rng_state, state_path
+from utils.distributed.processes import Processes
+from utils.distributed.sharing import gather_bytes, raise_together
 from utils.engine.learner import Learner
 from utils.engine.records import BestScore, StepRecords
 from utils.errors import UserError
+from utils.files import digest
 from utils.weights.files import read_weights
 from utils.weights.loading import load_network
+from utils.weights_folder import (
+    WeightsFolder,
+    claim_folder,
+    find_checkpoint,
+    find_restart,
+    list_checkpoints,
+)
 
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""
-_MAY_CHANGE = ("early_stopping", "backbone_weights")
-"""Fields of the configuration that a resumed run need not agree with."""
+_MAY_CHANGE = ("lr", "max_iter", "schedule", "lr_steps", "gamma", "lr_warmup_init",
+               "lr_warmup_until", "lr_final_factor", "early_stopping")
+"""Fields of the configuration that may be others when a training goes on; it is said."""
+_OF_THE_START = ("backbone_weights",)
+"""Fields that only say how a training began."""
 
 
 class SavePlan(NamedTuple):
@@ -48,20 +65,42 @@ class Saver:
             schedule; plain types. Stored at the top level of the state, so that evaluation finds
             the configuration and the class names without knowing about training.
         epoch_size: steps in an epoch.
+        launch: of this process; also the training's id, unless it goes on from a checkpoint.
         is_main: only the main process writes.
 
     Attributes:
-        run_folder: what the state remembers to find the run folder again; None without one.
+        training_id: stays the same however often the training is stopped and goes on.
+        run_folder: path of the run folder that the state remembers; None without one.
     """
 
     def __init__(self, learner: Learner, plan: SavePlan, records: StepRecords, best: BestScore,
-                 identity: Mapping[str, Any], epoch_size: int, is_main: bool = True) -> None:
+                 identity: Mapping[str, Any], epoch_size: int, launch: str,
+                 is_main: bool = True) -> None:
         self.plan = plan
+        self.training_id = self._launch = launch
         self._is_main = is_main
-        self.run_folder: Optional[Mapping[str, Any]] = None
+        self.run_folder: Optional[str] = None
+        self._folder: Optional[WeightsFolder] = None
         self._learner, self._records, self._best = learner, records, best
         self._identity = dict(identity)
         self._epoch_size = epoch_size
+
+    def open_folder(self, resumed: Optional[str] = None) -> List[str]:
+        """Take the folder that this training writes to; returns a sentence if it is not the one
+        that was asked for, because that has files of another.
+
+        Raises:
+            UserError: it cannot be written, or the same training still runs.
+        """
+        if not (self.plan.enabled and self._is_main):
+            return []
+        asked = self.plan.folder
+        self._folder = claim_folder(asked, self.plan.name, self.training_id, resumed)
+        self.plan = self.plan._replace(folder=self._folder.path)
+        if resumed is not None or os.path.samefile(asked, self._folder.path):
+            return []
+        return [f"'{asked}' has files of another training with this configuration, which stay as "
+                f"they are; this one writes to '{self._folder.path}'"]
 
     def path(self, done: int) -> str:
         """Weights file of iteration `done`."""
@@ -77,23 +116,35 @@ class Saver:
             loss_scale=learner.precision.state_dict(), rng=rng_state())
         if learner.average is not None:
             state["raw_weights"] = checkpoint.on_cpu(learner.raw_weights())
+        state["training"] = self.training_id
         if self.run_folder is not None:
-            state["run_folder"] = dict(self.run_folder)
+            state["run_folder"] = {"path": self.run_folder, "id": self.training_id}
         return state
 
-    def save(self, done: int, interrupt: bool = False) -> Optional[str]:
-        """Write the checkpoint of iteration `done`; returns its path, None where none is kept."""
+    def save(self, done: int, interrupt: bool = False, finished: bool = False) -> Optional[str]:
+        """Write the checkpoint of iteration `done`; returns its path, None where none is kept.
+
+        Args:
+            done: iterations of the whole training.
+            interrupt: it is not one of those that come at an interval, and replaces its like.
+            finished: the training is at its end.
+        """
         plan = self.plan
-        if not (plan.enabled and self._is_main):
+        if self._folder is None:
             return None
-        older = checkpoint.list_checkpoints(plan.folder, plan.name)
+        older = [path for path in list_checkpoints(plan.folder, plan.name)
+                 if os.path.exists(state_path(path))]  # others were copied here
         name = CheckpointName(plan.name, done // self._epoch_size, done, interrupt)
         path = checkpoint.save_checkpoint(name.path(plan.folder), self._learner.weights(),
                                           self.state(done))
+        try:
+            self._folder.saved(path, self._launch, self.run_folder, finished)
+        except UserError as error:  # the checkpoint is there: no reason to lose a training
+            print(f"Warning: {error}; the training goes on", flush=True)
         for old in older:
             parsed = CheckpointName.parse(old)
             assert parsed is not None
-            # What is further on belongs to another training in the same folder.
+            # What is further on is of a time before the training went back.
             replaced = parsed.interrupt if interrupt else (
                 plan.keep_latest_interval is not None and parsed.iteration < done
                 and parsed.iteration % plan.keep_latest_interval != 0)
@@ -113,19 +164,18 @@ class Saver:
             UserError: the checkpoint is of another training.
         """
         learner = self._learner
+        state = checkpoint.load_state(weights_path)
+        changed = [] if state is None else check_same_training(self._identity, state, weights_path)
         with learner.precision.float32_weights(learner.model):
             print(f"Weights : {load_network(learner.model, read_weights(weights_path))}")
-        state = checkpoint.load_state(weights_path)
         if state is None:
             if learner.average is not None:
                 learner.average.restart()
             named = CheckpointName.parse(weights_path)
             start = start_iter if start_iter >= 0 else (named.iteration if named else 0)
-            print(f"Resumed weights only : {weights_path} (no "
-                  f"{checkpoint.state_path(weights_path)}); the optimiser starts afresh at "
-                  f"iteration {start}")
+            print(f"Resumed weights only : {weights_path} (no {state_path(weights_path)}); the "
+                  f"optimiser starts afresh at iteration {start}")
             return start
-        check_same_training(self._identity, state, weights_path)
         if learner.average is not None:
             with learner.precision.float32_weights(learner.model):
                 learner.average.load(learner.model.state_dict())
@@ -136,25 +186,34 @@ class Saver:
             self._best.load_state_dict(state["best"])
         learner.precision.load_state_dict(state.get("loss_scale", {}))
         set_rng_state(state["rng"])
-        self.run_folder = state.get("run_folder")
+        folder = state.get("run_folder") or {}
+        self.run_folder = folder.get("path")
+        self.training_id = str(state.get("training") or folder.get("id") or self._launch)
         start = int(state["iteration"])
-        print(f"Resumed : {weights_path} at iteration {start}")
+        print("\n".join([f"Resumed : {weights_path} at iteration {start}"] + changed))
         return start
 
 
 def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
-                        weights_path: str) -> None:
+                        weights_path: str) -> List[str]:
     """Refuse to resume a training that would not be the same one.
+
+    Returns:
+        a sentence for what is not as it was and may be another: the schedule.
 
     Raises:
         UserError: names the first part that differs, with both values.
     """
+    changed = {}
     for key, value in identity.items():
         stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
+        if key == "learning_rate":  # follows from what is compared
+            continue
         if key == "config" and isinstance(stored, dict):
-            # As this version writes it.
-            stored = Config.from_dict(stored).replace(
-                **{name: value[name] for name in _MAY_CHANGE}).to_dict()
+            stored = Config.from_dict(stored).to_dict()  # as this version writes it
+            changed = {name: (stored[name], value[name]) for name in _MAY_CHANGE
+                       if stored[name] != value[name]}
+            stored = dict(stored, **{name: value[name] for name in _MAY_CHANGE + _OF_THE_START})
         if stored != value:
             found, expected = stored, value
             if isinstance(stored, dict):  # the keys that differ are enough
@@ -165,18 +224,43 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                 f"cannot resume '{weights_path}': its {key} is {found}, this run's is {expected}; "
                 "use the flags and the data of that run, or start a new training from its weights "
                 f"with --weights={weights_path}")
+    return [f"Changed : {name} from {before} to {now}; the schedule is that of the new value from "
+            "here on" for name, (before, now) in changed.items()]
 
 
-def find_restart(environ: Mapping[str, str], folder: str, config_name: str) -> Optional[str]:
-    """Newest weights file of this very launch in `folder`, where torch's elastic launcher has
-    started the ranks again.
+def choose_start(resume: Optional[str], folder: str, config_name: str, launch: str, restarted: bool,
+                 processes: Processes, device: torch.device) -> Optional[str]:
+    """The checkpoint that all processes go on from; None to start at the beginning.
 
-    None in the first attempt, and where nothing was saved since LAUNCH_TIME (seconds): files of an
-    earlier training must not be mistaken for this one's.
+    Args:
+        resume: what the user asked for, if anything.
+        folder: where `latest` and `interrupt` are looked for.
+        config_name: of the recipe.
+        launch: of this process.
+        restarted: torch's launcher has started the processes of this launch again: they go on from
+            what the launch itself has saved, if anything.
+        processes: all of the run.
+        device: of this process.
+
+    Raises:
+        UserError: there is no such file, or hosts have different ones.
     """
-    if int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) == 0:
-        return None
-    since = float(environ.get("LAUNCH_TIME") or "inf")
-    found = [path for path in checkpoint.list_checkpoints(folder, config_name)
-             if os.path.getmtime(path) >= since]
-    return found[-1] if found else None
+    path, problem = None, None
+    try:
+        path = find_restart(launch, folder, config_name) if restarted else None
+        if path is None and resume is not None:
+            path = find_checkpoint(resume, folder, config_name)
+    except UserError as error:
+        problem = error
+    raise_together(problem, processes, device)
+    found = f"'{path}' ({digest(path)[:12]})" if path is not None else "nothing"
+    told = gather_bytes(json.dumps([path and os.path.basename(path), path and digest(path),
+                                    f"{found} on {platform.node()}"]).encode("utf-8"),
+                        processes, device)
+    starts = [json.loads(part.decode("utf-8")) for part in told]
+    for rank, start in enumerate(starts):
+        if start[:2] != starts[0][:2]:
+            raise UserError(f"rank 0 would go on from {starts[0][2]}, rank {rank} from {start[2]}; "
+                            "all need the same file: copy it and its .state to each host, or use a "
+                            "folder that they share")
+    return path

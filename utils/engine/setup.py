@@ -87,7 +87,7 @@ class Training:
 
 
 def build_training(args: argparse.Namespace, processes: Processes, device: torch.device,
-                   step: TrainStep, resumed: Optional[str] = None) -> Training:
+                   step: TrainStep, launch: str, resumed: Optional[str] = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
     Args:
@@ -95,6 +95,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
         processes: all of the run.
         device: of this process.
         step: one update, which --batch_size=auto tries.
+        launch: id of this launch, see `launch_id`.
         resumed: checkpoint that `Saver.resume` will be called with, if any.
     """
     config: Config = args.recipe
@@ -131,7 +132,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                     not args.train_performance, not args.no_interrupt)
     saver = Saver(learner, plan, records, best,
                   identity_of(args, config, dataset, learner, precision, schedule,
-                              per_card * sharing.shares), loader.epoch_size, processes.is_main)
+                              per_card * sharing.shares), loader.epoch_size,
+                  launch, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
                     saver)
 

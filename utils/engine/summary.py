@@ -209,18 +209,16 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
         commands["draw an image"] = words + [f"--image={dataset.image_path(0)}:{drawn}",
                                              f"--score_threshold={SCORE_THRESHOLD}"]
     if path is not None:
-        again = _launch(training.processes) + without_flag(args.command_line[2:], "--resume")
+        again = _launch(training.processes) + ([f"--resume={run_folder}"] if run_folder else (
+            without_flag(args.command_line[2:], "--resume") + [f"--resume={path}"]))
         if training.nothing_improves():
-            commands["train on without early stopping"] = again + [
-                f"--resume={path}", "--early_stopping=0"]
+            commands["train on without early stopping"] = again + ["--early_stopping=0"]
         elif done < training.schedule.max_iter:
-            commands["go on"] = again + [f"--resume={path}"]
-        elif run_folder is not None:
-            commands["draw the report again"] = _module("utils.report") + [run_folder]
+            commands["go on"] = again
         else:
-            folder = training.saver.plan.folder.rstrip("/")
-            commands["train on from these weights"] = again + [
-                f"--weights={path}", f"--save_folder={folder}-2"]
+            commands["train longer"] = again + [f"--max_iter={2 * training.config.max_iter}"]
+            if run_folder is not None:
+                commands["draw the report again"] = _module("utils.report") + [run_folder]
     if weights is not None and (training.nothing_improves() or done >= training.schedule.max_iter):
         commands["export"] = _module("utils.export") + [
             weights, f"--out={os.path.join(run_folder or 'results', 'export')}"]

@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import expected_value, parse, value_problem
 from data.datasets import parse_yaml
 from utils.cli import ArgumentParser, Bounded, Retired, add_switch
 from utils.errors import UserError, nearest
+from utils.weights_folder import unfinished_training
 
 AUTO = "auto"
+UNFINISHED = "unfinished"
+"""What --resume alone means."""
 RETIRED = {"--fused_optimizer": "its kernels did not pay; the default update is a dozen operators "
                                 "for the whole network and waits for nothing"}
 _FILE_KEYS = ("config", "set", "flags")
@@ -84,11 +87,16 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = train_parser()
     args = parser.parse_args(argv)
+    resume = args.resume
+    if resume == UNFINISHED or os.path.isdir(resume or ""):
+        args.rerun, resume = _run_to_resume(args)
     config, flags = read_recipe(_file_of_run(args.rerun) if args.rerun else args.config)
     if flags:
         known = vars(args)
-        parser.set_defaults(**{key: value for key, value in flags.items() if key in known})
+        parser.set_defaults(**{key: value for key, value in flags.items() if key in known},
+                            rerun=args.rerun)
         args = parser.parse_args(argv)
+    args.resume = resume
     if args.rerun and any(word.split("=", 1)[0] == "--config" for word in argv):
         config = read_recipe(args.config)[0]
     changes = dict(map(parse_setting, args.settings))
@@ -100,6 +108,27 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
                         "there are none; give --validation_epoch=1 to validate after every epoch")
     args.command_line = ["python", "train.py"] + list(argv)
     return args
+
+
+def _or_none(text: str) -> Optional[str]:
+    """ModelZoo's scripts pass an empty --resume where there is nothing to resume."""
+    return text or None
+
+
+def _run_to_resume(args: argparse.Namespace) -> Tuple[str, str]:
+    """Run folder, and the checkpoint to go on from, that --resume alone or with a folder means."""
+    if args.resume != UNFINISHED:
+        path = os.path.join(args.resume, "weights", "last.pth")
+        if not os.path.isfile(path):
+            raise UserError(f"--resume is '{args.resume}', a folder without weights/last.pth; give "
+                            "a run folder, the path of a .pth file, latest or interrupt")
+        return args.resume, path
+    note, path = unfinished_training(args.save_folder)
+    if note.run_folder is None or not os.path.isdir(note.run_folder):
+        where = "without one" if note.run_folder is None else f"in '{note.run_folder}', now gone"
+        raise UserError(f"--resume: the flags of a training are in its run folder, and '{path}' "
+                        f"was trained {where}; repeat its flags with --resume={path}")
+    return note.run_folder, path
 
 
 def flagged_fields() -> List[str]:
@@ -227,8 +256,12 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
                     "iterations stay")
     group.add_argument("--keep_latest_interval", type=Bounded(int, 1), default=100000,
                        help="iterations whose files stay all the same")
-    group.add_argument("--resume", default=None, metavar="FILE|latest|interrupt",
-                       help="go on from a checkpoint; with its .state beside it, exactly")
+    group.add_argument("--resume", default=None, nargs="?", const=UNFINISHED, type=_or_none,
+                       metavar="FILE|RUN FOLDER|latest|interrupt",
+                       help="go on from a checkpoint; with its .state beside it, exactly. Alone: "
+                            "the newest training in --save_folder that is not at its end, with its "
+                            "data, recipe and flags; so, too, with a run folder. Flags that are "
+                            "given win")
     group.add_argument("--weights", default=None, metavar="FILE",
                        help="start a new training from the weights of a whole network, also one "
                             "of other classes; no backbone file is needed then")

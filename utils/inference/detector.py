@@ -38,6 +38,7 @@ from utils.inference.prediction import Rle
 from utils.progress import ProgressBar, image_parts
 from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
+from utils.weights_folder import find_checkpoint, weights_of_run
 from yolact import Yolact, build_yolact
 
 CPU = torch.device("cpu")
@@ -254,7 +255,7 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
         return _load_export(which, config_name, max_num_detections)
     wanted = get_config(config_name) if config_name else None
     name = wanted.name if wanted else None
-    path = checkpoint.find_checkpoint(checkpoint.weights_of_run(which), save_folder, name)
+    path = find_checkpoint(weights_of_run(which), save_folder, name)
     stored = checkpoint.load_for_inference(path)
     recipe = name or checkpoint.recipe_of(path)
     if stored.config is not None and name in (None, stored.config["name"]):

@@ -18,6 +18,7 @@ import eval as eval_program
 import train
 from data.datasets import format_dataset_file
 from utils import checkpoint
+from utils.weights_folder import find_checkpoint
 
 SIDE = 96
 CLASSES = {
@@ -87,7 +88,7 @@ def test_train_evaluate_predict(tmp_path, capsys, kind):
     losses = [float(number) for line in lines for number in re.findall(r"[BCMST]: (\S+)", line)]
     assert len(losses) == 10 and all(math.isfinite(loss) for loss in losses)
 
-    weights = checkpoint.find_checkpoint("latest", str(tmp_path / "weights"), "yolact_shapes")
+    weights = find_checkpoint("latest", str(tmp_path / "weights"), "yolact_shapes")
     assert checkpoint.load_for_inference(weights).class_names == names
     shared = [f"--trained_model={weights}", "--eval_device=cpu"]
     results = tmp_path / "results"

@@ -11,6 +11,7 @@ import torch
 from utils import checkpoint
 from utils.checkpoint import CheckpointName
 from utils.errors import UserError
+from utils.weights_folder import list_checkpoints
 
 
 def write(folder, iteration, interrupt=False, config="yolact_base", **state):
@@ -36,70 +37,6 @@ def test_plain_weights_are_a_plain_state_dict(tmp_path):
     assert list(loaded) == ["w"] and loaded["w"].tolist() == [0.0, 1.0]
     # A view saved as it is would carry the whole buffer it looks into.
     assert os.path.getsize(path) < 3000
-
-
-def aged(path, seconds):
-    for each in (str(path), checkpoint.state_path(str(path))):
-        if os.path.exists(each):
-            os.utime(each, (seconds, seconds))
-
-
-def test_latest_of_any_configuration_is_of_the_one_trained_last(tmp_path):
-    first = write(tmp_path, 800000, config="yolact_base")
-    second, third = (write(tmp_path, iteration, config="mine") for iteration in (200, 100))
-    for age, path in enumerate((first, second, third)):
-        aged(path, 1000 + age)
-    assert checkpoint.find_checkpoint("latest", str(tmp_path)) == second
-    aged(first, 2000)
-    assert checkpoint.find_checkpoint("latest", str(tmp_path)) == first
-
-
-@pytest.mark.parametrize("recipe", [None, "yolact_base"])
-@pytest.mark.parametrize("own", ["yolact_base", "mine"])
-def test_latest_is_no_downloaded_file_where_something_was_trained(tmp_path, own, recipe):
-    downloaded = tmp_path / "yolact_base_54_800000.pth"
-    downloaded.write_bytes(b"x")
-    trained = write(tmp_path, 4000, config=own)
-    aged(trained, 1000)
-    aged(downloaded, 2000)  # fetched after the training, even
-    if recipe is None or own == recipe:
-        assert checkpoint.find_checkpoint("latest", str(tmp_path), recipe) == trained
-    os.unlink(trained)
-    assert checkpoint.find_checkpoint("latest", str(tmp_path), recipe) == str(downloaded)
-
-
-def test_without_a_training_latest_is_the_newest_file(tmp_path):
-    for age, name in enumerate(("yolact_base_54_800000.pth", "yolact_im700_54_800000.pth",
-                                "yolact_base_10_20000.pth")):
-        (tmp_path / name).write_bytes(b"x")
-        aged(tmp_path / name, 1000 + age)
-    assert checkpoint.find_checkpoint("latest", str(tmp_path)).endswith("yolact_base_10_20000.pth")
-
-
-def test_a_run_folder_stands_for_its_weights(tmp_path):
-    with pytest.raises(UserError, match="without weights/best.pth"):
-        checkpoint.weights_of_run(str(tmp_path))
-    (tmp_path / "weights").mkdir()
-    for name in ("last.pth", "best.pth"):
-        (tmp_path / "weights" / name).write_bytes(b"x")
-        assert checkpoint.weights_of_run(str(tmp_path)) == str(tmp_path / "weights" / name)
-    assert checkpoint.weights_of_run("latest") == "latest"
-
-
-def test_latest_and_interrupt(tmp_path):
-    write(tmp_path, 900, config="yolact_im700")
-    write(tmp_path, 100)
-    stopped = write(tmp_path, 150, interrupt=True)
-    newest = write(tmp_path, 200)
-    (tmp_path / "yolact_base_9_999.pth.tmp").write_bytes(b"")
-    folder = str(tmp_path)
-    assert checkpoint.find_checkpoint("latest", folder, "yolact_base") == newest
-    assert checkpoint.find_checkpoint("interrupt", folder, "yolact_base") == stopped
-    assert checkpoint.find_checkpoint(newest, "elsewhere") == newest
-    with pytest.raises(UserError, match="no interrupt checkpoint of 'yolact_im700'"):
-        checkpoint.find_checkpoint("interrupt", folder, "yolact_im700")
-    with pytest.raises(UserError, match="no weights file 'missing.pth'"):
-        checkpoint.find_checkpoint("missing.pth", folder)
 
 
 def test_inference_reads_config_and_names_from_the_state(tmp_path):
@@ -131,7 +68,7 @@ def test_failed_write_leaves_no_weights_without_state(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         write(tmp_path, 100)
     assert os.listdir(str(tmp_path)) == ["yolact_base_1_100.state"]
-    assert checkpoint.list_checkpoints(str(tmp_path)) == []
+    assert list_checkpoints(str(tmp_path)) == []
 
 
 def test_rng_state_round_trip(tmp_path):

@@ -22,6 +22,7 @@ from utils.run_folder import (
     describe_session,
     folder_of_run,
     folder_of_weights,
+    is_restart,
     launch_id,
     open_run_folder,
     read_run_config,
@@ -32,13 +33,13 @@ LAUNCH = {"LAUNCH_TIME": "170", "MASTER_PORT": "29", "TORCHELASTIC_RESTART_COUNT
 
 
 def make(project, name, run_id="a"):
-    folder = RunFolder(folder_of_run(str(project), name, None, {}).path, run_id)
+    folder = RunFolder(folder_of_run(str(project), name, run_id).path, run_id)
     folder.write_config({"config": "yolact_base"})
     return folder
 
 
-def resumed(project, origin, environ=None):
-    return folder_of_run(str(project), "new", origin, environ or {})
+def resumed(project, run_id, before, restarted=False):
+    return folder_of_run(str(project), "new", run_id, before, restarted)
 
 
 def test_names_that_are_taken_get_numbers(tmp_path):
@@ -49,37 +50,36 @@ def test_names_that_are_taken_get_numbers(tmp_path):
 @pytest.mark.parametrize("name", ["a/b", "..", ".", " x", "x\n", "\\x"])
 def test_a_name_is_that_of_a_folder(tmp_path, name):
     with pytest.raises(UserError, match="--project"):
-        folder_of_run(str(tmp_path), name, None, {})
+        folder_of_run(str(tmp_path), name, "a")
 
 
 @pytest.mark.parametrize("name", ["x", "yolact_base-2", "\u732b", "a b", ".hidden"])
 def test_usual_names_are_fine(tmp_path, name):
-    assert folder_of_run(str(tmp_path), name, None, {}).path == str(tmp_path / name)
+    assert folder_of_run(str(tmp_path), name, "a").path == str(tmp_path / name)
 
 
 def test_a_project_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="--project is '.*', which is a file"):
-        folder_of_run(str(tmp_path / "runs"), "x", None, {})
+        folder_of_run(str(tmp_path / "runs"), "x", "a")
 
 
 def test_a_resumed_run_goes_on_in_its_own_folder(tmp_path):
     first, second = make(tmp_path, "x", "a"), make(tmp_path, "x", "b")
-    assert resumed(tmp_path, second.origin).path == second.path
-    assert resumed(tmp_path, first.origin).path == first.path
-    assert resumed(tmp_path, None).path == str(tmp_path / "new")
-    moved = dict(second.origin, path="/elsewhere/x-2")
-    assert resumed(tmp_path, moved).path == second.path
+    assert resumed(tmp_path, "b", second.path).path == second.path
+    assert resumed(tmp_path, "a", first.path).path == first.path
+    assert resumed(tmp_path, "a", None).path == str(tmp_path / "new")
+    assert resumed(tmp_path, "b", "/elsewhere/x-2").path == second.path
 
 
 def test_a_folder_of_another_run_with_that_name_is_left_alone(tmp_path):
     make(tmp_path, "x", "other")
-    folder = resumed(tmp_path, {"path": "runs/x", "id": "mine"})
+    folder = resumed(tmp_path, "mine", "runs/x")
     assert (folder.path, folder.run_id) == (str(tmp_path / "x-2"), "mine")
 
 
 def test_a_folder_that_was_removed_is_made_again(tmp_path):
-    folder = resumed(tmp_path / "runs", {"path": "runs/x-2", "id": "mine"})
+    folder = resumed(tmp_path / "runs", "mine", "runs/x-2")
     assert (os.path.basename(folder.path), folder.run_id) == ("x-2", "mine")
     assert os.path.isdir(folder.path)
 
@@ -87,15 +87,15 @@ def test_a_folder_that_was_removed_is_made_again(tmp_path):
 def test_an_attempt_finds_the_folder_of_the_attempt_before(tmp_path):
     make(tmp_path, "new", "other")
     mine = make(tmp_path, "new", launch_id(LAUNCH))
-    assert resumed(tmp_path, None, LAUNCH).path == mine.path
-    first = dict(LAUNCH, TORCHELASTIC_RESTART_COUNT="0")
-    assert resumed(tmp_path, None, first).path == str(tmp_path / "new-3")
+    assert is_restart(LAUNCH) and not is_restart(dict(LAUNCH, TORCHELASTIC_RESTART_COUNT="0"))
+    assert resumed(tmp_path, mine.run_id, None, True).path == mine.path
+    assert resumed(tmp_path, mine.run_id, None, False).path == str(tmp_path / "new-3")
     assert launch_id({}) != launch_id({"LAUNCH_TIME": "170"})
 
 
 def test_an_attempt_before_which_there_was_none_makes_its_own(tmp_path):
     make(tmp_path, "new", "other")
-    assert resumed(tmp_path, None, LAUNCH).path == str(tmp_path / "new-2")
+    assert resumed(tmp_path, launch_id(LAUNCH), None, True).path == str(tmp_path / "new-2")
 
 
 def pair(path, value):

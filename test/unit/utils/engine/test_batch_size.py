@@ -17,7 +17,6 @@ from data.config import get_config
 from data.loader import TrainDataset
 from data.shapes import write_dataset
 from layers.anchors import make_priors
-from utils import checkpoint
 from utils.amp import build_precision
 from utils.distributed.processes import Processes
 from utils.engine import batch_size as memory_of_steps
@@ -32,6 +31,7 @@ from utils.engine.batch_size import (
 from utils.engine.learner import assemble_learner
 from utils.errors import UserError
 from utils.memory import peak_memory, reset_peak_memory
+from utils.weights_folder import find_checkpoint
 from yolact import build_yolact
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -204,7 +204,7 @@ def test_the_chosen_number_is_the_run_s(flags, tmp_path, capsys):
         out = capsys.readouterr().out
         assert ("Batch size auto : 4 per card, by 4 images a step" in out) is (batch_size == "auto")
         assert "batch 4" in out
-        newest = checkpoint.find_checkpoint("latest", folder)
+        newest = find_checkpoint("latest", folder)
         weights[batch_size] = torch.load(newest, map_location="cpu")
     assert all(torch.equal(value, weights["4"][name]) for name, value in weights["auto"].items())
 

@@ -22,6 +22,7 @@ from utils.engine.record import RunRecord
 from utils.engine.records import BestScore
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.run_folder import RunFolder, open_run_folder, read_run_config
+from utils.weights_folder import find_checkpoint
 
 HAS_PAGE = importlib.util.find_spec("jinja2") is not None
 STEPS = 12
@@ -94,7 +95,7 @@ def test_a_training_leaves_everything(flags, shapes, request, capsys):
         (session,) = json.load(stream)["sessions"]
     assert session["seed"] == 0 and session["packages"]["torch"] == torch.__version__
     assert "--validation_epoch=1" in session["command"]
-    last = checkpoint.find_checkpoint("latest", "weights")
+    last = find_checkpoint("latest", "weights")
     assert os.path.samefile(last, "runs/yolact_shapes/weights/last.pth")
     assert evaluate(shapes, request, "--trained_model=runs/yolact_shapes/weights/best.pth") == 0
 

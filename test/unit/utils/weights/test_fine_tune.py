@@ -17,13 +17,13 @@ from data.config import get_config
 from data.shapes import write_dataset
 from helpers.weight_files import NAMES, network, save
 from layers.sync_batch_norm import SyncBatchNorm2d
-from utils import checkpoint
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.engine import learner
 from utils.errors import UserError
 from utils.weights.files import WeightsFile, metadata_of, read_weights
 from utils.weights.loading import class_dependent, load_for_fine_tuning, load_network
 from utils.weights.safetensors import write_safetensors
+from utils.weights_folder import find_checkpoint
 
 OF_CLASSES = ["prediction_layers.0.conf_layer.weight", "prediction_layers.0.conf_layer.bias",
               "semantic_seg_conv.weight", "semantic_seg_conv.bias"]
@@ -115,7 +115,7 @@ def flags(shapes, tmp_path, request):
 
 
 def trained_weights(folder):
-    return torch.load(checkpoint.find_checkpoint("latest", str(folder / "weights")))
+    return torch.load(find_checkpoint("latest", str(folder / "weights")))
 
 
 def test_training_from_weights_of_other_classes(flags, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_resume_and_evaluation_from_another_format(flags, tmp_path, shapes, caps
     from utils.convert_weights import convert
 
     assert train.main(flags) == 0
-    latest = checkpoint.find_checkpoint("latest", str(tmp_path / "weights"))
+    latest = find_checkpoint("latest", str(tmp_path / "weights"))
     other = str(tmp_path / "yolact_shapes_0_0.") + kind
     convert(latest, other)
     assert train.main(flags + ["--resume=" + other]) == 0

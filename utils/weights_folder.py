@@ -1,0 +1,236 @@
+"""A folder of weights files: whose they are, who writes there, which one to take.
+
+    weights/                              files of the first training of a recipe
+    weights/yolact_base-2/                those of the second: none replaces another's files
+    weights/.yolact_base.training         whose the files of this recipe are
+    weights/.yolact_base.lock             held by that training while it runs
+
+A recipe's name stands for all trainings with it: two of different recipes share a folder, as ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import itertools
+import json
+import os
+import platform
+from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
+
+from utils.checkpoint import CheckpointName, recipe_of, state_path
+from utils.errors import UserError
+from utils.files import write_whole
+
+
+class TrainingNote(NamedTuple):
+    """What a folder of weights files says of the training that writes there."""
+
+    id: str
+    saved: Optional[str] = None
+    """Name of its newest file."""
+    launch: Optional[str] = None
+    """The launch that saved it; all attempts of a launcher are one."""
+    run_folder: Optional[str] = None
+    finished: bool = False
+    process: str = ""
+    """That runs or ran it, in words."""
+
+
+class WeightsFolder:
+    """A folder that no other training writes to. The lock goes with the object or the process.
+
+    Attributes:
+        path: of the folder.
+        note: what it says of its training.
+    """
+
+    def __init__(self, path: str, config_name: str, lock: BinaryIO, note: TrainingNote) -> None:
+        self.path, self._config_name, self._lock = path, config_name, lock
+        self.note = note._replace(process=f"{os.getpid()} on {platform.node()}")
+        self._write()
+
+    def saved(self, path: str, launch: str, run_folder: Optional[str], finished: bool) -> None:
+        """Note what was saved."""
+        self.note = self.note._replace(saved=os.path.basename(path), launch=launch,
+                                       run_folder=run_folder, finished=finished)
+        self._write()
+
+    def _write(self) -> None:
+        data = json.dumps(self.note._asdict()).encode("ascii")
+        write_whole(_note_path(self.path, self._config_name), lambda stream: stream.write(data))
+
+
+def claim_folder(folder: str, config_name: str, training_id: str,
+                 resumed: Optional[str] = None) -> WeightsFolder:
+    """The place in `folder` for the files of one training: where it has been writing, or the first
+    where no other training has files of the recipe, `folder` itself before a folder in it.
+
+    Args:
+        folder: that the user asked for.
+        config_name: of the recipe.
+        training_id: of the training.
+        resumed: weights file that it goes on from, if any. A folder that does not say whose its
+            files are, as those of earlier versions, belongs to who goes on from one of them.
+
+    Raises:
+        UserError: this very training runs in another process, or the folder cannot be written.
+    """
+    try:
+        for place, note in _notes(folder, config_name):
+            if note.id == training_id:
+                lock = _lock(place, config_name)
+                if lock is None:
+                    raise UserError(f"the training that writes to '{place}' still runs, in process "
+                                    f"{note.process}; stop it first, or start a new one from its "
+                                    "weights (--weights=FILE)")
+                return WeightsFolder(place, config_name, lock, note)
+        for place in _candidates(folder, config_name, resumed):
+            if _is_free(place, config_name, resumed):
+                lock = _lock(place, config_name)
+                # What another has saved until now is only seen with the lock.
+                if lock is not None and _is_free(place, config_name, resumed):
+                    return WeightsFolder(place, config_name, lock, TrainingNote(training_id))
+        raise AssertionError("there is always another number")
+    except OSError as error:
+        raise UserError(f"cannot write in '{folder}': {error.strerror or error}; free some space "
+                        "or choose another folder with --save_folder") from error
+
+
+def _candidates(folder: str, config_name: str, resumed: Optional[str]) -> Iterator[str]:
+    if resumed is not None and any(os.path.samefile(os.path.dirname(resumed) or ".", place)
+                                   for place in _places(folder)[1:]):
+        yield os.path.dirname(resumed)
+    yield folder
+    for number in itertools.count(2):
+        yield os.path.join(folder, f"{config_name}-{number}")
+
+
+def _is_free(place: str, config_name: str, resumed: Optional[str]) -> bool:
+    """Whether no training's files are in the way; those of `resumed` may be."""
+    files = list_checkpoints(place, config_name)
+    return not files or (resumed is not None and _read_note(_note_path(place, config_name)) is None
+                         and any(os.path.samefile(path, resumed) for path in files))
+
+
+def _places(folder: str) -> List[str]:
+    """`folder` and the folders in it."""
+    return [folder] + sorted(glob.glob(os.path.join(glob.escape(folder), "*", "")))
+
+
+def _note_path(place: str, config_name: str) -> str:
+    return os.path.join(place, f".{config_name}.training")
+
+
+def _notes(folder: str, config_name: Optional[str] = None) -> Iterator[Tuple[str, TrainingNote]]:
+    """The notes of trainings in `folder` and the folders in it, each with its place."""
+    for place in _places(folder):
+        pattern = _note_path(glob.escape(place), glob.escape(config_name or "") or "*")
+        for path in sorted(glob.glob(pattern)):
+            note = _read_note(path)
+            if note is not None:
+                yield place, note
+
+
+def _read_note(path: str) -> Optional[TrainingNote]:
+    try:
+        with open(path, "rb") as stream:
+            values = json.loads(stream.read(1 << 16).decode("ascii"))
+        return TrainingNote(**{key: values[key] for key in TrainingNote._fields if key in values})
+    except (OSError, ValueError, TypeError):
+        return None  # nobody's
+
+
+def _lock(place: str, config_name: str) -> Optional[BinaryIO]:
+    """Lock `place` for the trainings of a recipe; None where another process has done so.
+
+    A lock of POSIX's older kind: the loader's processes do not inherit it, and file servers know
+    it.
+    """
+    os.makedirs(place, exist_ok=True)
+    stream = open(os.path.join(place, f".{config_name}.lock"), "wb")  # noqa: SIM115
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            stream.close()
+            return None
+        # A file system without locks: the note alone has to do.
+    return stream
+
+
+def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str]:
+    """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
+    found = []
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
+        name = CheckpointName.parse(path)
+        if name is not None and config_name in (None, name.config):
+            found.append((name.iteration, os.path.getmtime(path), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
+    """Resolve `latest`, `interrupt` or a path to a weights file.
+
+    `latest` is the highest iteration of the training that saved last, in `folder` or a folder in
+    it. A weights file without a state beside it, as people download them, comes from no training
+    here and stands behind all that do; where there are only such files, the newest is taken.
+
+    Raises:
+        UserError: nothing suitable lies in `folder`, or the path does not exist.
+    """
+    if which not in ("latest", "interrupt"):
+        if not os.path.isfile(which):
+            raise UserError(f"no weights file '{which}' (looked for {os.path.abspath(which)}); "
+                            "give the path of a .pth file, 'latest' or 'interrupt'")
+        return which
+    found = [path for place in _places(folder) for path in list_checkpoints(place, config_name)
+             if which == "latest" or path.endswith("_interrupt.pth")]
+    if not found:
+        of_recipe = f" of '{config_name}'" if config_name else ""
+        raise UserError(f"no {which} checkpoint{of_recipe} in '{os.path.abspath(folder)}'; train "
+                        "first or give the path of a .pth file")
+    trained = [path for path in found if os.path.isfile(state_path(path))]
+    newest = max(trained or found, key=os.path.getmtime)
+    return [path for path in trained or [newest] if recipe_of(path) == recipe_of(newest)
+            and os.path.dirname(path) == os.path.dirname(newest)][-1]
+
+
+def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
+    """The file that this very launch saved last; None where it has saved none."""
+    return next((os.path.join(place, note.saved) for place, note in _notes(folder, config_name)
+                 if note.launch == launch and note.saved is not None), None)
+
+
+def unfinished_training(folder: str) -> Tuple[TrainingNote, str]:
+    """The training in `folder` that saved last and is not at its end, and its newest file.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {os.path.join(place, note.saved): note for place, note in _notes(folder)
+             if note.saved is not None and not note.finished}
+    found = {path: note for path, note in found.items() if os.path.isfile(path)}
+    if not found:
+        raise UserError(f"--resume: no unfinished training in '{os.path.abspath(folder)}'; name "
+                        "one with --resume=FILE, or --resume=latest --max_iter=N to train a "
+                        "finished one longer")
+    path = max(found, key=os.path.getmtime)
+    return found[path], path
+
+
+def weights_of_run(path: str) -> str:
+    """Where `path` is a run folder, its best weights, else its last; any other path as it is.
+
+    Raises:
+        UserError: the folder has neither.
+    """
+    if not os.path.isdir(path):
+        return path
+    for name in ("best.pth", "last.pth"):
+        weights = os.path.join(path, "weights", name)
+        if os.path.isfile(weights):
+            return weights
+    raise UserError(f"'{path}' is a folder without weights/best.pth and weights/last.pth; give a "
+                    "run folder or the path of a .pth file")
