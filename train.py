@@ -130,16 +130,17 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
             if done == start or training.processes.world_size == 1:
                 break
             stop.requested = True  # the others hear of it with the next step
-        losses = train_step(learner.network, learner.criterion, learner.optimizer, micro_batches,
-                            schedule(done), sharing, learner.precision, stop.requested,
-                            void=problem is not None)
-        if learner.average is not None:
-            learner.average.update()
-        done += 1
-        observer.step(done, losses, micro_batches, learner)
-        if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
-            stopping = sharing.stop_agreed()
-            log_progress(training, observer, done, record, stopping)
+        with observer.step_limit(done + 1):
+            losses = train_step(learner.network, learner.criterion, learner.optimizer,
+                                micro_batches, schedule(done), sharing, learner.precision,
+                                stop.requested, void=problem is not None)
+            if learner.average is not None:
+                learner.average.update()
+            done += 1
+            observer.step(done, losses, micro_batches, learner)
+            if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
+                stopping = sharing.stop_agreed()
+                log_progress(training, observer, done, record, stopping)
         try:
             early = between_steps(training, done, observer, record)
         except UserError as error:  # in all processes
@@ -293,7 +294,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         fps_start = min(100, (max_iter - start) // 10)
     observer = Observer(training.loader, training.records, device, processes.rank, start, max_iter,
                         training.loader.epoch_size, training.images_per_step, fps_start,
-                        args.loader_timeout)
+                        args.loader_timeout, args.step_timeout if processes.world_size > 1 else 0)
     began = time.monotonic()
     with StopRequest() as stop, explain_out_of_memory(
             device, training.loader.batch_size, training.sharing.micro_batches):

@@ -48,6 +48,8 @@ def strike(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "raise":
             raise ArithmeticError("the kernel is broken")
+        if kind == "stuck":
+            time.sleep(10 ** 6)
     return real(*args, **kwargs)
 
 train.train_step = strike
@@ -188,6 +190,17 @@ def test_raising_rank(place, undisturbed):
 def test_hanging_loader(place, undisturbed):
     code, err = run_into(place, f"hang:1:{FAULT_AT}", "--loader_timeout=5")
     first_line(err, r"the data loader delivered no batch for 5 s \(--loader_timeout\).*")
+    check_resumes(place, undisturbed)
+
+
+def test_hanging_step(place, undisturbed):
+    """Both ranks wait in it; where each stands is in its log."""
+    code, err = run_into(place, f"stuck:1:{FAULT_AT}", "--step_timeout=2")
+    assert re.match(rf"\[Error\] rank [01]: iteration {FAULT_AT} was not done after 20 s "
+                    r"\(--step_timeout\)", err), err
+    assert code == 1
+    log = (place.root / "test" / "output" / "1" / "train_1.log").read_text()
+    assert re.search(r"File .*, line \d+ in strike", log), log
     check_resumes(place, undisturbed)
 
 

@@ -6,8 +6,9 @@ Every launcher of processes (torch.distributed.run, torch.distributed.launch of 
 system) starts this in place of the program. It gives each rank its log, its share of the host's
 cores and the variables that Ascend's scripts know; passes SIGTERM and SIGINT on; ends its program
 when another rank of the host has failed, since some backends would wait for it for half an hour;
-takes the program's own children down with it; stops it when what launched it is gone; and records
-how it ended for the launcher's report.
+takes the program's own children down with it; ends it where it was stopped (SIGSTOP) for a minute,
+since all ranks wait for it; stops it when what launched it is gone; and records how it ended, for
+the launcher's report.
 
 Environment read: RANK, WORLD_SIZE, LOCAL_RANK, TORCHELASTIC_RESTART_COUNT; NPROC (ranks on this
 host), FIRST_DEVICE (index of the host's first card), LAUNCHER_PID (of the launcher's shell),
@@ -41,6 +42,8 @@ GRACE_AFTER_SIGNAL = 25.0
 """Seconds for the checkpoint after SIGTERM; torch's launcher kills 30 s after its signal."""
 GRACE_OF_ORPHANS = 10.0
 """Seconds for the checkpoint after the launcher's shell or torch's launcher was killed."""
+SUSPENDED_SECONDS = 60.0
+"""That a program may be stopped (SIGSTOP) before it counts as failed."""
 EXIT_STOPPED = 130
 """Exit code of a program that stopped in order because it was asked to."""
 SHOWN_LINES = 20
@@ -144,8 +147,15 @@ class Supervisor:
     def _watch(self, program: subprocess.Popen) -> int:
         forwarded = False
         failed: List[Dict] = []
+        running = time.monotonic()
         while program.poll() is None:
             failed = failed or read_records(self.all_records)
+            if not _is_suspended(program.pid):
+                running = time.monotonic()
+            elif time.monotonic() - running > SUSPENDED_SECONDS:
+                write_record(self.record, new_record(self.rank, "was stopped (SIGSTOP) for "
+                                                     f"{SUSPENDED_SECONDS:g} s"))
+                _kill_session(program)
             if self._signal is None and self._is_orphan():
                 self._signal = signal.SIGTERM
                 self._end_within(GRACE_OF_ORPHANS)
@@ -209,6 +219,14 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _is_suspended(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _kill_session(program: subprocess.Popen) -> None:

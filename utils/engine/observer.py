@@ -8,16 +8,30 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Sequence,
+)
 
 import torch
 
 from data.batch import Batch
 from utils.device import memory_reserved, synchronize
-from utils.distributed.failures import WatchedLoader
+from utils.distributed.failures import FIRST_FACTOR, WatchedLoader, time_limit
 from utils.engine.learner import Learner
 from utils.engine.records import Report, StepRecords
 from utils.progress import ProgressBar, duration, step_parts
+
+UNHURRIED_STEPS = 10
+"""After the start and after a pause; other processes may still be at what the pause was for."""
 
 
 class Mark(NamedTuple):
@@ -81,11 +95,12 @@ class Observer:
         images_per_step: of all cards.
         fps_start: steps of this session left out of the mean speed.
         loader_timeout: seconds that a batch may take; 0 waits for ever.
+        step_timeout: seconds that a step may take; 0 waits for ever.
     """
 
     def __init__(self, loader: Iterable[Any], records: StepRecords, device: torch.device,
                  rank: int, start: int, max_iter: int, epoch_size: int, images_per_step: int,
-                 fps_start: int, loader_timeout: float) -> None:
+                 fps_start: int, loader_timeout: float, step_timeout: float = 0) -> None:
         self.watched: WatchedLoader = WatchedLoader(loader, loader_timeout, rank)
         self._records, self._device, self._rank = records, device, rank
         self._start, self._max_iter, self._epoch_size = start, max_iter, epoch_size
@@ -95,6 +110,7 @@ class Observer:
         self._window = Mark(fps_start, self._first.seconds)
         self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=rank == 0)
         self._first_waited = 0.0
+        self._step_timeout, self._resumed_at = step_timeout, 0
 
     @property
     def images_per_second(self) -> float:
@@ -106,6 +122,16 @@ class Observer:
         """
         seconds = self._last_line.seconds_per_step(self._window)
         return self._images / seconds if seconds else 0.0
+
+    def step_limit(self, iteration: int) -> ContextManager[None]:
+        """Ends the process where a step takes too long: in a run of several processes all wait for
+        one that hangs. The first ones, and those after a pause, may take longer.
+        """
+        limit = self._step_timeout
+        if self._clock.steps - self._resumed_at < UNHURRIED_STEPS:
+            limit *= FIRST_FACTOR
+        return time_limit(limit, self._rank, f"iteration {iteration} was not done after {limit:g} "
+                          "s (--step_timeout); a card or a process of this run hangs")
 
     def step(self, done: int, losses: Dict[str, torch.Tensor], micro_batches: Sequence[Batch],
              learner: Learner) -> None:
@@ -152,6 +178,7 @@ class Observer:
         synchronize(self._device)
         with self._clock.paused():
             yield
+        self._resumed_at = self._clock.steps
 
     def finish(self) -> str:
         """Remove the bar; returns a sentence about the waits for data."""

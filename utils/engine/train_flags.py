@@ -291,6 +291,10 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",
                        help="end the run when a batch takes longer (the first: ten times this); "
                             "0 waits for ever")
+    group.add_argument("--step_timeout", type=Bounded(float, 0), default=180, metavar="SECONDS",
+                       help="end a run of several processes when a step takes longer (the first "
+                            "steps, and those after a validation: ten times this); 0 waits for "
+                            "ever")
     group.add_argument("--local_rank", "--local-rank", type=int, default=None,
                        help="set by launchers; LOCAL_RANK in the environment wins")
     add_switch(group, "--useDDP", default=True, dest="use_ddp",

@@ -80,6 +80,22 @@ def test_a_killed_rank_takes_the_other_with_it_and_is_named_first(tmp_path):
     assert lines[1].startswith("        rank 0: ended because another rank had failed")
 
 
+def test_a_program_that_is_stopped_ends_the_run_and_is_named(tmp_path):
+    impatient = ("import sys; from utils.distributed import supervise\n"
+                 "supervise.SUSPENDED_SECONDS = 1.0; sys.exit(supervise.main(sys.argv[1:]))")
+    environ = dict(os.environ, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", NPROC="2",
+                   PYTHONPATH=str(ROOT))
+    healthy = start(tmp_path, 0, SLEEP)
+    struck = subprocess.Popen(
+        [sys.executable, "-c", impatient, str(tmp_path), "train", sys.executable, "-S", "-c",
+         "import os, signal; print('started', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"],
+        cwd=str(ROOT), env=environ)
+    assert struck.wait(60) == 137
+    assert healthy.wait(30) == 137
+    text, _ = report(str(tmp_path), "train", [0, 1])
+    assert text.startswith("[Error] rank 1: was stopped (SIGSTOP) for 1 s; log: ")
+
+
 def test_children_of_a_program_end_with_it(tmp_path):
     program = ("import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', "
                "'import time; time.sleep(1000)']); print('child', p.pid, flush=True); sys.exit(3)")
