@@ -158,7 +158,9 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     early, epoch_size = False, training.loader.epoch_size
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
-    if training.validation is not None and done % training.validation.interval == 0:
+    validation = training.validation
+    if validation is not None and (done % validation.interval == 0 or (
+            validation.at_end and done == training.schedule.max_iter)):
         with observer.stopped():
             validate(training, done, record)
         if training.config.early_stopping:
@@ -181,7 +183,7 @@ def log_progress(training: Training, observer: Observer, done: int, record: RunR
         TrainingError: ten steps in a row were not finite.
     """
     progress = observer.progress(done, training.schedule(done - 1))
-    print("\n".join(progress.lines), flush=True)
+    print_lines(progress.lines)
     record.write("train", **progress.values)
     if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW and not stopping:
         raise TrainingError(
@@ -278,7 +280,7 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         fps_start = min(100, (max_iter - start) // 10)
     observer = Observer(training.loader, training.records, device, processes.rank, start, max_iter,
                         training.loader.epoch_size, training.images_per_step, fps_start,
-                        args.loader_timeout)
+                        args.loader_timeout, args.quiet)
     began = time.monotonic()
     with StopRequest() as stop, explain_out_of_memory(
             device, training.loader.batch_size, training.sharing.micro_batches):

@@ -12,6 +12,7 @@ chosen_python=${PYTHON:-}
 source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/common.sh"
 
 config=yolact_shapes
+validation=()
 quickstart_path=$test_path/quickstart
 data_path=$quickstart_path/shapes
 venv=$root_path/.venv

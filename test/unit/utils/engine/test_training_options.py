@@ -37,6 +37,7 @@ def flags(shapes, tmp_path, request, monkeypatch):
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}", "--no_log",
             "--no_run_folder", "--save_folder={}".format(tmp_path / "weights"),
+            "--validation_epoch=-1",
             "--node_device={}".format(request.config.getoption("--device"))]
 
 
