@@ -215,6 +215,11 @@ send_signal() {  # SIGNAL
     kill -s "$1" "$child" 2>/dev/null
 }
 
+# Show what comes into LOG until the program has ended.
+follow() {  # LOG
+    tail -n +1 -f -s 0.2 --pid="$child" "$1"
+}
+
 # Run a command with all its output in LOG and on the screen; return its exit status.
 run_logged() {  # LOG COMMAND...
     local log=$1 status=0 last_signal follower
@@ -225,7 +230,7 @@ run_logged() {  # LOG COMMAND...
     "$@" >> "${launcher_log:-$log}" 2>&1 < /dev/null &
     child=$!
     set +m
-    tail -n +1 -f -s 0.2 --pid="$child" "$log" &
+    follow "$log" &
     follower=$!
     while true; do  # a signal ends `wait` before the child has ended
         last_signal=$signalled

@@ -215,7 +215,7 @@ def test_frozen_batch_norm_stays_frozen_across_modes():
     (["--freeze=backbone"], "it starts at random"),
     (["--freeze=7"], "1 to 4, the number of stages"),
     (["--ema=1"], "a number below 1"),
-    (["--ema=fast"], "--ema_decay is 'fast', expected a finite number"),
+    (["--ema=fast"], "--ema is 'fast', expected a finite number"),
     (["--early_stopping=3"], "give --validation_epoch=1"),
     (["--early_stopping=-1"], "--early_stopping is '-1'"),
     (["--schedule=cosin"], "did you mean 'cosine'"),
