@@ -157,8 +157,9 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
 def between_steps(training: Training, done: int, observer: Observer, record: RunRecord) -> bool:
     """Save and validate where it is time to; returns whether to stop early, agreed by all."""
     early, epoch_size = False, training.loader.epoch_size
-    validates = training.validation is not None and done % training.validation.interval == 0
-    at_end = done == training.schedule.max_iter
+    at_end, validation = done == training.schedule.max_iter, training.validation
+    validates = validation is not None and (
+        done % validation.interval == 0 or (validation.at_end and at_end))
     saves = validates if at_end else done % training.saver.plan.interval == 0
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
@@ -195,7 +196,7 @@ def log_progress(training: Training, observer: Observer, done: int, record: RunR
         TrainingError: ten steps in a row were not finite.
     """
     progress = observer.progress(done, training.schedule(done - 1))
-    print("\n".join(progress.lines), flush=True)
+    print_lines(progress.lines)
     record.write("train", **progress.values)
     if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW and not stopping:
         raise TrainingError(
@@ -294,7 +295,8 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
         fps_start = min(100, (max_iter - start) // 10)
     observer = Observer(training.loader, training.records, device, processes.rank, start, max_iter,
                         training.loader.epoch_size, training.images_per_step, fps_start,
-                        args.loader_timeout, args.step_timeout if processes.world_size > 1 else 0)
+                        args.loader_timeout, args.step_timeout if processes.world_size > 1 else 0,
+                        args.quiet)
     began = time.monotonic()
     with StopRequest() as stop, explain_out_of_memory(
             device, training.loader.batch_size, training.sharing.micro_batches):

@@ -73,8 +73,9 @@ class Config:
     dcn_layers: Tuple[int, ...] = option(
         (0, 0, 0, 0), "blocks at the end of each ResNet stage that may be deformable (YOLACT++)")
     dcn_interval: int = option(1, "of these, one block in so many is deformable", at_least=1)
-    max_size: int = option(550, "side of the square network input in pixels",
-                           above=0, flags=("--max_size",), metavar="PIXELS")
+    max_size: int = option(
+        550, "side of the square network input in pixels; anchors (pred_scales) keep theirs",
+        above=0, flags=("--max_size", "--imgsz"), metavar="PIXELS")
     pixel_mean: Tuple[float, float, float] = option(
         IMAGENET_MEAN, "subtracted from the image, RGB, in 0..255")
     pixel_std: Tuple[float, float, float] = option(
@@ -103,17 +104,15 @@ class Config:
     negative_iou: float = fraction(0.4, "IoU below which a prior is background")
     crowd_iou: float = fraction(
         0.7, "background priors covered by a crowd by more than this become neutral")
-    masks_to_train: int = option(
-        100, "positives of an image whose masks are trained; the rest is made up for by a factor",
-        above=0)
+    masks_to_train: int = option(100, "positives of an image whose masks are trained; the rest is "
+                                 "made up for by a factor", above=0)
     bbox_alpha: float = option(1.5, "weight of the box loss", at_least=0)
     conf_alpha: float = option(1.0, "weight of the confidence loss", at_least=0)
     mask_alpha: float = option(6.125, "weight of the mask loss", at_least=0)
     semantic_alpha: float = option(1.0, "weight of the semantic segmentation loss", at_least=0)
     maskiou_alpha: float = option(25.0, "weight of the mask-IoU loss (YOLACT++)", at_least=0)
-    discard_mask_area: int = option(
-        25, "the mask-IoU network trains on masks of more than this many prototype pixels",
-        at_least=0)
+    discard_mask_area: int = option(25, "the mask-IoU network trains on masks of more than this "
+                                    "many prototype pixels", at_least=0)
     ohem_negpos_ratio: float = option(3.0, "hard negatives mined for each positive", at_least=0)
 
     # Augmentation
@@ -127,7 +126,7 @@ class Config:
     batch_size: int = option(
         8, "images of a step that lr, lr_steps and max_iter are given for", above=0)
     lr: float = option(1e-3, "learning rate after the warm-up", above=0,
-                       flags=("--lr", "--learning_rate"))
+                       flags=("--lr", "--learning_rate", "--lr0"))
     momentum: float = option(0.9, "of SGD", at_least=0, flags=("--momentum",))
     decay: float = option(5e-4, "weight decay", at_least=0, flags=("--decay", "--weight_decay"))
     gamma: float = option(0.1, "factor on the learning rate at each of lr_steps", at_least=0,
@@ -139,9 +138,8 @@ class Config:
     lr_warmup_init: float = option(1e-4, "learning rate that the warm-up starts at", at_least=0)
     lr_warmup_until: int = option(500, "iterations of the warm-up", at_least=0)
     lr_final_factor: float = option(0.01, "end of the cosine, as a fraction of lr", at_least=0)
-    max_iter: int = option(
-        800000, "iterations at the configuration's batch size (see --no_autoscale)", above=0,
-        flags=("--max_iter",))
+    max_iter: int = option(800000, "iterations at the configuration's batch size (see "
+                           "--no_autoscale)", above=0, flags=("--max_iter",))
     clip_grad_norm: float = option(
         0.0, "largest norm of the whole gradient; 0 does not limit it", at_least=0,
         flags=("--clip_grad_norm",), metavar="NORM")
@@ -160,7 +158,7 @@ class Config:
         flags=("--ema", "--ema_decay"), metavar="DECAY", flag_alone=0.9998)
     early_stopping: int = option(
         0, "end after this many validations in a row without a better mask mAP; 0 never does",
-        at_least=0, flags=("--early_stopping",), metavar="N")
+        at_least=0, flags=("--early_stopping", "--patience"), metavar="N")
     freeze: str = option(
         NOT_FROZEN, "do not train the backbone ('backbone'), or its stem and first stages (their "
         "number)", flags=("--freeze",), metavar="backbone|STAGES")
@@ -174,6 +172,9 @@ class Config:
     multi_scale_interval: int = option(
         10, "iterations that keep an input side", above=0, flags=("--multi_scale_interval",),
         metavar="N")
+    epochs: int = option(
+        0, "length in epochs in place of max_iter, with lr_steps in proportion and a warm-up of a "
+        "tenth at most; 0: max_iter counts", at_least=0, flags=("--epochs",), metavar="N")
 
     def __post_init__(self) -> None:
         kinds = field_kinds()
@@ -196,15 +197,14 @@ class Config:
 
     def _check_network(self) -> None:
         stages = len(BACKBONES[self.backbone].strides)
-        if not self.selected_layers or any(
-                not 0 <= stage < stages for stage in self.selected_layers):
+        if not self.selected_layers or not set(self.selected_layers) <= set(range(stages)):
             raise self._invalid("selected_layers", f"expected stages from 0 to {stages - 1}")
         levels = len(self.selected_layers) + self.fpn_num_downsample
         if len(self.pred_scales) != levels or len({len(level) for level in self.pred_scales}) != 1:
             raise self._invalid("pred_scales", f"expected a list of sides for each of the {levels} "
                                                "pyramid levels, all of the same length")
-        lengths = [side for level in self.pred_scales for side in level]
-        if not self.num_anchors or min(lengths + list(self.pred_aspect_ratios)) <= 0:
+        lengths = sum(self.pred_scales, self.pred_aspect_ratios)
+        if not self.num_anchors or min(lengths) <= 0:
             raise self._invalid("pred_scales", "expected sides and aspect ratios above 0")
         if len(self.dcn_layers) != 4:
             raise self._invalid("dcn_layers", "expected four numbers")
@@ -219,8 +219,8 @@ class Config:
         if not 0 <= self.ema_decay < 1:
             raise self._invalid("ema_decay", "expected 0 (off) or a number below 1 such as 0.9998")
         stages = len(BACKBONES[self.backbone].strides)
-        if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE) and self.freeze not in (
-                str(count) for count in range(1, stages + 1)):
+        counts = map(str, range(1, stages + 1))
+        if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE, *counts):
             raise self._invalid("freeze", f"expected '{NOT_FROZEN}', '{WHOLE_BACKBONE}', or 1 to "
                                           f"{stages}, the number of stages")
         if isinstance(self.class_weights, str):
@@ -229,11 +229,11 @@ class Config:
                                                      "name")
         elif not all(factor > 0 for _, factor in self.class_weights):
             raise self._invalid("class_weights", "expected factors above 0")
-        if len(set(self.multi_scale)) != len(self.multi_scale) or any(
-                side < SMALLEST_SIDE for side in self.multi_scale):
+        sides = self.multi_scale
+        if len(set(sides)) != len(sides) or any(side < SMALLEST_SIDE for side in sides):
             raise self._invalid("multi_scale", "expected different input sides of at least "
                                                f"{SMALLEST_SIDE} pixels")
-        for side in self.multi_scale if self.use_maskiou else ():
+        for side in sides if self.use_maskiou else ():
             self.at_side(side)
 
     def _invalid(self, field: str, problem: str) -> UserError:

@@ -143,3 +143,13 @@ def parse(text: str, kind: Any, separator: str = ",") -> Any:
     if len(kinds) != len(items):
         raise ValueError(text)
     return tuple(parse(item, part, "+") for item, part in zip(items, kinds))
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if isinstance(value, tuple):
+        inner = isinstance(value[0], tuple) if value else False
+        return ",".join("+".join(f"{item:g}" for item in level) if inner else f"{level:g}"
+                        for level in value) or "none"
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else (
+        str(value))

@@ -22,6 +22,7 @@ pth_path=""
 batch_size=8
 device_id=0
 node_device=auto
+validation=(--validation_epoch=-1)  # the weights are scored at the end
 case_flags=()  # defaults of one launcher
 flags=()       # what the caller gave, for the Python program
 
@@ -63,14 +64,21 @@ from_caller() {  # PATH
     fi
 }
 
+# --save-folder is --save_folder, as for the programs.
+own_name() {  # NAME
+    local words=${1#--}
+    [[ $1 != --* ]] || words=--${words//-/_}
+    printf '%s\n' "$words"
+}
+
 # The programs run in the root folder: give them the paths among their flags as the caller sees
 # them. Those of files to read may also be words (latest) or paths below the root.
 flags_from_caller() {
     local number name value
     [[ $caller_path != "$root_path" ]] || return 0
     for ((number = 0; number < ${#flags[@]}; number++)); do
-        name=${flags[number]%%=*} value=${flags[number]#*=}
-        if [[ $name == "${flags[number]}" ]]; then  # --NAME VALUE
+        name=$(own_name "${flags[number]%%=*}") value=${flags[number]#*=}
+        if [[ ${flags[number]} != *=* ]]; then  # --NAME VALUE
             value=${flags[number + 1]:-}
             [[ -n $value && $value != --* ]] || continue
         fi
@@ -83,7 +91,7 @@ flags_from_caller() {
                 value=$(from_caller "$value") ;;
             *) continue ;;
         esac
-        if [[ $name == "${flags[number]}" ]]; then
+        if [[ ${flags[number]} != *=* ]]; then
             number=$((number + 1))
             flags[number]=$value
         else
@@ -101,7 +109,7 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
     fi
     require_commands
     while [[ $# -gt 0 ]]; do
-        name=${1%%=*} value="" words=1
+        name=$(own_name "${1%%=*}") value="" words=1
         if [[ $1 != -* && -z $data_path ]]; then
             name=--data_path value=$1
         elif [[ $1 == *=* ]]; then
@@ -113,8 +121,12 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
             --data_path | --data) data_path=$value ;;
             --device_id) device_id=$value ;;
             --pth_path) pth_path=$value ;;
-            --batch_size) batch_size=$value && flags+=("${@:1:words}") ;;
-            --node_device | --eval_device) node_device=$value ;;
+            --batch_size | --batch) batch_size=$value && flags+=("${@:1:words}") ;;
+            --node_device | --eval_device | --device)
+                node_device=$value
+                if [[ $value =~ ^(([a-z]+):)?([0-9]+)$ ]]; then  # npu:1, or 1
+                    node_device=${BASH_REMATCH[2]:-card} device_id=${BASH_REMATCH[3]}
+                fi ;;
             *) flags+=("${@:1:words}") ;;
         esac
         shift "$words"
@@ -204,6 +216,11 @@ send_signal() {  # SIGNAL
     kill -s "$1" "$child" 2>/dev/null
 }
 
+# Show what comes into LOG until the program has ended.
+follow() {  # LOG
+    tail -n +1 -f -s 0.2 --pid="$child" "$1"
+}
+
 # Run a command with all its output in LOG and on the screen; return its exit status.
 run_logged() {  # LOG COMMAND...
     local log=$1 status=0 last_signal follower
@@ -214,7 +231,7 @@ run_logged() {  # LOG COMMAND...
     "$@" >> "${launcher_log:-$log}" 2>&1 < /dev/null &
     child=$!
     set +m
-    tail -n +1 -f -s 0.2 --pid="$child" "$log" &
+    follow "$log" &
     follower=$!
     while true; do  # a signal ends `wait` before the child has ended
         last_signal=$signalled
@@ -264,7 +281,7 @@ train() {
     fi
     run_python "$train_log" train.py "--data=$data_path" --seed=1234 \
         "--num_workers=$(count_workers)" "--batch_size=$batch_size" \
-        "--node_device=$node_device" "${case_flags[@]}" "${resume[@]}" "${flags[@]}" || status=$?
+        "--node_device=$node_device" "${validation[@]}" "${case_flags[@]}" "${resume[@]}" "${flags[@]}" || status=$?
     if [[ $status -ne 0 ]]; then
         fail "$status" train.py "$train_log"
     fi

@@ -1,7 +1,7 @@
 #!/bin/bash
 # See YOLACT train and find things, starting from nothing but Python 3: makes a virtual environment,
 # draws a small dataset of shapes, trains the recipe yolact_shapes, scores it and draws a picture.
-#   bash test/quickstart.sh [--seed N] [--max_iter N] [--node_device auto|npu|cuda|cpu] [--venv FOLDER|none]
+#   bash test/quickstart.sh [--seed N] [--max_iter N] [--device auto|npu|cuda|cpu|N] [--venv FOLDER|none]
 # A second run uses what is there: the environment, the dataset, and the training with the same
 # seed and number of iterations, which goes on where it was interrupted. --venv none takes the python3 on PATH as it is.
 # Environment: PYTHON (interpreter, default the newest python3 that fits).
@@ -12,6 +12,7 @@ chosen_python=${PYTHON:-}
 source "$(dirname "$(realpath "$0" 2>/dev/null || echo "$0")")/common.sh"
 
 config=yolact_shapes
+validation=()
 quickstart_path=$test_path/quickstart
 data_path=$quickstart_path/shapes
 venv=$root_path/.venv
@@ -30,7 +31,7 @@ parse_quickstart() {
         name=${1%%=*}
         case $name in
             -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
-            --seed | --max_iter | --node_device | --venv) ;;
+            --seed | --max_iter | --device | --node_device | --venv) ;;
             *) stop "unknown argument '$1'; see bash test/quickstart.sh --help" ;;
         esac
         if [[ $1 == *=* ]]; then
@@ -44,7 +45,7 @@ parse_quickstart() {
         case $name in
             --seed) seed=$value ;;
             --max_iter) max_iter=$value ;;
-            --node_device) node_device=$value ;;
+            --device | --node_device) node_device=$value ;;
             --venv) venv=$value ;;
         esac
     done
@@ -94,15 +95,25 @@ on_ascend() {
     [[ -d /usr/local/Ascend ]] || command -v npu-smi >/dev/null 2>&1
 }
 
+# pip with its own bar on a terminal, else a line for each package.
+install() {  # PYTHON ARGUMENT...
+    local pip=("$1" -m pip install --disable-pip-version-check "${@:2}")
+    if [[ -t 1 ]]; then
+        "${pip[@]}"
+        return
+    fi
+    "${pip[@]}" | sed -u -n 's/^Collecting \([^ ;]*\).*/  \1/p; s/^Installing collected packages/  &/p'
+    return "${PIPESTATUS[0]}"
+}
+
 # The smaller build of torch for the CPU, unless there is an NVIDIA card; torch_npu works with it.
 install_torch() {  # PYTHON
-    local pip=("$1" -m pip install --disable-pip-version-check)
     if ! command -v nvidia-smi >/dev/null 2>&1 && [[ $(uname -s) == Linux && $torch_version == 2.* ]] &&
-        "${pip[@]}" --quiet --retries 0 --extra-index-url "$cpu_wheels" "torch==$torch_version" 2>/dev/null
+        install "$1" --retries 0 --extra-index-url "$cpu_wheels" "torch==$torch_version" 2>/dev/null
     then
         return 0
     fi
-    "${pip[@]}" "torch==$torch_version"
+    install "$1" "torch==$torch_version"
 }
 
 prepare_python() {
@@ -122,16 +133,39 @@ prepare_python() {
     fi
     echo "installing PyTorch $torch_version and the rest of $requirements into $venv (a few minutes)"
     "$interpreter" -m venv "$venv" || stop "cannot make a virtual environment in $venv"
-    local pip=("$PYTHON" -m pip install --disable-pip-version-check --quiet)
     if ! install_torch "$PYTHON" ||
-        ! "${pip[@]}" "torch==$torch_version" -r "$root_path/$requirements"; then
+        ! install "$PYTHON" "torch==$torch_version" -r "$root_path/$requirements"; then
         stop "pip could not install $requirements into $venv; its message is above"
     fi
     if on_ascend && [[ $torch_version == 2.* ]]; then
-        "${pip[@]}" "torch-npu==$torch_version" pyyaml decorator attrs psutil ||
+        install "$PYTHON" "torch-npu==$torch_version" pyyaml decorator attrs psutil ||
             stop "this is an Ascend host, but pip could not install torch-npu $torch_version"
     fi
     echo "$stamp" > "$venv/quickstart-stamp"
+}
+
+# The lines of a training as a person wants them: on a terminal one that moves, else one in twenty
+# seconds. The log has them all.
+follow() {  # LOG
+    local line total=0 bar next=0
+    local steps='^\[ *[0-9]+\] +([0-9]+) \|\|.* T: ([^ ]+) \|\| ETA: (.*) \|\| timer'
+    tail -n +1 -f -s 0.2 --pid="$child" "$1" | while IFS= read -r line; do
+        if [[ $line =~ ^Schedule\ *:\ ([0-9]+)\ iteration ]]; then
+            total=${BASH_REMATCH[1]}
+        fi
+        if [[ ! $line =~ $steps ]]; then
+            [[ ! -t 1 ]] || printf '\r\033[K'
+            printf '%s\n' "$line"
+        elif [[ -t 1 && $total -gt 0 ]]; then
+            printf -v bar '%*s' $((30 * BASH_REMATCH[1] / total)) ''
+            printf '\r[%-30s] %d / %d  %s left, loss %s\033[K' "${bar// /=}" "${BASH_REMATCH[1]}" \
+                "$total" "${BASH_REMATCH[3]}" "${BASH_REMATCH[2]}"
+        elif [[ $SECONDS -ge $next ]]; then
+            echo "iteration ${BASH_REMATCH[1]} of $total, ${BASH_REMATCH[3]} left, loss" \
+                "${BASH_REMATCH[2]}"
+            next=$((SECONDS + 20))
+        fi
+    done
 }
 
 final_weights() {
@@ -206,9 +240,15 @@ report_line() {
 }
 
 closing_card() {
-    local iterations=${weights##*_} run_python example device
+    local iterations=${weights##*_} run_python=python launch=bash place example device
     iterations=${iterations%.pth}
-    run_python=$(short "$PYTHON")
+    printf -v place 'cd %q' "$root_path"
+    if [[ $venv == none ]]; then
+        printf -v run_python %q "$PYTHON"
+        launch="PYTHON=$run_python bash"
+    else
+        printf -v place '%s && source %q/bin/activate' "$place" "$(short "$venv")"
+    fi
     example=$(short "$data_path")/val2017/000001000003.png
     device=$(sed -n '/^device /{p;q}' "$train_log")
     cat <<CARD
@@ -229,14 +269,16 @@ YOLACT has been trained and scored on this machine.
   picture     $(short "$picture")
               (ground truth beside prediction)
 
-What to type next, in $root_path:
+What to type next, also in another terminal:
+
+  $place
 
   # find things in an image
   $run_python eval.py --trained_model=$(short "$weights") \\
       --score_threshold=0.5 --image=$example:found.png
 
   # train a full recipe on COCO, or on any dataset in its format
-  PYTHON=$run_python bash test/train_full_1p.sh /data/coco
+  $launch test/train_full_1p.sh /data/coco
 
   # all recipes and flags
   $run_python train.py --help

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, Callable, Iterator, List, NoReturn, Optional, Sequence, TextIO
+from typing import Any, Callable, Iterator, List, Mapping, NoReturn, Optional, Sequence, TextIO
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest
@@ -62,30 +62,56 @@ def add_switch(target: Any, *names: str, default: bool = False, **more: Any) -> 
                                metavar="True|False", **more)
 
 
-class Retired(argparse.Action):
-    """Says what replaced a flag (its `const`); silence would let a script believe it worked."""
+def add_device_flags(target: Any, *names: str) -> None:
+    """Add what chooses the device to a parser or a group; `names` are those of the device itself.
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-                 values: Any, option_string: Optional[str] = None) -> None:
-        """Leave with the sentence."""
-        parser.error(f"{option_string} does not exist here: {self.const}")
+    `utils.device.select_device` reads it.
+    """
+    target.add_argument(*names, "--device", default="auto", metavar="NAME",
+                        help="auto (the first of npu, cuda and cpu that works), npu, cuda, cpu, or "
+                             "a card: 0, npu:0, cuda:1")
+    target.add_argument("--device_id", type=Bounded(int, 0), default=None, metavar="N",
+                        help="index of the card on this host; default: that of the process among "
+                             "those of the host")
+    add_switch(target, "--cuda", default=True,
+               help="False is the original's spelling of --device=cpu")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Says the default of every flag whose sentence does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.default is argparse.SUPPRESS or "default" in text:
+            return text
+        default = "none" if action.default in (None, "", []) else action.default
+        return f"{text} (default: {default})"
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and name the nearest flag or choice.
 
     Flags cannot be abbreviated: a shortened name would change its meaning when a flag is added.
-    Every error leaves with exit code 2 and nothing but `error: <sentence>` on stderr.
+    Words of a flag may be joined by dashes. Every error leaves with exit code 2 and nothing but
+    `error: <sentence>` on stderr.
+
+    Args:
+        same: other tools' words (see `utils.foreign_flags`) and the flag that means the same.
+        instead: other tools' words and a sentence on what there is in their place.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, same: Optional[Mapping[str, str]] = None,
+                 instead: Optional[Mapping[str, str]] = None, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **kwargs)
+        self._same, self._instead = dict(same or {}), dict(instead or {})
 
     def parse_args(self, args: Optional[Sequence[str]] = None,  # type: ignore[override]
                    namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
         """Parse all of `args`; what is left over is an error that names the nearest flag."""
-        parsed, left = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        parsed, left = self.parse_known_args([self._own_word(word) for word in words], namespace)
         if left:
             self.error(self._describe_leftover(left))
         return parsed
@@ -94,15 +120,30 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print one sentence and leave with exit code 2."""
         self.exit(EXIT_USER_ERROR, f"error: {message}\n")
 
+    def _own_word(self, word: str) -> str:
+        """A flag as it is declared here; anything else as it is."""
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag not in self._option_string_actions:
+            name = flag[2:].replace("-", "_")
+            flag = self._same.get(name, f"--{name}")
+        return flag + equals + value if flag in self._option_string_actions else word
+
     def _describe_leftover(self, left: List[str]) -> str:
-        flags = [word for word in left if word.startswith("-")]
-        if not flags:
-            return f"unexpected argument '{left[0]}'; flags start with --"
-        flag = flags[0].split("=", 1)[0]
-        known = {name.lstrip("-"): name for name in self._option_string_actions}
-        match = difflib.get_close_matches(flag.lstrip("-"), list(known), n=1, cutoff=0.5)
+        word = next((word for word in left if word.startswith("-")), left[0])
+        flag = word.split("=", 1)[0]
+        name = flag.lstrip("-").replace("-", "_")
+        if name in self._instead:
+            return f"{flag} does not exist here: {self._instead[name]}"
+        if not word.startswith("-"):
+            own = self._own_word(f"--{word}")
+            known = "=" in word and own.split("=", 1)[0] in self._option_string_actions
+            return f"unexpected argument '{word}'; " + (
+                f"did you mean {own}?" if known else "flags start with --")
+        names = {known.lstrip("-"): known for known in self._option_string_actions}
+        match = difflib.get_close_matches(name, [*names, *self._same], n=1, cutoff=0.5)
         if match:
-            return f"unknown flag {flag}; did you mean {known[match[0]]}?"
+            return (f"unknown flag {flag}; did you mean "
+                    f"{names.get(match[0]) or self._same[match[0]]}?")
         return f"unknown flag {flag}; --help lists the known ones"
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
@@ -128,7 +169,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _flag_name(action: argparse.Action) -> str:
-    return action.option_strings[-1] if action.option_strings else str(action.dest)
+    return action.option_strings[0] if action.option_strings else str(action.dest)
 
 
 class Interrupted(KeyboardInterrupt):

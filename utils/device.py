@@ -130,24 +130,50 @@ _KINDS: Dict[str, DeviceKind] = {
     "cuda": DeviceKind("CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
     "cpu": DeviceKind("CPU", "gloo", lambda: "", lambda: None),
 }
-_ALIASES = {"gpu": "cuda"}
+_ALIASES = {"gpu": "cuda", "": "auto"}
+_AUTO, _CARD = "auto", "card"
 
-DEVICE_NAMES: Tuple[str, ...] = ("auto", *_KINDS, *_ALIASES)
-"""What `select_device` accepts."""
+DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_KINDS, "gpu", _CARD)
+"""What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
+
+
+def split_device(name: str) -> Tuple[str, Optional[int]]:
+    """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
+    kind, _, number = name.strip().lower().rpartition(":")
+    if number.isdigit():
+        return kind or _CARD, int(number)
+    return f"{kind}:{number}" if kind else number, None
+
+
+def refuse_two_cards(name: str, index: Optional[int]) -> None:
+    """A `UserError` where --device and --device_id name different cards."""
+    number = split_device(name)[1]
+    if number is not None and index not in (None, number):
+        raise UserError(f"--device={name} is card {number}, --device_id={index} another; give one "
+                        "of them")
 
 
 def _find_kind(name: str, warn: bool = True) -> str:
-    """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu."""
-    key = name.strip().lower()
+    """Return the usable kind called `name`: `auto` is the first usable of npu, cuda, cpu, `card`
+    the first of npu and cuda.
+    """
+    key = split_device(name)[0]
     key = _ALIASES.get(key, key)
-    if key == "auto":
+    if key in (_AUTO, _CARD):
         problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
         if warn and problems["npu"] and _npu_installed():
             _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
-        return next(kind for kind in _KINDS if not problems[kind])
+        kind = next(kind for kind in _KINDS if not problems[kind])
+        if key == _AUTO or kind != "cpu":
+            return kind
+        raise UserError(f"device '{name}' is a card, but there is none: {problems['npu']}; "
+                        f"{problems['cuda']}. --device=cpu does without")
     if key not in _KINDS:
+        if "," in key:
+            raise UserError(f"device '{name}' is a list, but one process drives one card: "
+                            "NPROC=2 bash test/train_full_8p.sh DATA starts two")
         raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
-                        f"{', '.join(DEVICE_NAMES)}.")
+                        f"{', '.join(DEVICE_NAMES)}, and cards such as npu:1 or 0.")
     problem = _KINDS[key].find_problem()
     if problem:
         others = ", ".join(other for other in _KINDS if other != key)
@@ -173,12 +199,14 @@ def cards_of_host(name: str) -> Optional[int]:
 def select_device(name: str, index: int = 0) -> torch.device:
     """Return a device that works, made the current one and prepared.
 
-    `name` is `auto`, `npu`, `cuda` (or `gpu`) or `cpu`; `index` counts within the host and means
-    nothing to the CPU. What is not there is a `UserError`; there is no silent change of device.
+    `name` is `auto`, `npu`, `cuda` (or `gpu`), `cpu` or `card`; `index`, unless the name has one
+    (`npu:1`, `0`), counts within the host and means nothing to the CPU. What is not there is a
+    `UserError`; there is no silent change of device.
     """
-    kind = _find_kind(name)
+    kind, named = _find_kind(name), split_device(name)[1]
     if kind == "cpu":
         return torch.device("cpu")
+    index = index if named is None else named
     title, runtime = _KINDS[kind].title, _KINDS[kind].runtime()
     found = runtime.device_count()
     if not 0 <= index < found:

@@ -42,19 +42,30 @@ class LearningRate:
         self.final_factor = final_factor
 
     @classmethod
-    def from_config(cls, config: Config, total_batch: int, autoscale: bool = True) -> LearningRate:
+    def from_config(cls, config: Config, total_batch: int, autoscale: bool = True,
+                    epoch_size: int = 0) -> LearningRate:
         """Schedule of a recipe for `total_batch` images an iteration on all cards.
 
         With `autoscale` the rate grows with the batch and iterations shrink (rounded down), so that
         the number of images seen stays. Warm-up, its length and its first rate, stays as it is.
+
+        A length in epochs, of `epoch_size` iterations each, replaces that in iterations: the rate's
+        steps keep their places in proportion. The warm-up keeps its iterations, for it is the
+        network that needs them, but takes a tenth of the run at most.
         """
         lr, max_iter, lr_steps = config.lr, config.max_iter, config.lr_steps
+        warmup_until = config.lr_warmup_until
         if autoscale:
             lr *= total_batch / config.batch_size
+        if config.epochs:
+            max_iter = config.epochs * epoch_size
+            lr_steps = tuple(step * max_iter // config.max_iter for step in lr_steps)
+            warmup_until = min(warmup_until, max_iter // 10)
+        elif autoscale:
             max_iter = max(1, max_iter * config.batch_size // total_batch)
             lr_steps = tuple(step * config.batch_size // total_batch for step in lr_steps)
         return cls(lr, max_iter, schedule=config.schedule, lr_steps=lr_steps, gamma=config.gamma,
-                   warmup_init=config.lr_warmup_init, warmup_until=config.lr_warmup_until,
+                   warmup_init=config.lr_warmup_init, warmup_until=warmup_until,
                    final_factor=config.lr_final_factor)
 
     def __call__(self, iteration: int) -> float:

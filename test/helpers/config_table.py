@@ -14,19 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data.config import Config, field_kinds  # noqa: E402
-from data.config_fields import expected_value  # noqa: E402
+from data.config_fields import as_text, expected_value  # noqa: E402
 
 BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
-
-
-def text_of(value):
-    """A default as it is written on a command line."""
-    if isinstance(value, tuple):
-        inner = isinstance(value[0], tuple) if value else False
-        return ",".join("+".join(f"{item:g}" for item in level) if inner else f"{level:g}"
-                        for level in value) or "none"
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else (
-        str(value))
 
 
 def table():
@@ -38,7 +28,7 @@ def table():
         takes = ", ".join(declared["choices"]) or expected_value(field_kinds()[field.name],
                                                                  declared)
         flags = ", ".join(f"`{flag}`" for flag in declared["flags"])
-        lines.append(f"| `{field.name}` ({text_of(field.default)}) | {flags} | "
+        lines.append(f"| `{field.name}` ({as_text(field.default)}) | {flags} | "
                      f"{declared['help']} | {takes} |")
     return BEGIN + "\n".join(lines).replace("||", "|") + "\n" + END
 

@@ -78,7 +78,9 @@ def run_ranks(count, script, arguments, folder, timeout=240, **more):
 
 def train_flags(data, folder, **flags):
     given = dict(data=data, config="yolact_shapes", node_device="cpu", num_workers=0,
-                 no_autoscale="True", no_log="True", save_folder=folder / "weights", **flags)
+                 no_autoscale="True", no_log="True", save_folder=folder / "weights",
+                 validation_epoch=-1)
+    given.update(flags)
     return [f"--{name}={value}" for name, value in given.items()]
 
 

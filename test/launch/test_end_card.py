@@ -64,7 +64,8 @@ def test_after_a_whole_run_score_draw_and_report(shapes, tmp_path):
 
 
 def test_without_a_folder_and_validation_train_on(shapes, tmp_path):
-    code, printed = train(shapes, tmp_path, "--max_iter=2", "--no_run_folder")
+    code, printed = train(shapes, tmp_path, "--max_iter=2", "--no_run_folder",
+                          "--validation_epoch=0")
     assert code == 0, printed
     _, draw, further, _ = commands(printed)
     code, text = run(draw, tmp_path, shell=True)

@@ -26,11 +26,11 @@ def test_paths_of_flags_are_those_of_the_caller(place, tmp_path):
     (mine / "old").mkdir(parents=True)
     (mine / "old" / "x.pth").touch()
     done = run_command(["bash", str(place.root / "test" / "train_full_1p.sh"), str(place.data),
-                        "--save_folder=new", "--project", "runs", "--resume=old/x.pth",
+                        "--save-folder=new", "--project", "runs", "--resume=old/x.pth",
                         "--weights=w/there.pth", "--log_folder=/logs", "--name=old"],
                        mine, place.env)
     assert done.returncode == 0, done.stderr
-    assert place.arguments_of("train.py")[5:] == [
+    assert place.arguments_of("train.py")[6:] == [
         f"--save_folder={mine}/new", "--project", f"{mine}/runs", f"--resume={mine}/old/x.pth",
         "--weights=w/there.pth", "--log_folder=/logs", "--name=old"]
 

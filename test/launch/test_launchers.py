@@ -64,8 +64,9 @@ def test_full_training_passes_its_defaults_then_the_caller_s_flags(place):
     cores = min(8, len(os.sched_getaffinity(0)))
     assert place.arguments_of("train.py") == [
         f"--data={place.data}", "--seed=1234", f"--num_workers={cores}",
-        "--batch_size=4", "--node_device=cpu", "--batch_size=4", "--config=a b;$(id)", "--lr",
-        "-1e-3", "--resume", "x y.pth", "--fps_start_iter=3", "--no_log", "--keep_latest=True"]
+        "--batch_size=4", "--node_device=cpu", "--validation_epoch=-1", "--batch_size=4",
+        "--config=a b;$(id)", "--lr", "-1e-3", "--resume", "x y.pth", "--fps_start_iter=3",
+        "--no_log", "--keep_latest=True"]
     assert place.arguments_of("eval.py") == [
         "--trained_model=weights/my run/yolact_base_1_20.pth", f"--val_data={place.data}",
         "--eval_device=cpu", "--run_folder=auto"]
@@ -170,6 +171,17 @@ def test_device_of_the_flag(place):
     place.run("train_performance_1p.sh", place.data, "--device_id=2")
     assert place.environment_of("train.py")["ASCEND_DEVICE_ID"] == "2"
     assert "ActualFPS" in place.output("YOLACT_bs8_1p_perf.log", device=2)
+
+
+@pytest.mark.parametrize("value, kind, number", [
+    ("2", "card", "2"), ("npu:2", "npu", "2"), ("cuda:0", "cuda", "0"), ("cpu", "cpu", "0")])
+def test_device_as_other_tools_name_it(place, value, kind, number):
+    done = place.run("train_performance_1p.sh", place.data, "--device", value, "--batch=4")
+    assert done.returncode == 0, done.stderr
+    assert place.environment_of("train.py")["ASCEND_DEVICE_ID"] == number
+    arguments = place.arguments_of("train.py")
+    assert f"--node_device={kind}" in arguments and "--device" not in arguments
+    assert "BatchSize = 4\n" in place.output("YOLACT_bs4_1p_perf.log", device=number)
 
 
 @pytest.mark.parametrize("device", ["..", "../..", "npu", "0/.."])

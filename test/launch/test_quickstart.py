@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +32,8 @@ case $1 in
         fi
         touch "$folder/yolact_shapes_0_10.pth"
         echo "device cpu (stand-in)"
+        echo "Schedule     : 10 iterations (1.0 epoch), 10 to an epoch"
+        echo "$STUB_LINE"
         echo "$STUB_LINE"
         echo "Final weights : ${folder}yolact_shapes_0_10.pth"
         ;;
@@ -55,19 +58,21 @@ def quickstart(tmp_path):
     stub.write_text(STUB)
     stub.chmod(0o755)
 
+    def environment(**env):
+        return dict(dict(os.environ, PYTHON=str(stub), STUB_FOLDER=str(tmp_path), STUB_LINE=LINE),
+                    **env)
+
     def run(*arguments, **env):
         calls = tmp_path / "calls"
         if calls.exists():
             calls.unlink()
-        environment = dict(os.environ, PYTHON=str(stub), STUB_FOLDER=str(tmp_path), STUB_LINE=LINE)
-        environment.update(env)
         done = subprocess.run(["bash", "test/quickstart.sh"] + list(arguments), cwd=str(root),
-                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=60)
+                              env=environment(**env), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
         done.calls = calls.read_text().splitlines() if calls.exists() else []
         return done
 
-    run.root = root
+    run.root, run.env = root, environment
     return run
 
 
@@ -90,6 +95,55 @@ def test_one_command_does_everything_and_says_where_it_is(quickstart):
                  "test/quickstart/seed_3_iterations_10/weights/yolact_shapes_0_10.pth",
                  "ground_truth_and_prediction.png"):
         assert text in card
+
+
+def test_lines_of_the_training_are_summed_up(quickstart):
+    shown = "iteration 10 of 10, 0:00:00 left, loss 4.000\n"
+    done = quickstart("--venv=none", "--max_iter=10")
+    assert done.stdout.count(shown) == 1 and LINE not in done.stdout
+    log = quickstart.root / "test" / "quickstart" / "seed_0_iterations_10" / "train.log"
+    assert log.read_text().count(LINE) == 2
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs script, a terminal")
+def test_a_terminal_has_a_bar(quickstart):
+    shell = "script -qec 'bash test/quickstart.sh --venv=none --max_iter=10' /dev/null"
+    done = subprocess.run(shell, shell=True, cwd=str(quickstart.root), env=quickstart.env(),
+                          stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60)
+    assert (f"\r[{'=' * 30}] 10 / 10  0:00:00 left, loss 4.000\x1b[K" in done.stdout.decode())
+
+
+def paste(card, quickstart, folder):
+    """Run the closing text's commands in a new shell that has nothing on its PATH of ours."""
+    lines = [line[2:] for line in card[card.index("What to type next"):].splitlines()[1:-1]]
+    done = subprocess.run(["bash", "-ec", "\n".join(
+        line for line in lines if "test/train_full_1p.sh" not in line)], cwd=str(folder),
+        env=quickstart.env(PYTHON=""), stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stderr
+    score, about = (folder / "calls").read_text().splitlines()[-2:]
+    assert score.startswith("eval.py --trained_model=test/quickstart/seed_0/weights/")
+    assert about == "train.py --help"
+
+
+def test_what_to_type_next_works_in_a_new_shell(quickstart, tmp_path):
+    card = quickstart("--venv=none").stdout
+    paste(card, quickstart, tmp_path)
+    assert f"PYTHON={tmp_path}/python bash test/train_full_1p.sh" in card
+
+
+def test_the_closing_text_activates_the_environment(quickstart, tmp_path):
+    venv, requirements = quickstart.root / ".venv", quickstart.root / "requirements.txt"
+    (venv / "bin").mkdir(parents=True)
+    shutil.copy(str(tmp_path / "python"), str(venv / "bin" / "python"))
+    (venv / "bin" / "activate").write_text(f"PATH='{venv}/bin':$PATH\n")
+    shutil.copy(str(ROOT / "requirements.txt"), str(requirements))
+    with requirements.open() as stream:
+        stamp = subprocess.check_output(["cksum"], stdin=stream)
+    (venv / "quickstart-stamp").write_bytes(stamp)
+    done = quickstart(PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr
+    paste(done.stdout, quickstart, tmp_path)
+    assert "\n  bash test/train_full_1p.sh" in done.stdout
 
 
 def test_a_second_run_trains_no_more(quickstart):

@@ -31,7 +31,7 @@ def flags_of(data, steps, workers=0):
     return [f"--data={data}", "--config=yolact_shapes", "--batch_size=2", "--no_autoscale",
             f"--num_workers={workers}", f"--max_iter={steps}",
             f"--save_folder={data.parent / 'weights'}", "--no_log", "--node_device=cpu",
-            f"--project={data.parent / 'runs'}"]
+            f"--project={data.parent / 'runs'}", "--validation_epoch=-1"]
 
 
 def start(data, steps=LONG, workers=0, more=(), **streams):

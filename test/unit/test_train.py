@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -19,7 +20,9 @@ from data.coco import CocoDataset
 from data.shapes import write_dataset
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
+from utils.engine.setup import plan_validation
 from utils.errors import UserError
+from utils.inference.evaluation import Evaluation
 
 STEPS = 6
 
@@ -35,7 +38,7 @@ def shapes(tmp_path_factory):
 def flags(shapes, tmp_path, request):
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}",
-            "--save_folder={}".format(tmp_path / "weights"), "--no_log",
+            "--save_folder={}".format(tmp_path / "weights"), "--no_log", "--validation_epoch=-1",
             "--node_device={}".format(request.config.getoption("--device"))]
 
 
@@ -94,6 +97,76 @@ def test_validation_during_training(flags, capsys):
     assert len(rows) == 1 and re.match(r"  mask \| +[\d.na/]+ \|", rows[0])
 
 
+def default(flags):
+    """Without the flag that the tests of other things turn validation off with."""
+    return [flag for flag in flags if not flag.startswith("--validation_epoch")]
+
+
+def test_a_run_validates_by_default_and_trains_the_same_weights(flags, tmp_path, capsys):
+    assert train.main(flags) == 0
+    whole, generator = weights_of(tmp_path, STEPS), torch.get_rng_state()
+    assert "Validation   : none (--validation_epoch=1 for every epoch)" in capsys.readouterr().out
+    assert train.main(default(flags)) == 0
+    out = capsys.readouterr().out
+    assert same(weights_of(tmp_path, STEPS), whole)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert "Validation   : 4 images at the end\n" in out and out.count("\n  mask |") == 1
+    assert "at iteration 6, " in out and "not known" not in out
+    assert train.main(default(flags) + ["--max_iter=14"]) == 0
+    out = capsys.readouterr().out
+    assert ("Validation   : 4 images every 12 iterations (2.0 epochs) and at the end, at most "
+            "about a tenth of the time\n") in out
+    assert out.count("\n  mask |") == 2
+
+
+def test_without_a_validation_set_there_is_none_and_the_summary_says_why(
+        flags, shapes, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(
+        f"train: {{images: {shapes}/train2017, annotations: {shapes}/annotations/"
+        "instances_train2017.json}\n")
+    of_files = [f"--train_images={shapes}/train2017",
+                f"--train_info={shapes}/annotations/instances_train2017.json"]
+    for given, reason in (
+            ([f"--data={tmp_path}/own.yaml"], "no validation set: .*own.yaml: has no 'val'"),
+            (of_files, "no validation set: --valid_images and --valid_info name one"),
+            ([flags[0], "--train_performance"], "--train_performance measures speed alone")):
+        assert train.main(given + default(flags[1:])) == 0
+        out = capsys.readouterr().out
+        assert re.search(rf"Validation   : none \({reason}", out) and "  mask |" not in out
+    assert train.main([f"--data={tmp_path}/own.yaml", "--patience=3"] + default(flags[1:])) == 2
+    assert "--early_stopping=3 counts validations, and there are none: no val" in (
+        capsys.readouterr().err)
+
+
+def test_a_validation_set_that_cannot_be_scored_is_refused_before_the_first_step(
+        flags, shapes, tmp_path, capsys):
+    (tmp_path / "val.json").write_text('{"images": [], "categories": [], "annotations": []}')
+    wrong = [f"--valid_images={shapes}/val2017", f"--valid_info={tmp_path}/val.json"]
+    assert train.main(default(flags) + wrong) == 2
+    captured = capsys.readouterr()
+    assert captured.err.endswith("; --validation_epoch=-1 trains without validation\n")
+    assert "|| T:" not in captured.out
+    assert train.main(flags + wrong) == 0
+
+
+@pytest.mark.parametrize("images, epoch, batch, max_iter, interval", [
+    (5000, 14658, 8, 800000, 14658),  # COCO: every epoch
+    (80, 17, 8, 1000, 51),  # 140 images: every third epoch
+    (300, 2500, 8, 2600, 2500), (2000, 10, 8, 20000, 1250), (1, 1, 1, 1, 5),
+    (5000, 14658, 8, 312, None)])  # half a validation is longer than the training
+def test_the_interval_follows_from_the_numbers_of_images(images, epoch, batch, max_iter, interval):
+    evaluation = Evaluation(None, [], range(images))
+    plan, reason = plan_validation(argparse.Namespace(validation_epoch=None), evaluation, None,
+                                   epoch, max_iter, batch)
+    if interval is None:
+        assert plan is None and "would take longer than this training" in reason
+        return
+    assert (plan.interval, plan.at_end, reason) == (interval, True, "")
+    asked = argparse.Namespace(validation_epoch=3)
+    plan, _ = plan_validation(asked, evaluation, None, epoch, max_iter, batch)
+    assert (plan.interval, plan.at_end) == (3 * epoch, False)
+
+
 def test_a_validation_set_with_fewer_classes(flags, shapes, tmp_path, capsys):
     """Refused before the first step; with --map_classes the shared ones are scored."""
     info = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
@@ -120,6 +193,21 @@ def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
     assert "'lr': 0.002" in capsys.readouterr().err
     assert train.main(flags + ["--resume=latest", "--sync_bn"]) == 2
     assert "its sync_bn is False, this run's is True" in capsys.readouterr().err
+
+
+def test_quiet_leaves_out_the_log_lines_alone(flags, capsys):
+    assert train.main(flags + ["--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "|| T:" not in out and "Iteration    :" in out and "Final weights : " in out
+
+
+def test_a_length_in_epochs(flags, tmp_path, capsys):
+    of_epochs = [flag for flag in flags if not flag.startswith("--max_iter")] + ["--epochs=1"]
+    assert train.main(of_epochs) == 0
+    assert "Schedule     : 6 iterations (1.0 epoch), 6 to an epoch, 1 image left" in (
+        capsys.readouterr().out)
+    assert weights_of(tmp_path, 6)
+    assert train.main(of_epochs + ["--max_iter=5"]) == 2
 
 
 def test_weights_alone_start_a_fresh_optimiser(flags, tmp_path, capsys):

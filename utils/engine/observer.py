@@ -96,11 +96,13 @@ class Observer:
         fps_start: steps of this session left out of the mean speed.
         loader_timeout: seconds that a batch may take; 0 waits for ever.
         step_timeout: seconds that a step may take; 0 waits for ever.
+        quiet: no bar, and no log line among a progress's lines.
     """
 
     def __init__(self, loader: Iterable[Any], records: StepRecords, device: torch.device,
                  rank: int, start: int, max_iter: int, epoch_size: int, images_per_step: int,
-                 fps_start: int, loader_timeout: float, step_timeout: float = 0) -> None:
+                 fps_start: int, loader_timeout: float, step_timeout: float = 0,
+                 quiet: bool = False) -> None:
         self.watched: WatchedLoader = WatchedLoader(loader, loader_timeout, rank)
         self._records, self._device, self._rank = records, device, rank
         self._start, self._max_iter, self._epoch_size = start, max_iter, epoch_size
@@ -108,7 +110,9 @@ class Observer:
         self._clock = StepClock()
         self._first = self._last_line = self._clock.now()
         self._window = Mark(fps_start, self._first.seconds)
-        self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout, enabled=rank == 0)
+        self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout,
+                                enabled=rank == 0 and not quiet)
+        self._quiet = quiet
         self._first_waited = 0.0
         self._step_timeout, self._resumed_at = step_timeout, 0
 
@@ -169,7 +173,8 @@ class Observer:
         if done == self._start + 1:
             # It compiles and allocates, and says nothing of the others.
             self._first, self._first_waited = now, self.watched.seconds
-        return Progress([line] + [step.sentence() for step in report.skipped], values, report)
+        lines = [] if self._quiet else [line]
+        return Progress(lines + [step.sentence() for step in report.skipped], values, report)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:

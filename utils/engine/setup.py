@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 
 from data.classes import class_factors, match_categories
 from data.coco import CocoDataset
 from data.config import Config
-from data.datasets import open_dataset
+from data.datasets import find_dataset, open_dataset
 from data.loader import TrainDataset, TrainLoader
 from layers.anchors import make_priors
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing
+from utils.distributed.sharing import Sharing, broadcast_from_main
 from utils.engine.batch_size import (
     LARGEST_STEP,
     TrainStep,
@@ -44,6 +45,11 @@ from utils.inference.evaluation import Evaluation, choose_images
 from utils.schedule import LearningRate
 from yolact import build_yolact
 
+VALIDATION_SHARE = 0.1
+"""Part of a training's time that validations take at most where no interval is asked for."""
+VALIDATED_IMAGE = 0.5
+"""Time of a validation image in those of training: a forward pass, then masks and run lengths."""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -53,6 +59,8 @@ class Validation:
     detector: Detector
     interval: int
     """Iterations between two validations."""
+    at_end: bool = False
+    """Another one follows the last iteration."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ class Training:
     records: StepRecords
     best: BestScore
     saver: Saver
+    not_validated: str = "--validation_epoch=1 for every epoch"
+    """Why there is no validation, or how to have one."""
 
     @property
     def processes(self) -> Processes:
@@ -103,7 +113,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train")
     dataset.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
-    evaluation = build_evaluation(args, config, dataset.class_names, processes)
+    evaluation, absent = build_evaluation(args, config, dataset.class_names, processes, device)
     factors: Optional[Sequence[float]] = None
     if config.class_weights:
         factors = class_factors(config.class_weights, dataset.class_names,
@@ -112,20 +122,25 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                 if args.batch_size == AUTO and args.batch_alloc is None
                 else images_per_card(args, config.batch_size, processes.world_size))
     sharing = Sharing(processes, device, args.accumulate)
-    schedule = LearningRate.from_config(config, per_card * sharing.shares,
-                                        autoscale=not args.no_autoscale)
     samples = TrainDataset.from_config(
         dataset, config, lambda recipe: make_priors(recipe).numpy(), args.seed)
     loader = TrainLoader(
         samples, per_card, args.num_workers, rank=processes.rank, world_size=processes.world_size,
         pin_memory=pin_memory_supported(device), pack_masks=device.type != "cpu",
         parts=args.accumulate)
+    schedule = LearningRate.from_config(config, per_card * sharing.shares, not args.no_autoscale,
+                                        loader.epoch_size)
     learner = build_learner(args, config, precision, processes, device, per_card,
                             dataset.class_names, factors)
     validation = None
     if evaluation is not None:
         detector = Detector(learner.model, Detect.from_config(config), device)
-        validation = Validation(evaluation, detector, loader.epoch_size * args.validation_epoch)
+        validation, absent = plan_validation(
+            args, evaluation, detector, loader.epoch_size, schedule.max_iter,
+            per_card * sharing.shares)
+    if config.early_stopping and validation is None:
+        raise UserError(f"--early_stopping={config.early_stopping} counts validations, and there "
+                        f"are none: {absent}")
     records, best = StepRecords(precision.scale_floor, sharing.on_any_card), BestScore()
     plan = SavePlan(config.name, args.save_folder, args.save_interval,
                     args.keep_latest_interval if args.keep_latest else None,
@@ -135,25 +150,72 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                               per_card * sharing.shares), loader.epoch_size,
                   launch, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
-                    saver)
+                    saver, absent or Training.not_validated)
 
 
 def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequence[str],
-                     processes: Processes) -> Optional[Evaluation]:
-    """What a validation scores; None without --validation_epoch.
+                     processes: Processes, device: torch.device
+                     ) -> Tuple[Optional[Evaluation], str]:
+    """What a validation scores, or None and why there is none, if not by --validation_epoch.
 
     The data is read now, so that a mistake shows before hours of training.
     """
-    if args.validation_epoch < 1:
-        return None
-    dataset = open_dataset(config.dataset, args.data, args.valid_images, args.valid_info, "val")
-    indices = choose_images(len(dataset), args.validation_size)
-    dataset.check_images_exist(indices)
-    ids, notes = match_categories(class_names, len(class_names), dataset.categories,
-                                  "the training data", dataset.annotation_file, args.map_classes)
+    asked = args.validation_epoch
+    if asked is not None and asked < 1:
+        return None, ""
+    if asked is None:
+        absent = _absent_validation(args, config)
+        if broadcast_from_main(bool(absent), processes, device):  # hosts may see different disks
+            return None, absent
+    try:
+        dataset = open_dataset(config.dataset, args.data, args.valid_images, args.valid_info,
+                               "val")
+        indices = choose_images(len(dataset), args.validation_size)
+        dataset.check_images_exist(indices)
+        ids, notes = match_categories(class_names, len(class_names), dataset.categories,
+                                      "the training data", dataset.annotation_file,
+                                      args.map_classes)
+    except UserError as error:
+        if asked is not None:
+            raise
+        raise UserError(f"{error}; --validation_epoch=-1 trains without validation") from error
     if processes.is_main and notes:
         print("\n".join(notes), flush=True)
-    return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes)
+    return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes), ""
+
+
+def _absent_validation(args: argparse.Namespace, config: Config) -> str:
+    """Why this run validates nothing where it is not asked to; empty if there is a set for it."""
+    if args.train_performance:
+        return "--train_performance measures speed alone"
+    if args.valid_images is not None or args.valid_info is not None:
+        return ""
+    if args.data is None:
+        return "no validation set: --valid_images and --valid_info name one"
+    try:
+        find_dataset(config.dataset, args.data, None, None, "val")
+    except UserError as error:
+        return f"no validation set: {error}"
+    return ""
+
+
+def plan_validation(args: argparse.Namespace, evaluation: Evaluation, detector: Detector,
+                    epoch_size: int, max_iter: int, images_per_step: int
+                    ) -> Tuple[Optional[Validation], str]:
+    """When to validate; or None, and why not.
+
+    What is not asked for follows from numbers of images alone, so that a resumed run validates
+    after the same iterations: as many epochs apart as keep validations to `VALIDATION_SHARE` of
+    the time, and at the end, unless that takes longer than the whole training.
+    """
+    if args.validation_epoch is not None:
+        return Validation(evaluation, detector, epoch_size * args.validation_epoch), ""
+    cost = VALIDATED_IMAGE * len(evaluation.indices) / images_per_step  # in iterations
+    if cost > max_iter:
+        return None, (f"one of {len(evaluation.indices)} images would take longer than this "
+                      "training; --validation_epoch and --validation_size set when and how many")
+    epochs = max(1, math.ceil(cost / (VALIDATION_SHARE * epoch_size)))
+    return Validation(evaluation, detector, epoch_size * epochs, at_end=True), ""
 
 
 def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,

@@ -89,14 +89,18 @@ def schedule_lines(training: Training) -> List[str]:
     length = f"{iterations(max_iter)}, {loader.epoch_size} to an epoch"
     if loader.left_out:
         length += f", {_count(loader.left_out, 'image')} left over for another"
-    if max_iter != training.config.max_iter:
-        asked = training.config.max_iter
+    asked = training.config.max_iter
+    if max_iter != asked and not training.config.epochs:
         length += f"; {asked} scaled to this batch size, --no_autoscale keeps {asked}"
-    validations = "none (--validation_epoch=1 for every epoch)"
+    validations = f"none ({training.not_validated})"
     if training.validation is not None:
         interval, images = training.validation.interval, training.validation.evaluation.indices
         validations = f"{len(images)} images every {iterations(interval)}"
-        if interval > max_iter:
+        if training.validation.at_end:
+            validations += " and at the end, at most about a tenth of the time"
+            if interval >= max_iter:
+                validations = f"{len(images)} images at the end"
+        elif interval > max_iter:
             validations = f"none: the first would be at iteration {interval}"
     return [_line("Schedule", length), _line("Learning rate", _rate(training)),
             _line("Validation", validations),

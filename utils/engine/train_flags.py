@@ -11,17 +11,17 @@ import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
-from data.config_fields import expected_value, parse, value_problem
+from data.config_fields import as_text, expected_value, parse, value_problem
 from data.datasets import parse_yaml
-from utils.cli import ArgumentParser, Bounded, Retired, add_switch
+from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
+from utils.device import refuse_two_cards
 from utils.errors import UserError, nearest
+from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
 from utils.weights_folder import unfinished_training
 
 AUTO = "auto"
 UNFINISHED = "unfinished"
 """What --resume alone means."""
-RETIRED = {"--fused_optimizer": "its kernels did not pay; the default update is a dozen operators "
-                                "for the whole network and waits for nothing"}
 _FILE_KEYS = ("config", "set", "flags")
 """What a file for --config may have."""
 
@@ -59,7 +59,10 @@ class FieldValue(Bounded):
 
 def train_parser() -> ArgumentParser:
     """Parser of train.py; a flag of the recipe that is left out is None."""
-    parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.")
+    fields = {name: f"it is a field of the recipe: --set {name}=VALUE" for name in field_kinds()
+              if name not in flagged_fields()}
+    parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.",
+                            same=TRAIN_SAME, instead={**fields, **TRAIN_INSTEAD})
     _add_data(parser)
     _add_recipe(parser)
     _add_schedule(parser)
@@ -67,8 +70,6 @@ def train_parser() -> ArgumentParser:
     _add_device(parser)
     _add_logging(parser)
     _add_run_folder(parser)
-    for flag, instead in RETIRED.items():
-        parser.add_argument(flag, action=Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
     return parser
 
 
@@ -102,8 +103,12 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     changes = dict(map(parse_setting, args.settings))
     changes.update((name, getattr(args, name)) for name in flagged_fields()
                    if getattr(args, name) is not None)
+    if "max_iter" in changes and changes.setdefault("epochs", 0):
+        raise UserError(f"--epochs={changes['epochs']} and --max_iter={changes['max_iter']} are "
+                        "both the length of the training; give one of them")
+    refuse_two_cards(args.node_device, args.device_id)
     args.recipe = config.replace(**changes)
-    if args.recipe.early_stopping and args.validation_epoch < 1:
+    if args.recipe.early_stopping and args.validation_epoch in (0, -1):
         raise UserError(f"--early_stopping={args.recipe.early_stopping} counts validations, and "
                         "there are none; give --validation_epoch=1 to validate after every epoch")
     args.command_line = ["python", "train.py"] + list(argv)
@@ -209,13 +214,13 @@ def _add_data(parser: ArgumentParser) -> None:
     add_switch(group, "--strict",
                help="stop where annotations are unusable instead of dropping them, and at whatever "
                     "else the data check finds")
-    group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
+    group.add_argument("--num_workers", "--workers", type=Bounded(int, 0), default=2, metavar="N",
                        help="loader processes per card; 0 loads in the training process")
 
 
 def _add_recipe(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("recipe (docs/training.md lists all fields)")
-    group.add_argument("--config", default="yolact_base_config", metavar="NAME|FILE.yaml",
+    group.add_argument("--config", default="yolact_base", metavar="NAME|FILE.yaml",
                        help=f"one of {', '.join(list_configs())}; or a file with a recipe's name "
                             "and changes, such as config.yaml of a run folder")
     group.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE",
@@ -228,13 +233,15 @@ def _add_recipe(parser: ArgumentParser) -> None:
                 "nargs": "?", "const": declared["flag_alone"]}
             group.add_argument(*declared["flags"], dest=field.name, default=None,
                                type=FieldValue(kinds[field.name], declared),
-                               metavar=declared["metavar"], help=declared["help"], **alone)
+                               metavar=declared["metavar"], help=f"{declared['help']} (default: "
+                               f"the recipe's; yolact_base: {as_text(field.default)})", **alone)
 
 
 def _add_schedule(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("steps")
-    group.add_argument("--batch_size", type=BatchSize(), default=None, metavar="N|auto",
-                       help="images per card and step; auto takes as many as fit into its memory")
+    group.add_argument("--batch_size", "--batch", type=BatchSize(), default=None,
+                       metavar="N|auto", help="images per card and step; auto takes as many as fit "
+                       "into its memory (default: the recipe's batch_size)")
     group.add_argument("--batch_alloc", default=None, metavar="N,N,..",
                        help="images per step of each card; the same number for every card")
     group.add_argument("--accumulate", type=Bounded(int, 1), default=1, metavar="N",
@@ -272,11 +279,7 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
 
 def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
-    group.add_argument("--node_device", default="auto", help="auto, npu, cuda or cpu")
-    group.add_argument("--device_id", type=Bounded(int, 0), default=None,
-                       help="index of the card on this host")
-    add_switch(group, "--cuda", default=True,
-               help="False is the original's spelling of --node_device=cpu")
+    add_device_flags(group, "--node_device")
     group.add_argument("--opt_level", default="O0", metavar="O0|O1|O2",
                        help="precision: O0 float32; O1 convolutions in half precision, parameters "
                             "in float32; O2 parameters in half precision too (docs/ascend.md)")
@@ -307,14 +310,18 @@ def _add_logging(parser: ArgumentParser) -> None:
     add_switch(group, "--no_log", help="write nothing to --log_folder and --tensorboard")
     add_switch(group, "--log_gpu",
                help="accepted for the original's sake: the log always has the memory")
+    add_switch(group, "--quiet", help="print no progress bar and no line for every ten iterations; "
+               "the logs have them all the same")
     group.add_argument("--tensorboard", default=None, metavar="FOLDER",
                        help="write losses, speed and validations for TensorBoard, too")
     add_switch(group, "--train_performance", help="measure speed only: save no weights")
     group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
-    group.add_argument("--validation_epoch", type=int, default=-1,
-                       help="epochs between validations; -1 leaves them to eval.py")
-    group.add_argument("--validation_size", type=Bounded(int, 1), default=5000,
+    group.add_argument("--validation_epoch", type=Bounded(int, -1), default=None, metavar="N",
+                       help="epochs between validations; 0 or -1 leaves them to eval.py; default: "
+                            "where there is a validation set, as often as takes a tenth of the "
+                            "time at most, and at the end")
+    group.add_argument("--validation_size", type=Bounded(int, 1), default=5000, metavar="N",
                        help="images per validation")
     add_switch(group, "--map_classes", help="validate on the classes that share a name, where "
                "training and validation data have different ones")

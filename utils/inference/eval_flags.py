@@ -5,21 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, Sequence
 
-from utils.cli import ArgumentParser, Bounded, Retired, add_switch
+from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
+from utils.device import refuse_two_cards
 from utils.errors import UserError
+from utils.foreign_flags import EVAL_INSTEAD, EVAL_SAME
 from utils.inference.outputs import PredictionOptions
-
-RETIRED = {
-    "--display": "images go to files: --image=IN:OUT, --images=FOLDER:OUT, --video=IN:OUT",
-    "--ap_data_file": "scores come from COCO's own evaluation: --output_coco_json",
-    "--resume": "scores come from COCO's own evaluation, which has nothing to resume",
-    "--output_web_json": "results are written in COCO's format: --output_coco_json",
-    "--web_det_path": "results are written in COCO's format: --output_coco_json",
-    "--display_lincomb": "the viewer of prototypes was not carried over",
-    "--mask_proto_debug": "the viewer of prototypes was not carried over",
-    "--emulate_playback": "videos go to files at their own speed: --video=IN:OUT",
-}
-"""Flags of the original that have no meaning here, and what to use instead."""
 
 
 def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,28 +22,30 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
              if getattr(args, name) is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+    refuse_two_cards(args.eval_device, args.device_id)
     return args
 
 
 def eval_parser() -> ArgumentParser:
     """Parser of eval.py."""
     parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
-                            "dataset, or draw what they find in an image.")
+                            "dataset, or draw what they find in an image.", same=EVAL_SAME,
+                            instead=EVAL_INSTEAD)
     _add_weights(parser)
     _add_data(parser)
     _add_images(parser)
     _add_detection(parser)
     _add_output(parser)
     _add_device(parser)
-    for flag, instead in RETIRED.items():
-        parser.add_argument(flag, action=Retired, nargs="?", const=instead, help=argparse.SUPPRESS)
     return parser
 
 
 def _add_weights(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("weights")
-    group.add_argument("--trained_model", default="latest", metavar="FILE|latest|interrupt",
-                       help="weights; configuration and class names come from the .state beside it")
+    group.add_argument("--trained_model", "--weights", default="latest",
+                       metavar="FILE|FOLDER|latest|interrupt",
+                       help="weights; configuration and class names come from the .state beside "
+                            "them; or an export: its folder, or an .onnx or .om file in it")
     group.add_argument("--save_folder", default="weights/",
                        help="where latest and interrupt are looked for")
     group.add_argument("--config", default=None,
@@ -75,9 +67,9 @@ def _add_data(parser: ArgumentParser) -> None:
     add_switch(group, "--map_classes", help="where network and dataset have different classes, "
                       "score those that share a name")
     group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
-    group.add_argument("--num_workers", type=Bounded(int, 0), default=2,
+    group.add_argument("--num_workers", "--workers", type=Bounded(int, 0), default=2, metavar="N",
                        help="processes that read images; 0 reads in the main process")
-    group.add_argument("--batch_size", type=Bounded(int, 1), default=4,
+    group.add_argument("--batch_size", "--batch", type=Bounded(int, 1), default=4, metavar="N",
                        help="images that pass together")
     add_switch(group, "--shuffle", help="take the images in random order")
     group.add_argument("--seed", type=Bounded(int, 0), default=None, help="of --shuffle")
@@ -124,24 +116,21 @@ def _add_output(parser: ArgumentParser) -> None:
     add_switch(group, "--detect", help="do not score: with --output_coco_json, only write them")
     add_switch(group, "--no_sort", help="images always keep the order of the annotation file; "
                       "accepted for the original's scripts")
-    group.add_argument("--bbox_det_file", default="results/bbox_detections.json", metavar="JSON")
-    group.add_argument("--mask_det_file", default="results/mask_detections.json", metavar="JSON")
+    for flag, what in (("bbox", "boxes"), ("mask", "masks")):
+        group.add_argument(f"--{flag}_det_file", default=f"results/{flag}_detections.json",
+                           metavar="JSON", help=f"where --output_coco_json writes the {what}")
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
                        help="average precision of each class; '' writes none")
     group.add_argument("--run_folder", default="none", metavar="none|auto|FOLDER",
                        help="run folder that gets scores, confusion matrix, images and report; "
                             "auto: that of the training that made the weights, if it is there")
-    add_switch(group, "--no_bar", help="show no progress, also on a terminal")
+    add_switch(group, "--no_bar", "--quiet", help="show no progress, also on a terminal")
     add_switch(group, "--benchmark", help="time each stage of the evaluation")
 
 
 def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
-    group.add_argument("--eval_device", "--node_device", default="auto",
-                       help="auto, npu, cuda or cpu")
-    group.add_argument("--device_id", type=int, default=None, help="index of the card on this host")
-    add_switch(group, "--cuda", default=True,
-                      help="False is the original's spelling of --eval_device=cpu")
+    add_device_flags(group, "--eval_device", "--node_device")
 
 
 def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:

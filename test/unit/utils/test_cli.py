@@ -83,6 +83,23 @@ def test_flags_cannot_be_abbreviated(parser, capsys):
         parser, ["--batch=4"], capsys)
 
 
+def test_words_of_a_flag_may_be_joined_by_dashes(parser, capsys):
+    assert parser.parse_args(["--batch-size=4", "--no-log"]) == parser.parse_args(
+        ["--batch_size", "4", "--no_log"])
+    assert "--batch-sise; did you mean --batch_size?" in error_of(
+        parser, ["--batch-sise=4"], capsys)
+
+
+def test_help_says_the_default_of_every_flag():
+    parser = ArgumentParser(prog="x")
+    parser.add_argument("--size", type=int, default=3, help="in pixels")
+    parser.add_argument("--place", help="of the file")
+    parser.add_argument("--kind", default="a", help="which; default: that of the file")
+    text = " ".join(parser.format_help().split())
+    assert "in pixels (default: 3)" in text and "of the file (default: none)" in text
+    assert text.endswith("default: that of the file")
+
+
 def test_stray_word_is_named(parser, capsys):
     assert "unexpected argument 'coco'" in error_of(parser, ["coco"], capsys)
 
@@ -90,7 +107,7 @@ def test_stray_word_is_named(parser, capsys):
 @pytest.mark.parametrize("argv, sentence", [
     (["--batch_size=many"], "--batch_size is 'many', expected a whole number"),
     (["--batch_size", "1.5"], "--batch_size is '1.5', expected a whole number"),
-    (["--lr=fast"], "--learning_rate is 'fast', expected a number"),
+    (["--lr=fast"], "--lr is 'fast', expected a number"),
     (["--cuda=maybe"], "--cuda is 'maybe', expected True or False"),
     (["--nms=fats"], "--nms is 'fats', expected one of fast, cross_class, traditional; "
                      "did you mean 'fast'?")])

@@ -135,7 +135,7 @@ def test_auto_falls_to_the_cpu_without_a_word(no_npu, no_cuda, caplog):
 def test_unknown_name_lists_the_known(no_npu):
     with pytest.raises(UserError, match="unknown device 'cdua'; did you mean 'cuda'"):
         select_device("cdua")
-    assert DEVICE_NAMES == ("auto", "npu", "cuda", "cpu", "gpu")
+    assert DEVICE_NAMES == ("auto", "npu", "cuda", "cpu", "gpu", "card")
 
 
 @pytest.mark.parametrize("name", ["cuda", "gpu"])
@@ -187,6 +187,26 @@ def test_wrong_index_names_the_number_of_devices(npu, index):
     with pytest.raises(UserError, match=rf"device {index} was asked for, but this host has 8"):
         select_device("npu", index)
     assert npu.calls == []
+
+
+@pytest.mark.parametrize("name, index, chosen", [
+    ("npu:5", 0, "npu:5"), ("NPU:5", 5, "npu:5"), ("5", 0, "npu:5"), ("card", 2, "npu:2"),
+    ("npu", 2, "npu:2"), ("", 1, "npu:1")])
+def test_a_card_is_named_with_its_number(npu, name, index, chosen):
+    assert str(select_device(name, index)) == chosen
+    assert cards_of_host(name) == 8
+
+
+def test_a_number_is_never_the_cpu(no_npu, no_cuda):
+    for name in ("0", "card"):
+        with pytest.raises(UserError, match=f"device '{name}' is a card, but there is none: torch_"
+                                            "npu is not installed.*; .*--device=cpu does without"):
+            select_device(name)
+    assert select_device("cpu:0") == CPU
+    with pytest.raises(UserError, match="'0,1' is a list, but one process drives one card"):
+        select_device("0,1")
+    with pytest.raises(UserError, match="unknown device 'tpu:0'; did you mean .npu.*or 0."):
+        select_device("tpu:0")
 
 
 def test_npu_questions_go_to_its_runtime(npu):

@@ -57,6 +57,20 @@ def test_scaling_rounds_iterations_down_and_can_be_turned_off():
     assert LearningRate.from_config(config, 64, autoscale=False).base_lr == config.lr
 
 
+def test_a_length_in_epochs_keeps_the_steps_in_proportion():
+    config = get_config("yolact_base", epochs=10)
+    rate = LearningRate.from_config(config, 16, epoch_size=800)
+    assert (rate.max_iter, rate.lr_steps, rate.warmup_until) == (
+        8000, (2800, 6000, 7000, 7500), 500)
+    assert rate.base_lr == 2 * config.lr
+    assert LearningRate.from_config(config, 16, False, 800).base_lr == config.lr
+    short = LearningRate.from_config(config, 8, epoch_size=3)
+    assert (short.max_iter, short.lr_steps, short.warmup_until) == (30, (10, 22, 26, 28), 3)
+    cosine = LearningRate.from_config(get_config("yolact_shapes", epochs=2), 8, epoch_size=100)
+    assert (cosine.max_iter, cosine.warmup_until) == (200, 20)
+    assert cosine(200) == pytest.approx(cosine.base_lr * cosine.final_factor)
+
+
 def test_state_is_plain_and_equal_only_for_the_same_schedule():
     config = get_config("yolact_base")
     state = LearningRate.from_config(config, 8).state_dict()

@@ -8,11 +8,12 @@ import json
 import pytest
 import yaml
 
-from data.config import Config, field_kinds, get_config
+from data.config import Config, field_kinds, get_config, list_configs
 from helpers.config_table import table
 from helpers.paths import ROOT
 from utils.engine.train_flags import flagged_fields, parse_train_flags, train_parser
 from utils.errors import UserError
+from utils.inference.eval_flags import eval_parser
 
 OTHER = {  # a legal value other than the default, as text and as Python has it
     "name": ("mine", "mine"), "dataset": ("pascal_sbd", "pascal_sbd"), "num_classes": ("7", 7),
@@ -39,6 +40,7 @@ OTHER = {  # a legal value other than the default, as text and as Python has it
     "ema_decay": ("0.99", 0.99), "early_stopping": ("3", 3), "freeze": ("backbone", "backbone"),
     "class_weights": ("cat=2,dog=0.5", (("cat", 2.0), ("dog", 0.5))),
     "multi_scale": ("448,550", (448, 550)), "multi_scale_interval": ("5", 5),
+    "epochs": ("7", 7),
 }
 LEVELS = ["--set=fpn_num_downsample=0", "--set=pred_scales=24,48,96"]
 """One field decides how many levels another one has."""
@@ -128,16 +130,42 @@ def test_mistakes_in_a_file_are_one_sentence(text, sentence, tmp_path):
     assert sentence in str(caught.value) or str(path) in str(caught.value)
 
 
-def test_a_retired_flag_says_what_became_of_it(capsys):
-    with pytest.raises(SystemExit) as left:
-        parse_train_flags(["--fused_optimizer"])
-    assert left.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --fused_optimizer does not exist here: ")
+@pytest.mark.parametrize("build", [train_parser, eval_parser])
+def test_every_flag_has_a_sentence_and_its_default(build):
+    parser = build()
+    for action in parser._actions:
+        assert action.help, action.option_strings
+    text = " ".join(parser.format_help().split())
+    flags = text.split("show this help message and exit ", 1)[1].split(" --")
+    of_flags = " ".join(flags)
+    assert of_flags.count("default") >= len(parser._actions) - 1
+    for action in parser._actions[1:]:
+        assert "default" in parser._get_formatter()._get_help_string(action)
+    assert all(name in text for name in ("npu:0", "default: auto"))
 
 
-def test_every_flag_has_a_sentence():
-    missing = [action.option_strings for action in train_parser()._actions if not action.help]
-    assert missing == []
+def test_help_lists_the_recipes_and_what_can_be_scored():
+    text = " ".join(train_parser().format_help().split())
+    assert f"one of {', '.join(list_configs())};" in text
+    assert "(default: the recipe's; yolact_base: 550)" in text
+    assert ".onnx" in eval_parser().format_help()
+
+
+def test_a_length_in_epochs_replaces_that_in_iterations(tmp_path):
+    assert recipe("--epochs=7") == get_config("yolact_base", epochs=7)
+    for flags in (["--epochs=7", "--max_iter=9"], ["--set=epochs=7", "--max_iter=9"]):
+        with pytest.raises(UserError, match="--epochs=7 and --max_iter=9 are both the length"):
+            recipe(*flags)
+    (tmp_path / "config.yaml").write_text("config: yolact_resnet50\nset: {epochs: 7, max_iter: 9}")
+    again = f"--rerun={tmp_path}"
+    assert (recipe(again).epochs, recipe(again, "--epochs=3").epochs) == (7, 3)
+    assert (recipe(again, "--max_iter=5").epochs, recipe(again, "--max_iter=5").max_iter) == (0, 5)
+
+
+def test_two_different_cards_are_refused():
+    with pytest.raises(UserError, match="--device=cuda:1 is card 1, --device_id=0 another"):
+        recipe("--device=cuda:1", "--device_id=0")
+    assert parse_train_flags(["--device=cuda:1", "--device_id=1"]).device_id == 1
 
 
 def test_the_table_of_the_documentation_is_that_of_the_declarations():

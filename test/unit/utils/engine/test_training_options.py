@@ -37,6 +37,7 @@ def flags(shapes, tmp_path, request, monkeypatch):
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}", "--no_log",
             "--no_run_folder", "--save_folder={}".format(tmp_path / "weights"),
+            "--validation_epoch=-1",
             "--node_device={}".format(request.config.getoption("--device"))]
 
 
@@ -214,7 +215,7 @@ def test_frozen_batch_norm_stays_frozen_across_modes():
     (["--freeze=backbone"], "it starts at random"),
     (["--freeze=7"], "1 to 4, the number of stages"),
     (["--ema=1"], "a number below 1"),
-    (["--ema=fast"], "--ema_decay is 'fast', expected a finite number"),
+    (["--ema=fast"], "--ema is 'fast', expected a finite number"),
     (["--early_stopping=3"], "give --validation_epoch=1"),
     (["--early_stopping=-1"], "--early_stopping is '-1'"),
     (["--schedule=cosin"], "did you mean 'cosine'"),
