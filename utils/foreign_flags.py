@@ -61,7 +61,7 @@ TRAIN_INSTEAD: Dict[str, str] = _by_word({
     "a line is printed every ten iterations; --quiet leaves them out":
         "print_freq print_interval log_interval log_freq verbose disp_iter",
     "--opt_level=O1 or O2 computes in half precision":
-        "amp half fp16 bf16 apex use_amp mixed_precision precision",
+        "amp half fp16 bf16 use_amp mixed_precision precision",
     "--schedule=cosine, or --schedule=step": "cos_lr lr_scheduler scheduler lr_policy",
     "--set lr_final_factor=0.01 is the end of the cosine as a fraction of --lr": "lrf min_lr",
     "--set lr_steps=ITERATION,.. has the drops of the learning rate":

@@ -30,7 +30,7 @@ from utils.weights_folder import (
 
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""
-_MAY_CHANGE = ("lr", "max_iter", "schedule", "lr_steps", "gamma", "lr_warmup_init",
+_MAY_CHANGE = ("lr", "max_iter", "epochs", "schedule", "lr_steps", "gamma", "lr_warmup_init",
                "lr_warmup_until", "lr_final_factor", "early_stopping")
 """Fields of the configuration that may be others when a training goes on; it is said."""
 _OF_THE_START = ("backbone_weights",)

@@ -220,9 +220,9 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
         elif done < training.schedule.max_iter:
             commands["go on"] = again
         else:
-            commands["train longer"] = again + [f"--max_iter={2 * training.config.max_iter}"]
-            if run_folder is not None:
-                commands["draw the report again"] = _module("utils.report") + [run_folder]
+            length = "epochs" if training.config.epochs else "max_iter"
+            commands["train longer"] = again + [
+                f"--{length}={2 * getattr(training.config, length)}"]
     if weights is not None and (training.nothing_improves() or done >= training.schedule.max_iter):
         commands["export"] = _module("utils.export") + [
             weights, f"--out={os.path.join(run_folder or 'results', 'export')}"]

@@ -145,12 +145,12 @@ def words_of(lines):
 def test_commands_after_the_end(run):
     training = make_training(best=(0.3, 0.3, 1800))
     found = words_of(next_lines(args_of(), training, 2000, "weights/mine_2000.pth", run))
-    assert list(found) == ["score", "draw an image", "draw the report again", "export"]
+    assert list(found) == ["score", "draw an image", "train longer", "export"]
     assert found["score"].endswith("eval.py '--trained_model=runs/my run/weights/best.pth' "
                                    "--valid_images=train --valid_info=train.json")
     assert found["draw an image"].endswith("'--image=val/0.jpg:runs/my run/prediction.png' "
                                            "--score_threshold=0.3")
-    assert found["draw the report again"].endswith(" -m utils.report 'runs/my run'")
+    assert found["train longer"].endswith("train.py '--resume=runs/my run' --max_iter=4000")
     assert found["export"].endswith(" -m utils.export 'runs/my run/weights/best.pth' "
                                     "'--out=runs/my run/export'")
 
@@ -162,8 +162,7 @@ def test_no_line_looks_like_one_that_programs_search_for():
 
 @pytest.mark.parametrize("more, done, run_folder, title, words", [
     ((), 70, None, "go on", "--lr=1 --resume=weights/last.pth"),
-    ((), 2000, None, "train on from these weights",
-     "--lr=1 --weights=weights/last.pth --save_folder=weights-2"),
+    ((), 2000, None, "train longer", "--lr=1 --resume=weights/last.pth --max_iter=4000"),
     ((0.5, 0.5, 60, 1), 70, None, "train on without early stopping",
      "--lr=1 --resume=weights/last.pth --early_stopping=0"),
 ])
