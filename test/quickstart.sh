@@ -198,7 +198,7 @@ train_shapes() {
     fi
     case_flags=("--config=$config" --backbone_weights=none "--seed=$seed"
         "--save_folder=$run_path/weights/" "--log_folder=$run_path/logs/"
-        "--project=$run_path" --name=run)
+        "--project=$run_path" "--name=${config}_seed_$seed")
     if [[ -n $max_iter ]]; then
         case_flags+=("--max_iter=$max_iter")
     fi

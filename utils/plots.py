@@ -61,6 +61,25 @@ class _Line(NamedTuple):
     dashes: str = "-"
 
 
+def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> Dict[str, bytes]:
+    """PNG files by name: the total loss and the mask mAP of several runs, by the runs' names.
+
+    Args:
+        runs: rows of the log lines and of results.csv.
+    """
+    names, _ = drawable(list(runs))
+    colors = dict(zip(runs, itertools.cycle(_COLORS)))
+    shown = dict(zip(runs, names))
+    drawn = {
+        "losses": _draw_lines("Loss", "mean of 100 steps", {
+            shown[name]: _Line(points(steps, TOTAL), colors[name])
+            for name, (steps, _) in runs.items()}, may_be_log=True),
+        "average_precision": _draw_lines("Mask mAP on validation images", "percent", {
+            shown[name]: _Line(points(results, "mask_mAP"), colors[name])
+            for name, (_, results) in runs.items()})}
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
 def _draw_curves(steps: Sequence[Row], results: Sequence[Row]) -> Dict[str, Optional[bytes]]:
     names = [name for name in (steps[-1] if steps else {}) if name.startswith("loss_")]
     losses = {name[len("loss_"):]: _Line(points(steps, name), color)
@@ -83,9 +102,12 @@ def points(rows: Sequence[Row], column: str) -> np.ndarray:
 
 def _draw_lines(title: str, unit: str, lines: Mapping[str, _Line], may_be_log: bool = False,
                 best_of: str = "") -> Optional[bytes]:
-    """A curve for each line that has points; the highest point of the line `best_of` is named."""
+    """A curve for each line that has points; the highest point of the line `best_of` is named.
+
+    None where no line has two: a single point is no curve, and tables have its value.
+    """
     lines = {name: line for name, line in lines.items() if len(line.points)}
-    if not lines:
+    if max((len(line.points) for line in lines.values()), default=0) < 2:
         return None
     figure, axes = _new_figure(*_SIZE)
     for name, line in lines.items():
@@ -115,9 +137,6 @@ def _draw_lines(title: str, unit: str, lines: Mapping[str, _Line], may_be_log: b
 def _label_iterations(axes: Any) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    low, high = axes.dataLim.intervalx
-    if low == high:  # a single point: no iterations beside it
-        axes.set_xlim(low - max(1, low / 2), high + max(1, high / 2))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

@@ -1,4 +1,5 @@
-"""The report of a run, on one page: `python -m utils.report runs/yolact_base`.
+"""The report of a run, on one page: `python -m utils.report runs/yolact_base`. Of several runs,
+also a page that sets them side by side.
 
 Plots and page are made from the files of the run folder alone. Plots need matplotlib and the page
 Jinja2, which comes with current PyTorch; what is not installed is left out, and a line says so.
@@ -20,6 +21,7 @@ import numpy as np
 from utils import plots
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
+from utils.files import write_whole
 from utils.run_folder import (
     ENVIRONMENT,
     ITERATION,
@@ -35,8 +37,13 @@ SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
 MATRIX = os.path.join("evaluation", "confusion_matrix.csv")
 TEMPLATE = "report.html.j2"
+COMPARISON = "comparison.html"
 _MAX_ROWS = 400
 _MAX_PAIRS = 10
+_OF_ONE_RUN = ("time", "command", "folder", "start_iteration", "class_names", "category_ids",
+               "name", "project", "save_folder", "log_folder", "tensorboard", "sentences", "quiet",
+               "objects_per_class")
+"""Facts that differ from run to run, or that others say in fewer words."""
 
 
 def build_report(folder: RunFolder) -> List[str]:
@@ -55,7 +62,7 @@ def build_report(folder: RunFolder) -> List[str]:
         lines.append(_missing("matplotlib", "plots", folder))
     if importlib.util.find_spec("jinja2") is None:
         return lines + [_missing("jinja2", REPORT, folder)]
-    folder.write_bytes(REPORT, _render(dict(run, notes=lines)).encode("utf-8"))
+    folder.write_bytes(REPORT, _render(dict(run, notes=lines)))
     return lines + [f"Report : {folder.file(REPORT)}"]
 
 
@@ -106,7 +113,57 @@ def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
                   if wrong[row, column]]}
 
 
-def _render(run: Dict[str, Any]) -> str:
+def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
+    """Write a page with the curves of several runs, their scores and what differs between them.
+
+    Returns:
+        Lines for the user: what is missing, and where the page is.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        return ["jinja2 is not installed: the runs are not compared (pip install jinja2)"]
+    above = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
+    runs = {os.path.relpath(folder.path, above): read_run(folder) for folder in folders}
+    facts = [_compared_facts(run) for run in runs.values()]
+    rows = [(name, *(_plain(fact.get(name, "")) for fact in facts))
+            for name in dict.fromkeys(name for fact in facts for name in fact)]
+    curves = {name: (run["steps"], run["results"]) for name, run in runs.items()}
+    page: Dict[str, Any] = dict.fromkeys(
+        ("steps", "results", "evaluation", "classes", "images", "config", "rows", "sessions",
+         "weights", "columns", "figures", "best", "confusions"), {})
+    html = _fill(dict(
+        page, title=" / ".join(runs), path=above, facts=[f"{len(runs)} runs of {above}"],
+        plots=plots.draw_comparison(curves) if plots.is_available() else {},
+        notes=[] if plots.is_available() else ["matplotlib is not installed: no curves"],
+        comparison={"names": list(runs), "facts": [row for row in rows if len(set(row[1:])) > 1],
+                    "scores": [(name, *_scores(run)) for name, run in runs.items()]}))
+    write_whole(path, lambda stream: stream.write(html))
+    return [f"Comparison : {path}"]
+
+
+def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
+    """What a run was: recipe, data, flags, machine and versions, by names for a table."""
+    config, session = run["config"], dict((run["sessions"] or [{}])[-1])
+    facts = dict(config.get("run", {}))
+    fields = facts.pop("config", None) or config.get("set", {})
+    packages = session.pop("packages", {})
+    parts = [("", {"recipe": config.get("config")}), ("", fields), ("", config.get("flags", {})),
+             ("", facts), ("", session), ("", packages)]
+    parts += [(f"{split}: ", values) for split, values in config.get("data", {}).items()]
+    return {prefix + name: value for prefix, values in parts for name, value in values.items()
+            if name not in _OF_ONE_RUN}
+
+
+def _scores(run: Mapping[str, Any]) -> List[str]:
+    """Cells of a run in the table of scores: the best validation, the last loss and speed."""
+    best, last = best_row(run["results"]) or {}, (run["steps"] or [{}])[-1]
+    return [_decimals(best.get(name)) for name in (
+        "mask_mAP", "mask_AP50", "mask_AP75", "box_mAP", "box_AP50")] + [
+        best.get(ITERATION, ""), last.get(ITERATION, ""), _decimals(last.get(TOTAL), 3),
+        _decimals(last.get("images_per_second"))]
+
+
+def _fill(values: Mapping[str, Any]) -> bytes:
+    """The page with these values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
@@ -114,11 +171,15 @@ def _render(run: Dict[str, Any]) -> str:
                               lstrip_blocks=True, extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
                                data_uri=_data_uri, quoted=shlex.quote)
+    return environment.get_template(TEMPLATE).render(values).encode("utf-8")
+
+
+def _render(run: Dict[str, Any]) -> bytes:
     rows = run["results"][-_MAX_ROWS:]
-    return environment.get_template(TEMPLATE).render(
+    return _fill(dict(
         run, facts=_facts(run), figures=_figures(run), rows=rows, columns=_columns(rows),
-        best=best_row(rows),
-        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"]))
+        best=best_row(rows), comparison=None,
+        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"])))
 
 
 def _facts(run: Mapping[str, Any]) -> List[str]:
@@ -158,10 +219,9 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
     """Columns of results.csv that are shown, with their heads and decimals."""
     losses = [name for name in (rows[-1] if rows else {})
               if name.startswith("loss_") and any(row.get(name) for row in rows)]
-    measured = losses + ["images_per_second", "box_mAP", "box_AP50", "mask_mAP", "mask_AP50",
-                         "mask_AP75"]
+    measured = losses + ["box_mAP", "box_AP50", "mask_mAP", "mask_AP50", "mask_AP75"]
     return [("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)] + [
-        (name, name.replace("_per_second", "/s").replace("_", " "), 2) for name in measured]
+        (name, name.replace("_", " "), 2) for name in measured]
 
 
 def _plain(value: Any) -> str:
@@ -199,14 +259,24 @@ def _read(path: str) -> bytes:
 def main(argv: List[str]) -> int:
     """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.report", description=(
-        "Draw the plots and the report of run folders from the files in them."))
+        "Draw the plots and the report of run folders from the files in them; of several, also a "
+        "page that compares them."))
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="for example runs/yolact_base")
-    for path in parser.parse_args(argv).folders:
+    parser.add_argument("--out", default=None, metavar="FILE", help=(
+        "page that compares several runs; default: comparison.html in the folder that they share"))
+    args, folders = parser.parse_args(argv), []
+    for path in args.folders:
         folder = open_run_folder(path.rstrip(os.sep))
         if folder is None:
             raise UserError(f"'{path}' is no run folder (it has no config.yaml that train.py or "
                             "eval.py wrote); give one such as runs/yolact_base")
+        folders.append(folder)
+    for folder in folders:
         print("\n".join(build_report(folder)))
+    if len(folders) > 1:
+        shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
+        out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
+        print("\n".join(compare(folders, out)))
     return 0
 
 

@@ -112,9 +112,9 @@ def test_a_run_validates_by_default_and_trains_the_same_weights(flags, tmp_path,
     assert torch.equal(torch.get_rng_state(), generator)
     assert "Validation   : 4 images at the end\n" in out and out.count("\n  mask |") == 1
     assert "at iteration 6, " in out and "not known" not in out
-    assert train.main(default(flags) + ["--max_iter=14"]) == 0
+    assert train.main(default(flags) + ["--max_iter=25"]) == 0
     out = capsys.readouterr().out
-    assert ("Validation   : 4 images every 12 iterations (2.0 epochs) and at the end, at most "
+    assert ("Validation   : 4 images every 24 iterations (4.0 epochs) and at the end, at most "
             "about a tenth of the time\n") in out
     assert out.count("\n  mask |") == 2
 
@@ -151,9 +151,9 @@ def test_a_validation_set_that_cannot_be_scored_is_refused_before_the_first_step
 
 @pytest.mark.parametrize("images, epoch, batch, max_iter, interval", [
     (5000, 14658, 8, 800000, 14658),  # COCO: every epoch
-    (80, 17, 8, 1000, 51),  # 140 images: every third epoch
-    (300, 2500, 8, 2600, 2500), (2000, 10, 8, 20000, 1250), (1, 1, 1, 1, 5),
-    (5000, 14658, 8, 312, None)])  # half a validation is longer than the training
+    (80, 17, 8, 1000, 102),  # 140 images: every sixth epoch
+    (300, 250, 8, 2600, 500), (2000, 10, 8, 20000, 2500), (1, 1, 1, 1, 10),
+    (5000, 14658, 8, 624, None)])  # a validation is longer than the training
 def test_the_interval_follows_from_the_numbers_of_images(images, epoch, batch, max_iter, interval):
     evaluation = Evaluation(None, [], range(images))
     plan, reason = plan_validation(argparse.Namespace(validation_epoch=None), evaluation, None,

@@ -69,10 +69,12 @@ def test_curves_without_numbers_are_none():
     assert plots.draw_plots([{"iteration": "1", "lr": ""}], [], [], None) == {}
 
 
-def test_a_single_point_and_values_of_zero():
-    row = {"iteration": "1", "lr": "0", "loss_B": "0", "loss_total": "0", "mask_mAP": "0"}
-    assert set(plots.draw_plots([row], [row], [], None)) == {
+def test_values_of_zero_are_drawn_and_a_single_point_is_not():
+    rows = [{"iteration": number, "lr": "0", "loss_B": "0", "loss_total": "0", "mask_mAP": "0"}
+            for number in ("1", "2")]
+    assert set(plots.draw_plots(rows, rows, [], None)) == {
         "losses", "learning_rate", "average_precision"}
+    assert plots.draw_plots(rows[:1], rows[:1], [], None) == {}
 
 
 def test_without_jinja_there_are_plots_and_a_line(tmp_path, monkeypatch):

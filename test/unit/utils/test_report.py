@@ -163,6 +163,49 @@ def test_broken_files_are_left_out(folder):
     built(folder)
 
 
+def test_small_scores_and_empty_images_are_not_praised(folder):
+    assert "no detection in these images has that score yet" not in built(folder).text
+    evaluation = folder.read(report.SUMMARY)
+    for item in evaluation["pictures"]["shown"]:
+        item["detections"] = 0
+    folder.write(report.SUMMARY, evaluation)
+    page = built(folder)
+    assert "no detection in these images has that score yet" in page.text
+    assert page.source.count('class="figure best"') == page.source.count('tr class="best"') == 1
+    rows = [dict(row, mask_mAP="0") for row in folder.results()]
+    folder._write_results(rows)
+    page = built(folder)
+    assert 'class="figure best"' not in page.source and 'tr class="best"' not in page.source
+
+
+def test_runs_side_by_side(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    first = write_run(tmp_path / "runs", name="first")
+    second = write_run(tmp_path / "runs", name="se<i>cond", validations=2)
+    stored = second.read_config()
+    stored["run"]["config"]["max_size"] = 320
+    stored["data"]["train"]["images"] = 9
+    second.write_config(stored)
+    assert report.main([first.path, second.path, f"--out={tmp_path}/both.html"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Comparison : {tmp_path}/both.html"
+    page = Page(str(tmp_path / "both.html"))
+    assert [tag["id"] for tag in page.all("section")] == ["comparison"]
+    assert len(page.all("img")) == 2 and not page.all("i")
+    text = " ".join(page.text.split())
+    for words in ("first / se<i>cond", "max_size 160 320", "train: images 5 9",
+                  "first 30.00 60.00 \u2013 33.00 66.00 300 300 0.300 12.50",
+                  "se<i>cond 20.00 40.00 \u2013 22.00 44.00 200 300 0.300 12.50"):
+        assert words in text, words
+    assert "pred_scales" not in text and "python" not in text
+
+
+def test_equal_runs_differ_in_nothing(tmp_path, monkeypatch):
+    folders = [write_run(tmp_path / "runs", name=name) for name in ("a", "b")]
+    monkeypatch.chdir(tmp_path)
+    assert report.main([folder.path for folder in folders]) == 0
+    assert "Nothing: the same configuration" in Page("runs/comparison.html").text
+
+
 def test_command_draws_it_again(folder):
     command = [sys.executable, "-m", "utils.report"]
     env = dict(os.environ, PYTHONPATH=str(ROOT))
