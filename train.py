@@ -164,22 +164,23 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
     if saves:
-        save_on_the_way(training, done, record)
+        save_on_the_way(training, done, record, quiet=at_end)
     if validates:
         with observer.stopped():
             validate(training, done, record)
         if saves and not at_end:
-            save_on_the_way(training, done, record, again=True)
+            save_on_the_way(training, done, record, quiet=True)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,
                                         training.learner.device)
     return early
 
 
-def save_on_the_way(training: Training, done: int, record: RunRecord, again: bool = False) -> None:
-    """Save before a validation, which may not come to its end, and `again` with its scores."""
+def save_on_the_way(training: Training, done: int, record: RunRecord, quiet: bool) -> None:
+    """Save where the training goes on: before a validation, which may not come to its end, and
+    `quiet` after it, with its scores."""
     try:
-        if again:
+        if quiet:
             training.saver.save(done)
         else:
             save(training, done, record)
