@@ -178,7 +178,8 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
 
 def save_on_the_way(training: Training, done: int, record: RunRecord, quiet: bool) -> None:
     """Save where the training goes on: before a validation, which may not come to its end, and
-    `quiet` after it, with its scores."""
+    `quiet` after it, with its scores.
+    """
     try:
         if quiet:
             training.saver.save(done)

@@ -114,8 +114,8 @@ def test_what_a_kill_leaves_goes_on_to_the_same_end(tmp_path, kind, capsys):
     write_dataset(str(tmp_path / "data"), seed=3, train=8, val=2)
     done = subprocess.run([sys.executable, "-c", CAMPAIGN, str(tmp_path / "data"),
                            str(tmp_path / "runs"), kind, "7"], cwd=str(tmp_path),
-                          env=clean_environ(YOLACT_RUNS="runs"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          universal_newlines=True)
+                          env=clean_environ(YOLACT_RUNS="runs"), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
     assert done.returncode == 0, done.stdout[-4000:]
     with capsys.disabled():
         print("\n" + done.stdout.splitlines()[-1])

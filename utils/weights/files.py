@@ -162,7 +162,7 @@ class WeightsFile:
 
     def __str__(self) -> str:
         contents = f"{self.contents}; " if self.contents else ""
-        return f"{os.path.basename(self.path)} ({contents}{self.kind})"
+        return f"{self.path} ({contents}{self.kind})"
 
 
 def read_weights(path: str) -> WeightsFile:

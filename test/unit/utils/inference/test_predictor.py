@@ -176,7 +176,7 @@ def test_weights_that_hold_nan_are_said(weights, tmp_path, capsys):
         assert evaluation.main(["--eval_device=cpu", "--trained_model=" + path,
                                 flag.format(tmp_path)]) == 0
         first, second, third = capsys.readouterr().out.splitlines()[:3]
-        assert first.startswith("Weights : yolact_shapes_1_20.pth (YOLACT, ")
+        assert first.startswith(f"Weights : {path} (YOLACT, ")
         assert second.startswith("Warning: 1 of ") and "first: proto_net.0.bias" in second
         assert "was written beside other weights" in third
     with pytest.warns(UserWarning, match="first: proto_net.0.bias"):

@@ -51,7 +51,7 @@ def test_torchvision_names(tmp_path, prefix):
     assert report.unused == ("extra",)
     assert report.source.path == path
     text = str(report)
-    assert text.startswith("weights.pth (ResNet of basic blocks backbone; PyTorch): 54 tensors")
+    assert text.startswith(f"{path} (ResNet of basic blocks backbone; PyTorch): 54 tensors")
     assert "layer1.. -> layers.0.." in text and text.endswith("1 unused (extra)")
 
 

@@ -159,7 +159,7 @@ def test_resume_and_evaluation_from_another_format(flags, tmp_path, shapes, caps
                             "--cuda=False", "--num_workers=0", "--no_bar",
                             "--per_class_file="]) == 0
     out = capsys.readouterr().out
-    assert "Weights : yolact_shapes_0_0.{}".format(kind) in out and "mask |" in out
+    assert f"Weights : {other} (" in out and "mask |" in out
 
 
 def test_a_damaged_weights_flag_is_one_sentence(flags, tmp_path, capsys):
