@@ -69,7 +69,8 @@ def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> 
     """
     names, _ = drawable(list(runs))
     colors = dict(zip(runs, itertools.cycle(_COLORS)))
-    shown = dict(zip(runs, names))
+    shown = {run: name if names.count(name) == 1 else f"{number} {name}"
+             for number, (run, name) in enumerate(zip(runs, names), 1)}
     drawn = {
         "losses": _draw_lines("Loss", "mean of 100 steps", {
             shown[name]: _Line(points(steps, TOTAL), colors[name])

@@ -85,3 +85,11 @@ def test_without_jinja_there_are_plots_and_a_line(tmp_path, monkeypatch):
     assert "pip install jinja2" in line and folder.path in line
     assert len(os.listdir(folder.file("plots"))) == 5
     assert not os.path.exists(folder.file("report.html"))
+
+
+def test_runs_whose_names_begin_alike_have_curves_of_their_own(monkeypatch):
+    seen, rows = [], [{"iteration": number, "loss_total": number} for number in ("1", "2")]
+    monkeypatch.setattr(plots, "_draw_lines", lambda title, unit, lines, **more: seen.append(lines))
+    assert plots.draw_comparison({30 * "a" + "1": (rows, []), 30 * "a" + "2": (rows, [])}) == {}
+    assert [len(lines) for lines in seen] == [2, 2]
+    assert all(name.startswith(("1 aa", "2 aa")) for name in seen[0])

@@ -200,7 +200,7 @@ def test_runs_side_by_side(tmp_path, capsys):
 
 
 def test_equal_runs_differ_in_nothing(tmp_path, monkeypatch):
-    folders = [write_run(tmp_path / "runs", name=name) for name in ("a", "b")]
+    folders = [write_run(tmp_path / "runs", name="a" * 30 + name) for name in ("a", "b")]
     monkeypatch.chdir(tmp_path)
     assert report.main([folder.path for folder in folders]) == 0
     assert "Nothing: the same configuration" in Page("runs/comparison.html").text
