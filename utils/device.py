@@ -6,6 +6,7 @@ asked for, or when `auto` finds the package installed.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import importlib.util
 import logging
@@ -136,15 +137,35 @@ DEVICE_NAMES: Tuple[str, ...] = ("auto", *_KINDS, *_ALIASES)
 """What `select_device` accepts."""
 
 
+_CARDS = "/dev/davinci[0-9]*"
+
+
+def _ascend_sign() -> str:
+    """What shows that this host is meant for an NPU, a card or CANN; empty if nothing does."""
+    cards = sorted(glob.glob(_CARDS))
+    if cards:
+        return f"a card ({cards[0]})"
+    home = os.environ.get("ASCEND_HOME_PATH")
+    return f"CANN (ASCEND_HOME_PATH={home})" if home else ""
+
+
 def _find_kind(name: str, warn: bool = True) -> str:
-    """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu."""
+    """Return the usable kind called `name`; `auto` is the first usable of npu, cuda, cpu, but
+    never the CPU of a host that has a card or CANN: it would train for weeks.
+    """
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key == "auto":
         problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
+        found = next(kind for kind in _KINDS if not problems[kind])
+        sign = _ascend_sign() if found == "cpu" else ""
+        if sign:
+            raise UserError(f"device 'auto' is not the CPU where there is {sign}, but the Ascend "
+                            f"NPU cannot be used: {problems['npu']}; to run on the CPU all the "
+                            "same, ask for cpu")
         if warn and problems["npu"] and _npu_installed():
             _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
-        return next(kind for kind in _KINDS if not problems[kind])
+        return found
     if key not in _KINDS:
         raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
                         f"{', '.join(DEVICE_NAMES)}.")
