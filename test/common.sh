@@ -114,6 +114,11 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
             --pth_path) pth_path=$value ;;
             --batch_size) batch_size=$value && flags+=("${@:1:words}") ;;
             --node_device | --eval_device) node_device=$value ;;
+            --config)
+                flags+=("${@:1:words}")
+                Network=YOLACT
+                [[ ${value##*/} != yolact_plus* ]] || Network=YOLACT-plus  # as ModelZoo has it
+                ;;
             *) flags+=("${@:1:words}") ;;
         esac
         shift "$words"
