@@ -23,21 +23,22 @@ class Batch:
     """Stacked arrays whose shapes follow from the configuration alone.
 
     B batch, G ground-truth slots, K mask samples, P priors, C classes with background, S input
-    side. Integers have the smallest type that holds them. Slots not in use hold harmless values.
+    side. Large arrays of integers have a small type; 16 bits are none, since an Ascend 910A has
+    no kernel that widens them. Slots not in use hold harmless values.
 
     Attributes:
         images: uint8 `[B, 3, S, S]`, RGB; the network normalises them.
         class_targets: int `[B, P]`, the label, 0 background, -1 neutral.
         box_targets: float32 `[B, P, 4]`, encoded against the priors at positives, 0 elsewhere.
         num_positives: int32 `[B]`.
-        mask_index: int `[B, K]`, prior of each positive whose mask is trained.
-        mask_gt: int `[B, K]`, its ground-truth slot.
+        mask_index: int32 `[B, K]`, prior of each positive whose mask is trained.
+        mask_gt: int32 `[B, K]`, its ground-truth slot.
         mask_valid: bool `[B, K]`.
         mask_scale: float32 `[B]`, positives / positives sampled; 1 without positives.
         gt_boxes: float32 `[B, G, 4]`, x1 y1 x2 y2 relative; 0 0 1 1 in empty slots.
-        gt_labels: int `[B, G]`, 0 in empty slots.
-        gt_masks: uint8 `[B, G, h, w]` of 0 and 1.
-        semantic: uint8 `[B, C-1, hs, ws]` of 0 and 1, the union of each class's masks.
+        gt_labels: int32 `[B, G]`, 0 in empty slots.
+        gt_masks: uint8 or, from a `PackedBatch`, bool `[B, G, h, w]` of 0 and 1.
+        semantic: the same `[B, C-1, hs, ws]`, the union of each class's masks.
         image_ids: int64 `[B]`, COCO image ids.
     """
 
@@ -80,13 +81,13 @@ class PackedBatch(Batch):
         """The `Batch`, on the device the fields are on; `values` are `bit_values` there."""
         fields = dict(vars(self))
         for name in MASK_FIELDS:
-            pixels = (fields[name].unsqueeze(-1) & values).clamp(max=1).flatten(-2)
+            pixels = (fields[name].unsqueeze(-1) & values).ne(0).flatten(-2)
             fields[name] = pixels[..., :pixels.shape[-2]]
         return Batch(**fields)
 
 
 def pack(batch: Batch) -> PackedBatch:
-    """Pack a batch on the host; `PackedBatch.unpack` gives it back, equal to the bit."""
+    """Pack a batch on the host; `PackedBatch.unpack` gives it back, its masks as bool."""
     fields = dict(vars(batch))
     for name in MASK_FIELDS:
         fields[name] = torch.from_numpy(np.packbits(fields[name].numpy(), axis=-1))
@@ -94,8 +95,11 @@ def pack(batch: Batch) -> PackedBatch:
 
 
 def bit_values(device: Device = "cpu") -> Tensor:
-    """uint8 `[8]`: the value of each bit of a byte, highest first. Make it once for a device."""
-    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
+    """int32 `[8]`: the value of each bit of a byte, highest first. Make it once for a device.
+
+    Of 32 bits, so that bytes are widened: the cores of an Ascend card know no bit arithmetic of 8.
+    """
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=device)
 
 
 def collate(samples: List[Dict[str, Any]]) -> Batch:

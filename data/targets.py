@@ -160,14 +160,6 @@ def ground_truth_slots(largest: int) -> int:
     return -(-max(largest, 1) // SLOT_STEP) * SLOT_STEP
 
 
-def smallest_int(largest: int) -> Any:
-    """The smallest type torch and every device know that holds -1 and `largest`."""
-    for kind in (np.int8, np.int16, np.int32):
-        if largest <= np.iinfo(kind).max:
-            return kind
-    return np.int64
-
-
 class TargetMaker:
     """Turn an `AugmentedSample` into the static arrays of a `Batch`.
 
@@ -192,9 +184,7 @@ class TargetMaker:
         self.shrink = MaskShrinker(size, proto_size)
         self.shrink_semantic = MaskShrinker(size, semantic_size)
         self.size, self.proto_size, self.semantic_size = size, proto_size, semantic_size
-        self.label_type = smallest_int(num_classes - 1)
-        self.prior_type = smallest_int(len(priors) - 1)
-        self.slot_type = smallest_int(max_objects - 1)
+        self.label_type = np.int8 if num_classes <= 128 else np.int32
 
     def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> Dict[str, Any]:
         """Return `image` (BGR, `[S, S, 3]`), `image_ids` and one row of every target of a `Batch`.
@@ -227,8 +217,8 @@ class TargetMaker:
         sampled = positives
         if len(positives) > slots:
             sampled = np.sort(rng.choice(positives, slots, replace=False))
-        mask_index = np.zeros(slots, self.prior_type)
-        mask_gt = np.zeros(slots, self.slot_type)
+        mask_index = np.zeros(slots, np.int32)
+        mask_gt = np.zeros(slots, np.int32)
         mask_valid = np.zeros(slots, bool)
         mask_index[:len(sampled)] = sampled
         mask_gt[:len(sampled)] = gt_index[sampled]
@@ -246,7 +236,7 @@ class TargetMaker:
         count, slots = len(sample.boxes), self.max_objects
         boxes = np.zeros((slots, 4), np.float32)
         boxes[count:, 2:] = 1
-        labels = np.zeros(slots, self.label_type)
+        labels = np.zeros(slots, np.int32)
         masks = np.zeros((slots, self.proto_size, self.proto_size), np.uint8)
         semantic = np.zeros((self.num_classes - 1, self.semantic_size, self.semantic_size),
                             np.uint8)

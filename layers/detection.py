@@ -148,7 +148,8 @@ class Detect:
             return F.pad(values.gather(1, index).masked_fill(unused, 0.0), (0, 0, 0, missing))
 
         return Detections(look_up(boxes), F.pad(kept.scores, (0, missing)),
-                          F.pad(kept.classes, (0, missing)), look_up(coefficients), kept.count)
+                          F.pad(kept.classes.int(), (0, missing)).long(),  # no padding of 64 bits
+                          look_up(coefficients), kept.count)
 
 
 def _only_candidates(candidate: Tensor, boxes: Tensor, scores: Tensor,

@@ -107,7 +107,7 @@ class MultiBoxLoss(nn.Module):
             raise ValueError(f"predictions have {conf.shape[2]} classes, the loss was built for "
                              f"{self.num_classes}")
         if num_positives is None:
-            num_positives = batch.num_positives.sum().clamp(min=1)
+            num_positives = batch.num_positives.float().sum().clamp(min=1)  # 64 bits are slow
         normaliser = num_positives.float()
         targets = batch.class_targets.int()  # comparisons of smaller integers are slow on NPU
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,

@@ -114,11 +114,9 @@ def _best(scores: Tensor, index: Tensor, classes: Tensor, rows: int) -> Kept:
     """The `rows` best of `[B, n]` that are not excluded."""
     scores, order = scores.topk(rows, dim=1)
     used = scores > EXCLUDED
-    unused = ~used
-    return Kept(index.gather(1, order).masked_fill(unused, 0),
-                classes.gather(1, order).masked_fill(unused, 0),
-                scores.masked_fill(unused, 0.0),
-                used.long().sum(dim=1))
+    one = used.int()  # fills and sums of 64 bits run on the auxiliary CPU of an Ascend card
+    return Kept(index.gather(1, order) * one, classes.gather(1, order) * one,
+                scores.masked_fill(~used, 0.0), one.sum(dim=1, dtype=torch.int32).long())
 
 
 def greedy_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:

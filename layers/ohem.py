@@ -20,9 +20,10 @@ def hardest_negatives(scores: Tensor, count: Tensor) -> Tensor:
         bool `[B, P]`. Exactly `count` per row are marked, also among equal scores.
     """
     order = scores.sort(dim=1, descending=True)[1]
-    position = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    # The rank of a prior is the inverse permutation of the order: one scatter, no second sort.
-    rank = torch.empty_like(order).scatter_(1, order, position)
+    position = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+    # The rank of a prior is the inverse permutation of the order: one scatter, no second sort. Of
+    # 32 bits: the cores of an Ascend card scatter none of 64.
+    rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, position.expand_as(order))
     return rank < count
 
 

@@ -127,6 +127,11 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
                 if [[ $value =~ ^(([a-z]+):)?([0-9]+)$ ]]; then  # npu:1, or 1
                     node_device=${BASH_REMATCH[2]:-card} device_id=${BASH_REMATCH[3]}
                 fi ;;
+            --config)
+                flags+=("${@:1:words}")
+                Network=YOLACT
+                [[ ${value##*/} != yolact_plus* ]] || Network=YOLACT-plus  # as ModelZoo has it
+                ;;
             *) flags+=("${@:1:words}") ;;
         esac
         shift "$words"

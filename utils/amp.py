@@ -107,7 +107,8 @@ class Precision:
         self._library = library
         self._no_casts: Any = None
         """The library's context in which it casts nothing; entered but in the forward pass."""
-        self._reads_register = scale is not None and saturates(self.device)
+        # In float32 too: a 910A convolves in float16 at every level, and turns NaN into 0.
+        self._reads_register = saturates(self.device)
         self._overflow: Optional[Tensor] = None
         self._master_weights: List[Tuple[nn.Parameter, Tensor]] = []
         self._optimizer: Optional[FlatOptimizer] = None
@@ -147,7 +148,9 @@ class Precision:
         self._optimizer = optimizer
 
     def forward(self) -> ContextManager[Any]:
-        """Context for the forward pass of the network, and of nothing else."""
+        """Context for the forward pass of the network, and of nothing else; `backward` follows."""
+        if self._reads_register:
+            clear_overflow(self.device)
         if self.level != "O1":
             return contextlib.ExitStack()  # nothing
         if self._library is not None:
@@ -174,8 +177,6 @@ class Precision:
         """Gradients of the scaled loss, added to those that are there."""
         self.used_scale = None if self.scale is None else self.scale.value
         scaled = loss if self.used_scale is None else loss * self.used_scale
-        if self._reads_register:
-            clear_overflow(self.device)
         if self.level == "O1" and self._library is not None:
             with self._library.scale_loss(scaled, []) as unchanged:
                 unchanged.backward()
@@ -186,7 +187,8 @@ class Precision:
             self._overflow = found if self._overflow is None else self._overflow + found
 
     def take_overflow(self) -> Optional[Tensor]:
-        """0-d, above 0 if this card's register saw an overflow since the last call; else None.
+        """0-d, above 0 if this card's register saw an overflow since the last call, in a forward
+        pass, a loss or a backward pass; else None.
 
         None on devices whose numbers show it themselves: there the reduced gradients are not
         finite, on all cards alike.

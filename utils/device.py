@@ -6,6 +6,7 @@ asked for, or when `auto` finds the package installed.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import importlib.util
 import logging
@@ -153,21 +154,39 @@ def refuse_two_cards(name: str, index: Optional[int]) -> None:
                         "of them")
 
 
+_CARDS = "/dev/davinci[0-9]*"
+
+
+def _ascend_sign() -> str:
+    """What shows that this host is meant for an NPU, a card or CANN; empty if nothing does."""
+    cards = sorted(glob.glob(_CARDS))
+    if cards:
+        return f"a card ({cards[0]})"
+    home = os.environ.get("ASCEND_HOME_PATH")
+    return f"CANN (ASCEND_HOME_PATH={home})" if home else ""
+
+
 def _find_kind(name: str, warn: bool = True) -> str:
-    """Return the usable kind called `name`: `auto` is the first usable of npu, cuda, cpu, `card`
-    the first of npu and cuda.
+    """Return the usable kind called `name`: `auto` is the first usable of npu, cuda, cpu, but never
+    the CPU of a host that has a card or CANN: it would train for weeks; `card` the first of npu and
+    cuda.
     """
     key = split_device(name)[0]
     key = _ALIASES.get(key, key)
     if key in (_AUTO, _CARD):
         problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
+        found = next(kind for kind in _KINDS if not problems[kind])
+        sign = _ascend_sign() if found == "cpu" else ""
+        if key == _CARD and found == "cpu":
+            raise UserError(f"device '{name}' is a card, but there is none: {problems['npu']}; "
+                            f"{problems['cuda']}. --device=cpu does without")
+        if sign:
+            raise UserError(f"device 'auto' is not the CPU where there is {sign}, but the Ascend "
+                            f"NPU cannot be used: {problems['npu']}; to run on the CPU all the "
+                            "same, ask for cpu")
         if warn and problems["npu"] and _npu_installed():
             _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
-        kind = next(kind for kind in _KINDS if not problems[kind])
-        if key == _AUTO or kind != "cpu":
-            return kind
-        raise UserError(f"device '{name}' is a card, but there is none: {problems['npu']}; "
-                        f"{problems['cuda']}. --device=cpu does without")
+        return found
     if key not in _KINDS:
         if "," in key:
             raise UserError(f"device '{name}' is a list, but one process drives one card: "

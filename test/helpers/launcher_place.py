@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 from utils.engine.observer import format_line
 
 SCRIPTS = ("common.sh", "env_npu.sh", "train_full_1p.sh", "train_performance_1p.sh",
-           "train_eval_1p.sh")
+           "train_eval_1p.sh", "train_performance_multinodes.sh")
 
 STUB = r"""#!/bin/bash
 # Called as: python -u PROGRAM FLAGS...

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 from unittest import mock
 
 import torch
@@ -75,17 +75,21 @@ class Step:
 
 
 class Recorder:
-    """Records steps one after the other; see the module's example."""
+    """Records steps one after the other; see the module's example.
 
-    def __init__(self) -> None:
+    `after` is called after each operator, with its name, in the thread that it was called in.
+    """
+
+    def __init__(self, after: Optional[Callable[[str], None]] = None) -> None:
         self.steps: List[Step] = []
+        self._after = after
         self._known: Set[Signature] = set()
 
     @contextlib.contextmanager
     def step(self) -> Iterator[Step]:
         """Record everything that runs inside the context as the next step."""
         step = Step()
-        with _Mode(step), _watch_host_methods(step):
+        with _Mode(step, self._after), _watch_host_methods(step):
             yield step
         step.new_signatures = step.signatures - self._known
         self._known |= step.signatures
@@ -93,9 +97,10 @@ class Recorder:
 
 
 class _Mode(TorchDispatchMode):
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, after: Optional[Callable[[str], None]]) -> None:
         super().__init__()
         self._step = step
+        self._after = after
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,7 +115,10 @@ class _Mode(TorchDispatchMode):
         elif _copies_to_host(func, args, kwargs, tensors):
             waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2] is True))
             (step.syncs if waits else step.async_copies).append(_where(name))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._after is not None:
+            self._after(name)
+        return result
 
 
 def _base_name(func: Any) -> str:
@@ -144,13 +152,20 @@ def _copies_to_host(func: Any, args: Any, kwargs: Any, tensors: List[torch.Tenso
     return False
 
 
-def _where(what: str) -> str:
-    """The innermost frame outside of torch and of this file: who asked for it."""
+def calling_frame(*skipped: str) -> Optional[traceback.FrameSummary]:
+    """The innermost frame outside of torch, this file and those `skipped`: who asked for an
+    operator. None in a thread that runs torch's own code alone, as a device's backward pass does.
+    """
     for frame in reversed(traceback.extract_stack()):
-        own = frame.filename == __file__ or frame.filename.endswith("mock.py")
+        own = frame.filename in (__file__, *skipped) or frame.filename.endswith("mock.py")
         if not own and "/torch/" not in frame.filename:
-            return f"{what} at {frame.filename}:{frame.lineno}"
-    return what
+            return frame
+    return None
+
+
+def _where(what: str) -> str:
+    frame = calling_frame()
+    return what if frame is None else f"{what} at {frame.filename}:{frame.lineno}"
 
 
 @contextlib.contextmanager

@@ -288,3 +288,25 @@ def test_without_cann_nothing_is_set_up(place, tmp_path):
     done = place.run("train_performance_1p.sh", place.data, CANN_INSTALL_PATH=str(tmp_path))
     assert done.returncode == 0 and done.stderr == ""
     assert "ASCEND_GLOBAL_LOG_LEVEL" not in place.environment_of("train.py")
+
+
+@pytest.mark.parametrize("config, network", [
+    ("yolact_plus_resnet50_config", "YOLACT-plus"), ("mine/yolact_plus_own.yaml", "YOLACT-plus"),
+    ("yolact_base_config", "YOLACT")])
+def test_the_case_of_yolact_plus_has_modelzoo_s_name(place, config, network):
+    done = place.run("train_performance_1p.sh", place.data, "--config=" + config)
+    assert done.returncode == 0, done.stderr
+    case = place.output(network + "_bs8_1p_perf.log")
+    assert case.startswith(f"Network = {network}\n")
+    assert f"\nCaseName = {network}_bs8_1p_perf\n" in case
+    assert "--config=" + config in place.arguments_of("train.py")
+
+
+def test_the_launcher_for_several_hosts_takes_modelzoo_s_flags(place):
+    (place.root / "test" / "train_performance_8p.sh").write_text(
+        'echo "$NNODES $NODE_RANK $HCCL_IF_IP $MASTER_ADDR $MASTER_PORT"; printf "%s\\n" "$@"\n')
+    done = place.run("train_performance_multinodes.sh", "--data_path=/a b", "--nnodes=2",
+                     "--node_rank", "1", "--local_addr=10.0.0.2", "--master_addr=10.0.0.1",
+                     "--master_port=29700", "--batch_size", "4")
+    assert done.stdout.splitlines() == [
+        "2 1 10.0.0.2 10.0.0.1 29700", "--data_path=/a b", "--batch_size", "4"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -144,3 +145,19 @@ def test_stopping_the_launcher_saves_the_training(place, coco_mini):
     assert launcher.returncode == 130, err
     saved = [path.name for path in (place.root / "stopped").iterdir()]
     assert any(name.endswith("_interrupt.pth") for name in saved), saved
+
+
+def test_a_host_with_cann_is_not_left_to_its_cpu(place, tmp_path, monkeypatch):
+    """CANN is here and torch_npu is not: no launcher and no program trains on the CPU unasked."""
+    if find_spec("torch_npu") is not None:
+        pytest.skip("this Python has torch_npu")
+    monkeypatch.setitem(place.env, "ASCEND_HOME_PATH", "/cann")
+    sentence = ("error: device 'auto' is not the CPU where there is CANN (ASCEND_HOME_PATH=/cann), "
+                "but the Ascend NPU cannot be used: torch_npu is not installed for this Python; ")
+    status, out, err = place.run("train_performance_1p.sh", tmp_path, *SMALL, "--node_device=auto")
+    assert status == 2 and sentence in err and "Final" not in out
+    for program in ("train.py", "eval.py"):
+        done = subprocess.run([sys.executable, str(ROOT / program)], cwd=str(tmp_path),
+                              env=place.env, stderr=subprocess.PIPE, universal_newlines=True)
+        assert done.returncode == 2 and done.stderr.startswith(sentence), done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,14 +1,16 @@
 """Print what a training step and a detection ask of an NPU, and fail where it is too much.
 
     python test/npu/audit.py --config yolact_base --batch_size 4 [--device npu|cpu] [--max_size S]
-        [--opt_level O1] [--fused_loss]
+        [--opt_level O1] [--fused_loss] [--soc 910B|910A]
 
 Where there is no NPU it is emulated (test/npu/make_env.sh); with --device cpu only what PyTorch's
 dispatcher shows is counted.
 
 Per step: operators by name and number, whether torch_npu runs them itself or on the CPU, shapes
 that depend on values, signatures not met before, times that the host waits, copies and their bytes.
-Exit code 1 if a gate is broken, 2 for a mistake in the flags.
+On the emulator also each kernel with its types and shapes, its place in the code, and whether the
+card runs it on its cores or on its auxiliary CPU, which is slower by a factor of tens
+(test/npu/kernels.py). Exit code 1 if a gate is broken, 2 for a mistake in the flags.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ TEST = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TEST), str(TEST.parent)]
 
 import argparse  # noqa: E402
+from collections import Counter  # noqa: E402
 from typing import Dict, List, Sequence  # noqa: E402
 
 import torch  # noqa: E402
@@ -33,6 +36,14 @@ import torch  # noqa: E402
 from helpers.recorder import SHAPE_FROM_VALUES, Step, available  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from npu.audit_scene import OBJECTS, Measured, Scene, shrunk  # noqa: E402
+from npu.kernels import (  # noqa: E402
+    AUXILIARY,
+    CORE,
+    SOCS,
+    UNAVOIDABLE_910A,
+    UNKNOWN,
+    kernels_of,
+)
 from utils.amp import build_precision  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
@@ -52,7 +63,7 @@ WARM_UP = 2
 DYNAMIC_KERNELS = ("Nonzero", "NonzeroV2", "MaskedSelect")
 FIELDS_OF_A_BATCH = 13
 
-NATIVE, COMPOSITE, FALLBACK, UNKNOWN = "native", "composite", "CPU FALLBACK", "unknown"
+NATIVE, COMPOSITE, FALLBACK = "native", "composite", "CPU FALLBACK"
 
 
 def placement(operator: str) -> str:
@@ -115,6 +126,27 @@ def table(measured: Measured) -> str:
     return "\n".join(lines)
 
 
+def kernel_table(measured: Measured, socs: Sequence[str]) -> str:
+    """Calls of a step with their places, and where each card runs their kernels; equal ones are
+    one line.
+    """
+    lines = [f"kernels of {measured.name}: times, on {', on '.join(socs)}, operator, place"]
+    for (call, place), times in Counter(measured.calls).items():
+        where = [_worst([found for _, found in kernels_of(call, soc)]) for soc in socs]
+        lines.append(f"  {times:>3} {' '.join(f'{text:<13}' for text in where)} {call}  {place}")
+    return "\n".join(lines)
+
+
+def _worst(places: Sequence[str]) -> str:
+    return next((place for place in (AUXILIARY, UNKNOWN) if place in places), CORE)
+
+
+def off_core(measured: Measured, soc: str, where: str) -> List[str]:
+    """Kernels that run elsewhere than on the cores, each with its call and place."""
+    return [f"{kernel}: {call}  {place}" for call, place in measured.calls
+            for kernel, found in kernels_of(call, soc) if found == where]
+
+
 class Gates:
     """Checks that are printed one a line and remembered when broken."""
 
@@ -149,6 +181,24 @@ def check_each(gates: Gates, steps: List[Measured], fields: int) -> None:
         gates.check(step.name + ": copies to the device", to_device.calls, fields)
         gates.check(step.name + ": copies to the host", to_host.calls, 1)
         gates.check(step.name + ": bytes to the host", to_host.bytes, MOST_BYTES_TO_HOST)
+
+
+def check_kernels(gates: Gates, step: Measured, socs: Sequence[str], training: bool) -> None:
+    """Gates of where kernels run; a detection on 910A is told, but not judged."""
+    lost = sum(step.kernels.values()) - len(step.calls)
+    gates.check("kernels without a place in the code", abs(lost), 0)
+    for soc in socs:
+        found = off_core(step, soc, AUXILIARY)
+        if soc == "910A" and training:
+            for kernel, (most, reason) in UNAVOIDABLE_910A.items():
+                known = [line for line in found if line.startswith(kernel)][:most]
+                found = [line for line in found if line not in known]
+                for line in known:
+                    print(f"      on 910A, {reason}: {line}")
+        most = 0 if soc != "910A" or training else len(found)
+        gates.check(f"kernels on the auxiliary CPU of a {soc}", len(found), most, found)
+        unknown = off_core(step, soc, UNKNOWN)
+        gates.check(f"kernels not in the table of {soc}", len(unknown), 0, unknown)
 
 
 def check_training(gates: Gates, steps: List[Measured], config: str, batch_size: int,
@@ -186,7 +236,11 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--amp_dtype", default="auto", help="float16 or bfloat16")
     parser.add_argument("--loss_scale", default=None, help="dynamic or a number")
     add_switch(parser, "--fused_loss", help="with the plugin's cross entropy, as train.py has it")
+    parser.add_argument("--soc", choices=SOCS, default=None, help="card whose kernels are judged "
+                        "and that is emulated; default: both, on an emulated 910B")
     args = parser.parse_args(argv)
+    if args.soc is not None:
+        os.environ["NPUEMU_SOC"] = {"910A": "Ascend910A", "910B": "Ascend910B1"}[args.soc]
     if args.device is None:
         try:
             args.device = select_device("npu").type
@@ -209,13 +263,21 @@ def _run(argv: List[str]) -> int:
     steps, detections = scene.train(), scene.find()
     print("\n".join([""] + [summary(step) for step in steps + detections]))
     print("\n" + table(steps[-1]) + "\n\n" + table(detections[-1]) + "\n")
+    # The fused loss exists from 910B on.
+    socs = (args.soc,) if args.soc else SOCS[:1] if args.fused_loss else SOCS
+    if scene.meter.emulated:
+        print(kernel_table(steps[-1], socs) + "\n\n" + kernel_table(detections[-1], socs) + "\n")
     gates = Gates()
     print("training")
     check_each(gates, steps, FIELDS_OF_A_BATCH)
+    if scene.meter.emulated:
+        check_kernels(gates, steps[-1], socs, training=True)
     check_training(gates, steps, args.config, args.batch_size,
                    scene.network.maskiou_net is not None)
     print("detection")
     check_each(gates, detections, 1)
+    if scene.meter.emulated:
+        check_kernels(gates, detections[-1], socs, training=False)
     print(f"{gates.broken} gates broken" if gates.broken else "all gates hold")
     return 1 if gates.broken else 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -13,12 +15,14 @@ from data.augment import AugmentedSample
 from data.batch import Batch, PackedBatch, bit_values, collate, pack
 from data.config import Config, get_config
 from data.targets import TargetMaker
-from helpers.recorder import Recorder, Step
+from helpers import recorder
+from helpers.recorder import Recorder, Step, calling_frame
 from layers.anchors import make_priors
 from layers.detection import Detect
 from layers.multibox_loss import MultiBoxLoss
 from layers.ohem import cross_entropy
 from npu import counters
+from npu.kernels import Call, parse
 from train import train_step
 from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
@@ -29,6 +33,7 @@ from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact
 
+ROOT = Path(__file__).resolve().parents[2]
 SLOTS = 104
 OBJECTS = (7, 30, 0, 7, 30, 100)
 """Objects per image of the steps; the first two are there to meet every signature once."""
@@ -45,6 +50,8 @@ class Measured:
     """None without the emulator."""
     kernels: Dict[str, int] = field(default_factory=dict)
     """Ready-made operators (aclnn) that ran; empty without the emulator."""
+    calls: List[Tuple[Call, str]] = field(default_factory=list)
+    """The same with their tensors, in order, and where each was asked for."""
 
 
 class Meter:
@@ -56,8 +63,9 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.emulated = device.type == "npu" and counters.available()
-        self._whole = Recorder()
+        self._whole = Recorder(self._note if self.emulated else None)
         self._part: Dict[str, Step] = {}
+        self._calls: List[Tuple[Call, str]] = []
 
     @contextmanager
     def measure(self, name: str) -> Iterator[Measured]:
@@ -66,13 +74,24 @@ class Meter:
         synchronize(self.device)
         if self.emulated:
             counters.reset()
-        with self._whole.step() as whole:
+            counters.take_plans()
+        self._calls = []
+        # Nodes of the graph remember where the forward pass made them.
+        remember = torch.autograd.set_detect_anomaly(self.emulated, check_nan=False)
+        with remember, self._whole.step() as whole:
             measured = Measured(name, whole)
             yield measured
         measured.parts = self._part
         if self.emulated:
             measured.traffic = self._read()
             measured.kernels = counters.operators()
+            measured.calls = self._calls
+
+    def _note(self, operator: str) -> None:
+        lines = counters.take_plans()
+        if lines:
+            place = _place(operator)
+            self._calls += [(parse(line), place) for line in lines]
 
     def _read(self) -> counters.Traffic:
         """Counters after the queue has drained, less the wait for that."""
@@ -92,6 +111,23 @@ class Meter:
             return result
 
         return recorded
+
+
+def _place(operator: str) -> str:
+    """"layers/ohem.py:24 sort", where an operator was asked for; of the backward pass, the line
+    whose gradient it computes.
+    """
+    node = torch._C._current_autograd_node()
+    if node is None:
+        frame = calling_frame(__file__)
+        where = "" if frame is None else f"{frame.filename}:{frame.lineno}"
+    else:
+        stack = "".join(node.metadata.get("traceback_", ()))
+        lines = [line for line in re.findall(r'File "([^"]+)", line (\d+)', stack)
+                 if "/torch/" not in line[0] and line[0] not in (__file__, recorder.__file__)]
+        where = "{}:{} backward".format(*lines[-1]) if lines else node.name()
+    name = operator.split(".")[1]
+    return f"{where.replace(str(ROOT) + '/', '')} {name}".strip()
 
 
 class Scene:

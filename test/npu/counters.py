@@ -6,7 +6,7 @@ import ctypes
 import re
 import subprocess
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Set
+from typing import Dict, List, NamedTuple, Optional, Set
 
 KINDS = ("host to host", "host to device", "device to host", "device to device")
 
@@ -71,6 +71,15 @@ def operators() -> Dict[str, int]:
     read.restype = ctypes.c_char_p
     lines = read().decode().splitlines()
     return {name: int(times) for name, times in (line.rsplit(" ", 1) for line in lines)}
+
+
+def take_plans() -> List[str]:
+    """Ready-made operators that this thread has planned since its last call, in order, each as
+    "Name type[sizes] ..." with its tensors, results among them. Nothing before the first call.
+    """
+    read = _operators().npuemu_take_plans
+    read.restype = ctypes.c_char_p
+    return list(read().decode().splitlines())
 
 
 def set_overflow() -> None:

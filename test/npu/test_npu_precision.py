@@ -90,6 +90,8 @@ class Network(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(4, 3)
     def forward(self, images):
+        if saturate == "forward":
+            overflow()
         return {{"out": self.layer(images)}}
 
 class Part:
@@ -100,28 +102,31 @@ def overflow():
     synchronize(device)  # the register has been emptied by now
     counters.set_overflow()
 
-saturate = False
+saturate = ""
 def criterion(predictions, part, num_positives):
     out = predictions["out"] * 1
-    if saturate:
+    if saturate == "loss":
+        overflow()
+    if saturate == "backward":
         out.register_hook(lambda gradient: overflow())
     return {{"B": out.pow(2).mean()}}
 
 torch.manual_seed(0)
 network = Network().to(device)
 flat = FlatSGD(network.parameters())
-precision = build_precision("O1", None, "auto", device)
+precision = build_precision(sys.argv[1], None, "auto", device)
 sharing = Sharing(processes, device)
 verdicts = []
-for step in range(4):
-    saturate = step == 2 and processes.rank == processes.world_size - 1  # on the last card only
-    counters.set_overflow()  # by somebody else, before the backward pass
+for step in range(6):
+    on_this_card = processes.rank == processes.world_size - 1  # the last one only
+    saturate = ["", "", "forward", "loss", "backward", ""][step] if on_this_card else ""
+    counters.set_overflow()  # by somebody else, before the forward pass
     before = flat.flat.clone()
     train_step(network, criterion, flat, [Part()], 0.01, sharing, precision)
     verdicts.append(bool(flat.step_finite))
     assert torch.equal(before, flat.flat) != verdicts[-1]
-assert verdicts == [True, True, False, True], verdicts
-assert float(precision.scale.value) == 32768
+assert verdicts == [True, True, False, False, False, True], verdicts
+assert precision.scale is None or float(precision.scale.value) == 8192
 print("rank", processes.rank, "done", flush=True)
 processes.shutdown()
 """
@@ -145,12 +150,13 @@ def run_ranks(script, count, *arguments, **more):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("count", [1, RANKS])
-def test_a_device_that_saturates_tells_by_its_register(count):
+@pytest.mark.parametrize("count, level", [(1, "O0"), (1, "O1"), (RANKS, "O0")])
+def test_a_device_that_saturates_tells_by_its_register(count, level):
+    """Of an overflow in the forward pass, the loss or the backward pass, in float32 too."""
     if not counters.available():
         pytest.skip("only the emulator can be another device")
     script = ON_THE_FIRST_910.format(root=str(ROOT), test=str(ROOT / "test"))
-    for rank, output in enumerate(run_ranks(script, count, NPUEMU_SOC="Ascend910A")):
+    for rank, output in enumerate(run_ranks(script, count, level, NPUEMU_SOC="Ascend910A")):
         assert f"rank {rank} done" in output
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -259,3 +260,15 @@ def test_importing_the_programs_has_no_effect(tmp_path):
     assert done.stderr == ""
     assert float(done.stdout) < 5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_public_address_is_stated():
+    """Those of product code and of the scripts, by their host, each beside its file."""
+    stated = (ROOT / "public_address_statement.md").read_text()
+    files = [path for folder in ("", "data", "layers", "utils")
+             for path in (ROOT.glob("*.py") if not folder else (ROOT / folder).rglob("*.py"))]
+    for path in files + sorted((ROOT / "test").glob("*.sh")):
+        text = path.read_text()
+        for address in re.findall(r"https?://[\w.-]+|\b(?:gitcode|github)\.com/\w+/\w+", text):
+            assert address in stated, address
+            assert f"`{path.relative_to(ROOT).as_posix()}`" in stated, path

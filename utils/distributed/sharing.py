@@ -52,8 +52,8 @@ class Sharing:
         """
         if self.shares == 1:
             return
-        positives = torch.stack([batch.num_positives.sum() for batch in micro_batches])
-        positives = positives.sum().float()
+        # Added up as floats: sums of integers have 64 bits, which are slow on NPU.
+        positives = torch.cat([batch.num_positives for batch in micro_batches]).float().sum()
         self._agreed = torch.stack([positives, self._one if stop_requested else self._zero])
         if self.processes.world_size > 1:
             self._handle = dist.all_reduce(self._agreed, async_op=True)

@@ -7,7 +7,7 @@ import pytest
 
 from data.augment import AugmentedSample
 from data.config import get_config
-from data.targets import Matcher, TargetMaker, match, smallest_int
+from data.targets import Matcher, TargetMaker, match
 from helpers.loss_reference import match_slowly
 from layers.anchors import make_priors
 
@@ -191,11 +191,11 @@ def test_more_objects_than_slots(priors):
         make_maker(priors)(make_sample(random_boxes(rng(), 7)), rng())
 
 
-def test_integers_are_small(priors):
-    targets = make_maker(priors)(make_sample([[0.1, 0.1, 0.5, 0.5]]), rng())
-    assert targets["class_targets"].dtype == np.int8 and targets["mask_gt"].dtype == np.int8
-    assert targets["mask_index"].dtype == np.int16
-    many = make_maker(priors, num_classes=200, max_objects=300)
-    assert many.label_type == np.int16 and many.slot_type == np.int16
-    assert [smallest_int(n) for n in (127, 128, 32767, 32768)] == [
-        np.int8, np.int16, np.int16, np.int32]
+@pytest.mark.parametrize("num_classes, kind", [(81, np.int8), (128, np.int8), (129, np.int32)])
+def test_large_arrays_of_integers_are_small_and_none_has_16_bits(priors, num_classes, kind):
+    """An Ascend 910A widens integers of 8 bits, not those of 16, and to 32 bits alone."""
+    maker = make_maker(priors, num_classes=num_classes, max_objects=300)
+    targets = maker(make_sample([[0.1, 0.1, 0.5, 0.5]]), rng())
+    assert targets["class_targets"].dtype == kind
+    for name in ("mask_gt", "mask_index", "gt_labels"):
+        assert targets[name].dtype == np.int32

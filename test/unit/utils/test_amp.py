@@ -312,23 +312,20 @@ def test_a_loss_that_another_card_saw_counts_here_too():
 
 # The register of devices that saturate.
 
-def test_the_register_of_a_device_that_saturates(monkeypatch, device):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_register_of_a_device_that_saturates(monkeypatch, device, scaled):
     events, register = [], torch.zeros((), device=device)
     monkeypatch.setattr(amp, "saturates", lambda device: True)
     monkeypatch.setattr(amp, "clear_overflow", lambda device: events.append("clear"))
     monkeypatch.setattr(amp, "overflow_since_clear", lambda device: register.clone())
-    network, flat, precision = make(device, scale=LossScale(device))
+    network, flat, precision = make(device, scale=LossScale(device) if scaled else None)
+    network.register_forward_pre_hook(lambda *ignored: events.append("forward"))
     before = flat.flat.clone()
     register.fill_(1)
     run_step(network, flat, precision)
-    assert events == ["clear"] and not bool(flat.step_finite)
-    assert torch.equal(flat.flat, before) and float(precision.scale.value) == 32768
+    assert events == ["clear", "forward"] and not bool(flat.step_finite)
+    assert torch.equal(flat.flat, before)
+    assert precision.scale is None or float(precision.scale.value) == 32768
     register.fill_(0)
     run_step(network, flat, precision)
     assert bool(flat.step_finite) and not torch.equal(flat.flat, before)
-
-
-def test_without_a_scale_the_register_is_left_alone(monkeypatch, device):
-    monkeypatch.setattr(amp, "saturates", lambda device: True)
-    monkeypatch.setattr(amp, "clear_overflow", lambda device: pytest.fail("asked"))
-    run_step(*make(device))

@@ -173,6 +173,32 @@ def test_auto_warns_of_a_plugin_without_devices(npu, no_cuda, caplog):
     assert "finds no device" in caplog.text
 
 
+@pytest.mark.parametrize("sign", ["a card (", "CANN (ASCEND_HOME_PATH=/cann)"])
+@pytest.mark.parametrize("plugin", ["no_npu", "broken_plugin"])
+def test_auto_is_never_the_cpu_beside_a_card_or_cann(request, no_cuda, monkeypatch, tmp_path,
+                                                     sign, plugin):
+    request.getfixturevalue(plugin)
+    if sign == "a card (":
+        (tmp_path / "davinci0").touch()
+        monkeypatch.setattr(device_module, "_CARDS", str(tmp_path / "davinci[0-9]*"))
+    else:
+        monkeypatch.setenv("ASCEND_HOME_PATH", "/cann")
+    for choose in (select_device, cards_of_host):
+        with pytest.raises(UserError) as caught:
+            choose("auto")
+        sentence = str(caught.value)
+        assert f"device 'auto' is not the CPU where there is {sign}" in sentence
+        assert "torch_npu is" in sentence and "\n" not in sentence
+    assert select_device("cpu") == CPU
+
+
+def test_auto_takes_cuda_where_cann_is_unusable(no_npu, monkeypatch):
+    monkeypatch.setenv("ASCEND_HOME_PATH", "/cann")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cards_of_host("auto") == 2
+
+
 def test_auto_prefers_the_npu(npu):
     chosen = select_device("auto", index=3)
     assert str(chosen) == "npu:3"

@@ -44,6 +44,20 @@ int destroy(const T* handle) {
     delete handle;
     return 0;
 }
+// What `planned` collects: operators of this thread and their tensors, since they were last read.
+thread_local std::string planned;
+bool notes_plans = false;
+
+// "float32[4,3]"
+std::string describe(const aclTensor* handle) {
+    std::string text = c10::toString(npuemu::scalar_type(handle->dtype));
+    text += '[';
+    for (size_t i = 0; i < handle->sizes.size(); i++) {
+        text += (i ? "," : "") + std::to_string(handle->sizes[i]);
+    }
+    return text + ']';
+}
+
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 }  // namespace
@@ -130,12 +144,24 @@ void write_dynamic(Out handle, const at::Tensor& result) {
     mutable_handle->strides = values.strides().vec();
 }
 
-int plan(const char* name, std::function<void()> body, uint64_t* workspace,
-         aclOpExecutor** executor) {
+void add_handles(std::vector<const aclTensor*>& handles, In handle) { handles.push_back(handle); }
+void add_handles(std::vector<const aclTensor*>& handles, Tensors list) {
+    handles.insert(handles.end(), list->tensors.begin(), list->tensors.end());
+}
+
+int plan(const char* name, const std::vector<const aclTensor*>& handles,
+         std::function<void()> body, uint64_t* workspace, aclOpExecutor** executor) {
     // To see what happens without an operator.
     const char* refused = std::getenv("NPUEMU_REFUSE");
     if (refused && std::strcmp(refused, name) == 0) {
         return npuemu_not_emulated((std::string("aclnn") + name).c_str());
+    }
+    if (notes_plans) {
+        planned += name;
+        for (In handle : handles) {
+            planned += ' ' + (handle ? describe(handle) : "-");
+        }
+        planned += '\n';
     }
     *workspace = 0;
     *executor = new aclOpExecutor{std::move(body), name};
@@ -179,6 +205,16 @@ EXPORT const char* npuemu_read_counts() {
 EXPORT void npuemu_reset_counts() {
     std::lock_guard<std::mutex> lock(counts_mutex);
     counts.clear();
+}
+
+// "<name> <type>[<sizes>] ...", with "-" for a tensor not given, for each operator that the calling
+// thread has planned since its last call, in order; from the first call on. Valid until the next.
+EXPORT const char* npuemu_take_plans() {
+    thread_local std::string taken;
+    notes_plans = true;
+    taken.clear();
+    taken.swap(planned);
+    return taken.c_str();
 }
 
 // Signatures: acl/aclnn_base of CANN as called by op_plugin/utils/op_api_common.h (in the wheel).

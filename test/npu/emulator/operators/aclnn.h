@@ -73,30 +73,58 @@ void write(Out handle, const at::Tensor& result);
 // Write a result whose shape depends on values, and record the shape in the handle.
 void write_dynamic(Out handle, const at::Tensor& result);
 
-int plan(const char* name, std::function<void()> body, uint64_t* workspace,
-         aclOpExecutor** executor);
+// The handles among an operator's arguments, in their order.
+void add_handles(std::vector<const aclTensor*>& handles, In handle);
+void add_handles(std::vector<const aclTensor*>& handles, Tensors list);
+template <typename T>
+void add_handles(std::vector<const aclTensor*>&, const T&) {}
+
+// What the body gets in place of an argument; of a text, torch_npu's is gone when the body runs.
+template <typename T>
+T kept(T argument) {
+    return argument;
+}
+inline std::string kept(const char* text) { return text; }
+template <typename T>
+const T& given(const T& held) {
+    return held;
+}
+inline const char* given(const std::string& held) { return held.c_str(); }
+
+int plan(const char* name, const std::vector<const aclTensor*>& handles,
+         std::function<void()> body, uint64_t* workspace, aclOpExecutor** executor);
 int run(aclOpExecutor* executor);
+
+// aclnnXGetWorkspaceSize of an operator with this name and body.
+template <const char* name, auto body>
+struct Operator;
+template <const char* name, typename... Arguments, void (*body)(Arguments...)>
+struct Operator<name, body> {
+    static int plan(Arguments... arguments, uint64_t* workspace, aclOpExecutor** executor) {
+        std::vector<const aclTensor*> handles;
+        (add_handles(handles, arguments), ...);
+        const auto run = [... held = kept(arguments)]() { body(given(held)...); };
+        return npuemu::plan(name, handles, run, workspace, executor);
+    }
+};
 
 }  // namespace npuemu
 
 #define ACLNN_STRIP(...) __VA_ARGS__
 // ACLNN(Name, (Type argument, ...), { body }) defines aclnnName. The body runs when the operator
-// is queued; until then torch_npu keeps the handles.
+// is queued; until then torch_npu keeps the handles. (A resolver, since what the linker sees has to
+// be a plain function, and what notes the arguments of any operator is a template.)
 #define ACLNN(Name, Arguments, ...)                                                      \
-    EXPORT int aclnn##Name##GetWorkspaceSize(ACLNN_STRIP Arguments, uint64_t* workspace, \
-                                             aclOpExecutor** executor) {                 \
-        return npuemu::plan(#Name, [=]() __VA_ARGS__, workspace, executor);              \
+    static void body_##Name(ACLNN_STRIP Arguments) __VA_ARGS__                           \
+    static constexpr char name_##Name[] = #Name;                                         \
+    extern "C" {                                                                         \
+    static auto resolve_##Name() {                                                       \
+        return &npuemu::Operator<name_##Name, body_##Name>::plan;                         \
     }                                                                                    \
-    EXPORT int aclnn##Name(void*, uint64_t, aclOpExecutor* executor, void*) {            \
-        return npuemu::run(executor);                                                    \
-    }
-// The same for an operator with a text among its arguments: torch_npu's is gone when the body runs.
-#define ACLNN_TEXT(Name, Text, Arguments, ...)                                           \
-    EXPORT int aclnn##Name##GetWorkspaceSize(ACLNN_STRIP Arguments, uint64_t* workspace, \
-                                             aclOpExecutor** executor) {                 \
-        return npuemu::plan(#Name, [=, Text = std::string(Text)]() __VA_ARGS__,          \
-                            workspace, executor);                                        \
     }                                                                                    \
+    EXPORT int aclnn##Name##GetWorkspaceSize(ACLNN_STRIP Arguments, uint64_t* workspace, \
+                                             aclOpExecutor** executor)                   \
+        __attribute__((ifunc("resolve_" #Name)));                                        \
     EXPORT int aclnn##Name(void*, uint64_t, aclOpExecutor* executor, void*) {            \
         return npuemu::run(executor);                                                    \
     }

@@ -61,7 +61,7 @@ ACLNN(NLLLossBackward,
       })
 
 // yaml: npu_cross_entropy_loss
-ACLNN_TEXT(CrossEntropyLoss, reduction,
+ACLNN(CrossEntropyLoss,
       (In self, In target, In weight, const char* reduction, int64_t ignored, double smoothing,
        double /*z-loss*/, bool /*z-loss*/, Out out, Out log_probability, Out /*z-loss*/,
        Out /*z-loss*/),
@@ -75,7 +75,7 @@ ACLNN_TEXT(CrossEntropyLoss, reduction,
                                   ignored));
       })
 // yaml: npu_cross_entropy_loss_backward
-ACLNN_TEXT(CrossEntropyLossGrad, reduction,
+ACLNN(CrossEntropyLossGrad,
       (In gradient, In log_probability, In target, In weight, In /*z-loss*/, In /*z-loss*/,
        const char* reduction, int64_t ignored, double smoothing, double /*z-loss*/, Out out),
       {
