@@ -246,7 +246,7 @@ class TrainingError(Exception):
 
 
 def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
-    """Take the folder for the weights, and say what is about to happen.
+    """Say what is about to happen, and take the folder for the weights.
 
     Raises:
         UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
@@ -255,8 +255,8 @@ def announce(training: Training, start: int, resumed: Optional[str], strict: boo
     problem: Optional[UserError] = None
     if training.processes.is_main:
         try:
+            print_lines(start_lines(training, start, strict))
             print_lines(training.saver.open_folder(resumed))
-            print("\n".join(start_lines(training, start, strict)), flush=True)
         except UserError as error:
             problem = error
     raise_together(problem, training.processes, training.learner.device)

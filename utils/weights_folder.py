@@ -94,8 +94,8 @@ def claim_folder(folder: str, config_name: str, training_id: str,
                     return WeightsFolder(place, config_name, lock, TrainingNote(training_id))
         raise AssertionError("there is always another number")
     except OSError as error:
-        raise UserError(f"cannot write in '{folder}': {error.strerror or error}; free some space "
-                        "or choose another folder with --save_folder") from error
+        raise UserError(f"cannot write '{os.path.join(folder, '')}': {error.strerror or error}; "
+                        "free some space or choose another folder with --save_folder") from error
 
 
 def _candidates(folder: str, config_name: str, resumed: Optional[str]) -> Iterator[str]:

@@ -189,8 +189,8 @@ def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
     assert train.main(flags) == 0
     assert train.main(flags + ["--resume=latest", "--batch_size=3"]) == 2
     assert "its global_batch is 2, this run's is 3" in capsys.readouterr().err
-    assert train.main(flags + ["--resume=latest", "--lr=0.5"]) == 2
-    assert "'lr': 0.002" in capsys.readouterr().err
+    assert train.main(flags + ["--resume=latest", "--decay=0.5"]) == 2
+    assert "'decay': 0.5" in capsys.readouterr().err
     assert train.main(flags + ["--resume=latest", "--sync_bn"]) == 2
     assert "its sync_bn is False, this run's is True" in capsys.readouterr().err
 

@@ -97,8 +97,10 @@ class Saver:
         asked = self.plan.folder
         self._folder = claim_folder(asked, self.plan.name, self.training_id, resumed)
         self.plan = self.plan._replace(folder=self._folder.path)
-        if resumed is not None or os.path.samefile(asked, self._folder.path):
+        if os.path.samefile(asked, self._folder.path):
             return []
+        if resumed is not None:
+            return [f"Weights go to '{self._folder.path}'"]
         return [f"'{asked}' has files of another training with this configuration, which stay as "
                 f"they are; this one writes to '{self._folder.path}'"]
 

@@ -97,8 +97,8 @@ def test_the_weights_file_has_the_averages_and_evaluation_reads_them(flags, tmp_
 def test_the_raw_training_does_not_notice_the_averages(flags, tmp_path):
     assert train.main(flags) == 0
     plain = torch.load(file_of(tmp_path, STEPS))
-    assert train.main(flags + ["--ema"]) == 0
-    assert same(load_state(file_of(tmp_path, STEPS))["raw_weights"], plain)
+    assert train.main(flags + ["--ema", f"--save_folder={tmp_path}/ema/weights"]) == 0
+    assert same(load_state(file_of(tmp_path / "ema", STEPS))["raw_weights"], plain)
 
 
 def test_averages_are_part_of_what_a_run_is(flags, tmp_path, capsys):
@@ -183,8 +183,9 @@ def test_what_is_frozen_does_not_change(flags, tmp_path, freeze, prefixes):
     assert train.main(flags + ["--max_iter=4"]) == 0
     start = file_of(tmp_path, 4)
     before = torch.load(start)
-    assert train.main(flags + ["--weights=" + start, "--freeze=" + freeze]) == 0
-    after = torch.load(file_of(tmp_path, STEPS))
+    assert train.main(flags + ["--weights=" + start, "--freeze=" + freeze,
+                               f"--save_folder={tmp_path}/frozen/weights"]) == 0
+    after = torch.load(file_of(tmp_path / "frozen", STEPS))
     for name, value in before.items():
         frozen = name.startswith(tuple(prefixes))
         if frozen:
@@ -194,7 +195,7 @@ def test_what_is_frozen_does_not_change(flags, tmp_path, freeze, prefixes):
     assert any(name.startswith("fpn") for name in learned)
     if freeze == "1":
         assert any(name.startswith("backbone.layers.3") for name in learned)
-    state = load_state(file_of(tmp_path, STEPS))
+    state = load_state(file_of(tmp_path / "frozen", STEPS))
     tensors = state["optimizer"]["buffers"]["mean"]
     assert len(tensors) < len([name for name in before if "running" not in name])
 
