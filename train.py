@@ -15,6 +15,7 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import contextlib
 import functools
 import math
 import operator
@@ -290,8 +291,15 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
     training = build_training(args, processes, device, train_step, launch, resumed)
     start = 0 if resumed is None else training.saver.resume(resumed, args.start_iter)
     training.loader.start_at(start)
-    announce(training, start, resumed, args.strict)
+    with contextlib.closing(training.saver):
+        announce(training, start, resumed, args.strict)
+        return run(args, training, start)
+
+
+def run(args: argparse.Namespace, training: Training, start: int) -> int:
+    """Train from iteration `start` and say what came of it; returns the exit code."""
     record = open_record(args, training, start)
+    processes, device = training.processes, training.learner.device
     max_iter, fps_start = training.schedule.max_iter, args.fps_start_iter
     if fps_start is None:
         fps_start = min(100, (max_iter - start) // 10)

@@ -39,7 +39,7 @@ class TrainingNote(NamedTuple):
 
 
 class WeightsFolder:
-    """A folder that no other training writes to. The lock goes with the object or the process.
+    """A folder that no other training writes to, until it is closed or the process ends.
 
     Attributes:
         path: of the folder.
@@ -50,6 +50,10 @@ class WeightsFolder:
         self.path, self._config_name, self._lock = path, config_name, lock
         self.note = note._replace(process=f"{os.getpid()} on {platform.node()}")
         self._write()
+
+    def close(self) -> None:
+        """Leave it to others."""
+        self._lock.close()
 
     def saved(self, path: str, launch: str, run_folder: Optional[str], finished: bool) -> None:
         """Note what was saved."""

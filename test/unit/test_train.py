@@ -64,6 +64,7 @@ def test_log_and_files(flags, tmp_path, capsys):
     others = " ".join(line for line in lines if not line.startswith("["))
     assert not re.search("box|mask|avg_fps| T: ", others)
     assert sorted(os.listdir(str(tmp_path / "weights"))) == [
+        ".yolact_shapes.lock", ".yolact_shapes.training",
         "yolact_shapes_0_4.pth", "yolact_shapes_0_4.state",
         "yolact_shapes_1_6.pth", "yolact_shapes_1_6.state"]
 
@@ -75,9 +76,10 @@ def test_only_the_newest_file_stays_and_those_of_other_trainings(flags, tmp_path
         (folder / name).write_bytes(b"trained before")
     assert train.main(flags + ["--save_interval=2", "--keep_latest",
                                "--keep_latest_interval=4"]) == 0
-    assert sorted(name for name in os.listdir(str(folder)) if name.endswith(".pth")) == [
-        "yolact_base_0_1.pth", "yolact_shapes_0_4.pth", "yolact_shapes_1_6.pth",
-        "yolact_shapes_433_2599.pth"]
+    assert sorted(path.name for path in folder.glob("*.pth")) == [
+        "yolact_base_0_1.pth", "yolact_shapes_433_2599.pth"]
+    assert sorted(path.name for path in folder.glob("yolact_shapes-2/*.pth")) == [
+        "yolact_shapes_0_4.pth", "yolact_shapes_1_6.pth"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -106,9 +108,9 @@ def test_a_run_validates_by_default_and_trains_the_same_weights(flags, tmp_path,
     assert train.main(flags) == 0
     whole, generator = weights_of(tmp_path, STEPS), torch.get_rng_state()
     assert "Validation   : none (--validation_epoch=1 for every epoch)" in capsys.readouterr().out
-    assert train.main(default(flags)) == 0
+    assert train.main(default(flags) + [f"--save_folder={tmp_path}/again/weights"]) == 0
     out = capsys.readouterr().out
-    assert same(weights_of(tmp_path, STEPS), whole)
+    assert same(weights_of(tmp_path / "again", STEPS), whole)
     assert torch.equal(torch.get_rng_state(), generator)
     assert "Validation   : 4 images at the end\n" in out and out.count("\n  mask |") == 1
     assert "at iteration 6, " in out and "not known" not in out

@@ -104,6 +104,11 @@ class Saver:
         return [f"'{asked}' has files of another training with this configuration, which stay as "
                 f"they are; this one writes to '{self._folder.path}'"]
 
+    def close(self) -> None:
+        """Leave the folder to others; nothing is saved after this."""
+        if self._folder is not None:
+            self._folder.close()
+
     def path(self, done: int) -> str:
         """Weights file of iteration `done`."""
         return CheckpointName(self.plan.name, done // self._epoch_size, done).path(self.plan.folder)

@@ -210,7 +210,7 @@ def test_the_chosen_number_is_the_run_s(flags, tmp_path, capsys):
 
     setup.LARGEST_STEP = 2  # what would be chosen now
     assert train.main(flags + ["--batch_size=auto", "--save_folder=" + folder,
-                               "--resume=latest", "--max_iter=4"]) == 2
+                               "--resume=latest", "--seed=4"]) == 2
     assert train.main(flags + ["--batch_size=auto", "--save_folder=" + folder,
                                "--resume=latest"]) == 0
     assert "Batch size auto : 4 per card, as in " in capsys.readouterr().out

@@ -170,6 +170,7 @@ def test_a_new_loss_term_is_seen(tmp_path, monkeypatch):
     record = RunRecord(folder)
     record.write("train", **dict(TRAIN, losses={"B": 1.5, "X": 2.5}, total=4.0))
     record.write("epoch", iteration=10, epoch=1)
+    record.write("train", **dict(TRAIN, iteration=20, losses={"B": 1.5, "X": 2.5}, total=4.0))
     record.finish()
     assert legends[0] == ["B", "X", "total"]
     pytest.importorskip("jinja2")
