@@ -16,8 +16,8 @@ OWN_WEIGHTS = "weights/yolact_shapes_0_2.pth"
 
 SHRINK: Tuple[Tuple[str, str], ...] = (
     (r"^(.*bash test/train_(?:full|performance|finetune)_.*)$", r"\1 " + SMALL),
-    (r"^(python train\.py --resume)$", r"\1 --max_iter=40"),
-    (r"^(python train\.py (?!--resume --max_iter).*)$", r"\1 " + SMALL),
+    (r"^(python train\.py --resume.*)$", r"\1 --max_iter=40"),
+    (r"^(python train\.py (?!--resume).*)$", r"\1 " + SMALL),
     (r"^(?!NPROC=)(.*bash test/train_\w+_8p\.sh)", r"NPROC=2 \1"),
     (r"(--(?:weights|pth_path)=)weights/yolact_base_54_800000\.pth(?=.*--max_iter)",
      r"\1" + OWN_WEIGHTS),
