@@ -76,7 +76,7 @@ class FlatOptimizer:
         self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
         self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
         self._one = torch.ones((), dtype=torch.float32, device=device)
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.steps = torch.zeros((), dtype=torch.int32, device=device)  # 64 bits are slow on NPU
         self.step_finite = torch.ones((), dtype=torch.bool, device=device)
         self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
 
