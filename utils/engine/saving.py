@@ -101,8 +101,8 @@ class Saver:
             return []
         if resumed is not None:
             return [f"Weights go to '{self._folder.path}'"]
-        return [f"'{asked}' has files of another training with this configuration, which stay as "
-                f"they are; this one writes to '{self._folder.path}'"]
+        return [f"'{asked}' has files of another training with this configuration; none is "
+                f"replaced, this one writes to '{self._folder.path}'"]
 
     def close(self) -> None:
         """Leave the folder to others; nothing is saved after this."""

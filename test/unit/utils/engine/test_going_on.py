@@ -106,8 +106,8 @@ def test_a_second_training_replaces_nothing_of_the_first(flags, capsys):
     first = weights("weights/yolact_shapes_0_1.pth")
     assert train.main(flags + ["--max_iter=1", "--seed=5"]) == 0
     out = capsys.readouterr().out
-    assert ("'weights/' has files of another training with this configuration, which stay as they "
-            "are; this one writes to 'weights/yolact_shapes-2'") in out
+    assert ("'weights/' has files of another training with this configuration; none is replaced, "
+            "this one writes to 'weights/yolact_shapes-2'") in out
     assert "Final weights : weights/yolact_shapes-2/yolact_shapes_0_1.pth" in out
     assert_equal(weights("weights/yolact_shapes_0_1.pth"), first)
     ids = [load_state(f"{folder}/yolact_shapes_0_1.pth")["training"]
