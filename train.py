@@ -214,7 +214,8 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
     assert validation is not None
     evaluator = validation.evaluation.evaluator()
     share_buffers(learner.model, processes)
-    with learner.scored_weights(processes):  # those that are saved
+    # Of the weights that are saved. PyTorch 1.5's loader draws from the training's generator.
+    with learner.scored_weights(processes), torch.random.fork_rng(devices=[]):
         validation.evaluation.run(validation.detector, evaluator)
     if not processes.is_main:
         return

@@ -28,11 +28,12 @@ class TrainingNote(NamedTuple):
     """What a folder of weights files says of the training that writes there."""
 
     id: str
+    config_name: str = ""
+    """Of its recipe."""
     saved: Optional[str] = None
     """Name of its newest file."""
     launch: Optional[str] = None
     """The launch that saved it; all attempts of a launcher are one."""
-    run_folder: Optional[str] = None
     finished: bool = False
     process: str = ""
     """That runs or ran it, in words."""
@@ -55,10 +56,10 @@ class WeightsFolder:
         """Leave it to others."""
         self._lock.close()
 
-    def saved(self, path: str, launch: str, run_folder: Optional[str], finished: bool) -> None:
+    def saved(self, path: str, launch: str, finished: bool) -> None:
         """Note what was saved."""
         self.note = self.note._replace(saved=os.path.basename(path), launch=launch,
-                                       run_folder=run_folder, finished=finished)
+                                       finished=finished)
         self._write()
 
     def _write(self) -> None:
@@ -95,7 +96,8 @@ def claim_folder(folder: str, config_name: str, training_id: str,
                 lock = _lock(place, config_name)
                 # What another has saved until now is only seen with the lock.
                 if lock is not None and _is_free(place, config_name, resumed):
-                    return WeightsFolder(place, config_name, lock, TrainingNote(training_id))
+                    return WeightsFolder(place, config_name, lock,
+                                         TrainingNote(training_id, config_name))
         raise AssertionError("there is always another number")
     except OSError as error:
         raise UserError(f"cannot write '{os.path.join(folder, '')}': {error.strerror or error}; "
@@ -207,21 +209,22 @@ def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
                  if note.launch == launch and note.saved is not None), None)
 
 
-def unfinished_training(folder: str) -> Tuple[TrainingNote, str]:
-    """The training in `folder` that saved last and is not at its end, and its newest file.
+def unfinished_training(folder: str) -> str:
+    """Newest file of a training in `folder` that is not at its end.
+
+    Whatever its note names as saved: a kill may have come between the file and the note.
 
     Raises:
         UserError: there is none.
     """
-    found = {os.path.join(place, note.saved): note for place, note in _notes(folder)
-             if note.saved is not None and not note.finished}
-    found = {path: note for path, note in found.items() if os.path.isfile(path)}
+    found = [path for place, note in _notes(folder) if not note.finished
+             for path in list_checkpoints(place, note.config_name)
+             if os.path.isfile(state_path(path))]
     if not found:
         raise UserError(f"--resume: no unfinished training in '{os.path.abspath(folder)}'; name "
                         "one with --resume=FILE, or --resume=latest --max_iter=N to train a "
                         "finished one longer")
-    path = max(found, key=os.path.getmtime)
-    return found[path], path
+    return max(found, key=os.path.getmtime)
 
 
 def weights_of_run(path: str) -> str:

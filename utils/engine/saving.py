@@ -145,7 +145,7 @@ class Saver:
         path = checkpoint.save_checkpoint(name.path(plan.folder), self._learner.weights(),
                                           self.state(done))
         try:
-            self._folder.saved(path, self._launch, self.run_folder, finished)
+            self._folder.saved(path, self._launch, finished)
         except UserError as error:  # the checkpoint is there: no reason to lose a training
             print(f"Warning: {error}; the training goes on", flush=True)
         for old in older:

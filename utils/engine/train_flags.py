@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import as_text, expected_value, parse, value_problem
 from data.datasets import parse_yaml
+from utils.checkpoint import load_state
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
 from utils.device import refuse_two_cards
 from utils.errors import UserError, nearest
@@ -128,12 +129,13 @@ def _run_to_resume(args: argparse.Namespace) -> Tuple[str, str]:
             raise UserError(f"--resume is '{args.resume}', a folder without weights/last.pth; give "
                             "a run folder, the path of a .pth file, latest or interrupt")
         return args.resume, path
-    note, path = unfinished_training(args.save_folder)
-    if note.run_folder is None or not os.path.isdir(note.run_folder):
-        where = "without one" if note.run_folder is None else f"in '{note.run_folder}', now gone"
+    path = unfinished_training(args.save_folder)
+    run_folder = ((load_state(path) or {}).get("run_folder") or {}).get("path")
+    if run_folder is None or not os.path.isdir(run_folder):
+        where = "without one" if run_folder is None else f"in '{run_folder}', now gone"
         raise UserError(f"--resume: the flags of a training are in its run folder, and '{path}' "
                         f"was trained {where}; repeat its flags with --resume={path}")
-    return note.run_folder, path
+    return run_folder, path
 
 
 def flagged_fields() -> List[str]:

@@ -93,7 +93,7 @@ def test_latest_and_interrupt(tmp_path):
 
 def save(claimed, iteration, launch="now", finished=False):
     path = write(claimed.path, iteration)
-    claimed.saved(path, launch, "runs/x", finished)
+    claimed.saved(path, launch, finished)
     return path
 
 
@@ -150,7 +150,7 @@ def test_files_of_before_there_were_notes_belong_to_who_goes_on_from_them(tmp_pa
         not os.path.exists(os.path.join(folder, ".yolact_base.training")))
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"run_folder": 1}'])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"saved": 1}'])
 def test_a_damaged_note_is_nobodys(tmp_path, damage):
     save(claim_folder(str(tmp_path), "yolact_base", "a"), 100)
     (tmp_path / ".yolact_base.training").write_bytes(damage)
@@ -174,8 +174,10 @@ def test_the_newest_training_that_is_not_at_its_end(tmp_path):
     first = claim_folder(str(tmp_path), "yolact_base", "a")
     path = save(first, 100)
     save(claim_folder(str(tmp_path), "yolact_base", "b"), 50, finished=True)
-    note, found = unfinished_training(str(tmp_path))
-    assert (found, note.id, note.run_folder) == (path, "a", "runs/x")
+    assert unfinished_training(str(tmp_path)) == path
+    newer = write(first.path, 150)  # killed before the note said so
+    os.utime(newer, (1 << 31, 1 << 31))
+    assert unfinished_training(str(tmp_path)) == newer
     save(first, 200, finished=True)
     with pytest.raises(UserError, match="no unfinished training"):
         unfinished_training(str(tmp_path))
