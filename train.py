@@ -32,7 +32,7 @@ from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
-from utils.distributed.processes import Processes
+from utils.distributed.processes import Processes, is_restart, launch_id
 from utils.distributed.sharing import (
     Sharing,
     broadcast_from_main,
@@ -49,7 +49,6 @@ from utils.errors import UserError
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
-from utils.run_folder import is_restart, launch_id
 from utils.weights.files import Origin
 
 LOG_INTERVAL = 10
@@ -214,7 +213,7 @@ def validate(training: Training, done: int, record: RunRecord) -> None:
     assert validation is not None
     evaluator = validation.evaluation.evaluator()
     share_buffers(learner.model, processes)
-    # Of the weights that are saved. PyTorch 1.5's loader draws from the training's generator.
+    # Of the weights that are saved; a loader draws numbers, which must not be the training's.
     with learner.scored_weights(processes), torch.random.fork_rng(devices=[]):
         validation.evaluation.run(validation.detector, evaluator)
     if not processes.is_main:

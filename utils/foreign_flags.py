@@ -46,7 +46,8 @@ TRAIN_INSTEAD: Dict[str, str] = _by_word({
         "pretrained load_from checkpoint ckpt model_path finetune_from init_weights",
     "--backbone_weights=FILE has ImageNet weights":
         "weights_backbone pretrained_backbone backbone_path pretrained_model_path",
-    "--resume=FILE, --resume=latest or --resume=interrupt": "resume_from auto_resume continue",
+    "--resume goes on with the newest training, --resume=FILE with another":
+        "resume_from auto_resume continue",
     "--start_iter counts iterations; with --resume and a .state file it is not needed":
         "start_epoch",
     "--set FIELD=VALUE changes a field of the recipe": "cfg_options options opts",

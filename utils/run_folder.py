@@ -277,17 +277,6 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                             "--no_run_folder") from error
 
 
-def is_restart(environ: Mapping[str, str]) -> bool:
-    """Whether torch's elastic launcher has started this process in place of one that failed."""
-    return int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
-
-
-def launch_id(environ: Mapping[str, str]) -> str:
-    """A name for this launch that no other has, the same in each attempt of torch's launcher."""
-    began, port = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
-    return f"launch-{began}-{port}" if began and port else f"{time.time_ns():x}-{os.getpid():x}"
-
-
 def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
     """What a program runs on, for `RunFolder.add_session`.
 

@@ -28,7 +28,7 @@ class TrainingNote(NamedTuple):
     """What a folder of weights files says of the training that writes there."""
 
     id: str
-    config_name: str = ""
+    config_name: str
     """Of its recipe."""
     saved: Optional[str] = None
     """Name of its newest file."""
@@ -47,8 +47,8 @@ class WeightsFolder:
         note: what it says of its training.
     """
 
-    def __init__(self, path: str, config_name: str, lock: BinaryIO, note: TrainingNote) -> None:
-        self.path, self._config_name, self._lock = path, config_name, lock
+    def __init__(self, path: str, lock: BinaryIO, note: TrainingNote) -> None:
+        self.path, self._lock = path, lock
         self.note = note._replace(process=f"{os.getpid()} on {platform.node()}")
         self._write()
 
@@ -64,7 +64,7 @@ class WeightsFolder:
 
     def _write(self) -> None:
         data = json.dumps(self.note._asdict()).encode("ascii")
-        write_whole(_note_path(self.path, self._config_name), lambda stream: stream.write(data))
+        write_whole(_note_path(self.path, self.note.config_name), lambda stream: stream.write(data))
 
 
 def claim_folder(folder: str, config_name: str, training_id: str,
@@ -90,14 +90,13 @@ def claim_folder(folder: str, config_name: str, training_id: str,
                     raise UserError(f"the training that writes to '{place}' still runs, in process "
                                     f"{note.process}; stop it first, or start a new one from its "
                                     "weights (--weights=FILE)")
-                return WeightsFolder(place, config_name, lock, note)
+                return WeightsFolder(place, lock, note)
         for place in _candidates(folder, config_name, resumed):
             if _is_free(place, config_name, resumed):
                 lock = _lock(place, config_name)
                 # What another has saved until now is only seen with the lock.
                 if lock is not None and _is_free(place, config_name, resumed):
-                    return WeightsFolder(place, config_name, lock,
-                                         TrainingNote(training_id, config_name))
+                    return WeightsFolder(place, lock, TrainingNote(training_id, config_name))
         raise AssertionError("there is always another number")
     except OSError as error:
         raise UserError(f"cannot write '{os.path.join(folder, '')}': {error.strerror or error}; "
@@ -143,9 +142,11 @@ def _read_note(path: str) -> Optional[TrainingNote]:
     try:
         with open(path, "rb") as stream:
             values = json.loads(stream.read(1 << 16).decode("ascii"))
-        return TrainingNote(**{key: values[key] for key in TrainingNote._fields if key in values})
+        note = TrainingNote(**{key: values[key] for key in TrainingNote._fields if key in values})
     except (OSError, ValueError, TypeError):
         return None  # nobody's
+    words = (note.id, note.config_name, note.saved or "", note.launch or "")
+    return note if all(isinstance(word, str) for word in words) else None
 
 
 def _lock(place: str, config_name: str) -> Optional[BinaryIO]:
@@ -204,9 +205,10 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
 
 
 def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
-    """The file that this very launch saved last; None where it has saved none."""
-    return next((os.path.join(place, note.saved) for place, note in _notes(folder, config_name)
-                 if note.launch == launch and note.saved is not None), None)
+    """The file that this very launch saved last; None where it has saved none, or it is gone."""
+    found = (os.path.join(place, note.saved) for place, note in _notes(folder, config_name)
+             if note.launch == launch and note.saved is not None)
+    return next(filter(os.path.isfile, found), None)
 
 
 def unfinished_training(folder: str) -> str:

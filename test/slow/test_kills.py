@@ -75,18 +75,20 @@ def equal(left, right):
 began = time.time()
 assert end(start(os.path.join(folder, "whole"), FLAGS)) == 0
 seconds, whole = time.time() - began, final(os.path.join(folder, "whole"))
-tried = went_on = began_anew = left_over = 0
+tried = killed = went_on = began_anew = left_over = 0
 moments = random.Random(seed)
 while kind == "operations" or tried < 40:
-    place = os.path.join(folder, str(tried + 1))
-    child = start(place, FLAGS, tried + 1 if kind == "operations" else 0)
+    tried += 1
+    place = os.path.join(folder, str(tried))
+    child = start(place, FLAGS, tried if kind == "operations" else 0)
     if kind == "moments":
         time.sleep(moments.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
-    if end(child) == 0:
+    if end(child) == 0:  # it came to its end
         if kind == "operations":
             break
-    tried += 1
+        continue
+    killed += 1
     saved = os.path.isdir(os.path.join(place, "weights")) and list_checkpoints(
         os.path.join(place, "weights"))
     code = end(start(place, ["--resume"]))
@@ -104,7 +106,7 @@ while kind == "operations" or tried < 40:
     assert code == 0 and "Traceback" not in text, (place, code, text[-2000:])
     assert equal(final(place), whole), place
     left_over += sum(name.endswith(".tmp") for _, _, names in os.walk(place) for name in names)
-print(f"{kind}: {tried} kills, {went_on} went on, {began_anew} had saved nothing and began anew, "
+print(f"{kind}: {killed} kills, {went_on} went on, {began_anew} had saved nothing and began anew, "
       f"all ended bit-equal; {left_over} temporary files left")
 '''
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional
 
@@ -148,3 +149,14 @@ def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> 
         raise UserError(f"environment: {name} is '{text}', expected a whole number from {minimum} "
                         "upwards")
     return int(text)
+
+
+def is_restart(environ: Mapping[str, str]) -> bool:
+    """Whether torch's elastic launcher has started this process in place of one that failed."""
+    return int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
+def launch_id(environ: Mapping[str, str]) -> str:
+    """A name for this launch that no other has, the same in each attempt of torch's launcher."""
+    began, port = environ.get("LAUNCH_TIME"), environ.get("MASTER_PORT")
+    return f"launch-{began}-{port}" if began and port else f"{time.time_ns():x}-{os.getpid():x}"

@@ -17,12 +17,12 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, save_checkpoint
 from utils.device import describe
+from utils.distributed.processes import is_restart
 from utils.engine.learner import Learner
 from utils.engine.saving import Saver
 from utils.engine.setup import Training
 from utils.engine.train_flags import flagged_fields
 from utils.errors import UserError
-from utils.files import refuse_unwritable
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
 from utils.report import build_report
 from utils.run_folder import (
@@ -33,7 +33,6 @@ from utils.run_folder import (
     best_row,
     describe_session,
     folder_of_run,
-    is_restart,
     score_cells,
     timestamp,
     train_cells,
@@ -251,8 +250,6 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     """
     if not training.processes.is_main:
         return RunRecord()
-    if training.saver.plan.enabled:
-        refuse_unwritable(training.saver.plan.folder)
     flags = {name: value for name, value in vars(args).items()
              if name not in _NOT_RERUN and name not in flagged_fields()}
     folder = None

@@ -31,10 +31,9 @@ from utils.weights_folder import (
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
 """What runs were whose state does not say it."""
 _MAY_CHANGE = ("lr", "max_iter", "epochs", "schedule", "lr_steps", "gamma", "lr_warmup_init",
-               "lr_warmup_until", "lr_final_factor", "early_stopping")
-"""Fields of the configuration that may be others when a training goes on; it is said."""
-_OF_THE_START = ("backbone_weights",)
-"""Fields that only say how a training began."""
+               "lr_warmup_until", "lr_final_factor", "early_stopping", "backbone_weights")
+"""Fields of the configuration that may be others when a training goes on. What the schedule makes
+of them is compared, and said where it differs."""
 
 
 class SavePlan(NamedTuple):
@@ -206,21 +205,22 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
     """Refuse to resume a training that would not be the same one.
 
     Returns:
-        a sentence for what is not as it was and may be another: the schedule.
+        a sentence for each part of the schedule that is not as it was.
 
     Raises:
         UserError: names the first part that differs, with both values.
     """
-    changed = {}
+    changed: List[str] = []
     for key, value in identity.items():
         stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
-        if key == "learning_rate":  # follows from what is compared
+        if key == "learning_rate" and isinstance(stored, dict):
+            changed = [f"Changed : {name} from {stored[name]} to {value[name]}" for name in value
+                       if name in stored and stored[name] != value[name]]
             continue
         if key == "config" and isinstance(stored, dict):
-            stored = Config.from_dict(stored).to_dict()  # as this version writes it
-            changed = {name: (stored[name], value[name]) for name in _MAY_CHANGE
-                       if stored[name] != value[name]}
-            stored = dict(stored, **{name: value[name] for name in _MAY_CHANGE + _OF_THE_START})
+            # As this version writes it.
+            stored = Config.from_dict(stored).replace(
+                **{name: value[name] for name in _MAY_CHANGE}).to_dict()
         if stored != value:
             found, expected = stored, value
             if isinstance(stored, dict):  # the keys that differ are enough
@@ -231,8 +231,7 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                 f"cannot resume '{weights_path}': its {key} is {found}, this run's is {expected}; "
                 "use the flags and the data of that run, or start a new training from its weights "
                 f"with --weights={weights_path}")
-    return [f"Changed : {name} from {before} to {now}; the schedule is that of the new value from "
-            "here on" for name, (before, now) in changed.items()]
+    return changed
 
 
 def choose_start(resume: Optional[str], folder: str, config_name: str, launch: str, restarted: bool,
@@ -260,14 +259,20 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
     except UserError as error:
         problem = error
     raise_together(problem, processes, device)
-    found = f"'{path}' ({digest(path)[:12]})" if path is not None else "nothing"
-    told = gather_bytes(json.dumps([path and os.path.basename(path), path and digest(path),
-                                    f"{found} on {platform.node()}"]).encode("utf-8"),
+    if processes.world_size > 1:
+        _refuse_different_starts(path, processes, device)
+    return path
+
+
+def _refuse_different_starts(path: Optional[str], processes: Processes,
+                             device: torch.device) -> None:
+    known = "" if path is None else digest(path)
+    found = f"'{path}' ({known[:12]})" if known else "nothing"
+    told = gather_bytes(json.dumps([known, f"{found} on {platform.node()}"]).encode("utf-8"),
                         processes, device)
     starts = [json.loads(part.decode("utf-8")) for part in told]
-    for rank, start in enumerate(starts):
-        if start[:2] != starts[0][:2]:
-            raise UserError(f"rank 0 would go on from {starts[0][2]}, rank {rank} from {start[2]}; "
+    for rank, (other, where) in enumerate(starts):
+        if other != starts[0][0]:
+            raise UserError(f"rank 0 would go on from {starts[0][1]}, rank {rank} from {where}; "
                             "all need the same file: copy it and its .state to each host, or use a "
                             "folder that they share")
-    return path

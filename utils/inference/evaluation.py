@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.coco import CocoDataset
 from data.loader import start_worker
-from utils.compat import iterate, loader_generator
+from utils.compat import iterate
 from utils.device import pin_memory_supported
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_state, raise_together, shard
@@ -62,8 +62,7 @@ def load_batches(batches: EvaluationBatches, num_workers: int = 0,
                  pin_memory: bool = False) -> Iterator[ImageBatch]:
     """Yield the batches in their order; an image that cannot be read raises its `UserError`."""
     for batch in iterate(DataLoader(batches, batch_size=None, num_workers=num_workers,
-                                    pin_memory=pin_memory, worker_init_fn=start_worker,
-                                    **loader_generator(0))):
+                                    pin_memory=pin_memory, worker_init_fn=start_worker)):
         if isinstance(batch, UserError):
             raise batch
         yield batch

@@ -21,6 +21,7 @@ import numpy as np
 import pycocotools.mask
 
 from data.coco import CocoDataset
+from utils.distributed.processes import launch_id
 from utils.drawing import draw_instances, side_by_side
 from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
 from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
@@ -28,7 +29,6 @@ from utils.run_folder import (
     RunFolder,
     best_row,
     folder_of_weights,
-    launch_id,
     open_run_folder,
     score_cells,
     timestamp,

@@ -13,6 +13,7 @@ import torch
 from helpers.paths import ROOT
 from utils import run_folder
 from utils.checkpoint import load_for_inference, save_checkpoint
+from utils.distributed.processes import is_restart, launch_id
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
@@ -22,8 +23,6 @@ from utils.run_folder import (
     describe_session,
     folder_of_run,
     folder_of_weights,
-    is_restart,
-    launch_id,
     open_run_folder,
     read_run_config,
 )

@@ -146,11 +146,12 @@ def test_files_of_before_there_were_notes_belong_to_who_goes_on_from_them(tmp_pa
     folder = os.path.normpath(str(tmp_path / inside))
     old = write(folder, 100)
     assert claim_folder(str(tmp_path), "yolact_base", "a", old).path == folder
-    assert claim_folder(str(tmp_path), "yolact_base", "b", old).path != folder or (
-        not os.path.exists(os.path.join(folder, ".yolact_base.training")))
+    assert claim_folder(str(tmp_path), "yolact_base", "b", old).path != folder
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff", b'{"saved": 1}'])
+@pytest.mark.parametrize("damage", [
+    b"", b"{", b"[]", b"\xff", b'{"saved": 1}',
+    b'{"id": "a", "config_name": "yolact_base", "saved": [1], "launch": "now"}'])
 def test_a_damaged_note_is_nobodys(tmp_path, damage):
     save(claim_folder(str(tmp_path), "yolact_base", "a"), 100)
     (tmp_path / ".yolact_base.training").write_bytes(damage)
@@ -166,6 +167,8 @@ def test_a_restart_goes_on_from_what_this_launch_saved_whatever_the_clock_says(t
     os.utime(path, (1000, 1000))
     assert find_restart("now", str(tmp_path), "yolact_base") == path
     assert find_restart("now", str(tmp_path), "other") is None
+    os.unlink(path)
+    assert find_restart("now", str(tmp_path), "yolact_base") is None
 
 
 def test_the_newest_training_that_is_not_at_its_end(tmp_path):
