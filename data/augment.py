@@ -8,6 +8,7 @@ kinds of crop are all the unlimited one. Only `no crop at all` is different, one
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -65,27 +66,31 @@ class Augmenter:
         expand: shrink the image onto a larger canvas, with probability 1/2.
         crop: cut out a rectangle that holds the centre of an object.
         mirror: flip left to right, with probability 1/2.
+        rotate: turn by 0, 90, 180 or 270 degrees; with `mirror`, every symmetry of the square.
     """
 
     def __init__(self, size: int, photometric: bool = True, expand: bool = True,
-                 crop: bool = True, mirror: bool = True) -> None:
+                 crop: bool = True, mirror: bool = True, rotate: bool = False) -> None:
         self.size = size
         self.photometric = photometric
         self.expand = expand
         self.crop = crop
         self.mirror = mirror
+        self.rotate = rotate
 
     @staticmethod
     def from_config(config: Config) -> Augmenter:
         """Build what the recipe trains with."""
         return Augmenter(config.max_size, photometric=config.augment_photometric,
                          expand=config.augment_expand, crop=config.augment_crop,
-                         mirror=config.augment_mirror)
+                         mirror=config.augment_mirror, rotate=config.augment_rotate)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> AugmentedSample:
         """Draw an augmentation from `rng` and render it."""
         distortion = draw_distortion(rng) if self.photometric else Distortion()
-        return self.render(sample, self.draw_placement(sample, rng), distortion)
+        rendered = self.render(sample, self.draw_placement(sample, rng),
+                               distortion.within_range(sample.image))
+        return turned(rendered, int(rng.integers(4))) if self.rotate else rendered
 
     def draw_placement(self, sample: Sample, rng: np.random.Generator) -> Placement:
         """Draw expansion, crop and mirror for `sample`."""
@@ -126,6 +131,23 @@ class Augmenter:
             boxes=boxes[solid], labels=sample.labels[solid], masks=masks,
             crowd_boxes=boxes[kept & sample.crowd], image_id=sample.image_id,
             mask_extents=extents)
+
+
+def turned(sample: AugmentedSample, quarters: int) -> AugmentedSample:
+    """`sample` turned counterclockwise by `quarters` times 90 degrees; its output is a square."""
+
+    def corners(boxes: np.ndarray, side: int) -> np.ndarray:
+        for _ in range(quarters):
+            x1, y1, x2, y2 = boxes.T
+            boxes = np.stack([y1, side - x2, y2, side - x1], axis=1)
+        return boxes
+
+    extents = sample.mask_extents
+    return dataclasses.replace(
+        sample, image=np.ascontiguousarray(np.rot90(sample.image, quarters)),
+        masks=np.ascontiguousarray(np.rot90(sample.masks, quarters, axes=(1, 2))),
+        boxes=corners(sample.boxes, 1), crowd_boxes=corners(sample.crowd_boxes, 1),
+        mask_extents=None if extents is None else corners(extents, len(sample.image)))
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,

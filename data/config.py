@@ -8,6 +8,7 @@ take plain arguments. Recipes that belong to the original keep its names and its
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple, Union, get_type_hints
@@ -176,6 +177,10 @@ class Config:
         0, "length in epochs in place of max_iter, with lr_steps in proportion and a warm-up of a "
         "tenth at most; 0: max_iter counts", at_least=0, flags=("--epochs",), metavar="N")
 
+    augment_rotate: bool = option(
+        False, "turn by 0, 90, 180 or 270 degrees: for images without an upright, such as from "
+        "microscopes or from above")
+
     def __post_init__(self) -> None:
         kinds = field_kinds()
         for field in dataclasses.fields(self):
@@ -316,8 +321,9 @@ class Config:
         return Config(**{key: freeze(value) for key, value in values.items()})
 
 
-def field_kinds() -> Dict[str, Any]:
-    """Type of each field of a `Config`, in their order."""
+@functools.lru_cache(maxsize=1)
+def field_kinds() -> Mapping[str, Any]:
+    """Type of each field of a `Config`, in their order; kept, for annotations are slow to read."""
     return get_type_hints(Config)
 
 
@@ -378,6 +384,10 @@ def _recipes() -> Dict[str, Config]:
                      optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
                      lr_warmup_until=50, clip_grad_norm=10.0, max_iter=2600),
     ]
+    recipes.append(recipes[-1].replace(
+        name="yolact_small", max_size=320, num_classes=81, fpn_num_downsample=1, num_prototypes=32,
+        pred_scales=((8, 13), (20, 32), (50, 80), (120, 190)), augment_photometric=True,
+        batch_size=4, lr=1.4e-3, lr_warmup_until=100, max_iter=2800))
     return {recipe.name: recipe for recipe in recipes}
 
 

@@ -2,7 +2,8 @@
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), as the original YOLACT uses it:
 brightness, contrast, saturation and hue, each with probability 1/2. The original works in float and
-lets values leave 0..255; a uint8 image saturates there.
+lets values leave 0..255, where a uint8 image saturates: of a dark microscopy image little would be
+left, so brightness and contrast are held back where they would push half of the pixels out.
 
 The four steps commute: brightness and contrast change the largest channel and the distances to it
 like every channel, saturation scales those distances, hue only redistributes them. So SSD's random
@@ -11,7 +12,7 @@ order of contrast need not be drawn, and the image saturates once, at the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ import numpy as np
 BRIGHTNESS = 32.0
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18.0
+_GRID = 32
+"""Rows and columns, about, of the pixels whose median stands for the image's."""
 
 _LEVELS = np.arange(256, dtype=np.float32)
 
@@ -38,6 +41,21 @@ class Distortion:
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
+
+    def within_range(self, image: np.ndarray) -> Distortion:
+        """The same with brightness and contrast held back to keep `image`'s median in 0..255.
+
+        Args:
+            image: uint8 `[h, w, 3]`.
+        """
+        if self.brightness == 0.0 and self.contrast <= 1.0:
+            return self
+        height, width = image.shape[:2]
+        grid = image[::max(height // _GRID, 1), ::max(width // _GRID, 1)]
+        median = float(np.median(grid))
+        brightness = min(max(self.brightness, -median), 255.0 - median)
+        contrast = min(self.contrast, max(255.0 / max(median + brightness, 1.0), 1.0))
+        return replace(self, brightness=brightness, contrast=contrast)
 
 
 def draw_distortion(rng: np.random.Generator) -> Distortion:

@@ -79,7 +79,7 @@ TRAIN_INSTEAD: Dict[str, str] = _by_word({
     "--set bbox_alpha, conf_alpha and mask_alpha weigh the terms of the loss": "box cls dfl",
     "classes come from the annotation file": "num_classes nc n_classes classes single_cls",
     "augmentation is SSD's: --set augment_photometric=False, and the same for augment_expand, "
-    "augment_crop and augment_mirror":
+    "augment_crop and augment_mirror; --set augment_rotate=True adds quarter turns":
         "augment data_augmentation mosaic close_mosaic mixup cutmix copy_paste use_copypaste "
         "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr flip bgr "
         "auto_augment erasing",

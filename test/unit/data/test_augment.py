@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data.augment import FILL_BGR, Augmenter, draw_crop
+from data.augment import FILL_BGR, Augmenter, draw_crop, turned
 from data.coco import Sample
 from data.config import get_config
 from data.geometry import Placement
@@ -135,12 +135,37 @@ def test_same_seed_same_result():
     np.testing.assert_array_equal(first.boxes, second.boxes)
 
 
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_is_the_rotated_result(quarters):
+    sample = make_sample(crowd=[False, False, True])
+    plain = augmenter()(sample, np.random.default_rng(0))
+    result = turned(plain, quarters)
+    np.testing.assert_array_equal(result.image, np.rot90(plain.image, quarters))
+    np.testing.assert_array_equal(result.masks, np.rot90(plain.masks, quarters, axes=(1, 2)))
+    assert result.boxes.dtype == np.float32 and result.labels.tolist() == plain.labels.tolist()
+    for box, extent, mask in zip(result.boxes, result.mask_extents, result.masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        around = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert np.abs(box * SIZE - around).max() <= 1
+        assert (np.abs(extent - around) <= 1).all()
+    x1, y1, x2, y2 = np.rint(result.crowd_boxes[0] * SIZE).astype(int)
+    assert result.image[y1 + 1:y2 - 1, x1 + 1:x2 - 1].min() > 127
+
+
+def test_rotation_draws_all_four():
+    sample, plain = make_sample(), augmenter()(make_sample(), np.random.default_rng(0))
+    images = {augmenter(rotate=True)(sample, rng).image.tobytes() for rng in seeds(40)}
+    assert images == {np.ascontiguousarray(np.rot90(plain.image, k)).tobytes() for k in range(4)}
+
+
 def test_switches_follow_the_recipe():
     shapes = Augmenter.from_config(get_config("yolact_shapes"))
     assert (shapes.photometric, shapes.expand, shapes.crop, shapes.mirror) == (
         False, False, False, True)
     base = Augmenter.from_config(get_config("yolact_base"))
     assert base.size == 550 and base.photometric and base.expand and base.crop and base.mirror
+    assert not base.rotate
+    assert Augmenter.from_config(get_config("yolact_base", augment_rotate=True)).rotate
 
 
 def test_crops_keep_their_limits():

@@ -69,3 +69,25 @@ def test_draws():
         assert low <= active.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < active.max() <= high
         assert abs(active.mean() - (low + high) / 2) < 0.03 * (high - low)
+
+
+@pytest.mark.parametrize("level, distortion", [
+    (8, Distortion(brightness=-32.0)), (8, Distortion(brightness=-20.0, contrast=1.5)),
+    (230, Distortion(contrast=1.5)), (235, Distortion(brightness=32.0, contrast=1.4)),
+])
+def test_dark_and_bright_images_keep_their_contrast(level, distortion):
+    """As under a microscope: little stands out of a background near one end of the range."""
+    image = np.full((60, 90, 3), level, np.uint8)
+    image[20:40, 30:60] = level + 18 if level < 128 else level - 60
+    plain = reference.distort(image, distortion)  # in float, beyond 0..255
+    lost = distort(image, distortion)
+    assert lost.std() < 0.7 * plain.std()
+    held = distortion.within_range(image)
+    assert distort(image, held).std() > 0.99 * min(plain.std(), image.std())
+    assert abs(held.brightness) <= abs(distortion.brightness)
+    assert 1.0 <= held.contrast <= max(distortion.contrast, 1.0)
+
+
+@pytest.mark.parametrize("distortion", CASES + [Distortion()], ids=str)
+def test_ordinary_images_get_what_was_drawn(image, distortion):
+    assert distortion.within_range(image) == distortion

@@ -141,6 +141,27 @@ def test_a_random_part_of_many_positives(priors):
     assert all(len(set(row)) == 2 for row in drawn)
 
 
+def test_samples_are_a_uniform_draw_without_replacement(priors):
+    """As the original's first entries of a random permutation: by element, by pair, in scale."""
+    maker = make_maker(priors, masks_to_train=4)
+    positives, count, draws, generator = np.arange(40, 1000, 80), 12, 20000, rng(7)
+    class_targets, owners = np.zeros((2, len(priors)), np.int32)
+    class_targets[positives] = 1
+    losses = np.linspace(0.5, 3.0, count)  # any loss of each positive
+    seen, sums = np.zeros((draws, count)), np.zeros(draws)
+    for row in range(draws):
+        sample = maker._mask_samples(class_targets, owners, generator)
+        seen[row] = np.isin(positives, sample["mask_index"])
+        sums[row] = sample["mask_scale"] * (seen[row] * losses).sum()
+    assert (seen.sum(1) == 4).all()
+    together = seen.T @ seen / draws  # the diagonal: each alone
+    expected = np.full((count, count), 4 * 3 / (count * (count - 1)))
+    np.fill_diagonal(expected, 4 / count)
+    error = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(together - expected) < 4.5 * error).all()
+    assert abs(sums.mean() - losses.sum()) < 4 * sums.std() / np.sqrt(draws)
+
+
 def test_background_image_is_legal(priors):
     targets = make_maker(priors)(make_sample([]), rng())
     assert targets["num_positives"] == 0 and targets["mask_scale"] == 1.0

@@ -40,7 +40,7 @@ OTHER = {  # a legal value other than the default, as text and as Python has it
     "ema_decay": ("0.99", 0.99), "early_stopping": ("3", 3), "freeze": ("backbone", "backbone"),
     "class_weights": ("cat=2,dog=0.5", (("cat", 2.0), ("dog", 0.5))),
     "multi_scale": ("448,550", (448, 550)), "multi_scale_interval": ("5", 5),
-    "epochs": ("7", 7),
+    "epochs": ("7", 7), "augment_rotate": ("yes", True),
 }
 LEVELS = ["--set=fpn_num_downsample=0", "--set=pred_scales=24,48,96"]
 """One field decides how many levels another one has."""
