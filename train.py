@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import contextlib
 import functools
+import itertools
 import math
 import operator
 import sys
@@ -140,7 +141,10 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
             observer.step(done, losses, micro_batches, learner)
             if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
                 stopping = sharing.stop_agreed()
-                log_progress(training, observer, done, record, stopping)
+                in_vain = log_progress(training, observer, done, record, stopping)
+                if stopping and in_vain:
+                    done -= in_vain  # nothing was learned of these images: they come again
+                    break
         try:
             early = between_steps(training, done, observer, record)
         except UserError as error:  # in all processes
@@ -178,8 +182,10 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
 
 def save_on_the_way(training: Training, done: int, record: RunRecord, quiet: bool) -> None:
     """Save where the training goes on: before a validation, which may not come to its end, and
-    `quiet` after it, with its scores.
+    `quiet` after it, with its scores. Not where a stop is agreed, which saves by itself.
     """
+    if training.processes.world_size > 1 and training.sharing.stop_agreed():
+        return
     try:
         if quiet:
             training.saver.save(done)
@@ -190,9 +196,12 @@ def save_on_the_way(training: Training, done: int, record: RunRecord, quiet: boo
 
 
 def log_progress(training: Training, observer: Observer, done: int, record: RunRecord,
-                 stopping: bool) -> None:
+                 stopping: bool) -> int:
     """Print the log line and the steps skipped since the last one; stop a run that only skips,
     unless it is `stopping` anyway: steps that one card has voided are no failure of the training.
+
+    Returns:
+        how many of the last steps were skipped.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
@@ -205,6 +214,8 @@ def log_progress(training: Training, observer: Observer, done: int, record: RunR
             f"{progress.report.in_a_row} steps in a row up to iteration {done} had a loss or "
             "gradient that is not finite; the parameters are those of the last finite step. Lower "
             "--lr, or look at the images named above.")
+    skipped = {step.iteration for step in progress.report.skipped}
+    return next(count for count in itertools.count() if done - 1 - count not in skipped)
 
 
 def validate(training: Training, done: int, record: RunRecord) -> None:

@@ -384,10 +384,6 @@ def _recipes() -> Dict[str, Config]:
                      optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
                      lr_warmup_until=50, clip_grad_norm=10.0, max_iter=2600),
     ]
-    recipes.append(recipes[-1].replace(
-        name="yolact_small", max_size=320, num_classes=81, fpn_num_downsample=1, num_prototypes=32,
-        pred_scales=((8, 13), (20, 32), (50, 80), (120, 190)), augment_photometric=True,
-        batch_size=4, lr=1.4e-3, lr_warmup_until=100, max_iter=2800))
     return {recipe.name: recipe for recipe in recipes}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def loader_generator(seed: int) -> Dict[str, Any]:
@@ -44,17 +44,25 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
     try:
         for item in iterator:
             yield item
-    except (RuntimeError, OSError) as error:
-        if loader.num_workers and any(word in str(error) for word in _OF_WORKERS):
+    except UserError:  # it took too long: PyTorch would wait five seconds for each that hangs
+        _kill(iterator)
+        raise
+    except (RuntimeError, OSError, EOFError) as error:
+        # A worker killed while its batch was being fetched is a connection that has ended.
+        if loader.num_workers and (isinstance(error, (ConnectionError, EOFError)) or any(
+                word in str(error) for word in _OF_WORKERS)):
             raise UserError(_lost_worker(error, loader.num_workers)) from error
         raise
     finally:
         end_workers = getattr(iterator, "_shutdown_workers", None)  # absent without workers
         if end_workers is not None:
             end_workers()
-        for worker in getattr(iterator, "_workers", ()):
-            if worker.is_alive():  # hangs so that it does not hear the SIGTERM PyTorch has sent
-                worker.kill()
+        _kill(iterator)  # who hangs does not hear the SIGTERM that PyTorch has sent
+
+
+def _kill(iterator: Any) -> None:
+    for worker in getattr(iterator, "_workers", ()):
+        worker.kill()
 
 
 _OF_WORKERS = ("DataLoader worker", "shared memory", "Too many open files", "received 0 items",
@@ -62,10 +70,9 @@ _OF_WORKERS = ("DataLoader worker", "shared memory", "Too many open files", "rec
 
 
 def _lost_worker(error: Exception, num_workers: int) -> str:
-    cause = str(error).splitlines()[0]
-    return (f"a process that loads images was lost ({cause}): the system may have ended it for "
-            f"want of memory, shared memory (/dev/shm) or open files (ulimit -n); lower "
-            f"--num_workers, now {num_workers}, or --batch_size, or raise that limit")
+    return (f"a process that loads images was lost ({first_line(error)}): the system may have "
+            "ended it for want of memory, shared memory (/dev/shm) or open files (ulimit -n); "
+            f"lower --num_workers, now {num_workers}, or --batch_size, or raise that limit")
 
 
 def unsynchronised_buffers() -> Dict[str, Any]:

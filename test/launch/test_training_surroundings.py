@@ -100,16 +100,20 @@ def test_streams_that_are_closed_or_full(data, redirection):
     assert saved(data) == ["yolact_shapes_0_3.pth"]
 
 
-def test_a_killed_worker(data):
-    process = start(data, workers=2)
+@pytest.mark.parametrize("number, sentence", [
+    (signal.SIGKILL, "a process that loads images was lost"),
+    (signal.SIGSTOP, "the data loader delivered no batch for 3 s (--loader_timeout)")])
+def test_a_killed_and_a_hanging_worker(data, number, sentence):
+    process = start(data, workers=2, more=["--loader_timeout=3"])
     wait_for_step(process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(int(children[-1]), number)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 2
-    assert err.decode().startswith("error: a process that loads images was lost")
+    assert err.decode().startswith("error: " + sentence)
     assert "--resume=interrupt goes on" in err.decode() and err.count(b"\n") == 1
     assert saved(data)[-1].endswith("_interrupt.pth")
+    assert not Path(f"/proc/{children[-1]}").exists()
 
 
 def test_a_broken_validation_image(data):
@@ -129,11 +133,11 @@ def image_of_step(step, count):
 
 
 @pytest.mark.parametrize("split, step, end", [
-    ("val2017", None, "1_12"), ("train2017", 2, "0_10"), ("train2017", 10, "1_20")])
+    ("val2017", None, "1_12"), ("train2017", 2, "0_2"), ("train2017", 10, "0_10")])
 def test_a_broken_image_on_one_of_two_ranks(tmp_path, split, step, end):
     """Both processes end and the main one, which has not found it, has saved.
 
-    From step 10 on ten steps in a row count for nothing before the processes agree to stop.
+    Up to ten steps in a row, which do not count, pass before the processes agree to stop.
     """
     count = 48
     write_dataset(str(tmp_path / "data"), seed=3, train=count, val=4)

@@ -1,7 +1,7 @@
 """How a process of a run ends early: it is asked to stop, its data hang, or it fails.
 
 A stop request lets the loop save first; a hang and a failure leave a record for the supervisor,
-which tells the launcher which rank failed first. Only the standard library: the supervisor, which
+which tells the launcher which rank failed first. Nothing heavy is imported: the supervisor, which
 imports this, has to start at once.
 """
 
@@ -31,6 +31,8 @@ from typing import (
     TypeVar,
 )
 
+from utils.errors import UserError
+
 LAUNCHER_VARIABLE = "LAUNCHER_PID"
 """Environment variable that holds the number of the launcher's shell."""
 FILE_VARIABLE = "FAILURE_FILE"
@@ -38,6 +40,8 @@ FILE_VARIABLE = "FAILURE_FILE"
 EXIT_HUNG = 1
 FIRST_FACTOR = 10
 """The first item may take this many limits: workers start, caches are cold."""
+GRACE_SECONDS = 30.0
+"""A loader that hangs and does not hear of it within this ends its process."""
 SAME_REQUEST_SECONDS = 2.0
 """A signal that comes sooner after another one belongs to the same stop request."""
 
@@ -90,7 +94,8 @@ def record_failure(rank: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        record_cause(rank, f"{type(error).__name__}: {error}")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        record_cause(rank, f"{kind}{error}")
         raise
 
 
@@ -133,8 +138,30 @@ def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
         timer.cancel()
 
 
+@contextlib.contextmanager
+def interrupted_after(seconds: float, sentence: str) -> Iterator[None]:
+    """Raise `UserError(sentence)` in the main thread, which has to be in the block, if the block
+    takes longer than `seconds`; 0 is no limit. Waiting for a file or a queue is interrupted.
+    """
+    def expire(number: int, frame: Optional[FrameType]) -> None:
+        raise UserError(sentence)
+
+    if not seconds:
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 class WatchedLoader(Generic[T]):
-    """Iterate `source`; end the process if one item takes longer than `limit` seconds.
+    """Iterate `source`; an item that takes longer than `limit` seconds is a `UserError`.
+
+    Where that does not get through, because foreign code hangs, the process ends a little later.
 
     Args:
         source: any iterable, usually a data loader.
@@ -170,11 +197,12 @@ class WatchedLoader(Generic[T]):
         limit = self._limit * FIRST_FACTOR
         while True:
             start = time.perf_counter()
+            sentence = (f"the data loader delivered no batch for {limit:g} s (--loader_timeout); "
+                        "the storage or a loader process hangs")
             try:
-                with time_limit(limit, self._rank, "the data loader delivered no batch for "
-                                f"{limit:g} s (--loader_timeout); the storage or a loader process "
-                                "hangs"):
-                    item = next(items)
+                with time_limit(limit and limit + GRACE_SECONDS, self._rank, sentence):
+                    with interrupted_after(limit, sentence):
+                        item = next(items)
             except StopIteration:
                 return
             self.seconds += time.perf_counter() - start

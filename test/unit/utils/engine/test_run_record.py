@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import re
+import signal
 import time
 
 import pytest
@@ -196,7 +198,18 @@ def test_waiting_for_data_is_measured():
     assert watched.sentence().startswith("Waited for data ")
 
 
-def test_an_item_that_does_not_come_is_reported_after_the_limit(monkeypatch):
+def test_an_item_that_does_not_come_is_an_error_after_the_limit(monkeypatch):
+    monkeypatch.setattr(failures, "FIRST_FACTOR", 1)
+    before, items = signal.getsignal(signal.SIGALRM), []
+    with pytest.raises(UserError, match="no batch for 0.2 s .--loader_timeout."):
+        for item in WatchedLoader((time.sleep(item) or item for item in (0, 30)), 0.2):
+            items.append(item)
+    assert items == [0]
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_loader_that_hears_nothing_ends_its_process(monkeypatch):
     ended = []
 
     def hanging():
@@ -204,11 +217,12 @@ def test_an_item_that_does_not_come_is_reported_after_the_limit(monkeypatch):
         deadline = time.monotonic() + 10
         while not ended and time.monotonic() < deadline:
             time.sleep(0.01)
-        yield 2
 
     monkeypatch.setattr(failures, "leave_hung", lambda *found: ended.append(found))
+    monkeypatch.setattr(failures, "interrupted_after", lambda *limit: contextlib.nullcontext())
     monkeypatch.setattr(failures, "FIRST_FACTOR", 1)
-    assert list(WatchedLoader(hanging(), 0.2, 3)) == [1, 2]
+    monkeypatch.setattr(failures, "GRACE_SECONDS", 0.2)
+    assert list(WatchedLoader(hanging(), 0.2, 3)) == [1]
     assert ended and ended[0][0] == 3 and "no batch for 0.2 s" in ended[0][1]
 
 
