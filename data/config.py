@@ -71,7 +71,7 @@ class Config:
         "trains from scratch", flags=("--backbone_weights",), metavar="FILE")
     selected_layers: Tuple[int, ...] = option(
         (1, 2, 3), "backbone stages (from 0) that feed the pyramid, finest first")
-    dcn_layers: Tuple[int, ...] = option(
+    dcn_layers: Tuple[int, int, int, int] = option(
         (0, 0, 0, 0), "blocks at the end of each ResNet stage that may be deformable (YOLACT++)")
     dcn_interval: int = option(1, "of these, one block in so many is deformable", at_least=1)
     max_size: int = option(
@@ -176,10 +176,8 @@ class Config:
     epochs: int = option(
         0, "length in epochs in place of max_iter, with lr_steps in proportion and a warm-up of a "
         "tenth at most; 0: max_iter counts", at_least=0, flags=("--epochs",), metavar="N")
-
     augment_rotate: bool = option(
-        False, "turn by 0, 90, 180 or 270 degrees: for images without an upright, such as from "
-        "microscopes or from above")
+        False, "turn by 0, 90, 180 or 270 degrees: for images from microscopes or from above")
 
     def __post_init__(self) -> None:
         kinds = field_kinds()
@@ -187,16 +185,16 @@ class Config:
             problem = value_problem(getattr(self, field.name), kinds[field.name], field.metadata)
             if problem:
                 raise self._invalid(field.name, problem)
-        if not self.name or "/" in self.name or "\\" in self.name:
+        if not self.name or set(self.name) & set("/\\"):
             raise self._invalid("name", "expected a text that can be part of a file name")
         if min(self.pixel_std) <= 0:
             raise self._invalid("pixel_std", "expected numbers above 0")
         if list(self.lr_steps) != sorted(self.lr_steps):
             raise self._invalid("lr_steps", "expected ascending iterations")
         for name, limit in (("negative_iou", "positive_iou"), ("max_num_detections", "nms_top_k")):
-            if getattr(self, name) > getattr(self, limit):
-                raise self._invalid(name, f"expected at most {limit}, which is "
-                                          f"{getattr(self, limit):g}")
+            largest = getattr(self, limit)
+            if getattr(self, name) > largest:
+                raise self._invalid(name, f"expected at most {limit}, which is {largest:g}")
         self._check_network()
         self._check_training_options()
 
@@ -211,11 +209,8 @@ class Config:
         lengths = sum(self.pred_scales, self.pred_aspect_ratios)
         if not self.num_anchors or min(lengths) <= 0:
             raise self._invalid("pred_scales", "expected sides and aspect ratios above 0")
-        if len(self.dcn_layers) != 4:
-            raise self._invalid("dcn_layers", "expected four numbers")
         if any(self.dcn_layers) and not BACKBONES[self.backbone].deformable:
-            raise self._invalid("dcn_layers", f"expected zeros: {self.backbone} has no deformable "
-                                              "blocks")
+            raise self._invalid("dcn_layers", f"expected 0s: {self.backbone} has none to deform")
         if self.use_maskiou and self.proto_size < SMALLEST_MASKIOU_INPUT:
             raise self._invalid("max_size", "expected at least 249: the mask-IoU network halves "
                                             "the masks five times without padding")
@@ -224,14 +219,13 @@ class Config:
         if not 0 <= self.ema_decay < 1:
             raise self._invalid("ema_decay", "expected 0 (off) or a number below 1 such as 0.9998")
         stages = len(BACKBONES[self.backbone].strides)
-        counts = map(str, range(1, stages + 1))
-        if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE, *counts):
+        if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE, *map(str, range(1, stages + 1))):
             raise self._invalid("freeze", f"expected '{NOT_FROZEN}', '{WHOLE_BACKBONE}', or 1 to "
                                           f"{stages}, the number of stages")
-        if isinstance(self.class_weights, str):
-            if self.class_weights != BALANCED:
-                raise self._invalid("class_weights", f"expected '{BALANCED}', or a factor for each "
-                                                     "name")
+        if self.class_weights == BALANCED:
+            pass
+        elif isinstance(self.class_weights, str):
+            raise self._invalid("class_weights", f"expected '{BALANCED}' or a factor for a name")
         elif not all(factor > 0 for _, factor in self.class_weights):
             raise self._invalid("class_weights", "expected factors above 0")
         sides = self.multi_scale
