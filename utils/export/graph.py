@@ -12,7 +12,6 @@ import inspect
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -234,40 +233,17 @@ def _to_half(path: str) -> None:
     """Convert what stands in the network's modules (nodes `/network/MODULE/..`) to half precision.
 
     Before and after them everything stays as it is; so do deformable convolutions, which ONNX
-    Runtime has in single precision only, and the sizes that Resize takes.
+    Runtime has in single precision only.
     """
-    onnx = importlib.import_module("onnx")
-    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    floats = {value.name for value in [*graph.input, *graph.value_info, *graph.output]
-              if value.type.tensor_type.elem_type == single}
-    nodes: List[Any] = []
-    halves: Dict[str, str] = {}
-    for node in graph.node:
-        if not node.name.startswith("/network/") or node.name.count("/") < 3 or (
-                node.op_type == "DeformConv"):
-            nodes.append(node)
-            continue
-        for number, name in enumerate(node.input):
-            if name in floats:
-                if name not in halves:  # from before the modules: the image
-                    halves[name] = name + "_half"
-                    nodes.append(onnx.helper.make_node("Cast", [name], [halves[name]], to=half))
-                node.input[number] = halves[name]
-            elif name in weights and node.op_type != "Resize" and (
-                    weights[name].data_type == single):
-                values = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
-                weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
-        nodes.append(node)
-        for number, name in enumerate(node.output):
-            if name in floats:
-                halves[name] = node.output[number] = name + "_half"
-                nodes.append(onnx.helper.make_node("Cast", [halves[name]], [name], to=single))
-    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(node for node in nodes if used.intersection(node.output))
+    onnx, tools = importlib.import_module("onnx"), "onnxruntime.transformers"
+    float16 = importlib.import_module(f"{tools}.float16")
+    model = onnx.load(path)
+    outside = [node.name for node in model.graph.node
+               if not node.name.startswith("/network/") or node.name.count("/") < 3]
+    model = float16.convert_float_to_float16(
+        model, keep_io_types=True, node_block_list=outside,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, "DeformConv"])
+    importlib.import_module(f"{tools}.onnx_model").OnnxModel.graph_topological_sort(model.graph)
     onnx.save(model, path)
 
 
