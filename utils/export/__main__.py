@@ -17,13 +17,13 @@ from utils.errors import UserError
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
 from utils.export.folder import (
     Plan,
+    differences,
     new_folder,
     require_libraries,
     write_description,
     write_models,
 )
 from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
-from utils.export.verify import differences
 from utils.exported import is_export
 from utils.inference.detector import LoadedModel, load_model
 from yolact import Yolact

@@ -27,7 +27,7 @@ from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.errors import UserError
-from utils.export import verify
+from utils.export import folder as folder_module
 from utils.export.__main__ import main
 from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
@@ -201,7 +201,7 @@ def test_an_export_is_no_source_of_another(weights, tmp_path, capsys):
 
 
 def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(folder_module, "TOLERANCE", 1e-12)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
     assert "the exported model differs from PyTorch" in error
     assert os.listdir(str(tmp_path)) == []
