@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import torch
@@ -15,7 +16,7 @@ from utils.checkpoint import CheckpointName, rng_state, set_rng_state, state_pat
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_bytes, raise_together
 from utils.engine.learner import Learner
-from utils.engine.records import BestScore, StepRecords
+from utils.engine.observer import StepRecords
 from utils.errors import UserError
 from utils.files import digest
 from utils.weights.files import read_weights
@@ -50,6 +51,58 @@ class SavePlan(NamedTuple):
     """False where only speed is measured."""
     on_interrupt: bool = True
     """A run that is stopped is saved."""
+
+
+@dataclass
+class BestScore:
+    """Best average precision of masks over the validations of a training.
+
+    Attributes:
+        mask_ap: best average precision of masks, in [0, 1]; None before the first validation, and
+            where no validation image had ground truth.
+        box_ap: that of boxes in the same validation.
+        iteration: steps done when the best validation ran.
+        since: validations that have followed the best one, none of them better.
+    """
+
+    mask_ap: Optional[float] = None
+    box_ap: Optional[float] = None
+    iteration: int = 0
+    since: int = 0
+
+    def update(self, iteration: int, mask_ap: Optional[float], box_ap: Optional[float]) -> bool:
+        """Take the scores of a validation; returns whether they are the best so far.
+
+        The first validation is the best one whatever it scored; of equal ones the first stays.
+        """
+        if self.iteration and not _value(mask_ap) > _value(self.mask_ap):
+            self.since += 1
+            return False
+        self.mask_ap, self.box_ap = mask_ap, box_ap
+        self.iteration, self.since = int(iteration), 0
+        return True
+
+    def consider(self, iteration: int, mask_ap: float, box_ap: Optional[float]) -> None:
+        """Take the scores that eval.py found for an iteration, if they are the best.
+
+        They are rounded, as results.csv has them: an equal score is not a better one.
+        """
+        if iteration != self.iteration and mask_ap > _value(self.mask_ap) + 1e-6:
+            self.mask_ap, self.box_ap, self.iteration = mask_ap, box_ap, iteration
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Plain types, for the state of training."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        for name in asdict(self):
+            setattr(self, name, state[name])
+
+
+def _value(score: Optional[float]) -> float:
+    """A score to compare by: none, and one that is no number, are below all others."""
+    return -1.0 if score is None or score != score else float(score)
 
 
 class Saver:

@@ -36,8 +36,8 @@ from utils.engine.learner import (
     freeze_stages,
     fused_loss_limit,
 )
-from utils.engine.records import BestScore, StepRecords
-from utils.engine.saving import SavePlan, Saver
+from utils.engine.observer import StepRecords
+from utils.engine.saving import BestScore, SavePlan, Saver
 from utils.engine.train_flags import AUTO, images_per_card
 from utils.errors import UserError
 from utils.inference.detector import Detector

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from utils.engine import observer
-from utils.engine.observer import StepClock, format_line
-from utils.engine.records import StepRecords
+from utils.engine.observer import StepClock, StepRecords, format_line
 
 
 def test_line_to_the_byte():

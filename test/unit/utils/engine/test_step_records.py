@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from utils.engine.records import WINDOW, StepRecords
+from utils.engine.observer import WINDOW, StepRecords
 
 
 def add(records, iteration, value, applied=True, device="cpu"):
