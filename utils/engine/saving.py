@@ -108,17 +108,10 @@ def _value(score: Optional[float]) -> float:
 class Saver:
     """Write and read the checkpoints of one training.
 
-    Args:
-        learner: what is saved.
-        plan: where and when.
-        records: the losses of the last steps are saved.
-        best: the best validation so far is saved.
-        identity: what makes this run the same training: configuration, class names, seed, batch,
-            schedule; plain types. Stored at the top level of the state, so that evaluation finds
-            the configuration and the class names without knowing about training.
-        epoch_size: steps in an epoch.
-        launch: of this process; also the training's id, unless it goes on from a checkpoint.
-        is_main: only the main process writes.
+    `identity` is what makes this run the same training: configuration, class names, seed, batch,
+    schedule; plain types. It stands at the top level of the state, so that evaluation finds the
+    configuration and the class names without knowing about training. `launch` of this process is
+    also the training's id, unless it goes on from a checkpoint. Only the main process writes.
 
     Attributes:
         training_id: stays the same however often the training is stopped and goes on.
@@ -183,10 +176,8 @@ class Saver:
     def save(self, done: int, interrupt: bool = False, finished: bool = False) -> Optional[str]:
         """Write the checkpoint of iteration `done`; returns its path, None where none is kept.
 
-        Args:
-            done: iterations of the whole training.
-            interrupt: it is not one of those that come at an interval, and replaces its like.
-            finished: the training is at its end.
+        One of an `interrupt`, which does not come at an interval, replaces its like; `finished` is
+        noted of a training at its end.
         """
         plan = self.plan
         if self._folder is None:
@@ -291,15 +282,8 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
                  processes: Processes, device: torch.device) -> Optional[str]:
     """The checkpoint that all processes go on from; None to start at the beginning.
 
-    Args:
-        resume: what the user asked for, if anything.
-        folder: where `latest` and `interrupt` are looked for.
-        config_name: of the recipe.
-        launch: of this process.
-        restarted: torch's launcher has started the processes of this launch again: they go on from
-            what the launch itself has saved, if anything.
-        processes: all of the run.
-        device: of this process.
+    `resume` is what the user asked for, if anything. Where torch's launcher has `restarted` the
+    processes of this launch, they go on from what the launch itself has saved, if anything.
 
     Raises:
         UserError: there is no such file, or hosts have different ones.

@@ -98,13 +98,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                    step: TrainStep, launch: str, resumed: Optional[str] = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
-    Args:
-        args: from `parse_train_flags`.
-        processes: all of the run.
-        device: of this process.
-        step: one update, which --batch_size=auto tries.
-        launch: id of this launch, see `launch_id`.
-        resumed: checkpoint that `Saver.resume` will be called with, if any.
+    `step` is one update, which --batch_size=auto tries; `launch` comes from `launch_id`; `resumed`
+    is the checkpoint that `Saver.resume` will be called with, if any.
     """
     config: Config = args.recipe
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)

@@ -32,12 +32,8 @@ SCORE_THRESHOLD = 0.3
 
 
 def start_lines(training: Training, start: int, strict: bool) -> List[str]:
-    """What is about to happen. The lines up to `learning rate` are also read by programs.
-
-    Args:
-        training: built.
-        start: iteration that it goes on from.
-        strict: findings of the data check are errors.
+    """What is about to happen, from iteration `start`; the lines up to `learning rate` are also
+    read by programs. With `strict` findings of the data check are errors.
     """
     config, loader, dataset = training.config, training.loader, training.dataset
     validated = None if training.validation is None else training.validation.evaluation.dataset
@@ -150,14 +146,8 @@ def _options(training: Training) -> List[str]:
 
 def end_lines(training: Training, done: int, seconds: float, images_per_second: float,
               run_folder: Optional[str]) -> List[str]:
-    """What came out of a training.
-
-    Args:
-        training: after its last step.
-        done: iterations, counted from its start.
-        seconds: of this session.
-        images_per_second: mean; 0 where it was not measured.
-        run_folder: of the run; None without one.
+    """What came out of a training after `done` iterations, counted from its start; `seconds` are
+    those of this session, `images_per_second` 0 where it was not measured.
     """
     best, skipped = training.best, training.records.total_skipped
     speed = (f"{images_per_second:.1f} images/s on average" if images_per_second
@@ -190,14 +180,8 @@ def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str
 
 def next_lines(args: argparse.Namespace, training: Training, done: int, path: Optional[str],
                run_folder: Optional[str]) -> List[str]:
-    """Commands to paste that go on from a training; none where no weights were kept.
-
-    Args:
-        args: the command line of the run.
-        training: after its last step.
-        done: iterations, counted from its start.
-        path: weights that were saved at the end; None where none were.
-        run_folder: of the run; None without one.
+    """Commands to paste that go on from a training; none where no weights were kept. `path` are
+    those that were saved at the end, if any.
     """
     commands: Dict[str, Sequence[str]] = {}
     weights = _best_weights(training, run_folder) or path
