@@ -28,10 +28,8 @@ KINDS = ("pth", "safetensors", "pdparams")
 def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> List[str]:
     """Convert one file; returns sentences about what was read and written.
 
-    Args:
-        source_path: weights of a YOLACT network or of a backbone, of any known kind.
-        target_path: written whole or not at all; may exist, but may not be the source.
-        kind: one of `KINDS`; None takes it from the ending of `target_path`.
+    The target is written whole or not at all; it may exist, but may not be the source. Without a
+    `kind` of `KINDS` its ending says it.
 
     Raises:
         UserError: the source is not such a file, or the target's kind cannot be told.

@@ -162,18 +162,11 @@ def has_deform_conv(network: nn.Module) -> bool:
 
 def write_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
                   input_type: str, opset: int, half: bool) -> None:
-    """Write a network as an ONNX file and check it.
+    """Write `RawOutputs` or `DetectionOutputs` of a `prepared` network as an ONNX file; check it.
 
-    Args:
-        module: a `RawOutputs` or `DetectionOutputs` of a `prepared` network.
-        path: file to write.
-        config: of the network.
-        form: one of `FORMS`.
-        batch: B; None leaves it open.
-        input_type: `float32` takes images normalised as in training, `uint8` those as read.
-        opset: of ONNX.
-        half: weights and arithmetic of the network in half precision; single precision stays what
-            comes before and after it, and the types of inputs and outputs.
+    A batch of None is left open. An `input_type` `float32` takes images normalised as in training,
+    `uint8` those as read. With `half` weights and arithmetic of the network are in half precision;
+    single precision stays what comes before and after it, and the types of inputs and outputs.
     """
     side = config.max_size
     images = torch.zeros((batch or 1, 3, side, side), dtype=INPUT_TYPES[input_type])

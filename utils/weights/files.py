@@ -159,10 +159,7 @@ class WeightsFile:
 
 
 def read_weights(path: str) -> WeightsFile:
-    """Read a weights file of any known kind.
-
-    Args:
-        path: of the file; what it is called does not matter.
+    """Read a weights file of any known kind; what it is called does not matter.
 
     Raises:
         UserError: the file is missing, of no known kind, damaged, hostile, without tensors by name,
