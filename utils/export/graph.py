@@ -15,6 +15,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from backbone import BatchNorm2d
 from data.config import Config
@@ -136,23 +137,15 @@ def prepared(network: Yolact) -> Yolact:
         children = list(module.named_children())
         for (_, first), (name, second) in zip(children, children[1:]):
             if isinstance(first, (nn.Conv2d, DeformConv2d)) and isinstance(second, BatchNorm2d):
-                _fold(first, second)
+                first.weight, first.bias = fuse_conv_bn_weights(
+                    first.weight, first.bias, cast(Tensor, second.running_mean),
+                    cast(Tensor, second.running_var), second.eps, second.weight, second.bias)
                 setattr(module, name, nn.Identity())
         if isinstance(module, DeformConv2d):
             module.__class__ = _ExportedDeformConv
     for parameter in ready.parameters():
         parameter.requires_grad_(False)
     return ready
-
-
-@torch.no_grad()
-def _fold(layer: nn.Module, norm: BatchNorm2d) -> None:
-    """Scale and shift a convolution's results as `norm` would."""
-    scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
-    weight, bias = cast(Tensor, layer.weight), cast(Optional[Tensor], layer.bias)
-    shift = norm.bias - cast(Tensor, norm.running_mean) * scale
-    weight.mul_(scale.reshape(-1, 1, 1, 1))
-    layer.bias = nn.Parameter(shift if bias is None else shift + bias * scale)
 
 
 def has_deform_conv(network: nn.Module) -> bool:
