@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def _report(source: WeightsFile, target_path: str, kind: str,
         f"{os.path.getsize(target_path) / 1e6:.1f} MB"]
 
 
-def _run(argv: List[str]) -> int:
+def main(argv: List[str]) -> int:
+    """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.convert_weights",
                             description="Convert weights of a YOLACT network or of a backbone.")
     parser.add_argument("source", metavar="IN", help=".pth, .safetensors, .pdparams, or DarkNet's "
@@ -106,10 +107,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

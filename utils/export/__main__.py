@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Tuple
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
@@ -101,7 +101,8 @@ def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
     return loaded, loaded.model
 
 
-def _run(argv: List[str]) -> int:
+def main(argv: List[str]) -> int:
+    """Command line entry."""
     args = export_parser().parse_args(argv)
     plan, atc = plan_of(args), atc_plan_of(args)
     require_libraries()
@@ -131,10 +132,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

@@ -13,7 +13,7 @@ import argparse
 import glob
 import os
 import sys
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 import torch
@@ -122,7 +122,8 @@ def offline_parser() -> ArgumentParser:
     return parser
 
 
-def _run(argv: List[str]) -> int:
+def main(argv: List[str]) -> int:
+    """Command line entry."""
     args: argparse.Namespace = offline_parser().parse_args(argv)
     loaded = load_model(args.model)
     network = loaded.model
@@ -140,10 +141,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

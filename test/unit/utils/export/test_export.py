@@ -26,6 +26,7 @@ from helpers.exports import export, require_onnx
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
+from utils.cli import run_main
 from utils.errors import UserError
 from utils.export import folder as folder_module
 from utils.export.__main__ import main
@@ -171,14 +172,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("flags, sentence", REFUSED, ids=lambda value: " ".join(value)[:40])
 def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tmp_path, capsys):
-    assert main([weights, f"--out={tmp_path / 'out'}", *flags]) == 2
+    assert run_main(main, [weights, f"--out={tmp_path / 'out'}", *flags]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
     assert os.listdir(str(tmp_path)) == []
 
 
 def refused(capsys, *argv):
-    assert main([str(argument) for argument in argv]) == 2
+    assert run_main(main, [str(argument) for argument in argv]) == 2
     return capsys.readouterr().err
 
 
