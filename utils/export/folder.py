@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from data.shapes import draw_scene
 from layers.detection import Detect
 from utils.errors import UserError
 from utils.export import graph
-from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, ExportedModel
+from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, ExportedModel, require
 from utils.files import digest
 from utils.inference.detector import LoadedModel, to_network_input
 from yolact import Yolact
@@ -55,16 +54,6 @@ class Plan:
     def model_name(self, batch: Optional[int]) -> str:
         """File name, without ending, of the model with this batch."""
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
-
-
-def require_libraries() -> None:
-    """Raise a `UserError` where what writing and checking need is not installed."""
-    for name in ("onnx", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise UserError(f"exporting needs {name}, which is not installed; "
-                            "pip install onnx onnxruntime") from None
 
 
 @contextlib.contextmanager
@@ -149,7 +138,7 @@ def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[
                        "top_k": config.nms_top_k, "max_detections": config.max_num_detections},
         "weights": {"file": os.path.basename(source), "sha256": digest(source)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **{
-            name: importlib.import_module(name).__version__ for name in ("onnx", "onnxruntime")}},
+            name: require(name).__version__ for name in ("onnx", "onnxruntime")}},
         "config": config.to_dict(),
     }
 

@@ -7,7 +7,6 @@ h x w prototype size.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
@@ -23,7 +22,7 @@ from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from layers.detection import Detect
 from layers.mask_iou import MaskIouNet
 from utils.errors import UserError, first_line
-from utils.exported import open_onnx
+from utils.exported import open_onnx, require
 from yolact import Yolact
 
 INPUT_NAME = "input.1"
@@ -202,7 +201,7 @@ def _simplify(path: str) -> None:
 
     ONNX Runtime does so whenever it opens a file, other runtimes need not.
     """
-    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    onnx, runtime = require("onnx"), require("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = path
@@ -221,20 +220,19 @@ def _to_half(path: str) -> None:
     Before and after them everything stays as it is; so do deformable convolutions, which ONNX
     Runtime has in single precision only.
     """
-    onnx, tools = importlib.import_module("onnx"), "onnxruntime.transformers"
-    float16 = importlib.import_module(f"{tools}.float16")
+    onnx, float16 = require("onnx"), require("onnxruntime.transformers.float16")
     model = onnx.load(path)
     outside = [node.name for node in model.graph.node
                if not node.name.startswith("/network/") or node.name.count("/") < 3]
     model = float16.convert_float_to_float16(
         model, keep_io_types=True, node_block_list=outside,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, "DeformConv"])
-    importlib.import_module(f"{tools}.onnx_model").OnnxModel.graph_topological_sort(model.graph)
+    require("onnxruntime.transformers.onnx_model").OnnxModel.graph_topological_sort(model.graph)
     onnx.save(model, path)
 
 
 def _check(path: str) -> None:
-    checker = importlib.import_module("onnx").checker
+    checker = require("onnx").checker
     try:
         checker.check_model(path, full_check=True)
     except (checker.ValidationError, RuntimeError) as error:

@@ -212,7 +212,7 @@ def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch
 def test_a_missing_library_is_named_with_its_command(name, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
-    assert f"exporting needs {name}" in error and "pip install onnx onnxruntime" in error
+    assert f"{name} is needed for exported models" in error and f"pip install {name}" in error
 
 
 def test_a_runtime_too_old_for_an_operator_is_a_sentence(tmp_path):

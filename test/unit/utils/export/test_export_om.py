@@ -175,4 +175,4 @@ def test_a_missing_runtime_is_a_sentence(weights, tmp_path, atc, capsys):
     assert evaluation.main([f"--trained_model={folder}/model_310P3.om", "--eval_device=cpu",
                             f"--image={tmp_path}/a.png:{tmp_path}/b.png"]) == 2
     error = capsys.readouterr().err
-    assert "ais_bench is needed to run an exported model" in error and error.count("\n") == 1
+    assert "ais_bench is needed for exported models" in error and error.count("\n") == 1
