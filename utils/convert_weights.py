@@ -15,9 +15,9 @@ from torch import Tensor
 
 from utils.checkpoint import load_for_inference, state_path
 from utils.cli import ArgumentParser, run_main
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.files import write_whole
-from utils.weights.files import WeightsFile, metadata_of, some
+from utils.weights.files import WeightsFile, metadata_of
 from utils.weights.names import paddle_names, published_names
 from utils.weights.paddle import write_pdparams
 from utils.weights.safetensors import write_safetensors
@@ -45,7 +45,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     if contents is None:
         raise UserError(
             f"'{source_path}' holds {len(source.tensors)} tensors, but neither a YOLACT network "
-            f"nor a ResNet or DarkNet backbone (first: {some(list(source.tensors))}); give such a "
+            f"nor a ResNet or DarkNet backbone (first: {some(source.tensors)}); give such a "
             "file")
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
     metadata = metadata_of(source.config, source.class_names)

@@ -17,7 +17,7 @@ from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, gather_bytes
 from utils.engine.learner import Learner
-from utils.errors import UserError, first_line
+from utils.errors import UserError, counted, first_line
 from utils.memory import (
     MARGIN,
     held_by_others,
@@ -57,8 +57,8 @@ class MemoryNeed(NamedTuple):
 
     def sentence(self, batch_size: int) -> str:
         """For people."""
-        return (f"{in_gib(self.fixed + batch_size * self.per_image)} for {batch_size} "
-                f"image{'' if batch_size == 1 else 's'} ({in_gib(self.fixed)} + "
+        return (f"{in_gib(self.fixed + batch_size * self.per_image)} for "
+                f"{counted(batch_size, 'image')} ({in_gib(self.fixed)} + "
                 f"{in_gib(self.per_image)} per image)")
 
     @staticmethod

@@ -23,7 +23,7 @@ from layers.sync_batch_norm import SyncBatchNorm2d
 from utils.device import describe
 from utils.distributed.processes import Processes
 from utils.engine.setup import Training
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.progress import duration
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -48,7 +48,7 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
                         + ([] if validated is None else [("val", _counts(validated))]))
     lines.append(f"{config.name}: {config.num_classes - 1} classes, {parameters} parameters, "
                  f"input {config.max_size} x {config.max_size}")
-    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {cards} card{_s(cards)}"
+    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {counted(cards, 'card')}"
                  f"{f' x {parts} parts' if parts > 1 else ''}, {size} iterations an epoch; "
                  f"iterations {start} to {max_iter} ({max_iter / size:.1f} epochs), learning rate "
                  f"{training.schedule.base_lr:g}, precision {training.learner.precision.name}")
@@ -56,8 +56,9 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
         isinstance(module, SyncBatchNorm2d) for module in model.modules()) else "trained"
     lines.append(_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
                                      f"batch norm {batch_norm}"))
-    lines.append(_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
-                                    f"{_count(parts, 'part')} = {training.images_per_step} images"))
+    lines.append(_line("Iteration", f"{loader.batch_size} images x {counted(cards, 'card')} x "
+                                    f"{counted(parts, 'part')} = "
+                                    f"{training.images_per_step} images"))
     options = ", ".join(_options(training))
     return lines + schedule_lines(training) + ([_line("Turned on", options)] if options else [])
 
@@ -80,11 +81,11 @@ def schedule_lines(training: Training) -> List[str]:
     loader, saving, max_iter = training.loader, training.saver.plan, training.schedule.max_iter
 
     def iterations(count: int) -> str:
-        return f"{_count(count, 'iteration')} ({_epochs(training, count)})"
+        return f"{counted(count, 'iteration')} ({_epochs(training, count)})"
 
     length = f"{iterations(max_iter)}, {loader.epoch_size} to an epoch"
     if loader.left_out:
-        length += f", {_count(loader.left_out, 'image')} left over for another"
+        length += f", {counted(loader.left_out, 'image')} left over for another"
     asked = training.config.max_iter
     if max_iter != asked and not training.config.epochs:
         length += f"; {asked} scaled to this batch size, --no_autoscale keeps {asked}"
@@ -123,7 +124,7 @@ def _rate(training: Training) -> str:
     steps = [f"{step} ({_epochs(training, step)})" for step in rate.lr_steps
              if step < rate.max_iter]
     return text if not steps else (
-        f"{text}, x {rate.gamma:g} at iteration{_s(len(steps))} {', '.join(steps)}")
+        f"{text}, x {rate.gamma:g} at iteration{'s' * (len(steps) > 1)} {', '.join(steps)}")
 
 
 def _options(training: Training) -> List[str]:
@@ -155,12 +156,12 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
     lines = [_line("Done", f"{done} iterations ({done / training.loader.epoch_size:.1f} epochs); "
                            f"this session took {duration(seconds)}, {speed}")]
     if training.nothing_improves():
-        lines.append(_line("Ended early", f"{_count(best.since, 'validation')} in a row found "
+        lines.append(_line("Ended early", f"{counted(best.since, 'validation')} in a row found "
                            f"nothing better (--early_stopping={training.config.early_stopping})"))
     elif done < training.schedule.max_iter:
         lines.append(_line("Ended early", "by a signal"))
     if skipped:
-        lines.append(_line("Skipped", f"{_count(skipped, 'update')} of {done}: the loss or a "
+        lines.append(_line("Skipped", f"{counted(skipped, 'update')} of {done}: the loss or a "
                                       "gradient was not finite"))
     if not best.iteration:
         return lines + [_line("Best mAP", "not known: no validation (--validation_epoch)")]
@@ -273,11 +274,3 @@ def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> Li
 def _line(label: str, text: str) -> str:
     """`label : text` in the layout of the start and the end."""
     return f"{label:<13}: {text}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{_s(number)}"
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"

@@ -39,7 +39,6 @@ from utils.weights.safetensors import looks_like_safetensors, read_safetensors
 from utils.weights.torch_file import MAGIC, ZIP_START, read_torch_file
 
 _PICKLE_START = b"\x80"
-_SHOWN = 3
 
 T = TypeVar("T")
 
@@ -236,8 +235,3 @@ def metadata_of(config: Optional[Mapping[str, Any]],
     known = {"config": config, "class_names": class_names}
     return {"format": "pt", **{key: json.dumps(value) for key, value in known.items()
                                if value is not None}}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a sentence."""
-    return ", ".join(names[:_SHOWN]) + (", .." if len(names) > _SHOWN else "")
