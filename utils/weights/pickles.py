@@ -171,7 +171,7 @@ class _Unpickler(_PythonUnpickler):
         if isinstance(target, (_Array, _ArrayType)):
             target.set_state(state)
         elif not isinstance(target, OrderedDict):
-            raise ForbiddenName(f"attributes of {_what(target)}")
+            raise ForbiddenName(f"attributes{_names_in(state)} of {_what(target)}")
 
     def load_setitems(self) -> None:
         self._set_items(self.pop_mark())
@@ -207,6 +207,14 @@ class _Unpickler(_PythonUnpickler):
 
 def _what(value: Any) -> str:
     return value.name if isinstance(value, Named) else f"a {type(value).__name__}"
+
+
+def _names_in(state: Any) -> str:
+    """The first attribute that a state would set, for a sentence."""
+    for part in state if type(state) is tuple else (state,):
+        if isinstance(part, dict) and part:
+            return f" '{str(next(iter(part)))[:40]}'"
+    return ""
 
 
 class _Bounded:
