@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
 from utils.checkpoint import load_for_inference, state_path
 from utils.cli import ArgumentParser, run_main
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.files import write_whole
-from utils.weights.files import WeightsFile, metadata_of, some
+from utils.weights.files import WeightsFile, metadata_of
 from utils.weights.names import paddle_names, published_names
 from utils.weights.paddle import write_pdparams
 from utils.weights.safetensors import write_safetensors
@@ -28,10 +28,8 @@ KINDS = ("pth", "safetensors", "pdparams")
 def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> List[str]:
     """Convert one file; returns sentences about what was read and written.
 
-    Args:
-        source_path: weights of a YOLACT network or of a backbone, of any known kind.
-        target_path: written whole or not at all; may exist, but may not be the source.
-        kind: one of `KINDS`; None takes it from the ending of `target_path`.
+    The target is written whole or not at all; it may exist, but may not be the source. Without a
+    `kind` of `KINDS` its ending says it.
 
     Raises:
         UserError: the source is not such a file, or the target's kind cannot be told.
@@ -47,7 +45,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     if contents is None:
         raise UserError(
             f"'{source_path}' holds {len(source.tensors)} tensors, but neither a YOLACT network "
-            f"nor a ResNet or DarkNet backbone (first: {some(list(source.tensors))}); give such a "
+            f"nor a ResNet or DarkNet backbone (first: {some(source.tensors)}); give such a "
             "file")
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
     metadata = metadata_of(source.config, source.class_names)
@@ -95,7 +93,8 @@ def _report(source: WeightsFile, target_path: str, kind: str,
         f"{os.path.getsize(target_path) / 1e6:.1f} MB"]
 
 
-def _run(argv: List[str]) -> int:
+def main(argv: List[str]) -> int:
+    """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.convert_weights",
                             description="Convert weights of a YOLACT network or of a backbone.")
     parser.add_argument("source", metavar="IN", help=".pth, .safetensors, .pdparams, or DarkNet's "
@@ -108,10 +107,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

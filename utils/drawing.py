@@ -7,7 +7,7 @@ image, all anti-aliased. Images are uint8 `[h, w, 3]` BGR, as OpenCV reads and w
 from __future__ import annotations
 
 import colorsys
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -82,12 +82,8 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
         class_names: all classes, for colours that differ as much as they can.
         texts: what is written on the plates in place of the labels; '' draws no plate.
         outline_boxes: draw the boxes.
-
-    Raises:
-        ValueError: the lengths or sizes do not fit together.
     """
     boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
-    _check(image_bgr, boxes, masks, labels)
     image = np.ascontiguousarray(image_bgr).copy()
     style = _style(image)
     colors = [class_color(label, class_names) for label in labels]
@@ -120,12 +116,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
     """Put images beside each other, each under its title, on a white ground.
 
     Images may differ in size; they are not scaled. A title that is too wide is made smaller.
-
-    Raises:
-        ValueError: no images, or not one title for each.
     """
-    if not images or len(images) != len(titles):
-        raise ValueError(f"{len(images)} images and {len(titles)} titles")
     height = max(image.shape[0] for image in images)
     gap = left = max(4, height // 40)
     bar = max(18, height // 16)
@@ -143,15 +134,6 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
     return canvas
 
 
-def _check(image: np.ndarray, boxes: np.ndarray, masks: Optional[Sequence[Any]],
-           labels: Sequence[str]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [h, w, 3]")
-    for name, items in (("labels", labels), ("masks", boxes if masks is None else masks)):
-        if len(items) != len(boxes):
-            raise ValueError(f"{len(boxes)} boxes and {len(items)} {name}")
-
-
 def _style(image: np.ndarray) -> _Style:
     side = (image.shape[0] * image.shape[1]) ** 0.5
     scale = float(np.clip(side / 1100, 0.33, 1.6))
@@ -163,8 +145,6 @@ def _fill_mask(image: np.ndarray, mask: Union[np.ndarray, MaskWindow],
                color: Color) -> List[np.ndarray]:
     """Blend a colour into the mask's pixels; returns the outlines of the mask."""
     if not isinstance(mask, MaskWindow):
-        if mask.shape != image.shape[:2]:
-            raise ValueError(f"masks are {list(mask.shape)}, the image is {list(image.shape[:2])}")
         mask = MaskWindow(0, 0, mask)
     if not mask.pixels.size:
         return []

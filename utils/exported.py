@@ -22,7 +22,8 @@ DESCRIPTION_FORMAT = 1
 MODEL_ENDINGS = (".onnx", ".om")
 PROVIDERS = {"npu": "CANNExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """ONNX Runtime's name of what runs a model on a device; the CPU needs none."""
-INSTALL = {"onnxruntime": "pip install onnxruntime (onnxruntime-gpu for CUDA)",
+INSTALL = {"onnx": "pip install onnx",
+           "onnxruntime": "pip install onnxruntime (onnxruntime-gpu for CUDA)",
            "cuda": "pip install onnxruntime-gpu", "npu": "pip install onnxruntime-cann",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
 
@@ -146,7 +147,7 @@ def prepare(planes: np.ndarray, described: Dict[str, Any]) -> np.ndarray:
 def open_onnx(path: str, device: str = "cpu",
               options: Optional[Any] = None) -> Tuple[Session, str]:
     """What runs an ONNX file, and ONNX Runtime's version and device in words."""
-    runtime = _import("onnxruntime")
+    runtime = require("onnxruntime")
     available = runtime.get_available_providers()
     wanted = list(PROVIDERS) if device == "auto" else [device]
     providers = [PROVIDERS[name] for name in wanted if PROVIDERS.get(name) in available]
@@ -176,7 +177,7 @@ def open_onnx(path: str, device: str = "cpu",
 
 def _open_om(path: str) -> Session:
     """What runs an Ascend model, on card `ASCEND_DEVICE_ID` (0)."""
-    interface = _import("ais_bench.infer.interface")
+    interface = require("ais_bench.infer.interface")
     session = interface.InferSession(int(os.environ.get("ASCEND_DEVICE_ID", "0")), path)
     return lambda values: session.infer([values])
 
@@ -189,10 +190,11 @@ def _has_ais_bench() -> bool:
     return True
 
 
-def _import(name: str) -> Any:
+def require(name: str) -> Any:
+    """A module of a library; a `UserError` where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.split(".")[0]
-        raise UserError(f"{package} is needed to run an exported model and cannot be imported "
+        raise UserError(f"{package} is needed for exported models and cannot be imported "
                         f"({first_line(error)}); {INSTALL[package]}") from None

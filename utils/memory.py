@@ -90,10 +90,7 @@ def memory_info(device: torch.device) -> Tuple[int, int]:
 
 def held_by_others(available: int, total: int) -> int:
     """Bytes of a card that other processes hold; 0 where it is no more than its own software's.
-
-    Args:
-        available: bytes that may still be taken, as `memory_info` gives them.
-        total: bytes that the card has.
+    The arguments are what `memory_info` gives.
     """
     held = total - available
     return held if held > OWN_SOFTWARE * total else 0
@@ -153,10 +150,8 @@ def explain_out_of_memory(device: torch.device, batch_size: int = 0,
                           micro_batches: int = 0) -> Iterator[None]:
     """Turn the many kinds of "out of memory" that leave the block into a `UserError`.
 
-    Args:
-        device: that the block works on.
-        batch_size: images at once; 0 where there is no batch.
-        micro_batches: batches in a step of training; 0 where nothing is trained.
+    `batch_size` are the images at once, 0 where there is no batch; `micro_batches` the batches in a
+    step of training, 0 where nothing is trained.
     """
     try:
         yield

@@ -38,13 +38,8 @@ def is_available() -> bool:
 def draw_plots(steps: Sequence[Row], results: Sequence[Row],
                classes: Sequence[Mapping[str, str]],
                matrix: Optional[Tuple[np.ndarray, List[str]]]) -> Dict[str, bytes]:
-    """PNG files by name, without those for which there are no numbers.
-
-    Args:
-        steps: rows of the log lines.
-        results: rows of results.csv.
-        classes: rows of per_class.csv.
-        matrix: of `utils.inference.evaluation_record.count_confusions`, and the classes' names.
+    """PNG files by name, without those for which there are no numbers: of the rows of log.jsonl,
+    results.csv and per_class.csv, and of the confusion matrix with the classes' names.
     """
     drawn = dict(_draw_curves(steps, results), class_ap=draw_class_bars(classes))
     if matrix is not None:
@@ -62,10 +57,8 @@ class _Line(NamedTuple):
 
 
 def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> Dict[str, bytes]:
-    """PNG files by name: the total loss and the mask mAP of several runs, by the runs' names.
-
-    Args:
-        runs: rows of the log lines and of results.csv.
+    """PNG files by name: total loss and mask mAP of several runs, from the rows of log.jsonl and of
+    results.csv.
     """
     names, _ = drawable(list(runs))
     colors = dict(zip(runs, itertools.cycle(_COLORS)))
@@ -145,9 +138,8 @@ def _label_iterations(axes: Any) -> None:
 def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> Optional[bytes]:
     """Average precision by class, the best masks first; None without classes.
 
-    Args:
-        classes: `name`, `mask_AP` and `box_AP` in percent, '' where no image has an object. Bars
-            are masks, strokes are boxes; of very many classes the best and the worst are shown.
+    `mask_AP` and `box_AP` are in percent, '' where no image has an object. Bars are masks, strokes
+    are boxes; of very many classes the best and the worst are shown.
     """
     if not classes:
         return None
@@ -180,11 +172,9 @@ def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> Optional[bytes]:
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """The confusion matrix; colours are shares of a row, numbers are counts.
+    """The confusion matrix of n classes; colours are shares of a row, numbers are counts.
 
-    Args:
-        counts: `[n + 1, n + 1]`, rows are objects and columns detections, background last.
-        names: of the n classes.
+    `counts` is `[n + 1, n + 1]`: rows are objects and columns detections, background last.
     """
     texts, font = drawable(list(names) + ["background"])
     size = len(texts)

@@ -5,6 +5,7 @@ What a line says is put together from what the host knows: the device is asked f
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 from typing import Callable, List, Optional, Sequence, TextIO
@@ -90,10 +91,7 @@ def compose(done: int, total: int, parts: Sequence[str], columns: int) -> str:
 
 def duration(seconds: float) -> str:
     """`1:02:03`, with days in front where there are some."""
-    whole = int(seconds)
-    days, rest = divmod(whole, 86400)
-    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} day{'' if days == 1 else 's'}, {text}" if days else text
+    return str(datetime.timedelta(seconds=int(seconds)))
 
 
 def short_seconds(seconds: float) -> str:
@@ -102,13 +100,8 @@ def short_seconds(seconds: float) -> str:
 
 
 def step_parts(left: int, step: float, data: float, memory: int) -> List[str]:
-    """What a line of training steps says behind its count.
-
-    Args:
-        left: steps.
-        step: mean seconds of one; 0 where none was measured says nothing.
-        data: of these, waiting for data.
-        memory: bytes reserved on the device; 0 leaves them out.
+    """What a line of training steps says behind its count: seconds of a `step` (0: not measured),
+    of these waiting for `data`, and the bytes of `memory` reserved on the device, if any.
     """
     if not step:
         return []

@@ -63,9 +63,7 @@ Row = Dict[str, str]
 class RunFolder:
     """Paths of a run's files, and the operations on them that all who write them share.
 
-    Args:
-        path: of the folder.
-        run_id: tells runs apart that happen to have the same name.
+    `run_id` tells runs apart that happen to have the same name.
     """
 
     def __init__(self, path: str, run_id: str) -> None:
@@ -139,10 +137,8 @@ class RunFolder:
             return []
 
     def add_result(self, values: Mapping[str, Any]) -> None:
-        """Add a row to results.csv, or fill in that of the same iteration.
-
-        Args:
-            values: by column; what fits none is left out, None and NaN leave a cell as it is.
+        """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
+        fits none is left out, None and NaN leave a cell as it is.
         """
         rows, row = {item[ITERATION]: item for item in self.results()}, _to_text(values)
         old = rows.get(row[ITERATION], {})
@@ -235,16 +231,12 @@ def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[R
 
 def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = None,
                   restarted: bool = False) -> RunFolder:
-    """The folder that a training writes to, found again or made.
+    """The folder in `project` that a training writes to, found again or made; a name that is taken
+    gets a number: `name-2`.
 
-    Args:
-        project: where run folders are.
-        name: wanted; one that is taken gets a number: `name-2`.
-        run_id: of the training.
-        before: the folder that it had when the checkpoint was written that it goes on from, if
-            any. It is used, and made again where it was removed.
-        restarted: torch's launcher has started the training again: without a checkpoint it goes on
-            in the folder that the attempt before it made.
+    The folder that it had `before`, when the checkpoint was written that it goes on from, is used,
+    and made again where it was removed. Where torch's launcher has `restarted` the training without
+    a checkpoint, it goes on in the folder that the attempt before it made.
 
     Raises:
         UserError: the folder cannot be made, or `name` is no name of a folder.
@@ -278,13 +270,7 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
 
 
 def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
-    """What a program runs on, for `RunFolder.add_session`.
-
-    Args:
-        device: in words, as `utils.device.describe` gives it.
-        argv: the program and its arguments.
-        more: what else belongs there.
-    """
+    """What a program runs on, for `RunFolder.add_session`; `argv` begins with the program."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(ImportError):

@@ -40,12 +40,7 @@ class TrainingNote(NamedTuple):
 
 
 class WeightsFolder:
-    """A folder that no other training writes to, until it is closed or the process ends.
-
-    Attributes:
-        path: of the folder.
-        note: what it says of its training.
-    """
+    """A folder that no other training writes to, until it is closed or the process ends."""
 
     def __init__(self, path: str, lock: BinaryIO, note: TrainingNote) -> None:
         self.path, self._lock = path, lock
@@ -72,12 +67,8 @@ def claim_folder(folder: str, config_name: str, training_id: str,
     """The place in `folder` for the files of one training: where it has been writing, or the first
     where no other training has files of the recipe, `folder` itself before a folder in it.
 
-    Args:
-        folder: that the user asked for.
-        config_name: of the recipe.
-        training_id: of the training.
-        resumed: weights file that it goes on from, if any. A folder that does not say whose its
-            files are, as those of earlier versions, belongs to who goes on from one of them.
+    A folder that does not say whose its files are, as those of earlier versions, belongs to who
+    goes on from one of them, `resumed`.
 
     Raises:
         UserError: this very training runs in another process, or the folder cannot be written.

@@ -27,10 +27,11 @@ from backbone import BatchNorm2d  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
 from layers.detection import Detect  # noqa: E402
 from utils.checkpoint import CheckpointName, save_checkpoint  # noqa: E402
+from utils.cli import run_main  # noqa: E402
 from utils.export.__main__ import main as export  # noqa: E402
+from utils.export.folder import example_images  # noqa: E402
 from utils.export.graph import prepared  # noqa: E402
 from utils.export.run import Segmenter, soft_masks  # noqa: E402
-from utils.export.verify import example_images  # noqa: E402
 from utils.exported import ExportedModel  # noqa: E402
 from yolact import Yolact, build_yolact  # noqa: E402
 
@@ -70,7 +71,7 @@ def export_all(config: Config, folder: str, weights: str) -> Dict[str, str]:
     for form, flags in FORMS.items():
         out = os.path.join(folder, form.replace(" ", "_"))
         start = time.perf_counter()
-        if export([weights, f"--out={out}", "--input=uint8", *flags]) != 0:
+        if run_main(export, [weights, f"--out={out}", "--input=uint8", *flags]) != 0:
             sys.exit(1)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
         size = os.path.getsize(os.path.join(out, "model.onnx")) / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from utils.cli import run_main
 from utils.export.__main__ import main
 
 
@@ -15,6 +16,6 @@ def require_onnx():
 def export(weights, folder, *flags):
     """Export into `folder`; returns its path."""
     require_onnx()
-    code = main([str(weights), f"--out={folder}", *flags])
+    code = run_main(main, [str(weights), f"--out={folder}", *flags])
     assert code == 0
     return str(folder)

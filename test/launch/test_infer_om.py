@@ -16,6 +16,7 @@ from helpers.ais_bench_stand_in import install
 from helpers.exports import require_onnx
 from helpers.paths import ROOT
 from helpers.prediction_weights import save_weights
+from utils.cli import run_main
 from utils.export.offline import main as offline
 
 require_onnx()
@@ -101,6 +102,6 @@ def test_bad_input(arguments, sentence, weights, data, tmp_path, capsys):
 
     folder = export(weights, tmp_path / "out")
     words = [word.format(weights=weights, folder=folder) for word in arguments]
-    assert offline([*words, f"--val_data={data}", f"--out={tmp_path / 'bin'}"]) == 2
+    assert run_main(offline, [*words, f"--val_data={data}", f"--out={tmp_path / 'bin'}"]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1

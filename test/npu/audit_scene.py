@@ -28,7 +28,7 @@ from utils.amp import Precision, batch_norm_parameters
 from utils.device import pin_memory_supported, synchronize
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.records import StepRecords
+from utils.engine.observer import StepRecords
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact

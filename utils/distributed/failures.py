@@ -18,18 +18,7 @@ import sys
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import (
-    Any,
-    Dict,
-    Generic,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Type,
-    TypeVar,
-)
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Type
 
 from utils.errors import UserError
 
@@ -51,8 +40,6 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
               "remote process exited", "ncclremoteerror", "ei0002", "ei0006")
 """EI0002 and EI0006 are HCCL's: another rank did not come in time. The name of a library alone
 means nothing: a card that cannot start its collectives says NCCL or HCCL, too."""
-
-T = TypeVar("T")
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
@@ -158,22 +145,17 @@ def interrupted_after(seconds: float, sentence: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-class WatchedLoader(Generic[T]):
-    """Iterate `source`; an item that takes longer than `limit` seconds is a `UserError`.
-
-    Where that does not get through, because foreign code hangs, the process ends a little later.
-
-    Args:
-        source: any iterable, usually a data loader.
-        limit: seconds for an item; 0 waits for ever.
-        rank: of this process, for the message.
+class WatchedLoader:
+    """Iterate `source`; an item that takes longer than `limit` seconds (0: no limit) is a
+    `UserError`. Where that does not get through, because foreign code hangs, the process ends a
+    little later.
 
     Attributes:
         seconds: spent waiting for items so far.
         items: received so far.
     """
 
-    def __init__(self, source: Iterable[T], limit: float, rank: int = 0) -> None:
+    def __init__(self, source: Iterable[Any], limit: float, rank: int = 0) -> None:
         self._source, self._limit, self._rank = source, limit, rank
         self.seconds = 0.0
         self.items = 0
@@ -192,7 +174,7 @@ class WatchedLoader(Generic[T]):
         return (f"Waited for data {100 * self.seconds / elapsed:.1f} % of the time "
                 f"({self.seconds:.1f} of {elapsed:.1f} s)")
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[Any]:
         items = iter(self._source)
         limit = self._limit * FIRST_FACTOR
         while True:

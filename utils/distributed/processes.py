@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from utils.device import distributed_backend
 from utils.distributed.failures import time_limit
-from utils.errors import UserError
+from utils.errors import UserError, counted
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
@@ -69,15 +69,15 @@ class Processes:
             if world_size > devices_per_host and _on_one_host(env):
                 raise UserError(
                     f"{world_size} processes were started ({size_name}={world_size}), but this "
-                    f"host has {_cards(devices_per_host)}; start at most that many, or with "
-                    "several hosts name the first by MASTER_ADDR")
+                    f"host has {counted(devices_per_host, 'card')}; start at most that many, or "
+                    "with several hosts name the first by MASTER_ADDR")
             device = rank % devices_per_host
         local_rank = _read(env, "LOCAL_RANK", device)
         if devices_per_host and world_size > 1 and local_rank >= devices_per_host:
             raise UserError(
                 f"process {local_rank} of this host was started (LOCAL_RANK={local_rank}), but the "
-                f"host has {_cards(devices_per_host)}, one for each process; start at most that "
-                "many (NPROC of the launchers)")
+                f"host has {counted(devices_per_host, 'card')}, one for each process; start at "
+                "most that many (NPROC of the launchers)")
         return Processes(rank, world_size, local_rank)
 
     @property
@@ -113,10 +113,6 @@ class Processes:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _cards(count: int) -> str:
-    return f"{count} card{'' if count == 1 else 's'}"
 
 
 def _on_one_host(env: Mapping[str, str]) -> bool:

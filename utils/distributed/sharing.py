@@ -44,11 +44,8 @@ class Sharing:
         return self.processes.world_size * self.micro_batches
 
     def begin(self, micro_batches: Sequence[Batch], stop_requested: bool) -> None:
-        """Queue one all-reduce of two numbers; it runs beside the forward pass.
-
-        Args:
-            micro_batches: this card's batches of the step.
-            stop_requested: whether there is a stop request to this process.
+        """Queue one all-reduce for this card's batches of a step, and for whether there is a stop
+        request to this process; it runs beside the forward pass.
         """
         if self.shares == 1:
             return
@@ -118,11 +115,7 @@ def share_buffers(model: nn.Module, processes: Processes) -> None:
 
 def broadcast_from_main(verdict: bool, processes: Processes, device: torch.device) -> bool:
     """The main process's `verdict`, in all of them; several processes wait for the device."""
-    if processes.world_size == 1:
-        return verdict
-    told = torch.full((1,), int(verdict), dtype=torch.int32, device=device)
-    dist.broadcast(told, 0)
-    return bool(told.item())
+    return gather_bytes(bytes([verdict]), processes, device)[0] == b"\1"
 
 
 def raise_together(problem: Optional[UserError], processes: Processes,
@@ -132,11 +125,9 @@ def raise_together(problem: Optional[UserError], processes: Processes,
     Raises:
         UserError: this process's problem, or that another has one.
     """
-    if processes.world_size > 1:
-        found = torch.full((1,), int(problem is not None), dtype=torch.int32, device=device)
-        dist.all_reduce(found)
-        if found.item() and problem is None:
-            problem = UserError("another process has found a problem; its log says which")
+    found = gather_bytes(bytes([problem is not None]), processes, device)
+    if problem is None and b"\1" in found:
+        problem = UserError("another process has found a problem; its log says which")
     if problem is not None:
         raise problem
 

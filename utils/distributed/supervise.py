@@ -18,6 +18,7 @@ CPU_AFFINITY and CPU_AFFINITY_CONF.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -68,13 +69,7 @@ def bound_elsewhere(environ: Mapping[str, str]) -> bool:
 
 
 def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
-    """Bind this process, and what it will start, to its share of the host's cores.
-
-    Args:
-        part: number of this rank's card.
-        parts: cards that the host's cores are divided among.
-        environ: with the two variables above.
-    """
+    """Bind this process, and what it will start, to the share of card `part` of the cores."""
     if parts > 1 and not bound_elsewhere(environ) and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share_of_cores(os.sched_getaffinity(0), part, parts))
 
@@ -180,10 +175,8 @@ class Supervisor:
         self._deadline = min(self._deadline or deadline, deadline)
 
     def _conclude(self, status: int, killed_for: List[Dict]) -> int:
-        if status == EXIT_STOPPED and self._signal is not None:
+        if status == 0 or (status == EXIT_STOPPED and self._signal is not None):
             return 0  # in order; torch's launcher must not take it for a failure and restart
-        if status == 0:
-            return 0
         code = 128 - status if status < 0 else status
         if status > 0:
             record = new_record(self.rank, f"exit code {status}: {self._last_line()}")
@@ -242,18 +235,14 @@ def record_path(output: str, name: str, number: int, attempt: int) -> str:
 def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
     """What the launcher prints when ranks have failed, the decisive one first, and its exit code.
 
-    Args:
-        output: as for `Supervisor`.
-        name: as for `Supervisor`.
-        numbers: of the folders of this host's ranks.
+    `output` and `name` are those of `Supervisor`, `numbers` the folders of this host's ranks.
     """
-    attempt = 0
     records: List[Dict] = []
-    while True:
+    for attempt in itertools.count():
         found = read_records(record_path(output, name, n, attempt) for n in numbers)
         if not found:
             break
-        attempt, records = attempt + 1, found
+        records = found
     if not records:
         return ("[Error] no rank could be started, or its supervisor was killed; see "
                 f"{os.path.join(output, str(numbers[0]))}"), 1

@@ -9,16 +9,15 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import collate, pack
 from data.loader import prefetch
 from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import Sharing
+from utils.distributed.sharing import Sharing, gather_bytes
 from utils.engine.learner import Learner
-from utils.errors import UserError, first_line
+from utils.errors import UserError, counted, first_line
 from utils.memory import (
     MARGIN,
     held_by_others,
@@ -58,8 +57,8 @@ class MemoryNeed(NamedTuple):
 
     def sentence(self, batch_size: int) -> str:
         """For people."""
-        return (f"{in_gib(self.fixed + batch_size * self.per_image)} for {batch_size} "
-                f"image{'' if batch_size == 1 else 's'} ({in_gib(self.fixed)} + "
+        return (f"{in_gib(self.fixed + batch_size * self.per_image)} for "
+                f"{counted(batch_size, 'image')} ({in_gib(self.fixed)} + "
                 f"{in_gib(self.per_image)} per image)")
 
     @staticmethod
@@ -74,23 +73,18 @@ def measure(build: Callable[[], Learner], row: Dict[str, Any], step: TrainStep,
             device: torch.device, processes: Processes) -> MemoryNeed:
     """What training takes on `device`; leaves no trace in the random generators.
 
-    Args:
-        build: makes a network with all that trains it, for one process; its weights do not matter.
-        row: of a batch. All rows take as much: their shapes do not depend on the image.
-        step: `train.train_step`.
-        device: that the trial steps run on.
-        processes: that will train together.
+    `build` makes a network with all that trains it, for one process; its weights do not matter.
+    One `row` of a batch is enough: all take as much, their shapes do not depend on the image.
 
     Raises:
         UserError: not even a step of one image fits.
     """
     state = rng_state()
     try:
-        need = _try_steps(build(), row, step, device, buckets=processes.world_size > 1)
+        return _try_steps(build(), row, step, device, buckets=processes.world_size > 1)
     finally:
         set_rng_state(state)
-    release_memory(device)
-    return need
+        release_memory(device)
 
 
 def _try_steps(learner: Learner, row: Dict[str, Any], step: TrainStep, device: torch.device,
@@ -150,18 +144,14 @@ def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: P
     because kernels and a later --accumulate like it; a power of two would leave up to half of the
     memory unused.
 
-    Args:
-        need: of this process.
-        available: to this process, from `available_bytes`.
-        processes: all of the run.
-        device: of this process.
-        limits: images per card that something else allows, by what it is in words.
+    `available` comes from `available_bytes`; `limits` are images per card that something else
+    allows, by what it is in words.
 
     Raises:
         UserError: not one image fits.
     """
     usable = int(available[0] * (1 - MARGIN))
-    fits = _smallest(need.largest_batch(usable), processes, device)
+    fits = min(map(int, gather_bytes(b"%d" % need.largest_batch(usable), processes, device)))
     if fits < 1:
         raise UserError(f"--batch_size=auto: not one image fits, it takes {need.sentence(1)} and "
                         f"there is {in_gib(usable)} ({available[1]}); choose a smaller input "
@@ -177,12 +167,8 @@ def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: P
 def resumed_batch_size(weights_path: str, shares: int) -> Optional[int]:
     """Images per card of the training that is resumed; None where only its weights are left.
 
-    Args:
-        weights_path: checkpoint.
-        shares: pieces that a step is divided into, cards x micro-batches.
-
     Raises:
-        UserError: its steps cannot be divided into as many pieces.
+        UserError: its steps cannot be divided into `shares` pieces, cards x micro-batches.
     """
     state = load_state(weights_path)
     if state is None:
@@ -193,12 +179,3 @@ def resumed_batch_size(weights_path: str, shares: int) -> Optional[int]:
                         f"step, which {shares} cards x micro-batches cannot share evenly; resume "
                         "it on as many cards as it had")
     return batch // shares
-
-
-def _smallest(value: int, processes: Processes, device: torch.device) -> int:
-    """The smallest of all processes' values, in all of them."""
-    if processes.world_size == 1:
-        return value
-    smallest = torch.tensor([min(value, 1 << 20)], dtype=torch.int32, device=device)
-    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    return int(smallest)

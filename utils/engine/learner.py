@@ -74,15 +74,8 @@ def build_learner(args: argparse.Namespace, config: Config, precision: Precision
                   class_names: Sequence[str], factors: Optional[Sequence[float]]) -> Learner:
     """Build and load the network, then what trains it.
 
-    Args:
-        args: the command line: start weights, --sync_bn, --fused_loss.
-        config: the recipe, with the data's number of classes.
-        precision: not yet prepared.
-        processes: all of the run.
-        device: of this process.
-        per_card: images of a batch.
-        class_names: of the data.
-        factors: `[C]` on the confidence loss of each class, or None.
+    `args` names the start weights, --sync_bn and --fused_loss; `precision` is not yet prepared;
+    `per_card` are the images of a batch; `factors` `[C]` weigh the confidence loss of each class.
     """
     row_losses = choose_row_losses(args.fused_loss, device, per_card,
                                    len(make_priors(config.at_largest_side())))
@@ -142,12 +135,6 @@ def load_start_weights(model: Yolact, args: argparse.Namespace, backbone: str,
     """Load what --weights names, or else the backbone's file.
 
     A run that goes on from a checkpoint loads nothing here, but is as pretrained as it was.
-
-    Args:
-        model: newly built.
-        args: the command line.
-        backbone: file with the backbone alone, or "none".
-        class_names: of the training data.
 
     Returns:
         What was loaded, for the user, or None; and whether the backbone is pretrained.

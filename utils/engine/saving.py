@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
 import torch
@@ -15,7 +16,7 @@ from utils.checkpoint import CheckpointName, rng_state, set_rng_state, state_pat
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_bytes, raise_together
 from utils.engine.learner import Learner
-from utils.engine.records import BestScore, StepRecords
+from utils.engine.observer import StepRecords
 from utils.errors import UserError
 from utils.files import digest
 from utils.weights.files import read_weights
@@ -52,20 +53,65 @@ class SavePlan(NamedTuple):
     """A run that is stopped is saved."""
 
 
+@dataclass
+class BestScore:
+    """Best average precision of masks over the validations of a training.
+
+    Attributes:
+        mask_ap: best average precision of masks, in [0, 1]; None before the first validation, and
+            where no validation image had ground truth.
+        box_ap: that of boxes in the same validation.
+        iteration: steps done when the best validation ran.
+        since: validations that have followed the best one, none of them better.
+    """
+
+    mask_ap: Optional[float] = None
+    box_ap: Optional[float] = None
+    iteration: int = 0
+    since: int = 0
+
+    def update(self, iteration: int, mask_ap: Optional[float], box_ap: Optional[float]) -> bool:
+        """Take the scores of a validation; returns whether they are the best so far.
+
+        The first validation is the best one whatever it scored; of equal ones the first stays.
+        """
+        if self.iteration and not _value(mask_ap) > _value(self.mask_ap):
+            self.since += 1
+            return False
+        self.mask_ap, self.box_ap = mask_ap, box_ap
+        self.iteration, self.since = int(iteration), 0
+        return True
+
+    def consider(self, iteration: int, mask_ap: float, box_ap: Optional[float]) -> None:
+        """Take the scores that eval.py found for an iteration, if they are the best.
+
+        They are rounded, as results.csv has them: an equal score is not a better one.
+        """
+        if iteration != self.iteration and mask_ap > _value(self.mask_ap) + 1e-6:
+            self.mask_ap, self.box_ap, self.iteration = mask_ap, box_ap, iteration
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Plain types, for the state of training."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        for name in asdict(self):
+            setattr(self, name, state[name])
+
+
+def _value(score: Optional[float]) -> float:
+    """A score to compare by: none, and one that is no number, are below all others."""
+    return -1.0 if score is None or score != score else float(score)
+
+
 class Saver:
     """Write and read the checkpoints of one training.
 
-    Args:
-        learner: what is saved.
-        plan: where and when.
-        records: the losses of the last steps are saved.
-        best: the best validation so far is saved.
-        identity: what makes this run the same training: configuration, class names, seed, batch,
-            schedule; plain types. Stored at the top level of the state, so that evaluation finds
-            the configuration and the class names without knowing about training.
-        epoch_size: steps in an epoch.
-        launch: of this process; also the training's id, unless it goes on from a checkpoint.
-        is_main: only the main process writes.
+    `identity` is what makes this run the same training: configuration, class names, seed, batch,
+    schedule; plain types. It stands at the top level of the state, so that evaluation finds the
+    configuration and the class names without knowing about training. `launch` of this process is
+    also the training's id, unless it goes on from a checkpoint. Only the main process writes.
 
     Attributes:
         training_id: stays the same however often the training is stopped and goes on.
@@ -130,10 +176,8 @@ class Saver:
     def save(self, done: int, interrupt: bool = False, finished: bool = False) -> Optional[str]:
         """Write the checkpoint of iteration `done`; returns its path, None where none is kept.
 
-        Args:
-            done: iterations of the whole training.
-            interrupt: it is not one of those that come at an interval, and replaces its like.
-            finished: the training is at its end.
+        One of an `interrupt`, which does not come at an interval, replaces its like; `finished` is
+        noted of a training at its end.
         """
         plan = self.plan
         if self._folder is None:
@@ -238,15 +282,8 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
                  processes: Processes, device: torch.device) -> Optional[str]:
     """The checkpoint that all processes go on from; None to start at the beginning.
 
-    Args:
-        resume: what the user asked for, if anything.
-        folder: where `latest` and `interrupt` are looked for.
-        config_name: of the recipe.
-        launch: of this process.
-        restarted: torch's launcher has started the processes of this launch again: they go on from
-            what the launch itself has saved, if anything.
-        processes: all of the run.
-        device: of this process.
+    `resume` is what the user asked for, if anything. Where torch's launcher has `restarted` the
+    processes of this launch, they go on from what the launch itself has saved, if anything.
 
     Raises:
         UserError: there is no such file, or hosts have different ones.

@@ -36,8 +36,8 @@ from utils.engine.learner import (
     freeze_stages,
     fused_loss_limit,
 )
-from utils.engine.records import BestScore, StepRecords
-from utils.engine.saving import SavePlan, Saver
+from utils.engine.observer import StepRecords
+from utils.engine.saving import BestScore, SavePlan, Saver
 from utils.engine.train_flags import AUTO, images_per_card
 from utils.errors import UserError
 from utils.inference.detector import Detector
@@ -98,13 +98,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                    step: TrainStep, launch: str, resumed: Optional[str] = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
-    Args:
-        args: from `parse_train_flags`.
-        processes: all of the run.
-        device: of this process.
-        step: one update, which --batch_size=auto tries.
-        launch: id of this launch, see `launch_id`.
-        resumed: checkpoint that `Saver.resume` will be called with, if any.
+    `step` is one update, which --batch_size=auto tries; `launch` comes from `launch_id`; `resumed`
+    is the checkpoint that `Saver.resume` will be called with, if any.
     """
     config: Config = args.recipe
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)

@@ -23,7 +23,7 @@ from layers.sync_batch_norm import SyncBatchNorm2d
 from utils.device import describe
 from utils.distributed.processes import Processes
 from utils.engine.setup import Training
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.progress import duration
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -32,12 +32,8 @@ SCORE_THRESHOLD = 0.3
 
 
 def start_lines(training: Training, start: int, strict: bool) -> List[str]:
-    """What is about to happen. The lines up to `learning rate` are also read by programs.
-
-    Args:
-        training: built.
-        start: iteration that it goes on from.
-        strict: findings of the data check are errors.
+    """What is about to happen, from iteration `start`; the lines up to `learning rate` are also
+    read by programs. With `strict` findings of the data check are errors.
     """
     config, loader, dataset = training.config, training.loader, training.dataset
     validated = None if training.validation is None else training.validation.evaluation.dataset
@@ -52,7 +48,7 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
                         + ([] if validated is None else [("val", _counts(validated))]))
     lines.append(f"{config.name}: {config.num_classes - 1} classes, {parameters} parameters, "
                  f"input {config.max_size} x {config.max_size}")
-    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {cards} card{_s(cards)}"
+    lines.append(f"{len(dataset)} images, batch {loader.batch_size} x {counted(cards, 'card')}"
                  f"{f' x {parts} parts' if parts > 1 else ''}, {size} iterations an epoch; "
                  f"iterations {start} to {max_iter} ({max_iter / size:.1f} epochs), learning rate "
                  f"{training.schedule.base_lr:g}, precision {training.learner.precision.name}")
@@ -60,8 +56,9 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
         isinstance(module, SyncBatchNorm2d) for module in model.modules()) else "trained"
     lines.append(_line("Parameters", f"{trained} trained, {parameters - trained} frozen; "
                                      f"batch norm {batch_norm}"))
-    lines.append(_line("Iteration", f"{loader.batch_size} images x {_count(cards, 'card')} x "
-                                    f"{_count(parts, 'part')} = {training.images_per_step} images"))
+    lines.append(_line("Iteration", f"{loader.batch_size} images x {counted(cards, 'card')} x "
+                                    f"{counted(parts, 'part')} = "
+                                    f"{training.images_per_step} images"))
     options = ", ".join(_options(training))
     return lines + schedule_lines(training) + ([_line("Turned on", options)] if options else [])
 
@@ -84,11 +81,11 @@ def schedule_lines(training: Training) -> List[str]:
     loader, saving, max_iter = training.loader, training.saver.plan, training.schedule.max_iter
 
     def iterations(count: int) -> str:
-        return f"{_count(count, 'iteration')} ({_epochs(training, count)})"
+        return f"{counted(count, 'iteration')} ({_epochs(training, count)})"
 
     length = f"{iterations(max_iter)}, {loader.epoch_size} to an epoch"
     if loader.left_out:
-        length += f", {_count(loader.left_out, 'image')} left over for another"
+        length += f", {counted(loader.left_out, 'image')} left over for another"
     asked = training.config.max_iter
     if max_iter != asked and not training.config.epochs:
         length += f"; {asked} scaled to this batch size, --no_autoscale keeps {asked}"
@@ -127,7 +124,7 @@ def _rate(training: Training) -> str:
     steps = [f"{step} ({_epochs(training, step)})" for step in rate.lr_steps
              if step < rate.max_iter]
     return text if not steps else (
-        f"{text}, x {rate.gamma:g} at iteration{_s(len(steps))} {', '.join(steps)}")
+        f"{text}, x {rate.gamma:g} at iteration{'s' * (len(steps) > 1)} {', '.join(steps)}")
 
 
 def _options(training: Training) -> List[str]:
@@ -150,14 +147,8 @@ def _options(training: Training) -> List[str]:
 
 def end_lines(training: Training, done: int, seconds: float, images_per_second: float,
               run_folder: Optional[str]) -> List[str]:
-    """What came out of a training.
-
-    Args:
-        training: after its last step.
-        done: iterations, counted from its start.
-        seconds: of this session.
-        images_per_second: mean; 0 where it was not measured.
-        run_folder: of the run; None without one.
+    """What came out of a training after `done` iterations, counted from its start; `seconds` are
+    those of this session, `images_per_second` 0 where it was not measured.
     """
     best, skipped = training.best, training.records.total_skipped
     speed = (f"{images_per_second:.1f} images/s on average" if images_per_second
@@ -165,12 +156,12 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
     lines = [_line("Done", f"{done} iterations ({done / training.loader.epoch_size:.1f} epochs); "
                            f"this session took {duration(seconds)}, {speed}")]
     if training.nothing_improves():
-        lines.append(_line("Ended early", f"{_count(best.since, 'validation')} in a row found "
+        lines.append(_line("Ended early", f"{counted(best.since, 'validation')} in a row found "
                            f"nothing better (--early_stopping={training.config.early_stopping})"))
     elif done < training.schedule.max_iter:
         lines.append(_line("Ended early", "by a signal"))
     if skipped:
-        lines.append(_line("Skipped", f"{_count(skipped, 'update')} of {done}: the loss or a "
+        lines.append(_line("Skipped", f"{counted(skipped, 'update')} of {done}: the loss or a "
                                       "gradient was not finite"))
     if not best.iteration:
         return lines + [_line("Best mAP", "not known: no validation (--validation_epoch)")]
@@ -190,14 +181,8 @@ def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str
 
 def next_lines(args: argparse.Namespace, training: Training, done: int, path: Optional[str],
                run_folder: Optional[str]) -> List[str]:
-    """Commands to paste that go on from a training; none where no weights were kept.
-
-    Args:
-        args: the command line of the run.
-        training: after its last step.
-        done: iterations, counted from its start.
-        path: weights that were saved at the end; None where none were.
-        run_folder: of the run; None without one.
+    """Commands to paste that go on from a training; none where no weights were kept. `path` are
+    those that were saved at the end, if any.
     """
     commands: Dict[str, Sequence[str]] = {}
     weights = _best_weights(training, run_folder) or path
@@ -289,11 +274,3 @@ def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> Li
 def _line(label: str, text: str) -> str:
     """`label : text` in the layout of the start and the end."""
     return f"{label:<13}: {text}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{_s(number)}"
-
-
-def _s(number: int) -> str:
-    return "" if number == 1 else "s"

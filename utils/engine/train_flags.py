@@ -16,7 +16,7 @@ from data.datasets import parse_yaml
 from utils.checkpoint import load_state
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
 from utils.device import refuse_two_cards
-from utils.errors import UserError, nearest
+from utils.errors import UserError, counted, nearest
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
 from utils.weights_folder import unfinished_training
 
@@ -195,7 +195,7 @@ def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
     sizes = args.batch_alloc.split(",")
     if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
         raise UserError(f"--batch_alloc is '{args.batch_alloc}', expected the same whole number "
-                        f"for each of {cards} card{'' if cards == 1 else 's'}, separated by "
+                        f"for each of {counted(cards, 'card')}, separated by "
                         "commas: shapes are static and cards wait for each other")
     return int(sizes[0])
 

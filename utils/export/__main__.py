@@ -10,22 +10,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Tuple, cast
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
 from utils.export.folder import (
     Plan,
+    differences,
     new_folder,
-    require_libraries,
     write_description,
     write_models,
 )
 from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
-from utils.export.verify import differences
-from utils.exported import is_export
-from utils.inference.detector import LoadedModel, load_model
+from utils.exported import is_export, require
+from utils.inference.detector import load_model
 from yolact import Yolact
 
 DYNAMIC = "dynamic"
@@ -92,20 +91,16 @@ def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
                    args.input == "uint8", args.atc_seconds)
 
 
-def load(args: argparse.Namespace) -> Tuple[LoadedModel, Yolact]:
-    """The weights to export."""
+def main(argv: List[str]) -> int:
+    """Command line entry."""
+    args = export_parser().parse_args(argv)
+    plan, atc = plan_of(args), atc_plan_of(args)
+    for library in ("onnx", "onnxruntime"):
+        require(library)
     if is_export(args.weights):
         raise UserError(f"'{args.weights}' is an export already; give the weights it came from")
     loaded = load_model(args.weights, args.save_folder, args.config)
-    assert isinstance(loaded.model, Yolact)
-    return loaded, loaded.model
-
-
-def _run(argv: List[str]) -> int:
-    args = export_parser().parse_args(argv)
-    plan, atc = plan_of(args), atc_plan_of(args)
-    require_libraries()
-    loaded, network = load(args)
+    network = cast(Yolact, loaded.model)
     if atc is not None and has_deform_conv(network):
         raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
                         "take from ONNX; export it with --format=onnx")
@@ -131,10 +126,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

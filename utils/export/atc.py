@@ -52,13 +52,8 @@ def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: 
                   say: Callable[[str], None]) -> List[str]:
     """Make Ascend's models of those in `folder`, and describe them; without `atc`, leave a script.
 
-    Args:
-        facts: description of the folder; gets an entry for each model.
-        config: of the network.
-        plan: which models.
-        folder: that everything lies in for now.
-        out: what it will be called.
-        say: prints a line.
+    The description `facts` gets an entry for each model. Everything lies in `folder` for now, which
+    will be called `out`; `say` prints a line.
 
     Returns:
         Sentences for the user.
@@ -125,12 +120,7 @@ def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
              say: Callable[[str], None]) -> None:
     """Run the command of an OM's `entry` in a scratch folder and bring its model into `folder`.
 
-    Args:
-        entry: as from `_om_entry`.
-        folder: with the ONNX model.
-        log_path: file that gets all that `atc` prints; it is left only where `atc` fails.
-        seconds: after these `atc` is ended.
-        say: prints a line.
+    All that `atc` prints goes to `log_path`, which is left only where `atc` fails.
 
     Raises:
         UserError: `atc` fails, takes too long, or leaves no model; with its last lines.

@@ -7,15 +7,14 @@ h x w prototype size.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from backbone import BatchNorm2d
 from data.config import Config
@@ -23,7 +22,7 @@ from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from layers.detection import Detect
 from layers.mask_iou import MaskIouNet
 from utils.errors import UserError, first_line
-from utils.exported import open_onnx
+from utils.exported import open_onnx, require
 from yolact import Yolact
 
 INPUT_NAME = "input.1"
@@ -137,23 +136,15 @@ def prepared(network: Yolact) -> Yolact:
         children = list(module.named_children())
         for (_, first), (name, second) in zip(children, children[1:]):
             if isinstance(first, (nn.Conv2d, DeformConv2d)) and isinstance(second, BatchNorm2d):
-                _fold(first, second)
+                first.weight, first.bias = fuse_conv_bn_weights(
+                    first.weight, first.bias, cast(Tensor, second.running_mean),
+                    cast(Tensor, second.running_var), second.eps, second.weight, second.bias)
                 setattr(module, name, nn.Identity())
         if isinstance(module, DeformConv2d):
             module.__class__ = _ExportedDeformConv
     for parameter in ready.parameters():
         parameter.requires_grad_(False)
     return ready
-
-
-@torch.no_grad()
-def _fold(layer: nn.Module, norm: BatchNorm2d) -> None:
-    """Scale and shift a convolution's results as `norm` would."""
-    scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
-    weight, bias = cast(Tensor, layer.weight), cast(Optional[Tensor], layer.bias)
-    shift = norm.bias - cast(Tensor, norm.running_mean) * scale
-    weight.mul_(scale.reshape(-1, 1, 1, 1))
-    layer.bias = nn.Parameter(shift if bias is None else shift + bias * scale)
 
 
 def has_deform_conv(network: nn.Module) -> bool:
@@ -163,18 +154,11 @@ def has_deform_conv(network: nn.Module) -> bool:
 
 def write_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
                   input_type: str, opset: int, half: bool) -> None:
-    """Write a network as an ONNX file and check it.
+    """Write `RawOutputs` or `DetectionOutputs` of a `prepared` network as an ONNX file; check it.
 
-    Args:
-        module: a `RawOutputs` or `DetectionOutputs` of a `prepared` network.
-        path: file to write.
-        config: of the network.
-        form: one of `FORMS`.
-        batch: B; None leaves it open.
-        input_type: `float32` takes images normalised as in training, `uint8` those as read.
-        opset: of ONNX.
-        half: weights and arithmetic of the network in half precision; single precision stays what
-            comes before and after it, and the types of inputs and outputs.
+    A batch of None is left open. An `input_type` `float32` takes images normalised as in training,
+    `uint8` those as read. With `half` weights and arithmetic of the network are in half precision;
+    single precision stays what comes before and after it, and the types of inputs and outputs.
     """
     side = config.max_size
     images = torch.zeros((batch or 1, 3, side, side), dtype=INPUT_TYPES[input_type])
@@ -217,7 +201,7 @@ def _simplify(path: str) -> None:
 
     ONNX Runtime does so whenever it opens a file, other runtimes need not.
     """
-    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    onnx, runtime = require("onnx"), require("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = path
@@ -234,45 +218,21 @@ def _to_half(path: str) -> None:
     """Convert what stands in the network's modules (nodes `/network/MODULE/..`) to half precision.
 
     Before and after them everything stays as it is; so do deformable convolutions, which ONNX
-    Runtime has in single precision only, and the sizes that Resize takes.
+    Runtime has in single precision only.
     """
-    onnx = importlib.import_module("onnx")
-    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    floats = {value.name for value in [*graph.input, *graph.value_info, *graph.output]
-              if value.type.tensor_type.elem_type == single}
-    nodes: List[Any] = []
-    halves: Dict[str, str] = {}
-    for node in graph.node:
-        if not node.name.startswith("/network/") or node.name.count("/") < 3 or (
-                node.op_type == "DeformConv"):
-            nodes.append(node)
-            continue
-        for number, name in enumerate(node.input):
-            if name in floats:
-                if name not in halves:  # from before the modules: the image
-                    halves[name] = name + "_half"
-                    nodes.append(onnx.helper.make_node("Cast", [name], [halves[name]], to=half))
-                node.input[number] = halves[name]
-            elif name in weights and node.op_type != "Resize" and (
-                    weights[name].data_type == single):
-                values = onnx.numpy_helper.to_array(weights[name]).astype(np.float16)
-                weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
-        nodes.append(node)
-        for number, name in enumerate(node.output):
-            if name in floats:
-                halves[name] = node.output[number] = name + "_half"
-                nodes.append(onnx.helper.make_node("Cast", [halves[name]], [name], to=single))
-    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(node for node in nodes if used.intersection(node.output))
+    onnx, float16 = require("onnx"), require("onnxruntime.transformers.float16")
+    model = onnx.load(path)
+    outside = [node.name for node in model.graph.node
+               if not node.name.startswith("/network/") or node.name.count("/") < 3]
+    model = float16.convert_float_to_float16(
+        model, keep_io_types=True, node_block_list=outside,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, "DeformConv"])
+    require("onnxruntime.transformers.onnx_model").OnnxModel.graph_topological_sort(model.graph)
     onnx.save(model, path)
 
 
 def _check(path: str) -> None:
-    checker = importlib.import_module("onnx").checker
+    checker = require("onnx").checker
     try:
         checker.check_model(path, full_check=True)
     except (checker.ValidationError, RuntimeError) as error:

@@ -9,11 +9,10 @@ MODEL is a model of an exported folder, an .om or an .onnx. `bash test/infer_om.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
 import sys
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 import torch
@@ -30,11 +29,6 @@ from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.exported_network import ExportedNetwork
 
 
-def stem_of(image_id: int) -> str:
-    """Name, without ending, of an image's BIN file."""
-    return f"{image_id:012d}"
-
-
 def preprocess(network: ExportedNetwork, dataset: CocoDataset, indices: Sequence[int],
                folder: str) -> int:
     """Write the model's input for each image; returns the bytes of one."""
@@ -44,7 +38,7 @@ def preprocess(network: ExportedNetwork, dataset: CocoDataset, indices: Sequence
         sample = dataset[index]
         planes = to_network_input(sample.image, network.input_size)[None]
         values = prepare(planes, network.exported("auto").models[0]["input"])
-        values.tofile(os.path.join(folder, stem_of(sample.image_id) + ".bin"))
+        values.tofile(os.path.join(folder, f"{sample.image_id:012d}.bin"))
         size = values.nbytes
     return size
 
@@ -90,10 +84,11 @@ def score(loaded: LoadedModel, network: ExportedNetwork, dataset: CocoDataset,
     found = find_results(results)
     for index in indices:
         image_id = int(dataset.image_ids[index])
-        if stem_of(image_id) not in found:
-            raise UserError(f"'{results}' has no {stem_of(image_id)}_0.bin, the result of image "
-                            f"{image_id}; run ais_bench on all that preprocess wrote")
-        outputs = read_results(network, found[stem_of(image_id)])
+        stem = f"{image_id:012d}"
+        if stem not in found:
+            raise UserError(f"'{results}' has no {stem}_0.bin, the result of image {image_id}; run "
+                            "ais_bench on all that preprocess wrote")
+        outputs = read_results(network, found[stem])
         _, width, height = dataset.image_info(index)
         pending = detector.detections(network.predictions(outputs, CPU))
         objects = detector.objects(pending, 0, height, width)
@@ -106,8 +101,8 @@ def score(loaded: LoadedModel, network: ExportedNetwork, dataset: CocoDataset,
             f"{os.path.basename(dataset.annotation_file)}", "", evaluator.evaluate().table()]
 
 
-def offline_parser() -> ArgumentParser:
-    """Parser of this command."""
+def main(argv: List[str]) -> int:
+    """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.export.offline", description="Images for "
                             "ais_bench, and scores of what it writes.")
     parser.add_argument("step", choices=("preprocess", "score"))
@@ -119,11 +114,7 @@ def offline_parser() -> ArgumentParser:
                         help="preprocess: folder for the BIN files")
     parser.add_argument("--results", default="results", metavar="FOLDER",
                         help="score: ais_bench's --output")
-    return parser
-
-
-def _run(argv: List[str]) -> int:
-    args: argparse.Namespace = offline_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     loaded = load_model(args.model)
     network = loaded.model
     if not isinstance(network, ExportedNetwork):
@@ -140,10 +131,5 @@ def _run(argv: List[str]) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run with these arguments; returns the exit code (2: something the user has to change)."""
-    return run_main(_run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, sys.argv[1:]))

@@ -39,11 +39,6 @@ from utils.weights.safetensors import looks_like_safetensors, read_safetensors
 from utils.weights.torch_file import MAGIC, ZIP_START, read_torch_file
 
 _PICKLE_START = b"\x80"
-_OTHER_PROGRAMS = ((b"\x89HDF", "an HDF5 file (Keras or TensorFlow)"),
-                   (b"\x1f\x8b", "a gzip archive; unpack it first"),
-                   (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-                   (b"Rar!", "a RAR archive; unpack it first"))
-_SHOWN = 3
 
 T = TypeVar("T")
 
@@ -95,8 +90,8 @@ def _first_bytes(path: str, count: int = 512) -> bytes:
     """Start of a file; refuses what cannot be a weights file by its kind, saying what it is.
 
     Raises:
-        UserError: the file is missing, a folder, not readable, empty, a web page, a Git LFS
-            pointer, or another program's.
+        UserError: the file is missing, a folder, not readable, empty, a web page or a Git
+            LFS pointer.
     """
     if os.path.isdir(path):
         raise UserError(f"'{path}' is a folder, expected a weights file such as .pth")
@@ -116,9 +111,6 @@ def _first_bytes(path: str, count: int = 512) -> bytes:
     if text.startswith(b"version https://git-lfs"):
         raise UserError(f"'{path}' is a Git LFS pointer, not the checkpoint itself; fetch it with "
                         "'git lfs pull'")
-    for signature, what in _OTHER_PROGRAMS:
-        if start.startswith(signature):
-            raise UserError(f"'{path}' is {what}, expected a weights file such as .pth")
     return start
 
 
@@ -166,10 +158,7 @@ class WeightsFile:
 
 
 def read_weights(path: str) -> WeightsFile:
-    """Read a weights file of any known kind.
-
-    Args:
-        path: of the file; what it is called does not matter.
+    """Read a weights file of any known kind; what it is called does not matter.
 
     Raises:
         UserError: the file is missing, of no known kind, damaged, hostile, without tensors by name,
@@ -246,8 +235,3 @@ def metadata_of(config: Optional[Mapping[str, Any]],
     known = {"config": config, "class_names": class_names}
     return {"format": "pt", **{key: json.dumps(value) for key, value in known.items()
                                if value is not None}}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a sentence."""
-    return ", ".join(names[:_SHOWN]) + (", .." if len(names) > _SHOWN else "")

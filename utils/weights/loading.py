@@ -9,8 +9,8 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
-from utils.weights.files import WeightsFile, read_weights, some
+from utils.errors import UserError, some
+from utils.weights.files import WeightsFile, read_weights
 from utils.weights.names import COUNTER
 
 _HEAD = re.compile(r"^prediction_layers\.\d+\.conf_layer\.|^semantic_seg_conv\.")

@@ -43,7 +43,11 @@ class Named(NamedTuple):
     """What a pickle gets for a name it may use; `function` None: it may be named, not called."""
 
     name: str
-    function: Optional[Callable[..., Any]] = None
+    function: Optional[Callable[..., Any]]
+
+
+Names = Dict[str, Optional[Callable[..., Any]]]
+"""What stands in for the names that a pickle may use."""
 
 
 class _ArrayType:
@@ -94,13 +98,6 @@ class _Array:
             self._tensor = tensor.view(tuple(shape))
 
     @classmethod
-    def from_buffer(cls, data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-        """Stand-in for NumPy's `_frombuffer`, of protocol 5."""
-        array = cls()
-        array.set_state((shape, kind, order == "F", data))
-        return array
-
-    @classmethod
     def scalar(cls, kind: Any, data: Any) -> _Array:
         """Stand-in for NumPy's `scalar`."""
         array = cls()
@@ -125,16 +122,12 @@ def _ordered(pairs: Iterable[Any] = ()) -> Dict[Any, Any]:
     return OrderedDict((_plain_key(key), value) for key, value in pairs)
 
 
-def plain_names() -> Dict[str, Named]:
-    """The names of ordered dicts and of NumPy arrays, as NumPy 1 and 2 spell them."""
-    functions: Dict[str, Optional[Callable[..., Any]]] = {
-        "collections.OrderedDict": _ordered, "numpy.ndarray": None, "numpy.dtype": _ArrayType,
-        "_codecs.encode": _encode}
-    for package in ("numpy.core", "numpy._core"):
-        functions[package + ".multiarray._reconstruct"] = _Array
-        functions[package + ".multiarray.scalar"] = _Array.scalar
-        functions[package + ".numeric._frombuffer"] = _Array.from_buffer
-    return {name: Named(name, function) for name, function in functions.items()}
+PLAIN_NAMES: Names = {
+    "collections.OrderedDict": _ordered, "numpy.ndarray": None, "numpy.dtype": _ArrayType,
+    "_codecs.encode": _encode,
+    "numpy.core.multiarray._reconstruct": _Array, "numpy.core.multiarray.scalar": _Array.scalar,
+    "numpy._core.multiarray._reconstruct": _Array, "numpy._core.multiarray.scalar": _Array.scalar}
+"""Those of ordered dicts and of NumPy arrays, as NumPy 1 and 2 spell them."""
 
 
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
@@ -145,7 +138,7 @@ class _Unpickler(_PythonUnpickler):
 
     dispatch = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, stream: Any, names: Dict[str, Named],
+    def __init__(self, stream: Any, names: Names,
                  storage: Optional[Callable[[Any], Any]]) -> None:
         super().__init__(stream, encoding="latin1")
         self._names = names
@@ -155,7 +148,7 @@ class _Unpickler(_PythonUnpickler):
         full_name = f"{module}.{name}"
         for known in (full_name, ANY_MODULE + name):
             if known in self._names:
-                return self._names[known]
+                return Named(full_name, self._names[known])
         raise ForbiddenName(full_name)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -239,7 +232,7 @@ class _Bounded:
         return self._stream.readline(MAX_BITS // 4)
 
 
-def unpickle(stream: BinaryIO, names: Dict[str, Named],
+def unpickle(stream: BinaryIO, names: Names,
              storage: Optional[Callable[[Any], Any]] = None) -> Any:
     """Read one pickle from a file; what follows it is left in the file.
 

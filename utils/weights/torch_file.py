@@ -18,7 +18,15 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.weights import ELEMENT_TYPES, element_count, read_tensor
-from utils.weights.pickles import ANY_MODULE, ForbiddenName, Named, plain, plain_names, unpickle
+from utils.weights.pickles import (
+    ANY_MODULE,
+    PLAIN_NAMES,
+    ForbiddenName,
+    Named,
+    Names,
+    plain,
+    unpickle,
+)
 
 ZIP_START = b"PK\x03\x04"
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -82,23 +90,15 @@ def _tensor(elements: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
     return flat.as_strided(size, stride, flat.storage_offset() + offset if count else 0)
 
 
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-def _names() -> Dict[str, Named]:
-    functions: Dict[str, Any] = {
-        "torch.Size": tuple,
-        "torch._utils._rebuild_tensor": _tensor,
-        "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": _parameter,
-        # Tensors saved on an Ascend card, whatever the plugin's version calls the module: elements
-        # in the plain order, and then the format that they had on the card.
-        ANY_MODULE + "_rebuild_npu_tensor": _tensor,
-        **{name: None for name in _STORAGES}}
-    names = plain_names()
-    names.update({name: Named(name, function) for name, function in functions.items()})
-    return names
+_NAMES: Names = {
+    **PLAIN_NAMES, **dict.fromkeys(_STORAGES),
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    # Tensors saved on an Ascend card, whatever the plugin's version calls the module: elements in
+    # the plain order, and then the format that they had on the card.
+    ANY_MODULE + "_rebuild_npu_tensor": _tensor}
 
 
 def read_torch_file(path: str) -> Any:
@@ -135,7 +135,7 @@ def _read_archive(path: str, stream: BinaryIO) -> Any:
             with archive.open(entry) as elements:
                 return read_tensor(elements, kind, count)
 
-        return plain(unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _names(),
+        return plain(unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _NAMES,
                               _Storages(load)))
 
 
@@ -168,11 +168,10 @@ def _check_entries(archive: zipfile.ZipFile, path: str) -> str:
 
 def _read_legacy(stream: BinaryIO, size: int) -> Any:
     """Pickles of a number, a version, the machine, the content and the keys; then the elements."""
-    names = _names()
-    if unpickle(stream, names) != _MAGIC_NUMBER:
+    if unpickle(stream, _NAMES) != _MAGIC_NUMBER:
         raise pickle.UnpicklingError("the first number is not PyTorch's")
-    unpickle(stream, names)
-    machine = unpickle(stream, names)
+    unpickle(stream, _NAMES)
+    machine = unpickle(stream, _NAMES)
     if isinstance(machine, dict) and machine.get("little_endian") is False:
         raise pickle.UnpicklingError("written on a big-endian machine")
     declared = 0
@@ -185,8 +184,8 @@ def _read_legacy(stream: BinaryIO, size: int) -> Any:
         return torch.zeros(count, dtype=getattr(torch, kind))  # filled below
 
     storages = _Storages(load)
-    content = unpickle(stream, names, storages)
-    keys = unpickle(stream, names)
+    content = unpickle(stream, _NAMES, storages)
+    keys = unpickle(stream, _NAMES)
     if not isinstance(keys, list) or any(type(key) is not str for key in keys) or (
             set(keys) != set(storages.found)):
         raise pickle.UnpicklingError("the elements of a tensor are missing")

@@ -15,7 +15,7 @@ from utils import device as devices
 from utils.amp import FIRST_SCALE, GOOD_STEPS_TO_GROW, LossScale, Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.records import StepRecords
+from utils.engine.observer import StepRecords
 from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD
 
 CASTS = pytest.mark.skipif(not devices.has_autocast(), reason="this PyTorch casts on devices only")

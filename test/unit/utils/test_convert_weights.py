@@ -12,6 +12,7 @@ from backbone import DarkNet, ResNet
 from helpers.weight_files import NAMES, network, renamed, same, save, write_darknet
 from utils import convert_weights
 from utils.checkpoint import CheckpointName, load_for_inference, save_checkpoint
+from utils.cli import run_main
 from utils.weights import darknet
 from utils.weights.files import load_tensors
 
@@ -27,7 +28,7 @@ def trained(tmp_path):
 
 
 def convert(capsys, *argv):
-    code = convert_weights.main([str(argument) for argument in argv])
+    code = run_main(convert_weights.main, [str(argument) for argument in argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

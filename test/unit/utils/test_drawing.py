@@ -1,9 +1,8 @@
-"""Pictures: colours, plates inside the picture, masks blended, inputs checked and left alone."""
+"""Pictures: colours, plates inside the picture, masks blended, inputs left alone."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from utils import drawing
 from utils.drawing import class_color, draw_instances, side_by_side
@@ -90,23 +89,9 @@ def test_nothing_to_draw():
     assert empty.shape == image.shape
 
 
-def test_what_does_not_fit_together_is_refused():
-    image, box = picture(), np.array([[1, 1, 9, 9]])
-    with pytest.raises(ValueError, match="2 labels"):
-        draw_instances(image, box, None, ["a", "b"])
-    with pytest.raises(ValueError, match="masks are"):
-        draw_instances(image, box, np.zeros((1, 9, 9), bool), ["a"])
-    with pytest.raises(ValueError, match="uint8"):
-        draw_instances(image.astype(float), box, None, ["a"])
-
-
 def test_side_by_side():
     first, second = picture(100, 80), np.full((60, 200, 3), 200, np.uint8)
     both = side_by_side([first, second], ["ground truth", "a title too long for such a picture"])
     assert both.dtype == np.uint8 and both.shape[0] > 100 and both.shape[1] > 280
     assert (both == GREY).all(axis=2).sum() >= 100 * 80
     assert (both == 200).all(axis=2).sum() >= 60 * 200
-    with pytest.raises(ValueError, match="1 images and 2 titles"):
-        side_by_side([first], ["a", "b"])
-    with pytest.raises(ValueError):
-        side_by_side([], [])

@@ -18,7 +18,7 @@ from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.ema import RAMP, WeightAverage
-from utils.engine.records import StepRecords
+from utils.engine.observer import StepRecords
 from utils.errors import UserError
 from utils.optimizer import FlatSGD, build_optimizer
 from yolact import build_yolact

@@ -165,11 +165,12 @@ def test_a_system_that_does_not_tell_is_an_error(monkeypatch):
 AGREE = """
 import sys
 import torch
-from utils.engine.batch_size import _smallest
+from utils.engine.batch_size import MemoryNeed, choose_batch_size
 from utils.distributed.processes import Processes
 processes = Processes.from_env()
 processes.init(torch.device("cpu"))
-print(_smallest(10 - processes.rank, processes, torch.device("cpu")))
+free = 200 - 20 * processes.rank  # a tenth stays free: 18, 16 and 14 images of 10 fit
+print(choose_batch_size(MemoryNeed(0, 10), (free, ""), processes, torch.device("cpu"), {})[0])
 processes.shutdown()
 """
 
@@ -183,7 +184,7 @@ def test_processes_agree_on_the_smallest():
         universal_newlines=True,
         env=dict(os.environ, RANK=str(rank), WORLD_SIZE="3", MASTER_ADDR="127.0.0.1",
                  MASTER_PORT=port, PYTHONPATH=str(ROOT))) for rank in range(3)]
-    assert [worker.communicate(timeout=120)[0].split() for worker in workers] == [["8"]] * 3
+    assert [worker.communicate(timeout=120)[0].split() for worker in workers] == [["14"]] * 3
 
 
 @pytest.fixture

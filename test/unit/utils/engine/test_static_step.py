@@ -16,7 +16,7 @@ from utils import amp
 from utils.amp import Precision, build_precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.records import StepRecords
+from utils.engine.observer import StepRecords
 from utils.optimizer import build_optimizer
 from utils.schedule import LearningRate
 from yolact import build_yolact

@@ -10,8 +10,7 @@ import pytest
 from data.config import get_config
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine.records import BestScore
-from utils.engine.saving import SavePlan
+from utils.engine.saving import BestScore, SavePlan
 from utils.engine.setup import Training, Validation
 from utils.engine.summary import data_table, end_lines, next_lines, schedule_lines, without_flag
 from utils.schedule import LearningRate

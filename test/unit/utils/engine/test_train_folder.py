@@ -19,7 +19,7 @@ import train
 from data.shapes import write_dataset
 from utils import checkpoint
 from utils.engine.record import RunRecord
-from utils.engine.records import BestScore
+from utils.engine.saving import BestScore
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.run_folder import RunFolder, open_run_folder, read_run_config
 from utils.weights_folder import find_checkpoint

@@ -26,8 +26,9 @@ from helpers.exports import export, require_onnx
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
 from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
+from utils.cli import run_main
 from utils.errors import UserError
-from utils.export import verify
+from utils.export import folder as folder_module
 from utils.export.__main__ import main
 from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
@@ -171,14 +172,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("flags, sentence", REFUSED, ids=lambda value: " ".join(value)[:40])
 def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tmp_path, capsys):
-    assert main([weights, f"--out={tmp_path / 'out'}", *flags]) == 2
+    assert run_main(main, [weights, f"--out={tmp_path / 'out'}", *flags]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
     assert os.listdir(str(tmp_path)) == []
 
 
 def refused(capsys, *argv):
-    assert main([str(argument) for argument in argv]) == 2
+    assert run_main(main, [str(argument) for argument in argv]) == 2
     return capsys.readouterr().err
 
 
@@ -201,7 +202,7 @@ def test_an_export_is_no_source_of_another(weights, tmp_path, capsys):
 
 
 def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(folder_module, "TOLERANCE", 1e-12)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
     assert "the exported model differs from PyTorch" in error
     assert os.listdir(str(tmp_path)) == []
@@ -211,7 +212,7 @@ def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch
 def test_a_missing_library_is_named_with_its_command(name, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
-    assert f"exporting needs {name}" in error and "pip install onnx onnxruntime" in error
+    assert f"{name} is needed for exported models" in error and f"pip install {name}" in error
 
 
 def test_a_runtime_too_old_for_an_operator_is_a_sentence(tmp_path):

@@ -16,6 +16,7 @@ import torch
 
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import noise, save_weights
+from utils.cli import run_main
 from utils.export.__main__ import main
 from utils.exported import read_description
 from utils.inference import Predictor
@@ -113,7 +114,7 @@ def test_without_atc_a_script_is_left(weights, tmp_path, atc, capsys, monkeypatc
 ])
 def test_an_atc_that_fails(body, flags, sentence, weights, tmp_path, atc, capsys):
     atc(body)
-    assert main([weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
+    assert run_main(main, [weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: atc ") and sentence in error and error.count("\n") == 1
     assert str(tmp_path / "out.atc.log") in error
@@ -128,7 +129,7 @@ def test_an_atc_that_fails(body, flags, sentence, weights, tmp_path, atc, capsys
     (["--precision_mode=half"], "--precision_mode is 'half', expected one of force_fp16"),
 ])
 def test_bad_input(flags, sentence, weights, tmp_path, capsys):
-    assert main([weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
+    assert run_main(main, [weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
     assert sentence in capsys.readouterr().err
     assert os.listdir(str(tmp_path)) == []
 
@@ -174,4 +175,4 @@ def test_a_missing_runtime_is_a_sentence(weights, tmp_path, atc, capsys):
     assert evaluation.main([f"--trained_model={folder}/model_310P3.om", "--eval_device=cpu",
                             f"--image={tmp_path}/a.png:{tmp_path}/b.png"]) == 2
     error = capsys.readouterr().err
-    assert "ais_bench is needed to run an exported model" in error and error.count("\n") == 1
+    assert "ais_bench is needed for exported models" in error and error.count("\n") == 1

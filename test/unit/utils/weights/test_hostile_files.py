@@ -23,6 +23,7 @@ import train
 from data.shapes import write_dataset
 from helpers.weight_files import network, save
 from utils import convert_weights
+from utils.cli import run_main
 from utils.errors import UserError
 from utils.weights.files import read_weights
 from utils.weights.safetensors import write_safetensors
@@ -413,7 +414,7 @@ def test_every_flag_refuses(tmp_path, program, flag, capsys):
         flags += ["--data={}".format(data), "--config=yolact_shapes", "--cuda=False"]
     if program is train:
         flags += ["--batch_size=1", "--num_workers=0", "--no_log"]
-    assert program.main(flags) == 2
+    assert run_main(program.main, flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "mkdir" in error and error.count("\n") == 1
     assert not trace.exists()

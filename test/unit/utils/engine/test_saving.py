@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.engine.records import BestScore
+from utils.engine.saving import BestScore
 
 
 def test_counts_validations_since_the_best():
