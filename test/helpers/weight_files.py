@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 from collections import OrderedDict
 
+import pytest
 import torch
 
 from data.config import get_config
+from utils.errors import UserError
+from utils.weights.files import read_weights
 from yolact import build_yolact
+
+MEGABYTE = 1 << 20
 
 NAMES = ["circle", "square", "triangle", "star"]
 
@@ -73,3 +79,19 @@ def write_darknet(path, backbone, version=(0, 2, 0), tail=0):
 def other_python():
     """A Python with the real paddlepaddle and safetensors, for the tests against them."""
     return os.environ.get("YOLACT_FORMATS_PYTHON")
+
+
+def refused(path, *words, limit=32 * MEGABYTE):
+    """Reading is a `UserError` of one line with these words, and allocates little."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError) as caught:
+            read_weights(str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    sentence = str(caught.value)
+    assert os.path.basename(str(path)) in sentence and "\n" not in sentence
+    for word in words:
+        assert word in sentence, sentence
+    assert peak < limit, "{} bytes".format(peak)

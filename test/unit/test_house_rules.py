@@ -21,7 +21,8 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 DEVICE_WORDS = (".cuda(", ".npu(", "torch.cuda", "torch_npu", "apex")
 DEVICE_FILES = ("utils/device.py", "utils/ascend_versions.py", "layers/fused_ops.py")
-NOT_OURS = ("weights", "runs", "logs", "results", "output", "quickstart", "__pycache__")
+NOT_OURS = {"weights", "runs", "logs", "results", "test/output", "test/quickstart"}
+"""Folders that the programs write to."""
 
 # What each part of the house may import from the others, by the longest name that fits a file's
 # module. Types for annotations may come from anywhere, under TYPE_CHECKING.
@@ -61,8 +62,8 @@ class Source:
 
 def project_files():
     for folder, folders, files in os.walk(str(ROOT)):
-        folders[:] = sorted(name for name in folders
-                            if not name.startswith(".") and name not in NOT_OURS)
+        folders[:] = sorted(name for name in folders if name[0] not in "._" and Path(
+            folder, name).relative_to(ROOT).as_posix() not in NOT_OURS)
         for name in sorted(files):
             if name.endswith(".py"):
                 yield Path(folder, name).relative_to(ROOT).as_posix()
