@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import as_text, expected_value, parse, value_problem
-from data.datasets import parse_yaml
+from data.description import parse_yaml
 from utils.checkpoint import load_state
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
 from utils.device import refuse_two_cards
