@@ -20,16 +20,23 @@ from data.tools.formats import cached_conversion, expected_layouts, recognise
 from utils.errors import UserError, nearest
 
 _SUFFIXES = (".yaml", ".yml", ".json")
+_SUFFIX = "_dataset"
+"""The original's names of layouts end so."""
 _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
-    "coco2017": {
-        "train": ("train2017", "annotations/instances_train2017.json"),
-        "val": ("val2017", "annotations/instances_val2017.json"),
-    },
-    "pascal_sbd": {
-        "train": ("img", "pascal_sbd_train.json"),
-        "val": ("img", "pascal_sbd_val.json"),
-    },
-}
+    name: {"train": (train, train_file), "val": (val, val_file)}
+    for name, train, train_file, val, val_file in (
+        ("coco2017", "train2017", "annotations/instances_train2017.json",
+         "val2017", "annotations/instances_val2017.json"),
+        ("coco2014", "train2014", "annotations/instances_train2014.json",
+         "val2014", "annotations/instances_val2014.json"),
+        ("coco2017_testdev", "train2017", "annotations/instances_train2017.json",
+         "test2017", "annotations/image_info_test-dev2017.json"),
+        ("pascal_sbd", "img", "pascal_sbd_train.json", "img", "pascal_sbd_val.json"))}
+_ALL_IMAGES = "images"
+"""Where the original has those of all splits."""
+_PLACES = {"pascal_sbd": "data/sbd"}
+_PLACE = "data/coco"
+"""Where the original looks for a dataset."""
 
 
 def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
@@ -81,8 +88,9 @@ def _find(layout: str, root: Optional[str], images: Optional[str], info: Optiona
                         "neither")
     if images is not None and info is not None:
         return Path(images), Path(info)
+    root = root or default_root(layout)
     if root is None:
-        parts = ", ".join(_LAYOUTS.get(layout, {}).get(split, ()))
+        parts = ", ".join(_LAYOUTS.get(layout_name(layout), {}).get(split, ()))
         raise UserError(f"no dataset: give --data=FOLDER (layout {layout}: {parts}), "
                         f"--data=FILE.yaml (see docs/data.md), or --{prefix}_images and "
                         f"--{prefix}_info")
@@ -104,6 +112,7 @@ def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
     Raises:
         UserError: the description or the other tool's folder cannot be read.
     """
+    root = root or default_root(layout)
     path = find_dataset_file(root)
     if path is not None and not is_yolo(parse_description(path)):
         return read_dataset_file(path)
@@ -122,9 +131,20 @@ def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
     return described
 
 
+def layout_name(name: str) -> str:
+    """`coco2017` for the original's `coco2017_dataset`."""
+    return name[:-len(_SUFFIX)] if name.endswith(_SUFFIX) else name
+
+
+def default_root(layout: str) -> Optional[str]:
+    """Where the original looks for its datasets, below the current folder, if it is there."""
+    place = _PLACES.get(layout_name(layout), _PLACE)
+    return place if Path(place).is_dir() else None
+
+
 def _is_layout(layout: str, root: Path) -> bool:
     """Whether anything of a known layout is in a folder."""
-    return any((root / part).exists() for parts in _LAYOUTS.get(layout, {}).values()
+    return any((root / part).exists() for parts in _LAYOUTS.get(layout_name(layout), {}).values()
                for part in parts)
 
 
@@ -138,7 +158,7 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     """Image folder and annotation file of one split of a known layout.
 
     Args:
-        layout: `coco2017` or `pascal_sbd` (a `Config.dataset`).
+        layout: a `Config.dataset`, with or without the original's `_dataset`.
         root: the data root, as given with --data.
         split: `train` or `val`.
 
@@ -146,6 +166,7 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
         UserError: an unknown layout, or something of it is missing; says what was looked for and
             what layout is expected.
     """
+    layout = layout_name(layout)
     if layout not in _LAYOUTS:
         raise UserError(f"unknown dataset layout '{layout}'{nearest(layout, _LAYOUTS) or '.'} "
                         f"Known: {', '.join(_LAYOUTS)}.")
@@ -154,6 +175,8 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     if not root.is_dir():
         raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")
     images, annotations = root / parts[0], root / parts[1]
+    if not images.is_dir() and (root / _ALL_IMAGES).is_dir() and annotations.is_file():
+        images = root / _ALL_IMAGES
     for path in _missing((images, annotations)):
         what = "image folder" if path == images else "annotation file"
         hint = "".join(f"; did you mean {folder}?" for folder in _around(root)
