@@ -143,9 +143,9 @@ def default_root(layout: str) -> Optional[str]:
 
 
 def _is_layout(layout: str, root: Path) -> bool:
-    """Whether anything of a known layout is in a folder."""
-    return any((root / part).exists() for parts in _LAYOUTS.get(layout_name(layout), {}).values()
-               for part in parts)
+    """Whether a folder has an annotation file of a known layout."""
+    return any((root / file).exists()
+               for _, file in _LAYOUTS.get(layout_name(layout), {}).values())
 
 
 def _missing(split: Split) -> List[Path]:
@@ -181,7 +181,7 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
         what = "image folder" if path == images else "annotation file"
         hint = "".join(f"; did you mean {folder}?" for folder in _around(root)
                        if all((folder / part).exists() for part in parts))
-        if not hint and not _is_layout(layout, root):
+        if not hint and path == images and not _is_layout(layout, root):
             hint = f"; {expected_layouts(root)}"
         raise UserError(f"{what} not found: looked for {path.absolute()}; {expected}{hint}")
     return images, annotations

@@ -177,6 +177,17 @@ def split_folders(folder: Path) -> Dict[str, Path]:
             for name in reversed(names) if (folder / name).is_dir()}
 
 
+def listed_stems(folders: Sequence[Path], stems: Sequence[str]) -> Dict[str, List[str]]:
+    """Names in train.txt and val.txt of the first folder that has a train.txt; else `stems`."""
+    for folder in folders:
+        if (folder / "train.txt").is_file():
+            lists = {split: folder / f"{split}.txt" for split in ("train", "val")}
+            found = {split: [line.split()[0] for line in read_text(path).splitlines()
+                             if line.strip()] for split, path in lists.items() if path.is_file()}
+            return {split: names for split, names in found.items() if names}
+    return {"train": list(stems)}
+
+
 def by_split(folder: Path, read: Callable[[Path], List[FoundImage]]) -> Dict[str, List[FoundImage]]:
     """What `read` finds in the folders of training and validation, or in `folder` as one."""
     places = split_folders(folder)

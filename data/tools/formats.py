@@ -14,6 +14,7 @@ from data.tools.coco_export import description_to_paste, is_coco_folder, read_co
 from data.tools.conversion import Conversion, Found, Part, list_files, write_dataset
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
+from data.tools.sbd import is_sbd_folder, read_sbd
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted
@@ -43,6 +44,7 @@ FORMATS = {
                    is_yolo_folder, read_yolo),
     "voc": Format("Pascal VOC XML with SegmentationObject masks",
                   "JPEGImages/ with Annotations/*.xml", is_voc_folder, read_voc),
+    "sbd": Format("SBD's MATLAB files", "img/ with inst/*.mat", is_sbd_folder, read_sbd),
     "coco": Format("COCO as Roboflow exports it", "train/_annotations.coco.json", is_coco_folder,
                    None),
     "masks": Format("masks as images, one for each object or with a number for each",

@@ -16,6 +16,7 @@ from data.tools.conversion import (
     FoundObject,
     Outline,
     list_files,
+    listed_stems,
     number,
     open_image,
     polygon,
@@ -56,7 +57,8 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     if not files:
         raise UserError(f"{annotations}: no XML files")
     splits: Dict[str, List[FoundImage]] = {}
-    for split, stems in _lists(folder, sorted(files)).items():
+    lists = [folder / name for name in _LIST_FOLDERS]
+    for split, stems in listed_stems(lists, sorted(files)).items():
         splits[split] = []
         for stem in stems:
             with conversion.left_out():
@@ -65,19 +67,6 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
                                     f"{split} list has no annotation")
                 splits[split].append(_image(files[stem], known, folder, conversion))
     return Found(splits)
-
-
-def _lists(folder: Path, stems: Sequence[str]) -> Dict[str, List[str]]:
-    for name in _LIST_FOLDERS:
-        if (folder / name / "train.txt").is_file():
-            found = {}
-            for split in ("train", "val"):
-                path = folder / name / (split + ".txt")
-                lines = read_text(path).splitlines() if path.is_file() else []
-                if lines:
-                    found[split] = [line.split()[0] for line in lines if line.strip()]
-            return found
-    return {"train": list(stems)}
 
 
 def _image(file: Path, known: Dict[str, Path], folder: Path,

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -119,6 +121,39 @@ def voc(folder):
              f"<annotation><filename>{name}.png</filename>{objects}</annotation>")
 
 
+def element(kind, data):
+    return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+
+def matrix(kind, shape, name, *rest):
+    """An array of a MAT-file."""
+    return element(14, b"".join([
+        element(6, struct.pack("<II", kind, 0)), element(5, struct.pack("<ii", *shape)),
+        element(1, name), *rest]))
+
+
+def sbd(folder):
+    """Written by the format's description; SciPy reads the same from it (tried by hand)."""
+    numbers = np.zeros((SIDE, SIDE), np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(BOXES, 1):
+        numbers[y1:y2, x1:x2] = number
+    fields = [matrix(9, (SIDE, SIDE), b"", element(2, numbers.tobytes(order="F"))),
+              matrix(1, (1, 1), b"", matrix(9, (1, 1), b"", element(2, b"x"))),
+              matrix(9, (2, 1), b"", struct.pack("<HH4s", 2, 2, bytes([8, 8])))]
+    whole = matrix(2, (1, 1), b"GTinst", struct.pack("<HHi", 5, 4, 16), element(
+        1, b"".join(name.ljust(16, b"\0") for name in (
+            b"Segmentation", b"Boundaries", b"Categories"))), *fields)
+    for name, split in zip(NAMES, ["train"] * 4 + ["val"] * 2):
+        picture(folder / "dataset" / "img" / f"{name}.jpg")
+        path = folder / "dataset" / "inst" / f"{name}.mat"
+        path.parent.mkdir(exist_ok=True)
+        packed = zlib.compress(whole)
+        path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+                         + struct.pack("<II", 15, len(packed)) + packed)
+        with open(str(folder / "dataset" / f"{split}.txt"), "a") as stream:
+            stream.write(f"{name}\n")
+
+
 def nuclei(folder):
     for name in NAMES:
         picture(folder / "stage1_train" / name / "images" / f"{name}.png")
@@ -163,13 +198,14 @@ LAYOUTS = {
     roboflow: ("coco", "cat", (4, 2)),
     roboflow_without_split: ("coco", "cat", (5, 1)),
     voc: ("voc", "cat", (5, 1)),
+    sbd: ("sbd", "cat", (4, 2)),
     nuclei: ("masks", "object", (5, 1)),
     penn_fudan: ("masks", "object", (5, 1)),
     plants: ("masks", "object", (5, 1)),
     folders_of_masks: ("masks", "object", (4, 2)),
     numbers_beside_images: ("masks", "object", (5, 1)),
 }
-SCORED = [labelme, yolo, roboflow, voc, nuclei, penn_fudan, plants]
+SCORED = [labelme, yolo, roboflow, voc, sbd, nuclei, penn_fudan, plants]
 
 
 def opened(root, split="train"):
@@ -192,7 +228,7 @@ def test_masks_are_those_of_the_source(tmp_path, capsys, layout):
     layout(tmp_path / "raw")
     before = sorted(str(path) for path in (tmp_path / "raw").rglob("*"))
     datasets = [opened(tmp_path / "raw", split) for split in ("train", "val")]
-    assert tuple(map(len, datasets)) == sizes and datasets[0].class_names == [name]
+    assert tuple(map(len, datasets)) == sizes and name in datasets[0].class_names
     paths = [Path(data.image_path(n)).resolve() for data in datasets for n in range(len(data))]
     assert len(set(paths)) == len(NAMES) and all(path.is_file() for path in paths)
     for found, (x1, y1, x2, y2) in zip(masks_of(datasets[1], 0), BOXES):
@@ -204,7 +240,7 @@ def test_masks_are_those_of_the_source(tmp_path, capsys, layout):
     assert str(tmp_path / "cache" / "yolact") in datasets[0].origin
     assert sorted(str(path) for path in (tmp_path / "raw").rglob("*")) == before
     # The same reader writes files for who wants some.
-    source = next((tmp_path / "raw").iterdir()) if layout is voc else tmp_path / "raw"
+    source = next((tmp_path / "raw").iterdir()) if layout in (voc, sbd) else tmp_path / "raw"
     assert run_main(convert.main, [kind, str(source), f"--out={tmp_path / 'out'}"]) == 0
     assert np.array_equal(masks_of(opened(tmp_path / "out"), 0), masks_of(datasets[0], 0))
     assert check.main([str(tmp_path / "raw"), "--pictures=", "--config=yolact_shapes"]) == 0
@@ -225,6 +261,14 @@ def test_from_raw_files_to_scores(tmp_path, capsys, monkeypatch, layout):
                               "--num_workers=0"]) == 0
     said = capsys.readouterr().out
     assert " is taken for " in said and "  mask | " in said
+
+
+def test_sbd_for_the_recipe_of_sbd(tmp_path):
+    sbd(tmp_path)
+    dataset = open_dataset("pascal_sbd", str(tmp_path / "dataset"), None, None, "val")
+    assert len(dataset) == 2 and len(dataset.class_names) == 20
+    (tmp_path / "dataset" / "inst" / "c.mat").write_bytes(b"x" * 300)
+    assert "c.mat: is no file of instances as SBD has them" in mistake(tmp_path)
 
 
 def mistake(root):
