@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
@@ -119,7 +120,7 @@ def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
     source = path or Path(root or "").expanduser()
     if path is not None:
         kind: Optional[str] = "yolo"
-    elif root is None or not source.is_dir() or _is_layout(layout, source):
+    elif root is None or not os.path.isdir(str(source)) or _is_layout(layout, source):
         return None
     else:
         kind, source = recognise(source)
@@ -151,7 +152,9 @@ def _is_layout(layout: str, root: Path) -> bool:
 def _missing(split: Split) -> List[Path]:
     """Those of image folder and annotation file that are not there."""
     images, annotations = split
-    return ([] if images.is_dir() else [images]) + ([] if annotations.is_file() else [annotations])
+    # A name that is too long makes pathlib raise.
+    return ([] if os.path.isdir(str(images)) else [images]) + (
+        [] if os.path.isfile(str(annotations)) else [annotations])
 
 
 def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
@@ -172,7 +175,7 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
                         f"Known: {', '.join(_LAYOUTS)}.")
     root, parts = Path(root).expanduser(), _LAYOUTS[layout][split]
     expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
-    if not root.is_dir():
+    if not os.path.isdir(str(root)):
         raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")
     images, annotations = root / parts[0], root / parts[1]
     if not images.is_dir() and (root / _ALL_IMAGES).is_dir() and annotations.is_file():
@@ -198,10 +201,10 @@ def find_dataset_file(root: Union[str, Path, None]) -> Optional[Path]:
     if root is None:
         return None
     path = Path(root).expanduser()
-    if path.suffix.lower() in _SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in _SUFFIXES and not os.path.isdir(str(path)):
         return path
     inside = path / FOLDER_FILE
-    return inside if inside.is_file() else None
+    return inside if os.path.isfile(str(inside)) else None
 
 
 def _check_names(described: DatasetFile, dataset: CocoDataset) -> None:

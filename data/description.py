@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ Split = Tuple[Path, Path]
 
 EXAMPLE = "expected for example 'train: {images: images/train, annotations: train.json}'"
 _PARTS = ("images", "annotations")
+_LONGEST, _DEEPEST = 500000, 100
+"""Characters and levels of a YAML text; beyond them reading takes seconds to hours."""
 
 
 @dataclass
@@ -109,11 +112,24 @@ def parse_yaml(text: str, path: str) -> Any:
     except ImportError:
         raise UserError(f"{path}: reading YAML needs PyYAML: pip install pyyaml (or write the same "
                         "as .json)") from None
+    if len(text) > _LONGEST or _depth(text) > _DEEPEST:
+        raise UserError(f"{path}: {len(text)} characters, nested {_depth(text)} deep, expected a "
+                        f"description of at most {_LONGEST} and {_DEEPEST}")
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as problem:
-        # Dates and characters that do not exist are ValueErrors.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
+            RecursionError) as problem:
+        # Dates and characters that do not exist are ValueErrors; PyYAML trips over its own tags.
         raise UserError(f"{path}: not YAML: {' '.join(str(problem).split())}") from None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets lie in each other."""
+    depth = deepest = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        depth = max(depth + (1 if found.group() in "[{" else -1), 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _split(path: Path, split: str, value: Any) -> Split:

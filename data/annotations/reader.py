@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from array import array
 from dataclasses import dataclass, field, fields
@@ -224,9 +225,9 @@ def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
 
 
 def _read_text(path: Path) -> str:
-    if not path.exists():
+    if not os.path.exists(str(path)):
         raise UserError(f"annotation file not found: looked for {path.absolute()}")
-    if path.is_dir():
+    if os.path.isdir(str(path)):
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
     try:
         text = path.read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -102,7 +103,8 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
         raise UserError(f"{file}: needs the text 'imagePath' and the list 'shapes'")
     path = file.parent / name.replace("\\", "/")
     beside = file.parent / path.name
-    if not path.exists() and beside.exists():  # annotated elsewhere, then copied together
+    if not os.path.exists(str(path)) and os.path.exists(str(beside)):
+        # Annotated elsewhere, then copied together.
         path = beside
     width, height = (number(content.get("image" + side)) for side in ("Width", "Height"))
     return open_image(path, str(file), None if width is None or height is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -107,8 +109,9 @@ def _names(path: Path, value: Any) -> List[str]:
                             f"{', '.join(str(key) for key in list(value)[:5])}, expected 0 to "
                             f"{len(value) - 1}")
         value = [by_number[key] for key in range(len(value))]
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: names is {value!r}, expected a list of class names")
+    if not isinstance(value, list) or not value or not all(
+            isinstance(name, (str, int, float)) for name in value):
+        raise UserError(f"{path}: names is {reprlib.repr(value)}, expected a list of class names")
     names = [str(name) for name in value]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names holds the same class twice")
@@ -129,12 +132,15 @@ def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
     """Folders or list files of a split; written paths are taken as YOLO's tools take them."""
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     places = []
-    for text in map(str, entries):
-        roots = [path.parent / str(content.get("path") or "."), path.parent]
+    for text in entries:
+        if not isinstance(text, str):
+            raise UserError(f"{path}: '{split}' is {reprlib.repr(entries)}, expected paths")
+        folder = content.get("path")
+        roots = [path.parent / (folder if isinstance(folder, str) else "."), path.parent]
         # Roboflow writes ../train/images for what lies beside the file.
         shortened = text[len("../"):] if text.startswith("../") else text
         candidates = [root / name for root in roots for name in (text, shortened)]
-        there = [place for place in candidates if place.exists()]
+        there = [place for place in candidates if os.path.exists(str(place))]
         if not there and split == "test":
             continue  # Roboflow names it always
         if not there:
