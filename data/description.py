@@ -46,7 +46,7 @@ def read_dataset_file(path: Path) -> DatasetFile:
     """
     content = parse_description(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {_shown(content)}, {EXAMPLE}")
+        raise UserError(f"{path}: holds {shown(content)}, {EXAMPLE}")
     if isinstance(content.get("images"), list):
         raise UserError(f"{path} is an annotation file, --data takes a folder or a description of "
                         "the dataset; give --train_images and --train_info (--valid_images and "
@@ -134,14 +134,14 @@ def _depth(text: str) -> int:
 
 def _split(path: Path, split: str, value: Any) -> Split:
     if not isinstance(value, dict):
-        raise UserError(f"{path}: '{split}' is {_shown(value)}, "
+        raise UserError(f"{path}: '{split}' is {shown(value)}, "
                         f"{EXAMPLE.replace('train', split)}")
     _refuse_unknown(path, split + ".", value, _PARTS)
     found = []
     for part, expected in zip(_PARTS, ("a folder with images", "a COCO instances file")):
         text = value.get(part)
         if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise UserError(f"{path}: '{split}.{part}' is {_shown(text)}, expected the path of "
+            raise UserError(f"{path}: '{split}.{part}' is {shown(text)}, expected the path of "
                             f"{expected}")
         expanded = os.path.expanduser(text)  # leaves the home of an unknown user as it is
         found.append(Path(os.path.normpath(os.path.join(str(path.parent), expanded))))
@@ -152,11 +152,11 @@ def _names(path: Path, value: Any) -> Optional[List[str]]:
     if value is None:
         return None
     if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: names is {_shown(value)}, expected a list of class names such as "
+        raise UserError(f"{path}: names is {shown(value)}, expected a list of class names such as "
                         "[cat, dog]")
     for name in value:
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{path}: names holds {_shown(name)}, expected texts; put it in quotes "
+            raise UserError(f"{path}: names holds {shown(name)}, expected texts; put it in quotes "
                             "(YAML reads no, yes, on, off as truth values)")
         if value.count(name) > 1:
             raise UserError(f"{path}: names holds '{name}' {value.count(name)} times; class names "
@@ -181,6 +181,8 @@ def similar(path: Path) -> str:
         return ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value of the wrong kind, for a sentence."""
-    return "nothing" if value is None else reprlib.repr(value)
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return "nothing" if value is None else short.repr(value)

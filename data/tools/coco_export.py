@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from data.coco import CocoDataset
-from data.tools.conversion import Conversion, Part, read_text, signed, split_folders
+from data.tools.conversion import Conversion, Part, signed
+from data.tools.source_files import read_text, split_folders
 from utils.errors import UserError
 
 _FILE = "_annotations.coco.json"

@@ -11,10 +11,11 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 
 from data.description import FOLDER_FILE
 from data.tools.coco_export import description_to_paste, is_coco_folder, read_coco
-from data.tools.conversion import Conversion, Found, Part, list_files, write_dataset
+from data.tools.conversion import Conversion, Found, Part, write_dataset
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
 from data.tools.sbd import is_sbd_folder, read_sbd
+from data.tools.source_files import list_files
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted

@@ -23,11 +23,10 @@ from data.tools.conversion import (
     Found,
     FoundImage,
     FoundObject,
-    by_split,
-    list_files,
     open_image,
     run_lengths,
 )
+from data.tools.source_files import by_split, list_files
 from utils.errors import UserError, counted
 
 _CLASS = "object"

@@ -20,16 +20,14 @@ from data.tools.conversion import (
     FoundImage,
     FoundObject,
     Outline,
-    by_split,
-    list_files,
     number,
     open_image,
     polygon,
-    read_text,
     rectangle,
     run_lengths,
     union,
 )
+from data.tools.source_files import by_split, list_files, read_text
 from utils.errors import UserError, counted
 
 _IGNORED_LABELS = ("__ignore__", "_background_")

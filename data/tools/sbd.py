@@ -19,11 +19,10 @@ from data.tools.conversion import (
     Found,
     FoundImage,
     FoundObject,
-    list_files,
-    listed_stems,
     open_image,
     run_lengths,
 )
+from data.tools.source_files import list_files, listed_stems
 from utils.errors import UserError
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

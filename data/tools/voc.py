@@ -15,15 +15,13 @@ from data.tools.conversion import (
     FoundImage,
     FoundObject,
     Outline,
-    list_files,
-    listed_stems,
     number,
     open_image,
     polygon,
-    read_text,
     rectangle,
     run_lengths,
 )
+from data.tools.source_files import list_files, listed_stems, read_text
 from utils.errors import UserError
 
 _VOID = 255

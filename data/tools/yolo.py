@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import reprlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_yaml
+from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_yaml, shown
 from data.image import SUFFIXES, Size
 from data.tools.conversion import (
     Conversion,
     Found,
     FoundImage,
     FoundObject,
-    list_files,
     open_image,
     polygon,
-    read_text,
     rectangle,
-    split_folders,
 )
+from data.tools.source_files import list_files, read_text, split_folders
 from utils.errors import UserError
 
 _NAME_FILES = ("classes.txt", "obj.names")
@@ -111,7 +108,7 @@ def _names(path: Path, value: Any) -> List[str]:
         value = [by_number[key] for key in range(len(value))]
     if not isinstance(value, list) or not value or not all(
             isinstance(name, (str, int, float)) for name in value):
-        raise UserError(f"{path}: names is {reprlib.repr(value)}, expected a list of class names")
+        raise UserError(f"{path}: names is {shown(value)}, expected a list of class names")
     names = [str(name) for name in value]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names holds the same class twice")
@@ -134,7 +131,7 @@ def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
     places = []
     for text in entries:
         if not isinstance(text, str):
-            raise UserError(f"{path}: '{split}' is {reprlib.repr(entries)}, expected paths")
+            raise UserError(f"{path}: '{split}' is {shown(entries)}, expected paths")
         folder = content.get("path")
         roots = [path.parent / (folder if isinstance(folder, str) else "."), path.parent]
         # Roboflow writes ../train/images for what lies beside the file.

@@ -45,7 +45,7 @@ def test_descriptions_of_yolo_that_explode(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         read_yolo(tmp_path, Conversion())
-    assert len(str(error.value)) < 21000
+    assert len(str(error.value)) < 11000
 
 
 @pytest.mark.parametrize("value, said", [

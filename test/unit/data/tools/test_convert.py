@@ -347,7 +347,7 @@ def test_broken_yolo_lines_are_named(tmp_path, capsys, line, expected):
 
 @pytest.mark.parametrize("text,expected", [
     ("names: [a]", "keys train, val and names"), ("train: nowhere\nnames: [a]", "looked for"),
-    ("train: train/images", "names is None"), ("train: train/images\nnames: {1: a}", "0 to 0"),
+    ("train: train/images", "names is nothing"), ("train: train/images\nnames: {1: a}", "0 to 0"),
     ("train: train\nnames: [a, a]", "same class twice"), ("[", "not YAML"),
 ])
 def test_broken_yolo_files(tmp_path, capsys, text, expected):
