@@ -99,6 +99,7 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
         os.path.basename(loaded.source.path), os.path.basename(dataset.annotation_file),
         args.map_classes)
     chosen = choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
+    notes = [dataset.origin] * bool(dataset.origin) + notes
     return Evaluation(dataset, category_ids, chosen, args.batch_size, args.num_workers, processes,
                       show_progress=not args.no_bar), notes
 

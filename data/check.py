@@ -15,7 +15,7 @@ import numpy as np
 
 from data.coco import CocoDataset
 from data.config import Config, get_config
-from data.datasets import find_dataset_file, open_dataset, read_dataset_file
+from data.datasets import describe, open_dataset
 from data.tools.findings import (
     annotation_findings,
     copy_findings,
@@ -124,10 +124,10 @@ def check_parser() -> ArgumentParser:
 def _open_splits(args: argparse.Namespace, layout: str) -> Dict[str, CocoDataset]:
     splits = {"train": open_dataset(layout, args.data, args.train_images, args.train_info, "train",
                                     allow_empty=True)}
-    described = find_dataset_file(args.data)
-    pairs = args.train_images is not None or described is not None
-    if args.valid_images is not None or args.valid_info is not None or not pairs or (
-            described is not None and "val" in read_dataset_file(described).splits):
+    given = args.valid_images is not None or args.valid_info is not None
+    described = None if given else describe(layout, args.data)
+    if given or (described is None and args.train_images is None) or (
+            described is not None and "val" in described.splits):
         splits["val"] = open_dataset(layout, args.data, args.valid_images, args.valid_info, "val",
                                      allow_empty=True)
     return splits
@@ -144,6 +144,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = check_parser().parse_args(argv)
     config = get_config(args.config)
     splits = _open_splits(args, args.dataset or config.dataset)
+    if splits["train"].origin:
+        print(splits["train"].origin)
     print("\n".join(table(splits)), flush=True)
     found = annotation_findings(splits)
     if not args.quick:

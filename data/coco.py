@@ -52,6 +52,9 @@ class CocoDataset:
         annotation_file: COCO instances JSON; without `annotations` (test-dev's image_info) samples
             have no objects.
 
+    Attributes:
+        origin: a sentence on what the files were made from, where that was another tool's folder.
+
     Raises:
         UserError: the folder or file is missing, or the file is not a consistent COCO instances
             file.
@@ -63,6 +66,7 @@ class CocoDataset:
         if not os.path.isdir(self.images_dir):
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
+        self.origin = ""
         self._packed: Annotations = load_annotations(self.annotation_file, self._size_from_header)
 
     def __len__(self) -> int:

@@ -58,8 +58,8 @@ class Config:
 
     name: str = option("yolact_base", "recipe; the first part of its checkpoints' file names")
     dataset: str = option(
-        "coco2017", "layout below --data: coco2017 (train2017, val2017, annotations) or pascal_sbd",
-        choices=("coco2017", "pascal_sbd"), flags=("--dataset",))
+        "coco2017", "layout below --data: that of COCO 2017, COCO 2014, test-dev or Pascal SBD",
+        choices=("coco2017", "coco2014", "coco2017_testdev", "pascal_sbd"), flags=("--dataset",))
     num_classes: int = option(
         81, "classes with background; training and evaluation set it from the annotation file",
         at_least=2)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Callable, Iterator, List, Mapping, NoReturn, Optional, Sequence, TextIO
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, one_line
 
 EXIT_USER_ERROR = 2
 
@@ -111,6 +111,9 @@ class ArgumentParser(argparse.ArgumentParser):
                    namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
         """Parse all of `args`; what is left over is an error that names the nearest flag."""
         words = sys.argv[1:] if args is None else args
+        for word in words:  # argparse would take `--` away and leave nothing
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word[:-len('=--')]} is '--', expected a value")
         parsed, left = self.parse_known_args([self._own_word(word) for word in words], namespace)
         if left:
             self.error(self._describe_leftover(left))
@@ -118,7 +121,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and leave with exit code 2."""
-        self.exit(EXIT_USER_ERROR, f"error: {message}\n")
+        self.exit(EXIT_USER_ERROR, f"error: {one_line(message)}\n")
 
     def _own_word(self, word: str) -> str:
         """A flag as it is declared here; anything else as it is."""
@@ -288,7 +291,7 @@ def run_main(main: Callable[[List[str]], Optional[int]],
             return leave.code if isinstance(leave.code, int) else 0
         except UserError as error:
             sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             return EXIT_USER_ERROR
         except KeyboardInterrupt as stop:
             sys.stdout.flush()

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from typing import Any, Iterable
 
+_LONGEST = 2000
+"""Characters of a sentence that is shown whole."""
+
 
 class UserError(Exception):
     """Bad input from outside: a flag, a file, an annotation, a device that is not there."""
@@ -29,6 +32,15 @@ def some(values: Iterable[Any], count: int = 5) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 image` or `3 images`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def one_line(text: str) -> str:
+    """A sentence for a terminal: what cannot be printed is escaped, what is endless is cut."""
+    shown = "".join(letter if letter.isprintable() else
+                    letter.encode("unicode_escape").decode("ascii") for letter in text)
+    if len(shown) <= _LONGEST:
+        return shown
+    return f"{shown[:_LONGEST // 2]} ... {shown[-_LONGEST // 2:]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from utils import plots
 from utils.cli import ArgumentParser, run_main
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import write_whole
 from utils.run_folder import (
     ENVIRONMENT,
@@ -75,13 +75,15 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
     evaluation, results = folder.read(SUMMARY), folder.results()
     shown = evaluation.get("pictures", {}).get("shown", [])
-    images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown]
+    images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown
+              if not os.path.isabs(item["file"]) and ".." not in item["file"].split("/")]
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
         "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
         "steps": folder.training() or results,  # there was no log in earlier versions
         "results": results, "evaluation": evaluation, "plots": {},
-        "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode("utf-8")))),
+        "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode(
+            "utf-8", "replace")))),
         "matrix": read_matrix(_read(folder.file(MATRIX))),
         "images": [(item, jpeg) for item, jpeg in images if jpeg],
         "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
@@ -89,7 +91,7 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
 
 def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
     """Counts and class names of a confusion_matrix.csv; None for anything else."""
-    rows = list(csv.reader(io.StringIO(data.decode("utf-8"))))
+    rows = list(csv.reader(io.StringIO(data.decode("utf-8", "replace"))))
     try:
         counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
     except ValueError:
@@ -164,14 +166,17 @@ def _scores(run: Mapping[str, Any]) -> List[str]:
 
 def _fill(values: Mapping[str, Any]) -> bytes:
     """The page with these values."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
     environment = Environment(loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
                               autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
                                data_uri=_data_uri, quoted=shlex.quote)
-    return environment.get_template(TEMPLATE).render(values).encode("utf-8")
+    try:
+        return environment.get_template(TEMPLATE).render(values).encode("utf-8")
+    except TemplateError as problem:  # a value is missing
+        raise ValueError(first_line(problem)) from problem
 
 
 def _render(run: Dict[str, Any]) -> bytes:
@@ -271,12 +276,18 @@ def main(argv: List[str]) -> int:
             raise UserError(f"'{path}' is no run folder (it has no config.yaml that train.py or "
                             "eval.py wrote); give one such as runs/yolact_base")
         folders.append(folder)
-    for folder in folders:
-        print("\n".join(build_report(folder)))
-    if len(folders) > 1:
-        shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
-        out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
-        print("\n".join(compare(folders, out)))
+    try:
+        for folder in folders:
+            print("\n".join(build_report(folder)))
+        if len(folders) > 1:
+            shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
+            out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
+            print("\n".join(compare(folders, out)))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+            csv.Error) as problem:  # values of another kind than the programs here write
+        raise UserError(f"{', '.join(args.folders)}: a file is damaged ({type(problem).__name__}: "
+                        f"{first_line(problem)}); remove log.jsonl, results.csv or evaluation/, "
+                        "whichever was changed") from problem
     return 0
 
 

@@ -100,7 +100,7 @@ def load_annotations(path: Union[str, Path],
     """
     path = Path(path)
     columns = read_columns(path)
-    categories = _categories(path, columns.categories)
+    categories = _categories(path, _without_root(columns))
     image_ids = _image_ids(path, columns.images)
     sizes = _image_sizes(path, columns.images, image_size)
     names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
@@ -126,6 +126,22 @@ def load_annotations(path: Union[str, Path],
         crowd=crowd[rows], rows=rows.astype(np.int32),
         polygon_offsets=offsets(columns.polygon_lengths), coordinates=columns.coordinates,
         rle_offsets=offsets(columns.rle_lengths), rle_bytes=columns.rle_bytes, report=report)
+
+
+def _without_root(columns: Columns) -> List[Any]:
+    """The file's categories without the one that Roboflow puts above the classes.
+
+    It has no objects, and may have the name of a class.
+    """
+    records = columns.categories
+    for root in records:
+        if isinstance(root, dict) and root.get("supercategory") == "none":
+            others = [record for record in records if record is not root]
+            if others and all(isinstance(record, dict) and record.get("supercategory")
+                              == root.get("name") for record in others) and not (
+                                  columns.ids[:, 2] == root.get("id")).any():
+                return others
+    return records
 
 
 def _categories(path: Path, records: List[Any]) -> List[Category]:

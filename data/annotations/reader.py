@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from array import array
 from dataclasses import dataclass, field, fields
@@ -85,9 +86,10 @@ class _Collector:
         return Columns(images, categories, **found)
 
     def __call__(self, record: Dict[str, Any]) -> Any:
-        if "image_id" in record:
+        # Some tools repeat image_id in image records or attributes, and file_name in annotations.
+        if "image_id" in record and "category_id" in record:
             return self._annotation(record)
-        if "file_name" in record:
+        if "file_name" in record and "id" in record:
             return tuple(record.get(key) for key in _IMAGE_KEYS)
         return record
 
@@ -203,6 +205,8 @@ def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
     if annotations == list(range(rows)):
         return
     for number, entry in enumerate(annotations):
+        if isinstance(entry, dict) and "image_id" in entry:
+            raise _bad_ids(path, entry)
         if isinstance(entry, dict):
             raise UserError(f"{path}: annotation {entry.get('id')!r} (number {number} in the list) "
                             "has no image_id; every annotation needs one")
@@ -221,9 +225,9 @@ def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
 
 
 def _read_text(path: Path) -> str:
-    if not path.exists():
+    if not os.path.exists(str(path)):
         raise UserError(f"annotation file not found: looked for {path.absolute()}")
-    if path.is_dir():
+    if os.path.isdir(str(path)):
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
     try:
         text = path.read_text(encoding="utf-8")

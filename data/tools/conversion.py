@@ -7,18 +7,27 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from data.datasets import FOLDER_FILE, SPLITS, format_dataset_file
-from data.image import SUFFIXES, Size, read_header
-from utils.errors import UserError, counted, nearest
+from data.description import FOLDER_FILE, SPLITS, format_dataset_file
+from data.image import Size, read_header
+from utils.errors import UserError, nearest
 from utils.files import write_whole
 
 _SHOWN_PROBLEMS = 20
-_WAY_OUT = "; correct it, or leave all such shapes and files out with --skip_bad"
 _SIGNATURE = "converted by python -m data.convert"
 """Stands at the beginning of every file that a converter writes."""
 
@@ -45,12 +54,50 @@ class FoundImage:
     objects: List[FoundObject] = field(default_factory=list)
 
 
-@dataclass
-class Problems:
-    """What cannot be converted: an error, or counted and left out where `skip` is set."""
+class Found(NamedTuple):
+    """What a reader finds in a source."""
 
-    skip: bool
-    sentences: List[str] = field(default_factory=list)
+    splits: Dict[str, List[FoundImage]]
+    """`train` alone where the source has no splits."""
+    names: Sequence[str] = ()
+    """Class names in their order, where the source gives one."""
+    notes: Sequence[str] = ()
+    """Sentences for the user."""
+
+
+class Part(NamedTuple):
+    """One split, ready to be written."""
+
+    images_dir: Path
+    annotations: Union[Path, Dict[str, Any]]
+    """A COCO file that is there, or the content of one."""
+    images: int
+    objects: int
+    empty: int
+    """Images without objects."""
+
+    def __str__(self) -> str:
+        return f"{self.images} images ({self.empty} without objects), {self.objects} objects"
+
+
+@dataclass
+class Conversion:
+    """How a dataset of another tool is read, and what of it is left out."""
+
+    skip_bad: bool = False
+    """Count what cannot be converted and leave it out; otherwise it is an error."""
+    boxes_as_masks: bool = False
+    """Objects that have a box only get it as their mask; otherwise they cannot be converted."""
+    classes: Sequence[str] = ()
+    """Names in the order wanted; empty takes all."""
+    val_fraction: float = 0.2
+    """Of the images for validation, where the source has no splits."""
+    seed: int = 0
+    """Of that split."""
+    way_out: str = "leave all such shapes and files out with --skip_bad"
+    """What a user may do who cannot correct the source."""
+    left: List[str] = field(default_factory=list)
+    """Sentences about what was left out."""
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
@@ -58,16 +105,65 @@ class Problems:
         try:
             yield
         except UserError as problem:
-            if not self.skip:
-                text = str(problem)
-                raise UserError(text if text.endswith(_WAY_OUT) else text + _WAY_OUT) from None
-            self.sentences.append(str(problem))
+            if not self.skip_bad:
+                text, way_out = str(problem), f"; correct it, or {self.way_out}"
+                raise UserError(text if text.endswith(way_out) else text + way_out) from None
+            self.left.append(str(problem))
 
     def lines(self) -> List[str]:
         """The first sentences, and how many more there are."""
-        left = len(self.sentences) - _SHOWN_PROBLEMS
-        return ["left out: " + sentence for sentence in self.sentences[:_SHOWN_PROBLEMS]] + (
-            [f"... and {left} more"] if left > 0 else [])
+        more = len(self.left) - _SHOWN_PROBLEMS
+        return ["left out: " + sentence for sentence in self.left[:_SHOWN_PROBLEMS]] + (
+            [f"... and {more} more"] if more > 0 else [])
+
+    def divided(self, items: Sequence[Any]) -> Dict[str, List[Any]]:
+        """Part `items` into train and val; the same seed and items give the same parts.
+
+        A single one is for training.
+        """
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"--val_fraction is {self.val_fraction}, expected at least 0 and less "
+                            "than 1")
+        count = int(round(len(items) * self.val_fraction))
+        if self.val_fraction > 0:
+            count = min(max(count, 1), len(items) - 1)
+        chosen = set(np.random.RandomState(self.seed).permutation(len(items))[:count].tolist())
+        parts = {"train": [item for n, item in enumerate(items) if n not in chosen],
+                 "val": [item for n, item in enumerate(items) if n in chosen]}
+        return {split: part for split, part in parts.items() if part}
+
+    def parts(self, found: Found, source: Path) -> Tuple[Dict[str, Part], List[str]]:
+        """Content of a COCO file for each split, and the class names.
+
+        Ids count from 1 through all splits: the same input gives the same files.
+        """
+        splits = {split: images for split, images in found.splits.items() if images}
+        if list(splits) == ["train"]:
+            splits = self.divided(splits["train"])
+        if "train" not in splits:
+            raise UserError(f"{source}: no image for training was left")
+        names = self._class_names(found, [image for part in splits.values() for image in part])
+        parts, image_id, annotation_id = {}, 1, 1
+        for split, images in splits.items():
+            parts[split] = _part(images, names, image_id, annotation_id)
+            image_id, annotation_id = image_id + len(images), annotation_id + parts[split].objects
+        return parts, names
+
+    def _class_names(self, found: Found, images: Sequence[FoundImage]) -> List[str]:
+        """In order: those wanted, or all that occur, sorted. Objects of others are left out."""
+        names = list(self.classes or found.names
+                     or sorted({item.name for image in images for item in image.objects}))
+        if not names:
+            raise UserError(f"no objects in {len(images)} images: nothing to learn from")
+        for image in images:
+            objects, image.objects = image.objects, []
+            for item in objects:
+                with self.left_out():
+                    if item.name not in names:
+                        raise UserError(f"{item.where}: the class '{item.name}' is not among "
+                                        f"--classes{nearest(item.name, names)}")
+                    image.objects.append(item)
+        return names
 
 
 def polygon(points: Any, size: Size, where: str) -> Outline:
@@ -148,77 +244,6 @@ def number(value: Any) -> Optional[float]:
     return found if abs(found) < float("inf") and not isinstance(value, bool) else None
 
 
-def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
-    """Files in a folder and below by their endings, sorted by name.
-
-    Links to folders are followed; what macOS leaves in archives (`__MACOSX`, `._*`) is not there.
-    """
-    found: List[Path] = []
-    visited: Set[str] = set()
-    for place, folders, names in os.walk(str(folder), followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in visited else [name for name in folders if name != "__MACOSX"]
-        if real not in visited:
-            found += [Path(place) / name for name in names if not name.startswith("._")
-                      and os.path.splitext(name)[1].lower() in suffixes]
-        visited.add(real)
-    return sorted(found)
-
-
-def read_text(path: Path) -> str:
-    """Text of a file in UTF-8 or a Chinese Windows' encoding.
-
-    Raises:
-        UserError: it is missing, or neither of these.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path.absolute()}") from None
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read {path}: {problem}") from None
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding)
-        except ValueError:
-            continue
-    raise UserError(f"{path}: is not text in UTF-8")
-
-
-def split_randomly(items: Sequence[Any], val_fraction: float, seed: int) -> Dict[str, List[Any]]:
-    """Part `items` into train and val; the same seed and items give the same parts."""
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"--val_fraction is {val_fraction}, expected at least 0 and less than 1")
-    count = int(round(len(items) * val_fraction))
-    if val_fraction > 0:
-        if len(items) < 2:
-            raise UserError(f"{counted(len(items), 'image')} cannot be divided into training and "
-                            "validation; give --val_fraction=0")
-        count = min(max(count, 1), len(items) - 1)
-    chosen = set(np.random.RandomState(seed).permutation(len(items))[:count].tolist())
-    parts = {"train": [item for n, item in enumerate(items) if n not in chosen],
-             "val": [item for n, item in enumerate(items) if n in chosen]}
-    return {split: part for split, part in parts.items() if part}
-
-
-def choose_classes(splits: Dict[str, List[FoundImage]], wanted: Optional[Sequence[str]],
-                   problems: Problems) -> List[str]:
-    """Class names in order: `wanted`, or all that occur, sorted. Objects of others are left out."""
-    images = [image for part in splits.values() for image in part]
-    names = list(wanted or sorted({item.name for image in images for item in image.objects}))
-    if not names:
-        raise UserError(f"no objects in {len(images)} images: nothing to learn from")
-    for image in images:
-        objects, image.objects = image.objects, []
-        for item in objects:
-            with problems.left_out():
-                if item.name not in names:
-                    raise UserError(f"{item.where}: the class '{item.name}' is not among "
-                                    f"--classes{nearest(item.name, names)}")
-                image.objects.append(item)
-    return names
-
-
 def refuse_foreign_files(out: Path) -> None:
     """Raise a `UserError` where a conversion would replace a file that no conversion wrote."""
     for path in [out / (split + ".json") for split in SPLITS] + [out / FOLDER_FILE]:
@@ -234,34 +259,43 @@ def refuse_foreign_files(out: Path) -> None:
                             "replaced: give --out another folder, or move it away")
 
 
-def write_dataset(splits: Dict[str, List[FoundImage]], names: Sequence[str],
-                  out: Path) -> List[str]:
-    """Write one COCO file for each split and the description; returns a line about each split.
+def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
+                  portable: bool = True) -> List[str]:
+    """Write the COCO files, and last the description; returns a line about each split.
 
-    Images stay where they are. Ids count from 1 through all splits: the same input gives the same
-    files.
+    Images stay where they are.
+
+    Args:
+        parts: by split.
+        names: of the classes; none are written where the files alone say them.
+        out: folder.
+        portable: paths are relative to `out` in the description.
     """
     described, lines = {}, []
-    image_id = annotation_id = 1
-    for split, images in splits.items():
-        folder = Path(os.path.commonpath([os.path.abspath(str(image.path.parent))
-                                          for image in images]))
-        content = _coco(images, names, folder, image_id, annotation_id)
-        image_id += len(images)
-        annotation_id += len(content["annotations"])
-        file = out / (split + ".json")
-        # ASCII, as file names need not be text.
-        _write(file, json.dumps(content, separators=(",", ":")))
-        described[split] = (_relative(folder, out), file.name)
-        empty = sum(not image.objects for image in images)
-        lines.append(f"{file}: {len(images)} images ({empty} without objects), "
-                     f"{len(content['annotations'])} objects")
+    for split, part in parts.items():
+        file = part.annotations
+        if not isinstance(file, Path):
+            # ASCII, as file names need not be text.
+            text, file = json.dumps(file, separators=(",", ":")), out / f"{split}.json"
+            _write(file, text)
+        images, annotations = [_relative(path, out) if portable else os.path.abspath(str(path))
+                               for path in (part.images_dir, file)]
+        described[split] = images, annotations
+        lines.append(f"{file}: {part}")
     _write(out / FOLDER_FILE, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
     return lines
 
 
-def _coco(images: Sequence[FoundImage], names: Sequence[str], folder: Path, image_id: int,
-          annotation_id: int) -> Dict[str, Any]:
+def signed(content: Dict[str, Any]) -> Dict[str, Any]:
+    """Content of a COCO file that says at its beginning who wrote it."""
+    return {"info": {"description": _SIGNATURE},
+            **{key: value for key, value in content.items() if key != "info"}}
+
+
+def _part(images: Sequence[FoundImage], names: Sequence[str], image_id: int,
+          annotation_id: int) -> Part:
+    folder = Path(os.path.commonpath([os.path.abspath(str(image.path.parent))
+                                      for image in images]))
     ids = {name: number for number, name in enumerate(names, 1)}
     records: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
@@ -274,8 +308,10 @@ def _coco(images: Sequence[FoundImage], names: Sequence[str], folder: Path, imag
                 "id": annotation_id + len(annotations), "image_id": position,
                 "category_id": ids[item.name], "iscrowd": 0, "area": area, "bbox": box,
                 "segmentation": item.outline})
-    return {"info": {"description": _SIGNATURE}, "images": records, "annotations": annotations,
-            "categories": [{"id": number, "name": name} for name, number in ids.items()]}
+    content = signed({"images": records, "annotations": annotations, "categories": [
+        {"id": number, "name": name} for name, number in ids.items()]})
+    return Part(folder, content, len(images), len(annotations),
+                sum(not image.objects for image in images))
 
 
 def _measure(outline: Outline, size: Size) -> Tuple[float, List[float]]:

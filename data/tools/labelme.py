@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -14,19 +15,19 @@ import numpy as np
 
 from data.image import Size
 from data.tools.conversion import (
+    Conversion,
+    Found,
     FoundImage,
     FoundObject,
     Outline,
-    Problems,
-    list_files,
     number,
     open_image,
     polygon,
-    read_text,
     rectangle,
     run_lengths,
     union,
 )
+from data.tools.source_files import by_split, list_files, read_text
 from utils.errors import UserError, counted
 
 _IGNORED_LABELS = ("__ignore__", "_background_")
@@ -34,19 +35,38 @@ _POLYGONS = ("polygon", "rotation")
 _CIRCLE_STEP = 2.0
 """Pixels along a circle between corners of its polygon."""
 _MOST_CORNERS = 2000
+_TRIED = 5
+"""JSON files of a folder that are opened to see whether they are labelme's."""
 
 
-def read_labelme(folder: Path, problems: Problems) -> Tuple[List[FoundImage], List[str]]:
+def is_labelme_folder(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether the files of a folder are labelme's."""
+    names = [path for path in files if path.suffix.lower() == ".json"]
+    for path in names[:_TRIED]:
+        try:
+            if _read(path) is not None:
+                return True
+        except UserError:
+            continue
+    return False
+
+
+def read_labelme(folder: Path, conversion: Conversion) -> Found:
     """Images with objects of all labelme files in and below `folder`, and notes.
 
     Shapes of one label that share a group_id are one object.
     """
     if not folder.is_dir():
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
+    notes: List[str] = []
+    return Found(by_split(folder, lambda place: _images(place, conversion, notes)), notes=notes)
+
+
+def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[FoundImage]:
     files = list_files(folder, (".json",))
     images: Dict[str, FoundImage] = {}
     for file in files:
-        with problems.left_out():
+        with conversion.left_out():
             content = _read(file)
             if content is None:
                 continue
@@ -54,15 +74,16 @@ def read_labelme(folder: Path, problems: Problems) -> Tuple[List[FoundImage], Li
             key = str(image.path.resolve())
             if key in images:
                 raise UserError(f"{file}: its image {image.path} has an annotation file already")
-            _add_objects(image, file, content["shapes"], problems)
+            _add_objects(image, file, content["shapes"], conversion)
             images[key] = image
     if not images:
         raise UserError(f"{folder}: no labelme files ({len(files)} .json files are there); "
                         "expected JSON files with 'shapes' and 'imagePath'")
     unmarked = sum(str(path.resolve()) not in images for path in list_files(folder))
-    return list(images.values()), [] if not unmarked else [
-        f"left out: {counted(unmarked, 'image')} without a labelme file; save one, with no shapes, "
-        "for images that show no object"]
+    if unmarked:
+        notes.append(f"left out: {counted(unmarked, 'image')} without a labelme file; save one, "
+                     "with no shapes, for images that show no object")
+    return list(images.values())
 
 
 def _read(file: Path) -> Optional[Dict[str, Any]]:
@@ -80,7 +101,8 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
         raise UserError(f"{file}: needs the text 'imagePath' and the list 'shapes'")
     path = file.parent / name.replace("\\", "/")
     beside = file.parent / path.name
-    if not path.exists() and beside.exists():  # annotated elsewhere, then copied together
+    if not os.path.exists(str(path)) and os.path.exists(str(beside)):
+        # Annotated elsewhere, then copied together.
         path = beside
     width, height = (number(content.get("image" + side)) for side in ("Width", "Height"))
     return open_image(path, str(file), None if width is None or height is None
@@ -88,10 +110,10 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
 
 
 def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
-                 problems: Problems) -> None:
+                 conversion: Conversion) -> None:
     groups: Dict[Tuple[str, str], FoundObject] = {}
     for position, shape in enumerate(shapes, 1):
-        with problems.left_out():
+        with conversion.left_out():
             label = shape.get("label") if isinstance(shape, dict) else None
             if label in _IGNORED_LABELS:
                 continue

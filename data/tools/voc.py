@@ -10,18 +10,18 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from data.tools.conversion import (
+    Conversion,
+    Found,
     FoundImage,
     FoundObject,
     Outline,
-    Problems,
-    list_files,
     number,
     open_image,
     polygon,
-    read_text,
     rectangle,
     run_lengths,
 )
+from data.tools.source_files import list_files, listed_stems, read_text
 from utils.errors import UserError
 
 _VOID = 255
@@ -33,8 +33,13 @@ Listed = Tuple[ElementTree.Element, str, str, List[float]]
 """An object's element, its name, its place for sentences, and its box x1 y1 x2 y2 in pixels."""
 
 
-def read_voc(folder: Path, problems: Problems,
-             boxes_as_masks: bool) -> Dict[str, List[FoundImage]]:
+def is_voc_folder(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether the files of a folder are laid out as those of Pascal VOC."""
+    return (folder / "JPEGImages").is_dir() and any(
+        path.suffix == ".xml" and folder / "Annotations" in path.parents for path in files)
+
+
+def read_voc(folder: Path, conversion: Conversion) -> Found:
     """Images with objects of each split; all as `train` where ImageSets has no train.txt.
 
     Masks come from SegmentationObject, else from a polygon in the XML, else, with
@@ -50,32 +55,20 @@ def read_voc(folder: Path, problems: Problems,
     if not files:
         raise UserError(f"{annotations}: no XML files")
     splits: Dict[str, List[FoundImage]] = {}
-    for split, stems in _lists(folder, sorted(files)).items():
+    lists = [folder / name for name in _LIST_FOLDERS]
+    for split, stems in listed_stems(lists, sorted(files)).items():
         splits[split] = []
         for stem in stems:
-            with problems.left_out():
+            with conversion.left_out():
                 if stem not in files:
                     raise UserError(f"{annotations / (stem + '.xml')}: image '{stem}' of the "
                                     f"{split} list has no annotation")
-                splits[split].append(_image(files[stem], known, folder, problems, boxes_as_masks))
-    return splits
+                splits[split].append(_image(files[stem], known, folder, conversion))
+    return Found(splits)
 
 
-def _lists(folder: Path, stems: Sequence[str]) -> Dict[str, List[str]]:
-    for name in _LIST_FOLDERS:
-        if (folder / name / "train.txt").is_file():
-            found = {}
-            for split in ("train", "val"):
-                path = folder / name / (split + ".txt")
-                lines = read_text(path).splitlines() if path.is_file() else []
-                if lines:
-                    found[split] = [line.split()[0] for line in lines if line.strip()]
-            return found
-    return {"train": list(stems)}
-
-
-def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
-           boxes_as_masks: bool) -> FoundImage:
+def _image(file: Path, known: Dict[str, Path], folder: Path,
+           conversion: Conversion) -> FoundImage:
     root = _parse(file)
     name = Path((root.findtext("filename") or "").replace("\\", "/")).stem
     path = known.get(name) or known.get(file.stem)
@@ -86,15 +79,15 @@ def _image(file: Path, known: Dict[str, Path], folder: Path, problems: Problems,
     image = open_image(path, str(file), (width, height) if width and height else None)
     listed: List[Listed] = []
     for position, node in enumerate(root.findall("object"), 1):
-        with problems.left_out():
+        with conversion.left_out():
             listed.append(_listed(file, position, node))
     mask_file = folder / "SegmentationObject" / (path.stem + ".png")
-    with problems.left_out():
-        found = _masks(mask_file, listed, image, problems) if mask_file.is_file() else {}
+    with conversion.left_out():
+        found = _masks(mask_file, listed, image, conversion) if mask_file.is_file() else {}
         for n, (node, name, where, box) in enumerate(listed):
-            with problems.left_out():
+            with conversion.left_out():
                 outline = found.get(n) if mask_file.is_file() else _drawn(
-                    node, box, image, where, boxes_as_masks, mask_file)
+                    node, box, image, where, conversion.boxes_as_masks, mask_file)
                 if outline is None:
                     raise UserError(f"{where}: no instance of {mask_file} fits its box")
                 image.objects.append(FoundObject(name, outline, where))
@@ -138,7 +131,7 @@ def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, w
 
 
 def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
-           problems: Problems) -> Dict[int, Outline]:
+           conversion: Conversion) -> Dict[int, Outline]:
     """The instance of each object by its index: number n + 1 for object n, where their boxes agree.
 
     Numbers in another order are taken by the boxes alone.
@@ -153,7 +146,7 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
         if fits.get(best, 0) >= _FITS:
             chosen[n] = left.pop(best)
     if left and len(chosen) == len(listed):
-        with problems.left_out():
+        with conversion.left_out():
             raise UserError(f"{file}: instance {min(left)} fits no object of the XML file")
     return chosen
 

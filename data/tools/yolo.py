@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.datasets import FOLDER_FILE, SPLITS, parse_yaml
-from data.image import Size
+from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_yaml, shown
+from data.image import SUFFIXES, Size
 from data.tools.conversion import (
+    Conversion,
+    Found,
     FoundImage,
     FoundObject,
-    Problems,
-    list_files,
     open_image,
     polygon,
-    read_text,
     rectangle,
 )
+from data.tools.source_files import list_files, read_text, split_folders
 from utils.errors import UserError
 
 _NAME_FILES = ("classes.txt", "obj.names")
@@ -26,40 +27,75 @@ _OUTSIDE = 0.01
 """Coordinates are relative to the image; this much beyond it is rounding."""
 
 
-def read_yolo(source: Path, problems: Problems, boxes_as_masks: bool,
-              classes: Optional[Sequence[str]] = None
-              ) -> Tuple[Dict[str, List[FoundImage]], List[str]]:
+def is_yolo_folder(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether the files of a folder are YOLO's: its description, or texts beside their images."""
+    if find_description(folder) is not None:
+        return True
+    texts = {path for path in files if path.suffix == ".txt"}
+    return bool(texts) and any(
+        path.suffix.lower() in SUFFIXES and _label_file(path) in texts for path in files)
+
+
+def find_description(source: Path) -> Optional[Path]:
+    """The description of YOLO's that a folder holds, data.yaml before others; None for none."""
+    names = [FOLDER_FILE] + sorted(path.name for path in source.glob("*.y*ml"))
+    for path in (source / name for name in names):
+        try:
+            if path.is_file() and is_yolo(parse_yaml(read_text(path), str(path))):
+                return path
+        except UserError:
+            continue
+    return None
+
+
+def places_of(source: Path) -> List[Path]:
+    """Everything that a YOLO dataset reads: its description, and folders of images and labels."""
+    path = find_description(source) if source.is_dir() else source
+    if path is None:
+        return [source]
+    folders = {image.parent for place in sum(_described(path)[0].values(), [])
+               for image in ([place / "image"] if place.is_dir() else _list(place))}
+    return [path] + sorted(folders | {_label_file(folder / "image").parent for folder in folders})
+
+
+def read_yolo(source: Path, conversion: Conversion) -> Found:
     """Images with objects of each split, and the class names in the order of their numbers.
 
-    Args:
-        source: a `data.yaml`, its folder, or a folder with images/, labels/ and classes.txt; in the
-            last case all images come as `train`.
-        problems: where unusable files and lines go.
-        boxes_as_masks: lines of a box become rectangles instead of problems.
-        classes: names, where no file gives them.
+    `source` is a `data.yaml`, its folder, or a folder with images/, labels/ and classes.txt, in
+    which images/ may have folders of splits, or lie in them.
     """
-    if source.is_dir() and not (source / FOLDER_FILE).is_file():
-        folders = {"train": [source / "images" if (source / "images").is_dir() else source]}
-        names = list(classes or _listed_names(source))
+    path = source
+    if source.is_dir():
+        path = find_description(source) or source / FOLDER_FILE
+    if source.is_dir() and not path.is_file():
+        images = source / "images" if (source / "images").is_dir() else source
+        places = split_folders(images)
+        folders = {split: [place] for split, place in places.items()} if "train" in places else {
+            "train": [images]}
+        names = list(conversion.classes or _listed_names(source))
     else:
-        path = source / FOLDER_FILE if source.is_dir() else source
-        content = parse_yaml(read_text(path), str(path))
-        if not isinstance(content, dict) or not any(split in content for split in SPLITS):
-            raise UserError(f"{path}: expected YOLO's keys train, val and names")
-        names = _names(path, content.get("names"))
-        folders = {split: _sources(path, content, split) for split in SPLITS
-                   if content.get(split)}
+        folders, names = _described(path)
     splits: Dict[str, List[FoundImage]] = {}
-    for split, places in folders.items():
-        paths = [path for place in places for path in _list(place)]
+    for split, places_ in folders.items():
+        paths = [path for place in places_ for path in _list(place)]
         if not paths:
             raise UserError(f"{source}: no images for '{split}' in "
-                            f"{', '.join(str(place) for place in places)}")
+                            f"{', '.join(str(place) for place in places_)}")
         splits[split] = []
         for path in paths:
-            with problems.left_out():
-                splits[split].append(_image(path, names, problems, boxes_as_masks))
-    return splits, names
+            with conversion.left_out():
+                splits[split].append(_image(path, names, conversion))
+    return Found(splits, names)
+
+
+def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
+    """Places of the images of each split, and the class names."""
+    content = parse_yaml(read_text(path), str(path))
+    if not is_yolo(content):
+        raise UserError(f"{path}: expected YOLO's keys train, val and names")
+    folders = {split: _sources(path, content, split) for split in SPLITS if content.get(split)}
+    return ({split: places for split, places in folders.items() if places},
+            _names(path, content.get("names")))
 
 
 def _names(path: Path, value: Any) -> List[str]:
@@ -70,8 +106,9 @@ def _names(path: Path, value: Any) -> List[str]:
                             f"{', '.join(str(key) for key in list(value)[:5])}, expected 0 to "
                             f"{len(value) - 1}")
         value = [by_number[key] for key in range(len(value))]
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: names is {value!r}, expected a list of class names")
+    if not isinstance(value, list) or not value or not all(
+            isinstance(name, (str, int, float)) for name in value):
+        raise UserError(f"{path}: names is {shown(value)}, expected a list of class names")
     names = [str(name) for name in value]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names holds the same class twice")
@@ -84,19 +121,25 @@ def _listed_names(folder: Path) -> List[str]:
             lines = read_text(folder / name).splitlines()
             return [line.strip() for line in lines if line.strip()]
     raise UserError(f"{folder}: neither {FOLDER_FILE} nor {' nor '.join(_NAME_FILES)} is there; "
-                    "give the class names in their order with --classes=a,b,c")
+                    f"write the class names in their order into {_NAME_FILES[0]}, one a line, or "
+                    "give them to python -m data.convert yolo with --classes=a,b,c")
 
 
 def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
     """Folders or list files of a split; written paths are taken as YOLO's tools take them."""
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     places = []
-    for text in map(str, entries):
-        roots = [path.parent / str(content.get("path") or "."), path.parent]
+    for text in entries:
+        if not isinstance(text, str):
+            raise UserError(f"{path}: '{split}' is {shown(entries)}, expected paths")
+        folder = content.get("path")
+        roots = [path.parent / (folder if isinstance(folder, str) else "."), path.parent]
         # Roboflow writes ../train/images for what lies beside the file.
         shortened = text[len("../"):] if text.startswith("../") else text
         candidates = [root / name for root in roots for name in (text, shortened)]
-        there = [place for place in candidates if place.exists()]
+        there = [place for place in candidates if os.path.exists(str(place))]
+        if not there and split == "test":
+            continue  # Roboflow names it always
         if not there:
             looked = " and ".join(sorted({str(place) for place in candidates}))
             raise UserError(f"{path}: '{split}' names {text}, which was not found: looked for "
@@ -122,15 +165,14 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _image(path: Path, names: Sequence[str], problems: Problems,
-           boxes_as_masks: bool) -> FoundImage:
+def _image(path: Path, names: Sequence[str], conversion: Conversion) -> FoundImage:
     labels = _label_file(path)
     image = open_image(path, str(labels))
     for row, line in enumerate(read_text(labels).splitlines() if labels.is_file() else (), 1):
-        with problems.left_out():
+        with conversion.left_out():
             if line.strip():
                 image.objects.append(_object(line.split(), image.size, names,
-                                             f"{labels}: line {row}", boxes_as_masks))
+                                             f"{labels}: line {row}", conversion.boxes_as_masks))
     return image
 
 

@@ -148,6 +148,17 @@ def write_voc(folder):
             f"<annotation><filename>{n}.jpg</filename><object><name>cat</name><bndbox><xmin>6</xmin><ymin>6</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>")
 
 
+def write_masks(folder):
+    """Five images with one object each, in the Data Science Bowl's form."""
+    for n in range(5):
+        for part in ("images", "masks"):
+            (folder / str(n) / part).mkdir(parents=True)
+        Image.new("RGB", (40, 30), (50 * n, 9, 9)).save(str(folder / f"{n}/images/{n}.png"))
+        mask = Image.new("L", (40, 30))
+        mask.paste(255, (5, 5, 20, 20))
+        mask.save(str(folder / f"{n}/masks/0a.png"))
+
+
 def write_own_data(folder):
     """raw/ in labelme's form, mydata/ made of it, the same by hand, and the other forms."""
     write_labelme(folder / "raw", 25)
@@ -159,6 +170,7 @@ def write_own_data(folder):
         shutil.copy(str(folder / "mydata" / (split + ".json")), str(folder))
     write_yolo(folder / "yolo_data")
     write_voc(folder / "VOC2012")
+    write_masks(folder / "stage1_train")
 
 
 class World:

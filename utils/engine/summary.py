@@ -42,7 +42,8 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
     model = training.learner.model
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [describe(training.learner.device)] + dataset.report.sentences()
+    lines = [describe(training.learner.device)] + [dataset.origin] * bool(dataset.origin)
+    lines += dataset.report.sentences()
     lines += quick_check(dataset, validated, config, strict)
     lines += data_table([("train", _counts(dataset))]
                         + ([] if validated is None else [("val", _counts(validated))]))

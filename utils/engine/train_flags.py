@@ -12,7 +12,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import as_text, expected_value, parse, value_problem
-from data.datasets import parse_yaml
+from data.datasets import default_root, layout_name
+from data.description import parse_yaml
 from utils.checkpoint import load_state
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
 from utils.device import refuse_two_cards
@@ -104,11 +105,15 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     changes = dict(map(parse_setting, args.settings))
     changes.update((name, getattr(args, name)) for name in flagged_fields()
                    if getattr(args, name) is not None)
+    if "dataset" in changes:
+        changes["dataset"] = layout_name(changes["dataset"])
     if "max_iter" in changes and changes.setdefault("epochs", 0):
         raise UserError(f"--epochs={changes['epochs']} and --max_iter={changes['max_iter']} are "
                         "both the length of the training; give one of them")
     refuse_two_cards(args.node_device, args.device_id)
     args.recipe = config.replace(**changes)
+    if args.data is None and args.train_images is None:
+        args.data = default_root(args.recipe.dataset)
     if args.recipe.early_stopping and args.validation_epoch in (0, -1):
         raise UserError(f"--early_stopping={args.recipe.early_stopping} counts validations, and "
                         "there are none; give --validation_epoch=1 to validate after every epoch")
@@ -203,8 +208,9 @@ def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
 def _add_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", "--data_path", default=None, metavar="FOLDER|YAML",
-                       help="root of the dataset, e.g. with train2017/, val2017/, annotations/; or "
-                            "a file that names images and annotations (docs/data.md)")
+                       help="root of the dataset: COCO's layout, a YOLO, labelme, VOC or Roboflow "
+                            "folder, or images with masks; or a file that names images and "
+                            "annotations (docs/data.md; default: data/coco, if it is there)")
     group.add_argument("--train_images", default=None, metavar="FOLDER",
                        help="training images, where they do not lie in a known layout")
     group.add_argument("--train_info", default=None, metavar="JSON",
@@ -271,7 +277,7 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
                             "the newest training in --save_folder that is not at its end, with its "
                             "data, recipe and flags; so, too, with a run folder. Flags that are "
                             "given win")
-    group.add_argument("--weights", default=None, metavar="FILE",
+    group.add_argument("--weights", "--trained_model", default=None, metavar="FILE",
                        help="start a new training from the weights of a whole network, also one "
                             "of other classes; no backbone file is needed then")
     group.add_argument("--start_iter", type=int, default=-1,

@@ -56,8 +56,8 @@ def _add_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--val_data", "--data", "--data_path", default=None,
                        metavar="FOLDER|YAML",
-                       help="root of the dataset, e.g. with val2017/ and annotations/; or a file "
-                            "that names images and annotations (docs/data.md)")
+                       help="root of the dataset, or a file that names images and annotations, as "
+                            "for train.py (docs/data.md; default: data/coco, if it is there)")
     group.add_argument("--dataset", default=None,
                        help="layout below --val_data; default: the configuration's")
     group.add_argument("--valid_images", default=None, metavar="FOLDER",

@@ -8,7 +8,7 @@ alone has them without `backbone.`, and torchvision's `layer1.0.conv1.weight` be
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch import Tensor
 from utils.errors import UserError
 
 COUNTER = ".num_batches_tracked"
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params",
+             "ema_state_dict", "state_dict_ema", "model_ema", "ema", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "yolact.")
 _STAGE = re.compile(r"^(backbone\.)?layer(\d+)\.")
 _PADDLE_RULE = "_mean, _variance -> running_mean, running_var"
@@ -50,9 +51,13 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
     renamed: List[str] = []
     for _ in _PREFIXES:  # wrappers put their prefixes before one another's
         for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in found):
+            inside = {name[len(prefix):]: value for name, value in found.items()
+                      if name.startswith(prefix)}
+            # A criterion or an average may have tensors of its own beside the network's.
+            if len(inside) == len(found) or not _network(found) and _network(inside):
                 renamed.append(f"'{prefix}' removed")
-                found = {name[len(prefix):]: value for name, value in found.items()}
+                unused += [name for name in found if not name.startswith(prefix)]
+                found = inside
     result: Dict[str, Tensor] = {}
     for name, value in found.items():
         own, rule = _own_name(name)
@@ -68,15 +73,27 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
     return NamedTensors(result, renamed, unused)
 
 
-def _unwrap(content: Mapping[Any, Any], path: str) -> Tuple[Mapping[Any, Any], List[str]]:
-    """The state dict inside a checkpoint, and the names of what stands beside it."""
+def _network(names: Iterable[str]) -> bool:
+    """Whether the names are, at least in part, those of a whole network."""
+    return any(name.startswith("backbone.") for name in names)
+
+
+def _unwrap(content: Mapping[Any, Any], path: str,
+            levels: int = 3) -> Tuple[Mapping[Any, Any], List[str]]:
+    """The state dict inside a checkpoint, and the names of what stands beside it.
+
+    Where there are weights and their average (EMA), it is the weights.
+    """
     if set(content) >= _RUN_STATE:
         raise UserError(f"'{path}' is the state of a training run and holds no weights; give the "
                         ".pth file beside it")
     for wrapper in _WRAPPERS:
         inner = content.get(wrapper)
-        if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
-            return inner, [str(name) for name in content if name != wrapper]
+        if not isinstance(inner, dict) or not levels:
+            continue
+        tensors, unused = _unwrap(inner, path, levels - 1)
+        if any(isinstance(value, Tensor) for value in tensors.values()):
+            return tensors, unused + [str(name) for name in content if name != wrapper]
     return content, []
 
 

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets import (
-    find_dataset,
-    find_dataset_file,
-    format_dataset_file,
-    open_dataset,
-    read_dataset_file,
-)
+from data.datasets import find_dataset, find_dataset_file, open_dataset
+from data.description import format_dataset_file, read_dataset_file
 from helpers.coco_files import document, write_images, write_json
 from utils.errors import UserError
 
@@ -92,7 +87,7 @@ MISTAKES = {
     "unknown key inside": ("train: {image: a, annotations: b}",
                            ["unknown key 'train.image'; did you mean 'images'?"]),
     "YOLO": ("path: .\ntrain: images/train\nval: images/val\nnames: [cat]",
-             ["a split is given as a path", "python -m data.convert yolo"]),
+             ["'train' names images/train, which was not found"]),
     "missing part": ("train: {images: a}", ["'train.annotations' is nothing",
                                             "COCO instances file"]),
     "a list for a path": ("train: {images: [a], annotations: b}", ["'train.images' is ['a']"]),

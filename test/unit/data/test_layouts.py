@@ -3,12 +3,16 @@ from __future__ import annotations
 import pytest
 
 from data.config import Config
-from data.datasets import dataset_paths
+from data.datasets import dataset_paths, find_dataset
 from utils.errors import UserError
 
 LAYOUTS = {
     ("coco2017", "train"): ("train2017", "annotations/instances_train2017.json"),
     ("coco2017", "val"): ("val2017", "annotations/instances_val2017.json"),
+    ("coco2014", "train"): ("train2014", "annotations/instances_train2014.json"),
+    ("coco2014", "val"): ("val2014", "annotations/instances_val2014.json"),
+    ("coco2017_testdev", "train"): ("train2017", "annotations/instances_train2017.json"),
+    ("coco2017_testdev", "val"): ("test2017", "annotations/image_info_test-dev2017.json"),
     ("pascal_sbd", "train"): ("img", "pascal_sbd_train.json"),
     ("pascal_sbd", "val"): ("img", "pascal_sbd_val.json"),
 }
@@ -24,8 +28,21 @@ def _make(root, images, annotations):
 def test_paths(tmp_path, dataset, split):
     images, annotations = LAYOUTS[dataset, split]
     _make(tmp_path, images, annotations)
-    assert dataset_paths(dataset, str(tmp_path), split) == (
-        tmp_path / images, tmp_path / annotations)
+    for name in (dataset, dataset + "_dataset"):
+        assert dataset_paths(name, str(tmp_path), split) == (
+            tmp_path / images, tmp_path / annotations)
+    (tmp_path / images).rename(tmp_path / "images")  # where the original has those of all splits
+    assert dataset_paths(dataset, tmp_path, split)[0] == tmp_path / "images"
+
+
+def test_without_a_place_it_is_where_the_original_looks(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    with pytest.raises(UserError, match="no dataset: give --data"):
+        find_dataset("coco2017", None, None, None, "val")
+    _make(tmp_path / "data" / "coco", "images", "annotations/instances_val2017.json")
+    _make(tmp_path / "data" / "sbd", "img", "pascal_sbd_val.json")
+    assert find_dataset("coco2017_dataset", None, None, None, "val")[0].name == "images"
+    assert find_dataset("pascal_sbd_dataset", None, None, None, "val")[0].name == "img"
 
 
 def test_every_dataset_of_the_recipes_has_a_layout():

@@ -16,7 +16,7 @@ import pytest
 
 import eval as eval_program
 import train
-from data.datasets import format_dataset_file
+from data.description import format_dataset_file
 from utils import checkpoint
 from utils.weights_folder import find_checkpoint
 

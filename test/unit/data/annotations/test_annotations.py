@@ -344,3 +344,32 @@ def test_numbers_and_names_that_no_file_can_have(tmp_path):
 
 def test_byte_order_mark_is_skipped(tmp_path):
     assert len(_load(tmp_path, "\ufeff" + json.dumps(document())).labels) == 4
+
+
+def test_ids_that_tools_repeat_elsewhere(tmp_path):
+    plain = load_annotations(write_json(tmp_path, document()))
+    content = document()
+    for image in content["images"]:
+        image["image_id"] = image["id"]
+    for annotation in content["annotations"]:
+        annotation.update(file_name="a.png", attributes={"image_id": 5, "file_name": "x"})
+    assert_equal(plain, load_annotations(write_json(tmp_path, content)))
+
+
+@pytest.mark.parametrize("name", ["animals", "dog"])
+def test_the_root_category_of_roboflow_is_no_class(tmp_path, name):
+    content = document()
+    for category in content["categories"]:
+        category["supercategory"] = name
+    content["categories"].insert(0, {"id": 1, "name": name, "supercategory": "none"})
+    plain = load_annotations(write_json(tmp_path, document()))
+    assert_equal(plain, load_annotations(write_json(tmp_path, content)))
+    if name == "animals":  # with an object it is a class
+        content["annotations"][0]["category_id"] = 1
+        assert len(load_annotations(write_json(tmp_path, content)).categories) == 4
+
+
+def assert_equal(first, second):
+    assert first.categories == second.categories and first.image_ids.tolist() == [30, 10, 20]
+    for name in ("image_ids", "image_sizes", "boxes", "labels", "crowd", "coordinates"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))

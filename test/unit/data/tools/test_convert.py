@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data import convert
-from data.tools.conversion import Problems, split_randomly
+from data.tools.conversion import Conversion
 from helpers.convert_files import HEIGHT, WIDTH, drawn, iou, masks_of, opened, picture, run
 from utils.cli import run_main
 from utils.errors import UserError
@@ -230,14 +230,15 @@ def test_command_line_mistakes(capsys, flags, expected):
 
 
 def test_split():
-    parts = split_randomly(list(range(7)), 0.01, 0)
+    parts = Conversion(val_fraction=0.01).divided(list(range(7)))
     assert [len(part) for part in parts.values()] == [6, 1]
     assert sorted(sum(parts.values(), [])) == list(range(7))
-    assert list(split_randomly([1], 0, 0)) == ["train"]
+    assert list(Conversion(val_fraction=0).divided([1, 2])) == ["train"]
+    assert list(Conversion().divided([1])) == ["train"]
 
 
 def test_problems_are_shown_in_part():
-    problems = Problems(skip=True)
+    problems = Conversion(skip_bad=True)
     for n in range(25):
         with problems.left_out():
             raise UserError(str(n))
@@ -346,7 +347,7 @@ def test_broken_yolo_lines_are_named(tmp_path, capsys, line, expected):
 
 @pytest.mark.parametrize("text,expected", [
     ("names: [a]", "keys train, val and names"), ("train: nowhere\nnames: [a]", "looked for"),
-    ("train: train/images", "names is None"), ("train: train/images\nnames: {1: a}", "0 to 0"),
+    ("train: train/images", "names is nothing"), ("train: train/images\nnames: {1: a}", "0 to 0"),
     ("train: train\nnames: [a, a]", "same class twice"), ("[", "not YAML"),
 ])
 def test_broken_yolo_files(tmp_path, capsys, text, expected):

@@ -112,6 +112,22 @@ def test_wrapped_and_renamed_networks(tmp_path, wrap, rule):
     assert rule in str(report) and len(report.loaded) == len(source.state_dict())
 
 
+@pytest.mark.parametrize("wrap, left", [
+    (lambda state: {"ema": {"module": state, "updates": 3}, "epoch": 1}, 2),
+    (lambda state: {"model_ema": state}, 0),
+    (lambda state: {"ema_state_dict": state, "model": None}, 1),
+    (lambda state: {"model": state, "ema": {key: value + 1 for key, value in state.items()}}, 1),
+    (lambda state: {"state_dict": dict(renamed(state, lambda key: "model." + key), **{
+        "criterion.weight": torch.ones(3), "ema_model.backbone.x": torch.ones(1)})}, 2),
+    (lambda state: {"state_dict": dict(renamed(state, lambda key: "module.model." + key), **{
+        "module.criterion.weight": torch.ones(3)})}, 1),
+])
+def test_averages_and_criteria_beside_the_network(tmp_path, wrap, left):
+    state = network().state_dict()
+    found = own_names(load_tensors(save(wrap(state), tmp_path / "w.pth")), "w.pth")
+    assert same(found.tensors, state) and len(found.unused) == left
+
+
 def test_early_files_of_the_original(tmp_path):
     """They hold every stage a second time as `layer1`.., and pyramid levels that are dropped."""
     source, target = network(), network(seed=1)

@@ -1,0 +1,173 @@
+"""The datasets of other tools: what they look like, and their way into COCO's format."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from data.description import FOLDER_FILE
+from data.tools.coco_export import description_to_paste, is_coco_folder, read_coco
+from data.tools.conversion import Conversion, Found, Part, write_dataset
+from data.tools.instance_masks import is_mask_folder, read_masks
+from data.tools.labelme import is_labelme_folder, read_labelme
+from data.tools.sbd import is_sbd_folder, read_sbd
+from data.tools.source_files import list_files
+from data.tools.voc import is_voc_folder, read_voc
+from data.tools.yolo import is_yolo_folder, places_of, read_yolo
+from utils.errors import UserError, counted
+from utils.files import write_whole
+
+_NOTE = "origin.txt"
+_MOST_FOLDERS = 50
+"""Folders of a folder that are looked at where it is nothing itself."""
+
+
+class Format(NamedTuple):
+    """How another tool lays out a dataset."""
+
+    title: str
+    looked_for: str
+    is_it: Callable[[Path, Sequence[Path]], bool]
+    """Whether a folder, of which all files are given, is laid out so."""
+    read: Optional[Callable[[Path, Conversion], Found]]
+    """None for what is in COCO's format already."""
+
+
+FORMATS = {
+    "labelme": Format("labelme JSON files (polygons, rectangles, circles, masks; a group is one "
+                      "object)", "JSON files with 'shapes'", is_labelme_folder, read_labelme),
+    "yolo": Format("YOLO segmentation text with data.yaml, or with images/, labels/ and "
+                   "classes.txt", "data.yaml with YOLO's keys, or images/ with labels/*.txt",
+                   is_yolo_folder, read_yolo),
+    "voc": Format("Pascal VOC XML with SegmentationObject masks",
+                  "JPEGImages/ with Annotations/*.xml", is_voc_folder, read_voc),
+    "sbd": Format("SBD's MATLAB files", "img/ with inst/*.mat", is_sbd_folder, read_sbd),
+    "coco": Format("COCO as Roboflow exports it", "train/_annotations.coco.json", is_coco_folder,
+                   None),
+    "masks": Format("masks as images, one for each object or with a number for each",
+                    "images/*.png with masks/*.png, A.png with A_mask.png, or A_rgb.png with "
+                    "A_label.png", is_mask_folder, read_masks),
+}
+
+
+def convert(kind: str, source: Path, conversion: Conversion
+            ) -> Tuple[Dict[str, Part], List[str], List[str]]:
+    """The splits of a dataset, its class names (none: its files say them), and notes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    read = FORMATS[kind].read
+    if read is None:
+        return read_coco(source, conversion), [], []
+    found = read(source, conversion)
+    return (*conversion.parts(found, source), list(found.notes))
+
+
+def recognise(folder: Path) -> Tuple[Optional[str], Path]:
+    """The format of a folder, or of the only one in it that has one, and that folder.
+
+    Raises:
+        UserError: it may be of several formats.
+    """
+    files = list_files(folder, ())
+    found = _formats(folder, files)
+    if not found:
+        places = sorted(path for path in folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
+        found = [(kind, place) for place in places
+                 for kind, _ in _formats(place, [path for path in files if place in path.parents])]
+    if len(found) > 1:
+        known = " and ".join(f"{kind} ({place}: {FORMATS[kind].looked_for})"
+                             for kind, place in found[:3])
+        kind, place = found[0]
+        raise UserError(f"{folder} may be taken for {known}; say which: python -m data.convert "
+                        f"{kind} {place} --out=FOLDER, then --data=FOLDER")
+    return found[0] if found else (None, folder)
+
+
+def _formats(folder: Path, files: Sequence[Path]) -> List[Tuple[str, Path]]:
+    return [(kind, folder) for kind, form in FORMATS.items() if form.is_it(folder, files)]
+
+
+def expected_layouts(folder: Path) -> str:
+    """What was looked for in a folder that is of no known format; the end of a sentence."""
+    paste = description_to_paste(folder, list_files(folder, ()))
+    if paste is not None:
+        return (f"it holds COCO annotations in a layout that is not known: write {FOLDER_FILE} "
+                f"there with the line {paste}")
+    looked = "; ".join(f"{kind}: {form.looked_for}" for kind, form in FORMATS.items())
+    return f"nor is it another tool's folder ({looked}), nor is there a {FOLDER_FILE}"
+
+
+def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
+    """Convert a dataset of another tool into the user's cache, unless it is there.
+
+    Returns:
+        The description in the cache, and a sentence on what `source` was taken for.
+
+    Raises:
+        UserError: it cannot be read, or the cache not be written.
+    """
+    conversion = Conversion(way_out="leave all such shapes and files out: python -m data.convert "
+                                    f"{kind} {source} --out=FOLDER --skip_bad")
+    folder = _cache() / _key(kind, source)
+    made, note = folder / FOLDER_FILE, folder / _NOTE
+    if not made.is_file():
+        with _alone(folder):
+            if not made.is_file():
+                parts, names, notes = convert(kind, source, conversion)
+                text = (f"Data : {source} is taken for {kind} ({FORMATS[kind].title}): "
+                        f"{counted(sum(part.images for part in parts.values()), 'image')}, "
+                        f"{counted(sum(part.objects for part in parts.values()), 'object')} ("
+                        f"{', '.join(f'{name} {part.images}' for name, part in parts.items())}"
+                        f"{'; ' if notes else ''}{'; '.join(notes)}), converted in {folder}")
+                write_whole(str(note), lambda stream: stream.write(
+                    text.encode("utf-8", "backslashreplace")))
+                # The description comes last: where it is, everything is.
+                write_dataset(parts, names, folder, portable=False)
+    return made, note.read_text(encoding="utf-8")
+
+
+def _cache() -> Path:
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(place).expanduser() / "yolact" / "datasets"
+
+
+def _key(kind: str, source: Path) -> str:
+    """Digest of all that a conversion depends on: this program's readers, and names, sizes and
+    times of the source's files.
+    """
+    found = hashlib.sha256(f"{kind} {source.resolve()}".encode("utf-8", "surrogateescape"))
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    for place in places_of(source) if kind == "yolo" else [source]:
+        for path in list_files(place, ()) if place.is_dir() else [place]:
+            try:
+                state = path.stat()
+            except OSError:  # a link that leads nowhere; whether it matters is said later
+                continue
+            found.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode(
+                "utf-8", "surrogateescape"))
+    return found.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process convert into `folder`: it waits, and finds what this one made.
+
+    Where the file system knows no locks several may do it: they write the same files, each whole.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = open(str(folder / ".lock"), "wb")  # noqa: SIM115
+    except OSError as problem:
+        raise UserError(f"cannot write {folder}: {problem.strerror or problem}; set "
+                        "XDG_CACHE_HOME to a folder for converted datasets") from None
+    with stream:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,172 @@
+"""Masks as images: one PNG for each object, or one for each image with a number for each object.
+
+    ID/images/ID.png      ID/masks/*.png               an object each (Data Science Bowl's nuclei)
+    images/A.png          masks/A/*.png, masks/A_1.png an object each
+    PNGImages/A.png       PedMasks/A_mask.png          numbers (Penn-Fudan)
+    A_rgb.png             A_label.png                  numbers (CVPPP)
+    images/A.png          masks/A.png                  numbers
+
+Numbers are those of instances, 0 is the background; they are not classes, of which there is one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from data.image import SUFFIXES
+from data.tools.conversion import (
+    Conversion,
+    Found,
+    FoundImage,
+    FoundObject,
+    open_image,
+    run_lengths,
+)
+from data.tools.source_files import by_split, list_files
+from utils.errors import UserError, counted
+
+_CLASS = "object"
+_MASK_FOLDERS = ("masks", "mask", "pedmasks", "instances")
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pngimages", "jpegimages")
+_MASK_NAME = re.compile(r"(.+)_(?:masks?|labels?|instances?)")
+_IMAGE_NAME = re.compile(r"(.+)_(?:rgb|img|image)")
+_LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+_MOST_NUMBERS = 10000
+"""More values than this in an image are no instances."""
+
+Key = Tuple[Tuple[str, ...], str]
+"""Folders below the source, without those that say what is in them, and the name without what says
+so."""
+
+
+class Mask(NamedTuple):
+    """A file with a mask."""
+
+    path: Path
+    numbered: bool
+    """It holds the numbers of all objects of the image, not one object."""
+
+
+def is_mask_folder(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether files of a folder are images with masks."""
+    return any(_pairs(folder, files)[0].values())
+
+
+def read_masks(folder: Path, conversion: Conversion) -> Found:
+    """Images with the objects that their masks show, all of one class, `object` where
+    `conversion.classes` does not name another.
+    """
+    if not folder.is_dir():
+        raise UserError(f"folder of images and masks not found: {folder.absolute()}")
+    notes: List[str] = []
+    return Found(by_split(folder, lambda place: _images(place, conversion, notes)), notes=notes)
+
+
+def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[FoundImage]:
+    pairs, strays = _pairs(folder, list_files(folder))
+    marked = {path: masks for path, masks in pairs.items() if masks}
+    if not marked:
+        raise UserError(f"{folder}: no masks; expected ID/images/ID.png with ID/masks/*.png, "
+                        "images/A.png with masks/A.png, or A_rgb.png with A_label.png")
+    for path in strays:
+        with conversion.left_out():
+            raise UserError(f"{path}: is a mask without an image")
+    name, images, black_and_white = (conversion.classes or [_CLASS])[0], [], True
+    for path, masks in marked.items():
+        with conversion.left_out():
+            image = open_image(path, str(path.parent))
+            for mask in masks:
+                with conversion.left_out():
+                    values = _read(mask.path, image)
+                    numbers = np.unique(values[values > 0]).tolist()
+                    black_and_white &= mask.numbered and numbers in ([], [255])
+                    _add(image, mask, values, numbers, name)
+            images.append(image)
+    if black_and_white and images:
+        raise UserError(f"{folder}: masks such as {marked[images[0].path][0].path} are black and "
+                        "white, which does not tell objects of an image apart; expected a number "
+                        "for each object (1, 2, ..), or a file for each object")
+    if len(pairs) > len(marked):
+        notes.append(f"left out: {counted(len(pairs) - len(marked), 'image')} without a mask")
+    return images
+
+
+def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]], List[Path]]:
+    """The masks of each image, and masks whose image is not there."""
+    images: Dict[Key, Path] = {}
+    masks: List[Tuple[Key, Path]] = []
+    marked = any(_IMAGE_NAME.fullmatch(path.stem) for path in files)
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        place = path.relative_to(folder).parts[:-1]
+        scope = tuple(part for part in place if part.lower() not in _MASK_FOLDERS + _IMAGE_FOLDERS)
+        named = _MASK_NAME.fullmatch(path.stem)
+        if named or any(part.lower() in _MASK_FOLDERS for part in place):
+            if path.suffix.lower() in _LOSSLESS:
+                masks.append(((scope, named.group(1) if named else path.stem), path))
+            continue
+        as_image = _IMAGE_NAME.fullmatch(path.stem)
+        if as_image or not marked:  # others beside A_rgb.png: A_fg.png, A_centers.png
+            images[scope, as_image.group(1) if as_image else path.stem] = path
+    found: Dict[Path, List[Mask]] = {path: [] for path in images.values()}
+    alone: Dict[Tuple[str, ...], Optional[Path]] = {}
+    for (scope, _), path in images.items():
+        alone[scope] = None if scope in alone else path
+    strays = []
+    for key, path in masks:
+        image, numbered = images.get(key), True
+        if image is None:
+            image, numbered = _owner(key, images) or alone.get(key[0]), False
+        if image is None:
+            strays.append(path)
+        else:
+            found[image].append(Mask(path, numbered))
+    return found, strays
+
+
+def _owner(key: Key, images: Dict[Key, Path]) -> Optional[Path]:
+    """The image of a mask of one object: that its folder or the beginning of its name says."""
+    scope, stem = key
+    if scope and (scope[:-1], scope[-1]) in images:
+        return images[scope[:-1], scope[-1]]
+    while re.search("[_-]", stem):
+        stem = re.split("[_-](?=[^_-]*$)", stem)[0]
+        if (scope, stem) in images:
+            return images[scope, stem]
+    return None
+
+
+def _read(path: Path, image: FoundImage) -> np.ndarray:
+    """Whole numbers `[h, w]` of a mask."""
+    from PIL import Image
+
+    size = open_image(path, str(path)).size
+    image.size = open_image(image.path, f"{path}: a mask", size).size
+    try:
+        with Image.open(str(path)) as opened:
+            values = np.array(opened.convert("L") if opened.mode in ("LA", "RGB", "RGBA", "PA")
+                              else opened)
+    except (OSError, ValueError, SyntaxError):
+        raise UserError(f"{path}: is not an image that can be read") from None
+    if values.dtype.kind == "f":
+        raise UserError(f"{path}: holds {values.dtype}, expected whole numbers")
+    return values
+
+
+def _add(image: FoundImage, mask: Mask, values: np.ndarray, numbers: Sequence[int],
+         name: str) -> None:
+    if not numbers and not mask.numbered:
+        raise UserError(f"{mask.path}: shows no object, all of it is 0")
+    if not mask.numbered:
+        image.objects.append(FoundObject(name, run_lengths(values > 0), str(mask.path)))
+        return
+    if len(numbers) > _MOST_NUMBERS:
+        raise UserError(f"{mask.path}: holds {len(numbers)} values, expected the numbers of "
+                        "instances")
+    image.objects += [FoundObject(name, run_lengths(values == number), f"{mask.path}: {number}")
+                      for number in numbers]

@@ -1,0 +1,78 @@
+"""The files of a dataset of another tool: found, divided and read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence, Set, TypeVar
+
+from data.image import SUFFIXES
+from utils.errors import UserError
+
+T = TypeVar("T")
+
+_SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
+                  "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Names that tools give to the folders of splits."""
+
+
+def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
+    """Files in a folder and below by their endings, or all if none are given, sorted by name.
+
+    Links to folders are followed; what macOS leaves in archives (`__MACOSX`, `._*`) is not there.
+    """
+    found: List[Path] = []
+    visited: Set[str] = set()
+    for place, folders, names in os.walk(str(folder), followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in visited else [name for name in folders if name != "__MACOSX"]
+        if real not in visited:
+            found += [Path(place) / name for name in names if not name.startswith("._") and (
+                not suffixes or os.path.splitext(name)[1].lower() in suffixes)]
+        visited.add(real)
+    return sorted(found)
+
+
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8 or a Chinese Windows' encoding.
+
+    Raises:
+        UserError: it is missing, or neither of these.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"file not found: {path.absolute()}") from None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"cannot read {path}: {problem}") from None
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            return data.decode(encoding)
+        except ValueError:
+            continue
+    raise UserError(f"{path}: is not text in UTF-8")
+
+
+def split_folders(folder: Path) -> Dict[str, Path]:
+    """Folders of splits in `folder`, by the names that tools give them."""
+    return {split: folder / name for split, names in _SPLIT_FOLDERS.items()
+            for name in reversed(names) if (folder / name).is_dir()}
+
+
+def listed_stems(folders: Sequence[Path], stems: Sequence[str]) -> Dict[str, List[str]]:
+    """Names in train.txt and val.txt of the first folder that has a train.txt; else `stems`."""
+    for folder in folders:
+        if (folder / "train.txt").is_file():
+            lists = {split: folder / f"{split}.txt" for split in ("train", "val")}
+            found = {split: [line.split()[0] for line in read_text(path).splitlines()
+                             if line.strip()] for split, path in lists.items() if path.is_file()}
+            return {split: names for split, names in found.items() if names}
+    return {"train": list(stems)}
+
+
+def by_split(folder: Path, read: Callable[[Path], T]) -> Dict[str, T]:
+    """What `read` finds in the folders of training and validation, or in `folder` as one."""
+    places = split_folders(folder)
+    if "train" in places and "val" in places:
+        return {split: read(places[split]) for split in ("train", "val")}
+    return {"train": read(folder)}

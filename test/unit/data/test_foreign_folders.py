@@ -1,0 +1,400 @@
+"""--data=FOLDER as other tools leave it: recognised, from raw files to scores, the same masks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+import eval as eval_program
+import train
+from data import check, convert
+from data.coco import CocoDataset
+from data.datasets import describe, open_dataset
+from data.tools import formats
+from helpers.paths import ROOT
+from utils.cli import run_main
+from utils.errors import UserError
+
+SIDE = 64
+NAMES = "abcdef"
+BOXES = [(4, 6, 30, 40), (36, 10, 60, 30)]
+"""x1, y1, x2, y2 of both objects of every image, in pixels."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(ord(path.stem[0])).randint(0, 256, (SIDE, SIDE, 3))
+    cv2.imwrite(str(path), pixels.astype(np.uint8))
+
+
+def mask(path, numbers):
+    """Each box filled with its number."""
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    for number, (x1, y1, x2, y2) in zip(numbers, BOXES):
+        pixels[y1:y2, x1:x2] = number
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels)
+
+
+def corners(box):
+    x1, y1, x2, y2 = box
+    return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def labelme(folder):
+    for name in NAMES:
+        picture(folder / f"{name}.png")
+        text(folder / f"{name}.json", json.dumps({"imagePath": f"{name}.png", "shapes": [
+            {"label": "cat", "points": corners(box)} for box in BOXES]}))
+
+
+def yolo_labels(path):
+    text(path, "".join("0 " + " ".join(str(value / SIDE) for point in corners(box)
+                                       for value in point) + "\n" for box in BOXES))
+
+
+def yolo(folder):
+    for name, split in zip(NAMES, ["train"] * 4 + ["valid"] * 2):
+        picture(folder / split / "images" / f"{name}.png")
+        yolo_labels(folder / split / "labels" / f"{name}.txt")
+    text(folder / "data.yaml", "train: ../train/images\nval: ../valid/images\n"
+                               "test: ../test/images\nnc: 1\nnames: ['cat']\n")
+
+
+def yolo_without_description(folder):
+    for name, split in zip(NAMES, ["train"] * 4 + ["val"] * 2):
+        picture(folder / "images" / split / f"{name}.png")
+        yolo_labels(folder / "labels" / split / f"{name}.txt")
+    text(folder / "classes.txt", "cat\n")
+
+
+def roboflow(folder, splits=("train",) * 4 + ("valid",) * 2, name="_annotations.coco.json"):
+    """With the root category that Roboflow writes."""
+    for split in set(splits):
+        names = [name for name, place in zip(NAMES, splits) if place == split]
+        for stem in names:
+            picture(folder / split / f"{stem}.png")
+        annotations = [{"image_id": n, "category_id": 1, "segmentation": [sum(corners(box), [])],
+                        "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                        "area": 1, "iscrowd": 0} for n in range(len(names)) for box in BOXES]
+        text(folder / split / name, json.dumps({
+            "info": {}, "categories": [{"id": 0, "name": "cat", "supercategory": "none"},
+                                       {"id": 1, "name": "cat", "supercategory": "cat"}],
+            "images": [{"id": n, "file_name": f"{stem}.png", "width": SIDE, "height": SIDE}
+                       for n, stem in enumerate(names)],
+            "annotations": [dict(item, id=n) for n, item in enumerate(annotations)]}))
+
+
+def roboflow_without_split(folder):
+    roboflow(folder, ("train",) * 6)
+
+
+def voc(folder):
+    folder = folder / "VOC2012"
+    for name in NAMES:
+        picture(folder / "JPEGImages" / f"{name}.png")
+        mask(folder / "SegmentationObject" / f"{name}.png", [1, 2])
+        objects = "".join(
+            f"<object><name>cat</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin>"
+            f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>" for x1, y1, x2, y2 in BOXES)
+        text(folder / "Annotations" / f"{name}.xml",
+             f"<annotation><filename>{name}.png</filename>{objects}</annotation>")
+
+
+def element(kind, data):
+    return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+
+def matrix(kind, shape, name, *rest):
+    """An array of a MAT-file."""
+    return element(14, b"".join([
+        element(6, struct.pack("<II", kind, 0)), element(5, struct.pack("<ii", *shape)),
+        element(1, name), *rest]))
+
+
+def sbd(folder):
+    """Written by the format's description; SciPy reads the same from it (tried by hand)."""
+    numbers = np.zeros((SIDE, SIDE), np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(BOXES, 1):
+        numbers[y1:y2, x1:x2] = number
+    fields = [matrix(9, (SIDE, SIDE), b"", element(2, numbers.tobytes(order="F"))),
+              matrix(1, (1, 1), b"", matrix(9, (1, 1), b"", element(2, b"x"))),
+              matrix(9, (2, 1), b"", struct.pack("<HH4s", 2, 2, bytes([8, 8])))]
+    whole = matrix(2, (1, 1), b"GTinst", struct.pack("<HHi", 5, 4, 16), element(
+        1, b"".join(name.ljust(16, b"\0") for name in (
+            b"Segmentation", b"Boundaries", b"Categories"))), *fields)
+    for name, split in zip(NAMES, ["train"] * 4 + ["val"] * 2):
+        picture(folder / "dataset" / "img" / f"{name}.jpg")
+        path = folder / "dataset" / "inst" / f"{name}.mat"
+        path.parent.mkdir(exist_ok=True)
+        packed = zlib.compress(whole)
+        path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+                         + struct.pack("<II", 15, len(packed)) + packed)
+        with open(str(folder / "dataset" / f"{split}.txt"), "a") as stream:
+            stream.write(f"{name}\n")
+
+
+def nuclei(folder):
+    for name in NAMES:
+        picture(folder / "stage1_train" / name / "images" / f"{name}.png")
+        for n in range(2):
+            mask(folder / "stage1_train" / name / "masks" / f"0{n}ef.png",
+                 [255 * (n == 0), 255 * (n == 1)])
+    picture(folder / "stage1_test" / "z" / "images" / "z.png")
+
+
+def penn_fudan(folder):
+    for name in NAMES:
+        picture(folder / "PNGImages" / f"{name}.png")
+        mask(folder / "PedMasks" / f"{name}_mask.png", [1, 2])
+        text(folder / "Annotation" / f"{name}.txt", "# Compatible with PASCAL")
+
+
+def plants(folder):
+    for name in NAMES:
+        picture(folder / "A1" / f"{name}_rgb.png")
+        mask(folder / "A1" / f"{name}_label.png", [7, 9])
+        mask(folder / "A1" / f"{name}_fg.png", [1, 1])
+        mask(folder / "A1" / f"{name}_centers.png", [0, 1])
+
+
+def folders_of_masks(folder):
+    for name, split in zip(NAMES, ["train"] * 4 + ["val"] * 2):
+        picture(folder / split / "images" / f"{name}.jpg")
+        mask(folder / split / "masks" / name / "0.png", [255, 0])
+        mask(folder / split / "masks" / f"{name}_1.png", [0, 255])
+
+
+def numbers_beside_images(folder):
+    for name in NAMES:
+        picture(folder / "images" / f"{name}.jpg")
+        mask(folder / "masks" / f"{name}.png", [1, 2])
+
+
+LAYOUTS = {
+    labelme: ("labelme", "cat", (5, 1)),
+    yolo: ("yolo", "cat", (4, 2)),
+    yolo_without_description: ("yolo", "cat", (4, 2)),
+    roboflow: ("coco", "cat", (4, 2)),
+    roboflow_without_split: ("coco", "cat", (5, 1)),
+    voc: ("voc", "cat", (5, 1)),
+    sbd: ("sbd", "cat", (4, 2)),
+    nuclei: ("masks", "object", (5, 1)),
+    penn_fudan: ("masks", "object", (5, 1)),
+    plants: ("masks", "object", (5, 1)),
+    folders_of_masks: ("masks", "object", (4, 2)),
+    numbers_beside_images: ("masks", "object", (5, 1)),
+}
+SCORED = [labelme, yolo, roboflow, voc, sbd, nuclei, penn_fudan, plants]
+
+
+def opened(root, split="train"):
+    return open_dataset("coco2017", str(root), None, None, split)
+
+
+def masks_of(dataset, index):
+    found = []
+    for outline in dataset[index].segmentations:
+        if not isinstance(outline, dict):
+            outline = mask_utils.merge(mask_utils.frPyObjects(
+                [part.ravel().astype(float).tolist() for part in outline], SIDE, SIDE))
+        found.append(mask_utils.decode(outline) > 0)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_masks_are_those_of_the_source(tmp_path, capsys, layout):
+    kind, name, sizes = LAYOUTS[layout]
+    layout(tmp_path / "raw")
+    before = sorted(str(path) for path in (tmp_path / "raw").rglob("*"))
+    datasets = [opened(tmp_path / "raw", split) for split in ("train", "val")]
+    assert tuple(map(len, datasets)) == sizes and name in datasets[0].class_names
+    paths = [Path(data.image_path(n)).resolve() for data in datasets for n in range(len(data))]
+    assert len(set(paths)) == len(NAMES) and all(path.is_file() for path in paths)
+    for found, (x1, y1, x2, y2) in zip(masks_of(datasets[1], 0), BOXES):
+        expected = np.zeros((SIDE, SIDE), bool)
+        expected[y1:y2, x1:x2] = True
+        assert (found & expected).sum() / (found | expected).sum() > 0.95
+    assert f" is taken for {kind} (" in datasets[0].origin
+    assert f"6 images, 12 objects (train {sizes[0]}, val {sizes[1]}" in datasets[0].origin
+    assert str(tmp_path / "cache" / "yolact") in datasets[0].origin
+    assert sorted(str(path) for path in (tmp_path / "raw").rglob("*")) == before
+    # The same reader writes files for who wants some.
+    source = next((tmp_path / "raw").iterdir()) if layout in (voc, sbd) else tmp_path / "raw"
+    assert run_main(convert.main, [kind, str(source), f"--out={tmp_path / 'out'}"]) == 0
+    assert np.array_equal(masks_of(opened(tmp_path / "out"), 0), masks_of(datasets[0], 0))
+    assert check.main([str(tmp_path / "raw"), "--pictures=", "--config=yolact_shapes"]) == 0
+    assert datasets[0].origin in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", SCORED, ids=lambda layout: layout.__name__)
+def test_from_raw_files_to_scores(tmp_path, capsys, monkeypatch, layout):
+    monkeypatch.chdir(str(tmp_path))
+    layout(tmp_path / "raw")
+    assert train.main([
+        "--data=raw", "--config=yolact_shapes", "--max_iter=2", "--batch_size=2", "--no_autoscale",
+        "--max_size=64", "--num_workers=0", "--no_log", "--device=cpu",
+        "--validation_epoch=-1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" is taken for ") == 1 and "--val_data=raw" in said
+    assert eval_program.main(["--trained_model=latest", "--data=raw", "--device=cpu",
+                              "--num_workers=0"]) == 0
+    said = capsys.readouterr().out
+    assert " is taken for " in said and "  mask | " in said
+
+
+def test_sbd_for_the_recipe_of_sbd(tmp_path):
+    sbd(tmp_path)
+    dataset = open_dataset("pascal_sbd", str(tmp_path / "dataset"), None, None, "val")
+    assert len(dataset) == 2 and len(dataset.class_names) == 20
+    (tmp_path / "dataset" / "inst" / "c.mat").write_bytes(b"x" * 300)
+    assert "c.mat: is no file of instances as SBD has them" in mistake(tmp_path)
+
+
+def mistake(root):
+    with pytest.raises(UserError) as error:
+        opened(root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_conversion_is_made_once_and_anew_when_the_source_changes(tmp_path, monkeypatch):
+    labelme(tmp_path / "raw")
+    first = describe("coco2017", str(tmp_path / "raw"))
+    made = {path.name: path.read_bytes() for path in Path(first.path).parent.iterdir()}
+    assert sorted(made) == [".lock", "data.yaml", "origin.txt", "train.json", "val.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "convert", None)
+        assert describe("coco2017", str(tmp_path / "raw")) == first
+    Path(first.path).unlink()  # as if killed before the end
+    assert describe("coco2017", str(tmp_path / "raw")) == first
+    assert {path.name: path.read_bytes() for path in Path(first.path).parent.iterdir()} == made
+    text(tmp_path / "raw" / "a.json", json.dumps({"imagePath": "a.png", "shapes": []}))
+    second = describe("coco2017", str(tmp_path / "raw"))
+    assert second.path != first.path and "10 objects" in second.origin
+    shutil.copytree(str(tmp_path / "raw"), str(tmp_path / "copy"))
+    moved = CocoDataset(*describe("coco2017", str(tmp_path / "copy")).splits["val"])
+    assert str(tmp_path / "copy") in moved.image_path(0)
+
+
+def _describe(root):
+    found = describe("coco2017", root)
+    return found.path, len(CocoDataset(*found.splits["train"]))
+
+
+def test_several_processes_at_once(tmp_path):
+    nuclei(tmp_path / "raw")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.map(_describe, [str(tmp_path / "raw")] * 8, chunksize=1)
+    assert len(set(found)) == 1 and found[0][1] == 5
+    assert not list(Path(found[0][0]).parent.glob("*.tmp"))
+
+
+def test_a_source_with_a_mistake_is_a_sentence_and_nothing_is_kept(tmp_path):
+    labelme(tmp_path / "raw")
+    (tmp_path / "raw" / "b.png").unlink()
+    message = mistake(tmp_path / "raw")
+    assert "b.png does not exist; correct it, or" in message
+    assert f"python -m data.convert labelme {tmp_path / 'raw'} --out=FOLDER --skip_bad" in message
+    assert not list((tmp_path / "cache").rglob("data.yaml"))
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    labelme(tmp_path / "raw")
+    text(tmp_path / "file", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "set XDG_CACHE_HOME to a folder" in mistake(tmp_path / "raw")
+
+
+def test_a_folder_of_no_known_layout_says_what_was_looked_for(tmp_path):
+    picture(tmp_path / "raw" / "a.png")
+    message = mistake(tmp_path / "raw")
+    for part in ("train2017", "'shapes'", "labels/*.txt", "Annotations/*.xml",
+                 "train/_annotations.coco.json", "A_label.png", "data.yaml"):
+        assert part in message
+
+
+def test_a_folder_of_two_layouts_is_not_guessed(tmp_path):
+    labelme(tmp_path / "raw")
+    numbers_beside_images(tmp_path / "raw")
+    message = mistake(tmp_path / "raw")
+    assert "labelme (" in message and "masks (" in message and "say which" in message
+
+
+def test_coco_in_another_layout_gets_the_description_to_paste(tmp_path):
+    roboflow(tmp_path / "raw", name="labels.json")
+    for split in ("train", "valid"):
+        (tmp_path / "raw" / split / "labels.json").rename(
+            tmp_path / "raw" / f"instances_{split}.json")
+    message = mistake(tmp_path / "raw")
+    assert "in a layout that is not known" in message
+    (tmp_path / "raw" / "data.yaml").write_text(message.split("with the line ")[1])
+    assert [len(opened(tmp_path / "raw", split)) for split in ("train", "val")] == [4, 2]
+
+
+MISTAKES = {
+    "black and white": (lambda raw: [mask(raw / "masks" / f"{name}.png", [255, 255])
+                                     for name in NAMES], "black and white"),
+    "no image": (lambda raw: (raw / "images" / "c.jpg").unlink(), "c.png: is a mask without an"),
+    "other size": (lambda raw: cv2.imwrite(str(raw / "masks" / "c.png"), np.ones((9, 9))),
+                   "says 9 x 9 pixels"),
+    "no image at all": (lambda raw: text(raw / "masks" / "c.png", "x"), "not an image"),
+    "a photo": (lambda raw: cv2.imwrite(str(raw / "masks" / "c.png"), np.arange(
+        SIDE * SIDE, dtype=np.uint16).repeat(9).reshape(3 * SIDE, 3 * SIDE)), "says 192 x 192"),
+    "nothing": (lambda raw: [mask(raw / "masks" / f"{name}.png", [0, 0]) for name in NAMES],
+                "black and white"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_masks_that_cannot_be_meant(tmp_path, name):
+    change, expected = MISTAKES[name]
+    numbers_beside_images(tmp_path / "raw")
+    change(tmp_path / "raw")
+    assert expected in mistake(tmp_path / "raw")
+
+
+def test_nuclei_as_they_were_published_are_the_same_dataset(tmp_path):
+    """An image and a PNG for each nucleus, against the COCO file made of them."""
+    source = ROOT.parent / "shared" / "nuclei"
+    if not source.is_dir():
+        pytest.skip("no nuclei beside the project")
+    truth = opened(source, "val")
+    count = int(os.environ.get("YOLACT_NUCLEI", "3"))  # -1 for all
+    chosen = list(range(len(truth)))[:count] if count >= 0 else list(range(len(truth)))
+    for n in chosen:
+        name, width, height = truth.image_info(n)
+        place = tmp_path / "stage1_train" / Path(name).stem
+        (place / "images").mkdir(parents=True)
+        (place / "masks").mkdir()
+        shutil.copy(truth.image_path(n), str(place / "images" / name))
+        for k, outline in enumerate(truth[n].segmentations):
+            cv2.imwrite(str(place / "masks" / f"{k:04d}.png"), mask_utils.decode(outline) * 255)
+    datasets = [opened(tmp_path, split) for split in ("train", "val")]
+    found = {Path(data.image_path(n)).name: data[n] for data in datasets for n in range(len(data))}
+    assert len(found) == len(chosen)
+    for n in chosen:
+        sample, same = truth[n], found[truth.image_info(n)[0]]
+        assert [item["counts"] for item in sample.segmentations] == [
+            item["counts"] for item in same.segmentations]
+        assert np.array_equal(sample.boxes, same.boxes) and np.array_equal(sample.image, same.image)
