@@ -127,9 +127,9 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
             # The main process alone does it.
             return 0 if not processes.is_main else predict(Predictor(
                 loaded, device, score_threshold=args.score_threshold, batch_size=batch_size,
-                nms=nms, crop=crop), args, loaded)
-        detector = Detector(loaded.model.to(device), loaded.build_detect(nms), device, crop,
-                            args.score_threshold)
+                nms=nms, crop=crop, precision=args.precision), args, loaded)
+        detector = Detector(loaded.on(device, args.precision), loaded.build_detect(nms), device,
+                            crop, args.score_threshold)
         evaluation, notes = evaluation_of(args, loaded, processes)
         return score(evaluation, detector, loaded, args, notes)
 

@@ -6,14 +6,17 @@ size, hs x ws semantic size.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Dict, List, Optional, Sequence, Union, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from backbone import BatchNorm2d, DarkNet, ResNet, build_backbone
 from data.config import Config
 from layers.anchors import make_priors
+from layers.deform_conv import DeformConv2d
 from layers.heads import FPN, PredictionHead, ProtoNet
 from layers.mask_iou import MaskIouNet
 
@@ -131,6 +134,23 @@ class Yolact(nn.Module):
         self.pixel_mean = self.pixel_mean.to(device)
         self.pixel_std = self.pixel_std.to(device)
         return self
+
+
+def for_inference(network: Yolact) -> Yolact:
+    """A copy in evaluation mode, without gradients, with batch normalisation in the convolutions.
+
+    It has another `state_dict` than the network, and results that differ from it by rounding.
+    """
+    ready = copy.deepcopy(network).eval()
+    for module in list(ready.modules()):
+        children = list(module.named_children())
+        for (_, first), (name, second) in zip(children, children[1:]):
+            if isinstance(first, (nn.Conv2d, DeformConv2d)) and isinstance(second, BatchNorm2d):
+                first.weight, first.bias = fuse_conv_bn_weights(
+                    first.weight, first.bias, cast(Tensor, second.running_mean),
+                    cast(Tensor, second.running_var), second.eps, second.weight, second.bias)
+                setattr(module, name, nn.Identity())
+    return ready.requires_grad_(False)
 
 
 def _init_xavier(network: Yolact) -> None:

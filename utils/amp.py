@@ -32,6 +32,7 @@ from utils.optimizer import FlatOptimizer
 
 LEVELS = ("O0", "O1", "O2")
 TYPES = {"auto": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INFERENCE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 FIRST_SCALE = 2.0 ** 16
 GOOD_STEPS_TO_GROW = 2000
@@ -275,6 +276,35 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
     scaled = loss_scale is not None or dtype == torch.float16
     return Precision(opt_level, device, dtype, LossScale(device, fixed) if scaled else None,
                      library)
+
+
+def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Type in which a network finds objects: one of `INFERENCE_TYPES`, or what `auto` takes.
+
+    `auto` is bfloat16 on a CPU or a CUDA card that computes it, and float32 elsewhere.
+
+    Raises:
+        UserError: this device or this PyTorch cannot compute in that type.
+    """
+    if precision == "auto":
+        computes = device.type == "cuda" or (device.type == "cpu" and _cpu_computes_bfloat16())
+        precision = "bfloat16" if computes and not half_type_problem(
+            device, torch.bfloat16) else "float32"
+    dtype = INFERENCE_TYPES[precision]
+    problem = "" if dtype == torch.float32 else half_type_problem(device, dtype)
+    if problem:
+        raise UserError(f"--precision={precision}: {problem}; choose float32 or auto")
+    return dtype
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the processor has instructions for it; without, PyTorch is slower than float32."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            words = set(file.read().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _fixed_scale(text: Optional[str]) -> Optional[float]:

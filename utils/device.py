@@ -333,7 +333,7 @@ def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         try:
             probe = torch.zeros(1, 1, 3, 3, dtype=dtype)
-            torch.nn.functional.conv2d(probe, probe)
+            torch.nn.functional.conv2d(probe, probe).relu_()
         except RuntimeError:
             return f"PyTorch {torch.__version__} has no {name} on the CPU"
         return ""

@@ -329,6 +329,8 @@ def test_the_last_batch_is_filled_up(data):
     assert [[fact[0] for fact in facts] for _, facts in batches] == [[104, 102], [100]]
     assert all(images.shape == (2, 3, 32, 32) for images, _ in batches)
     assert not batches[1][0][1].bool().any()
+    last = list(load_batches(EvaluationBatches(dataset_of(data), [4, 2, 0], 2, 32, full=False)))[1]
+    assert torch.equal(last[0], batches[1][0][:1])
     assert [tuple(fact[1:]) for fact in batches[0][1]] == [SIZES[4], SIZES[2]]
 
 

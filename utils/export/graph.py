@@ -6,24 +6,21 @@ h x w prototype size.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from backbone import BatchNorm2d
 from data.config import Config
 from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from layers.detection import Detect
 from layers.mask_iou import MaskIouNet
 from utils.errors import UserError, first_line
 from utils.exported import open_onnx, require
-from yolact import Yolact
+from yolact import Yolact, for_inference
 
 INPUT_NAME = "input.1"
 """As in ModelZoo's YOLACT, whose scripts name it."""
@@ -131,19 +128,10 @@ class _ExportedDeformConv(DeformConv2d):
 
 def prepared(network: Yolact) -> Yolact:
     """A copy for export: batch normalisation folded, deformable convolutions as single nodes."""
-    ready = copy.deepcopy(network).eval()
-    for module in list(ready.modules()):
-        children = list(module.named_children())
-        for (_, first), (name, second) in zip(children, children[1:]):
-            if isinstance(first, (nn.Conv2d, DeformConv2d)) and isinstance(second, BatchNorm2d):
-                first.weight, first.bias = fuse_conv_bn_weights(
-                    first.weight, first.bias, cast(Tensor, second.running_mean),
-                    cast(Tensor, second.running_var), second.eps, second.weight, second.bias)
-                setattr(module, name, nn.Identity())
+    ready = for_inference(network)
+    for module in ready.modules():
         if isinstance(module, DeformConv2d):
             module.__class__ = _ExportedDeformConv
-    for parameter in ready.parameters():
-        parameter.requires_grad_(False)
     return ready
 
 

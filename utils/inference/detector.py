@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from typing import (
+    Any,
     Callable,
     Dict,
     Generator,
@@ -19,6 +20,7 @@ from typing import (
     Tuple,
     TypeVar,
     Union,
+    cast,
 )
 
 import cv2
@@ -31,6 +33,8 @@ from layers.detection import Detect, Detections
 from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
+from utils.amp import inference_dtype
+from utils.device import has_autocast
 from utils.errors import UserError
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork, config_of_export
@@ -39,7 +43,7 @@ from utils.progress import ProgressBar, image_parts
 from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
 from utils.weights_folder import find_checkpoint, weights_of_run
-from yolact import Yolact, build_yolact
+from yolact import Yolact, build_yolact, for_inference
 
 CPU = torch.device("cpu")
 
@@ -148,6 +152,13 @@ class Detector:
     crop: bool = True
     score_threshold: float = 0.0
 
+    @property
+    def full_batches(self) -> bool:
+        """Whether batches have to be filled up: accelerators compile their kernels for a shape,
+        and an export may have one alone.
+        """
+        return self.device.type != "cpu" or isinstance(self.model, ExportedNetwork)
+
     def find(self, batches: Iterable[Tuple[Tensor, Sequence[Tuple[Item, int, int]]]],
              times: StageTimes, progress: Optional[ProgressBar] = None
              ) -> Generator[Tuple[Item, ImageObjects], None, None]:
@@ -229,6 +240,33 @@ class LoadedModel(NamedTuple):
     def source(self) -> WeightsFile:
         """The weights' file, with what is known of their training."""
         return self.report.source
+
+    def on(self, device: torch.device, precision: str = "float32"
+           ) -> Union[Yolact, ExportedNetwork]:
+        """The network, ready for `device`; of one that is no export a copy, folded.
+
+        Args:
+            device: that it is to run on.
+            precision: `float32`, `bfloat16`, `float16` or `auto`, see `utils.amp.inference_dtype`;
+                what scores masks stays float32, and so does what follows the network.
+
+        Raises:
+            UserError: `device` cannot compute in that type, or an export is to have another.
+        """
+        if isinstance(self.model, ExportedNetwork):
+            if precision != "float32":
+                raise UserError(f"--precision={precision}: '{self.source.path}' has the type it "
+                                "was exported with; leave the flag out")
+            return self.model.to(device)
+        dtype = inference_dtype(precision, device)
+        model = for_inference(self.model).to(device)
+        for name, part in model.named_children():
+            if name != "maskiou_net":
+                part.to(dtype)
+        if device.type != "npu" and has_autocast():
+            # PyTorch before 1.10 is no faster with it.
+            cast(Any, model).to(memory_format=torch.channels_last)
+        return model
 
     def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:
         """From the model's predictions to detections; an export may have found them itself."""

@@ -131,6 +131,9 @@ def _add_output(parser: ArgumentParser) -> None:
 def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     add_device_flags(group, "--eval_device", "--node_device")
+    group.add_argument("--precision", choices=("float32", "bfloat16", "float16", "auto"),
+                       default="float32", help="type in which the network computes; auto: bfloat16 "
+                       "on a CPU or a CUDA card that computes it, else float32")
 
 
 def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:
@@ -138,7 +141,7 @@ def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:
     defaults = eval_parser()
     return {name: getattr(args, name) for name in (
         "fast_nms", "cross_class_nms", "score_threshold", "max_num_detections", "no_crop",
-        "map_classes") if getattr(args, name) != defaults.get_default(name)}
+        "map_classes", "precision") if getattr(args, name) != defaults.get_default(name)}
 
 
 def nms_kind(args: argparse.Namespace) -> str:

@@ -27,18 +27,19 @@ ImageBatch = Tuple[Tensor, List[Tuple[int, int, int]]]
 
 
 class EvaluationBatches(Dataset):
-    """Batches of a dataset's images, resized for a network; black images fill up the last one.
+    """Batches of a dataset's images, resized for a network.
 
     Args:
         dataset: with the images.
         indices: of the images.
         batch_size: B.
         side: S, the network's input side.
+        full: black images fill up the last batch.
     """
 
     def __init__(self, dataset: CocoDataset, indices: Sequence[int], batch_size: int,
-                 side: int) -> None:
-        self.dataset, self.batch_size, self.side = dataset, batch_size, side
+                 side: int, full: bool = True) -> None:
+        self.dataset, self.batch_size, self.side, self.full = dataset, batch_size, side, full
         self._indices = [indices[n:n + batch_size] for n in range(0, len(indices), batch_size)]
 
     def __len__(self) -> int:
@@ -46,10 +47,12 @@ class EvaluationBatches(Dataset):
 
     def __getitem__(self, number: int) -> Union[ImageBatch, UserError]:
         """Return a batch, or an image's error: raised in a worker it would lose its type."""
-        planes = np.zeros((self.batch_size, 3, self.side, self.side), np.uint8)
+        indices = self._indices[number]
+        count = self.batch_size if self.full else len(indices)
+        planes = np.zeros((count, 3, self.side, self.side), np.uint8)
         facts = []
         try:
-            for n, index in enumerate(self._indices[number]):
+            for n, index in enumerate(indices):
                 sample = self.dataset[index]
                 planes[n] = to_network_input(sample.image, self.side)
                 facts.append((sample.image_id, *sample.image.shape[:2]))
@@ -134,7 +137,8 @@ class Evaluation:
         """Add the detections of this process's share of the images to `own`."""
         share = shard(self.indices, self.batch_size, self.processes)
         batches = load_batches(
-            EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size),
+            EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size,
+                              detector.full_batches),
             self.num_workers, pin_memory_supported(detector.device))
         progress = ProgressBar(len(share), sys.stderr,
                                enabled=self.show_progress and self.processes.is_main)

@@ -56,12 +56,13 @@ class Predictor:
         device: `auto`, `npu`, `cuda` or `cpu`, or one that was selected.
         config: recipe, where neither the weights nor their name say it.
         score_threshold: only objects with a higher score; 0 for all that the network finds.
-        batch_size: images that pass the network together, always as many: the last batch is
-            filled up.
+        batch_size: images that pass the network together; on an accelerator always as many: the
+            last batch is filled up.
         nms: `fast`, `cross_class` or `traditional`.
         crop: cut masks off outside their boxes.
         max_num_detections: objects per image; None for the recipe's 100.
         save_folder: see `weights`.
+        precision: `float32`, `bfloat16`, `float16`, or `auto` for what is fastest here.
 
     Attributes:
         classes: names and category ids of the network's classes.
@@ -74,7 +75,7 @@ class Predictor:
                  device: Union[str, torch.device] = "auto", config: Optional[str] = None,
                  score_threshold: float = 0.0, batch_size: int = 1, nms: str = "fast",
                  crop: bool = True, max_num_detections: Optional[int] = None,
-                 save_folder: str = "weights/") -> None:
+                 save_folder: str = "weights/", precision: str = "float32") -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, expected 0 to 1")
         if batch_size < 1:
@@ -90,8 +91,8 @@ class Predictor:
         self.classes: ClassList = find_classes(
             loaded.config.num_classes - 1, loaded.source.class_names, loaded.source.category_ids,
             loaded.config.dataset)
-        self._detector = Detector(loaded.model.to(target), loaded.build_detect(nms), target, crop,
-                                  score_threshold)
+        self._detector = Detector(loaded.on(target, precision), loaded.build_detect(nms), target,
+                                  crop, score_threshold)
 
     @overload
     def __call__(self, source: Union[List[Source], Tuple[Source, ...]],
@@ -168,9 +169,10 @@ class Predictor:
                          "PIL image")
 
     def _planes(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Network input of up to B images: uint8 `[B, 3, S, S]`, else black."""
+        """Network input of up to B images: uint8 `[B, 3, S, S]`, black where batches are full."""
         side = self._detector.model.input_size
-        planes = np.zeros((self.batch_size, 3, side, side), np.uint8)
+        count = self.batch_size if self._detector.full_batches else len(images)
+        planes = np.zeros((count, 3, side, side), np.uint8)
         for n, image in enumerate(images):
             planes[n] = to_network_input(image, side)
         return torch.from_numpy(planes)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,10 +23,12 @@ from data.coco import CocoDataset
 from data.config import get_config
 from helpers.paths import ROOT
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
+from utils.amp import inference_dtype
 from utils.checkpoint import state_path
+from utils.device import half_type_problem
 from utils.errors import UserError
 from utils.inference import Predictor
-from utils.inference.detector import load_model
+from utils.inference.detector import Detector, load_model
 from utils.inference.prediction import Prediction, decode_window, outline
 from yolact import build_yolact
 
@@ -92,14 +95,60 @@ def test_every_kind_of_source(predictor, tmp_path):
         predictor(3)
 
 
-def test_batches_have_one_shape(weights):
+@pytest.mark.parametrize("compiled, sizes", [(True, [3, 3]), (False, [3, 1])])
+def test_batches_have_one_shape_where_kernels_are_made_for_it(weights, monkeypatch, compiled,
+                                                              sizes):
     predictor = Predictor(weights, device="cpu", batch_size=3)
+    assert not predictor._detector.full_batches
+    monkeypatch.setattr(Detector, "full_batches", compiled)
     seen, launch = [], predictor._detector.launch
     predictor._detector.launch = lambda planes, times: (
         seen.append(planes.shape) or launch(planes, times))
     found = list(predictor.iterate([noise(40 + n, 60, n) for n in range(4)]))
     assert [one.image.shape[0] for one in found] == [40, 41, 42, 43]
-    assert seen == [(3, 3, 64, 64)] * 2
+    assert seen == [(size, 3, 64, 64) for size in sizes]
+
+
+@pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.08), ("float16", 0.01)])
+def test_half_precision(weights, predictor, precision, tolerance):
+    device = predictor._detector.device
+    if half_type_problem(device, getattr(torch, precision)):
+        with pytest.raises(UserError, match=f"--precision={precision}: .*choose float32 or auto"):
+            Predictor(weights, device, precision=precision)
+        return
+    loaded = load_model(weights)
+    images = torch.from_numpy(noise(64, 64).transpose(2, 0, 1).copy()).unsqueeze(0).to(device)
+    with torch.no_grad():
+        whole, half = (loaded.on(device, kind)(images) for kind in ("float32", precision))
+    for name in ("loc", "conf", "mask", "proto"):
+        assert half[name].dtype == getattr(torch, precision)
+        wide = whole[name]
+        assert float((half[name].float() - wide).abs().max()) < tolerance * float(wide.abs().max())
+    assert half["priors"].dtype == torch.float32
+    found = Predictor(loaded, device, precision=precision)(noise())
+    assert found.scores.dtype == np.float32 and len(found) > 5
+    assert abs(found.scores[0] - predictor(noise()).scores[0]) < 0.01
+
+
+def test_automatic_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    for computes in (False, True):
+        monkeypatch.setattr("utils.amp._cpu_computes_bfloat16", lambda: computes)  # noqa: B023
+        expected = computes and not half_type_problem(cpu, torch.bfloat16)
+        assert inference_dtype("auto", cpu) == (torch.bfloat16 if expected else torch.float32)
+    assert inference_dtype("auto", SimpleNamespace(type="npu")) == torch.float32
+
+
+def test_the_loaded_network_stays_as_it_is(weights):
+    loaded = load_model(weights)
+    before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
+    images = torch.from_numpy(noise(64, 64).transpose(2, 0, 1).copy()).unsqueeze(0)
+    with torch.no_grad():
+        plain, ready = loaded.model(images), loaded.on(torch.device("cpu"))(images)
+    for name, value in plain.items():
+        assert float((ready[name] - value).abs().max()) < 1e-4, name
+    after = loaded.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 @pytest.mark.parametrize("count, flags, options", [
