@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask
@@ -131,12 +131,12 @@ def bench_scoring(dataset: CocoDataset, scenes: List[Scene]) -> None:
           f"{cpu_milliseconds(evaluator.evaluate, 1) / 1000:.2f} CPU-seconds")
 
 
-def main() -> None:
+def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder in COCO's layout")
     parser.add_argument("--images", type=int, default=20)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     dataset = CocoDataset(*dataset_paths("coco2017", args.data, "val"))
     scenes = make_scenes(dataset, args.images)
     with torch.no_grad():

@@ -25,6 +25,7 @@ SHRINK: Tuple[Tuple[str, str], ...] = (
     (r"^(python -m utils\.export )weights/\S+\.pth", r"\1" + OWN_WEIGHTS),
     (r"(python test/benchmark/bench_export\.py).*$", r"\1 --config=yolact_shapes --rounds=1"),
     (r"(python test/benchmark/bench_eval\.py .*)$", r"\1 --images=1"),
+    (r"(python test/benchmark/run\.py .*)$", r"\1 --config=yolact_shapes --rounds=1 --images=1"),
 )
 """Pattern and replacement, applied to a command one after the other."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -329,3 +330,12 @@ def test_the_register_of_a_device_that_saturates(monkeypatch, device, scaled):
     register.fill_(0)
     run_step(network, flat, precision)
     assert bool(flat.step_finite) and not torch.equal(flat.flat, before)
+
+
+def test_automatic_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    for computes in (False, True):
+        monkeypatch.setattr("utils.amp._cpu_computes_bfloat16", lambda: computes)  # noqa: B023
+        expected = computes and not devices.half_type_problem(cpu, torch.bfloat16)
+        assert amp.inference_dtype("auto", cpu) == (torch.bfloat16 if expected else torch.float32)
+    assert amp.inference_dtype("auto", SimpleNamespace(type="npu")) == torch.float32

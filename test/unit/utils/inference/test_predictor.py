@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,7 +22,6 @@ from data.coco import CocoDataset
 from data.config import get_config
 from helpers.paths import ROOT
 from helpers.prediction_weights import IDS, NAMES, noise, save_weights
-from utils.amp import inference_dtype
 from utils.checkpoint import state_path
 from utils.device import half_type_problem
 from utils.errors import UserError
@@ -128,15 +126,6 @@ def test_half_precision(weights, predictor, precision, tolerance):
     found = Predictor(loaded, device, precision=precision)(noise())
     assert found.scores.dtype == np.float32 and len(found) > 5
     assert abs(found.scores[0] - predictor(noise()).scores[0]) < 0.01
-
-
-def test_automatic_precision(monkeypatch):
-    cpu = torch.device("cpu")
-    for computes in (False, True):
-        monkeypatch.setattr("utils.amp._cpu_computes_bfloat16", lambda: computes)  # noqa: B023
-        expected = computes and not half_type_problem(cpu, torch.bfloat16)
-        assert inference_dtype("auto", cpu) == (torch.bfloat16 if expected else torch.float32)
-    assert inference_dtype("auto", SimpleNamespace(type="npu")) == torch.float32
 
 
 def test_the_loaded_network_stays_as_it_is(weights):
