@@ -72,6 +72,8 @@ class FlatOptimizer:
         self.flat = self._gather([p.detach() for p in self.parameters])
         for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
+        # Kept on a CPU, where fresh memory costs as much as an update; a card has it back sooner.
+        self._grad = torch.empty_like(self.flat) if device.type == "cpu" else None
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
         self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
@@ -122,7 +124,7 @@ class FlatOptimizer:
         """
         self._check_views()
         with torch.no_grad():
-            grad = self._gather([p.grad for p in self.parameters])
+            grad = self._gather([p.grad for p in self.parameters], self._grad)
             if scale is not None:
                 grad.div_(scale)
             # By rows first: one sum over millions of squares is 4 % off on some versions' CPU.
@@ -146,8 +148,8 @@ class FlatOptimizer:
     def _constant(self, value: float) -> Tensor:
         return torch.full_like(self._one, value)
 
-    def _gather(self, tensors: Sequence[Any]) -> Tensor:
-        """One padded flat float32 tensor of `tensors`, None where zeros stand in.
+    def _gather(self, tensors: Sequence[Any], out: Optional[Tensor] = None) -> Tensor:
+        """One padded flat float32 tensor of `tensors`, None where zeros stand in; perhaps in `out`.
 
         A single cat, and where types change one more for each run of a type, with one cast.
         """
@@ -163,8 +165,10 @@ class FlatOptimizer:
             pieces.append(tensor.reshape(-1))
             if pad:
                 pieces.append(self._filler(pad, dtype))
+        if len(runs) == 1 and runs[0][0] == torch.float32:
+            return torch.cat(runs[0][1], out=out)
         parts = [torch.cat(pieces).float() for _, pieces in runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, out=out)
 
     def _filler(self, length: int, dtype: torch.dtype) -> Tensor:
         """Zeros: views, made once for each length, of one tensor for each type."""
@@ -264,8 +268,8 @@ class FlatAdamW(FlatOptimizer):
         # 1 - beta^n in float32 loses half its digits for small n; expm1 keeps them.
         corrections = -torch.expm1(self._log_betas * (self.steps + 1).float())
         correction1, correction2 = corrections.unbind()
-        update = mean / (square / correction2).sqrt_().add_(self.eps)
-        self.flat.addcmul_(update, applied / correction1, value=-lr)
+        root = torch.div(square, correction2, out=grad).sqrt_().add_(self.eps)
+        self.flat.addcmul_(torch.div(mean, root, out=root), applied / correction1, value=-lr)
 
 
 def build_optimizer(config: Config, model: nn.Module,
