@@ -13,6 +13,13 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 # Threads that wait by spinning would take the cores from the loader's processes, and from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if __name__ == "__main__":  # before torch, which takes seconds: --help and mistakes in flags
+    from utils.cli import lasting_streams
+    from utils.inference.eval_flags import eval_parser
+
+    with lasting_streams():
+        eval_parser().parse_args()
+
 import argparse
 import sys
 from typing import List, Optional, Sequence, Tuple
@@ -28,10 +35,11 @@ from utils.distributed.processes import Processes
 from utils.errors import UserError
 from utils.files import refuse_unwritable_file
 from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
-from utils.inference.eval_flags import changed_settings, nms_kind, options_of, parse_eval_flags
+from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
 from utils.inference.evaluator import CocoEvaluator
+from utils.inference.outputs import PredictionOptions
 from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory
@@ -108,7 +116,12 @@ def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel)
     """Draw what is found in images or a video; returns the exit code."""
     start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
     print(f"Weights : {loaded.report}", flush=True)
-    run = PredictionRun(predictor, options_of(args), lambda line: print(line, flush=True),
+    options = PredictionOptions(
+        top_k=args.top_k, score_threshold=args.score_threshold, masks=args.display_masks,
+        boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,
+        speed=args.display_fps, json=args.output_json, polygons=args.json_masks == "polygon",
+        crops=args.crops, benchmark=args.benchmark, show_progress=not args.no_bar)
+    run = PredictionRun(predictor, options, lambda line: print(line, flush=True),
                         lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
     if args.image is not None:
         return run.image(args.image)

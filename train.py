@@ -14,6 +14,13 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 # Threads that wait by spinning would take the cores from the loader's processes, and from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if __name__ == "__main__":  # before torch, which takes seconds: --help and mistakes in flags
+    from utils.cli import lasting_streams
+    from utils.engine.train_flags import train_parser
+
+    with lasting_streams():
+        train_parser().parse_args()
+
 import argparse
 import contextlib
 import functools

@@ -16,13 +16,26 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, Callable, Iterator, List, Mapping, NoReturn, Optional, Sequence, TextIO
+from typing import (
+    Any,
+    Callable,
+    Iterator,
+    List,
+    Mapping,
+    NoReturn,
+    Optional,
+    Sequence,
+    TextIO,
+    Tuple,
+)
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest, one_line
 
 EXIT_USER_ERROR = 2
 
+CARD = "card"
+"""Name of the accelerator that is there, whichever it is."""
 _TRUE = ("true", "t", "yes", "y", "on", "1")
 _FALSE = ("false", "f", "no", "n", "off", "0")
 
@@ -35,6 +48,22 @@ def str2bool(text: str) -> bool:
     if word in _FALSE:
         return False
     raise ValueError(f"expected True or False, found '{text}'")
+
+
+def split_device(name: str) -> Tuple[str, Optional[int]]:
+    """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
+    kind, _, number = name.strip().lower().rpartition(":")
+    if number.isdigit():
+        return kind or CARD, int(number)
+    return f"{kind}:{number}" if kind else number, None
+
+
+def refuse_two_cards(name: str, index: Optional[int]) -> None:
+    """A `UserError` where --device and --device_id name different cards."""
+    number = split_device(name)[1]
+    if number is not None and index not in (None, number):
+        raise UserError(f"--device={name} is card {number}, --device_id={index} another; give one "
+                        "of them")
 
 
 class Bounded:

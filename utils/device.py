@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from utils import ascend_versions
+from utils.cli import CARD, split_device
 from utils.errors import UserError, first_line, nearest
 
 _LOG = logging.getLogger(__name__)
@@ -132,26 +133,10 @@ _KINDS: Dict[str, DeviceKind] = {
     "cpu": DeviceKind("CPU", "gloo", lambda: "", lambda: None),
 }
 _ALIASES = {"gpu": "cuda", "": "auto"}
-_AUTO, _CARD = "auto", "card"
+_AUTO = "auto"
 
-DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_KINDS, "gpu", _CARD)
+DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_KINDS, "gpu", CARD)
 """What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
-
-
-def split_device(name: str) -> Tuple[str, Optional[int]]:
-    """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
-    kind, _, number = name.strip().lower().rpartition(":")
-    if number.isdigit():
-        return kind or _CARD, int(number)
-    return f"{kind}:{number}" if kind else number, None
-
-
-def refuse_two_cards(name: str, index: Optional[int]) -> None:
-    """A `UserError` where --device and --device_id name different cards."""
-    number = split_device(name)[1]
-    if number is not None and index not in (None, number):
-        raise UserError(f"--device={name} is card {number}, --device_id={index} another; give one "
-                        "of them")
 
 
 _CARDS = "/dev/davinci[0-9]*"
@@ -173,11 +158,11 @@ def _find_kind(name: str, warn: bool = True) -> str:
     """
     key = split_device(name)[0]
     key = _ALIASES.get(key, key)
-    if key in (_AUTO, _CARD):
+    if key in (_AUTO, CARD):
         problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
         found = next(kind for kind in _KINDS if not problems[kind])
         sign = _ascend_sign() if found == "cpu" else ""
-        if key == _CARD and found == "cpu":
+        if key == CARD and found == "cpu":
             raise UserError(f"device '{name}' is a card, but there is none: {problems['npu']}; "
                             f"{problems['cuda']}. --device=cpu does without")
         if sign:

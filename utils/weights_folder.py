@@ -19,7 +19,7 @@ import os
 import platform
 from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
 
-from utils.checkpoint import CheckpointName, recipe_of, state_path
+from utils.checkpoint import CheckpointName, load_state, recipe_of, state_path
 from utils.errors import UserError
 from utils.files import write_whole
 
@@ -234,3 +234,24 @@ def weights_of_run(path: str) -> str:
             return weights
     raise UserError(f"'{path}' is a folder without weights/best.pth and weights/last.pth; give a "
                     "run folder or the path of a .pth file")
+
+
+def run_to_resume(run: str, save_folder: str) -> Tuple[str, str]:
+    """A run folder and its last checkpoint; those of the unfinished training where `run` is empty.
+
+    Raises:
+        UserError: there is none.
+    """
+    if run:
+        path = os.path.join(run, "weights", "last.pth")
+        if not os.path.isfile(path):
+            raise UserError(f"--resume is '{run}', a folder without weights/last.pth; give a run "
+                            "folder, the path of a .pth file, latest or interrupt")
+        return run, path
+    path = unfinished_training(save_folder)
+    run_folder = ((load_state(path) or {}).get("run_folder") or {}).get("path")
+    if run_folder is None or not os.path.isdir(run_folder):
+        where = "without one" if run_folder is None else f"in '{run_folder}', now gone"
+        raise UserError(f"--resume: the flags of a training are in its run folder, and '{path}' "
+                        f"was trained {where}; repeat its flags with --resume={path}")
+    return run_folder, path

@@ -12,14 +12,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import as_text, expected_value, parse, value_problem
-from data.datasets import default_root, layout_name
 from data.description import parse_yaml
-from utils.checkpoint import load_state
-from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
-from utils.device import refuse_two_cards
+from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError, counted, nearest
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
-from utils.weights_folder import unfinished_training
 
 AUTO = "auto"
 UNFINISHED = "unfinished"
@@ -88,11 +84,16 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: a file that is none, a field that does not exist, a value out of its range.
     """
+    # Not above: what reads files takes seconds to import, and --help needs none of it.
+    from data.datasets import default_root, layout_name
+    from utils.weights_folder import run_to_resume
+
     parser = train_parser()
     args = parser.parse_args(argv)
     resume = args.resume
     if resume == UNFINISHED or os.path.isdir(resume or ""):
-        args.rerun, resume = _run_to_resume(args)
+        args.rerun, resume = run_to_resume("" if resume == UNFINISHED else resume,
+                                           args.save_folder)
     config, flags = read_recipe(_file_of_run(args.rerun) if args.rerun else args.config)
     if flags:
         known = vars(args)
@@ -124,23 +125,6 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
 def _or_none(text: str) -> Optional[str]:
     """ModelZoo's scripts pass an empty --resume where there is nothing to resume."""
     return text or None
-
-
-def _run_to_resume(args: argparse.Namespace) -> Tuple[str, str]:
-    """Run folder, and the checkpoint to go on from, that --resume alone or with a folder means."""
-    if args.resume != UNFINISHED:
-        path = os.path.join(args.resume, "weights", "last.pth")
-        if not os.path.isfile(path):
-            raise UserError(f"--resume is '{args.resume}', a folder without weights/last.pth; give "
-                            "a run folder, the path of a .pth file, latest or interrupt")
-        return args.resume, path
-    path = unfinished_training(args.save_folder)
-    run_folder = ((load_state(path) or {}).get("run_folder") or {}).get("path")
-    if run_folder is None or not os.path.isdir(run_folder):
-        where = "without one" if run_folder is None else f"in '{run_folder}', now gone"
-        raise UserError(f"--resume: the flags of a training are in its run folder, and '{path}' "
-                        f"was trained {where}; repeat its flags with --resume={path}")
-    return run_folder, path
 
 
 def flagged_fields() -> List[str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, Sequence
 
-from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch
-from utils.device import refuse_two_cards
+from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError
 from utils.foreign_flags import EVAL_INSTEAD, EVAL_SAME
-from utils.inference.outputs import PredictionOptions
 
 
 def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -149,12 +147,3 @@ def nms_kind(args: argparse.Namespace) -> str:
     if not args.fast_nms:
         return "traditional"
     return "cross_class" if args.cross_class_nms else "fast"
-
-
-def options_of(args: argparse.Namespace) -> PredictionOptions:
-    """What the flags ask a prediction to show and to write."""
-    return PredictionOptions(
-        top_k=args.top_k, score_threshold=args.score_threshold, masks=args.display_masks,
-        boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,
-        speed=args.display_fps, json=args.output_json, polygons=args.json_masks == "polygon",
-        crops=args.crops, benchmark=args.benchmark, show_progress=not args.no_bar)
