@@ -225,7 +225,7 @@ class Config:
         if self.class_weights == BALANCED:
             pass
         elif isinstance(self.class_weights, str):
-            raise self._invalid("class_weights", f"expected '{BALANCED}' or a factor for a name")
+            raise self._invalid("class_weights", f"expected '{BALANCED}', or a factor for a name")
         elif not all(factor > 0 for _, factor in self.class_weights):
             raise self._invalid("class_weights", "expected factors above 0")
         sides = self.multi_scale

@@ -135,8 +135,8 @@ EVAL_INSTEAD: Dict[str, str] = _by_word({
     "the validation split of --data is scored; --valid_images and --valid_info name another":
         "split task data_dir data_root",
     "--run_folder=FOLDER keeps scores and images": "project name exist_ok plots",
-    "scores are computed in float32; python -m utils.export --half makes a faster network":
-        "half fp16 bf16 amp opt_level precision",
+    "--precision=float16 or bfloat16 finds objects in half precision":
+        "half fp16 bf16 amp opt_level",
     "--display_masks, --display_bboxes, --display_text and --display_scores choose what is drawn":
         "line_width line_thickness hide_labels hide_conf retina_masks visualize",
     "all classes are found; --map_classes scores those that a dataset shares":

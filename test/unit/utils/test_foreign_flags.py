@@ -109,7 +109,7 @@ eval  ultralytics  --model=x.pt            --weights=FILE
 eval  ultralytics  --source=in.jpg         --image=IN:OUT
 eval  ultralytics  --iou=0.5               nms_thresh
 eval  ultralytics  --imgsz=640             weights
-eval  ultralytics  --half                  utils.export
+eval  ultralytics  --half                  --precision
 eval  ultralytics  --format=onnx           utils.export
 eval  ultralytics  --retina_masks          --display_masks
 eval  mmdetection  --show-dir=out          --images=FOLDER:OUT
@@ -151,7 +151,7 @@ def test_any_other_word_is_answered_in_a_sentence(program, tool, word, answer, c
 def test_the_tables_name_flags_that_exist(program):
     build, same, instead = PARSERS[program]
     known = {flag for make, _, _ in PARSERS.values() for flag in make()._option_string_actions}
-    known |= {"--half", "--out"}  # of python -m utils.export
+    known |= {"--out"}  # of python -m utils.export
     own = set(build()._option_string_actions)
     assert set(same.values()) <= own
     for word, sentence in instead.items():
