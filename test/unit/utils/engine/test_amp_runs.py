@@ -102,9 +102,9 @@ def shapes(tmp_path_factory):
 
 
 def run_train(shapes, folder, request, *more):
-    return train.main([f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
-                       "--no_autoscale", "--num_workers=0", "--max_iter=6", "--no_log",
-                       "--save_interval=3", f"--save_folder={folder}",
+    return train.main([f"--data={shapes}", "--config=yolact_shapes", "--max_size=96",
+                       "--batch_size=2", "--no_autoscale", "--num_workers=0", "--max_iter=6",
+                       "--no_log", "--save_interval=3", f"--save_folder={folder}",
                        "--amp_dtype=bfloat16", "--loss_scale=dynamic", "--node_device={}".format(
                            request.config.getoption("--device"))] + list(more))
 
