@@ -210,7 +210,8 @@ class Config:
         if not self.num_anchors or min(lengths) <= 0:
             raise self._invalid("pred_scales", "expected sides and aspect ratios above 0")
         if any(self.dcn_layers) and not BACKBONES[self.backbone].deformable:
-            raise self._invalid("dcn_layers", f"expected 0s: {self.backbone} has none to deform")
+            raise self._invalid("dcn_layers", f"expected zeros: {self.backbone} has no deformable "
+                                              "blocks")
         if self.use_maskiou and self.proto_size < SMALLEST_MASKIOU_INPUT:
             raise self._invalid("max_size", "expected at least 249: the mask-IoU network halves "
                                             "the masks five times without padding")
@@ -222,11 +223,10 @@ class Config:
         if self.freeze not in (NOT_FROZEN, WHOLE_BACKBONE, *map(str, range(1, stages + 1))):
             raise self._invalid("freeze", f"expected '{NOT_FROZEN}', '{WHOLE_BACKBONE}', or 1 to "
                                           f"{stages}, the number of stages")
-        if self.class_weights == BALANCED:
-            pass
-        elif isinstance(self.class_weights, str):
+        weights = () if self.class_weights == BALANCED else self.class_weights
+        if isinstance(weights, str):
             raise self._invalid("class_weights", f"expected '{BALANCED}', or a factor for a name")
-        elif not all(factor > 0 for _, factor in self.class_weights):
+        if not all(factor > 0 for _, factor in weights):
             raise self._invalid("class_weights", "expected factors above 0")
         sides = self.multi_scale
         if len(set(sides)) != len(sides) or any(side < SMALLEST_SIDE for side in sides):

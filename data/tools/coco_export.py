@@ -12,8 +12,6 @@ from data.tools.source_files import read_text, split_folders
 from utils.errors import UserError
 
 _FILE = "_annotations.coco.json"
-_START = 4096
-"""Characters of a JSON file in which COCO's keys are looked for first."""
 
 
 def is_coco_folder(folder: Path, files: Sequence[Path]) -> bool:

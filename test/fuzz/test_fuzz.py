@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from data.description import parse_yaml
 from data.tools.conversion import Conversion
 from data.tools.yolo import read_yolo
+from fuzz import fuzz
 from helpers.paths import ROOT
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
@@ -25,6 +27,27 @@ def test_a_few_inputs_of_every_kind():
         universal_newlines=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count("{") == 10 and "BAD" not in done.stdout
+
+
+def run_for_ever():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("command, outcome", [
+    (lambda: 0, "right"),
+    (lambda: {}["key"], "BAD traceback: KeyError: 'key'"), (run_for_ever, "BAD hang"),
+    (lambda: os.mkdir("executed"), "BAD executed"), (lambda: 3, "BAD exit code 3"),
+    (lambda: os.remove("keep/user.txt"), "BAD files"), (lambda: 2, "BAD exit code 2")])
+def test_bad_outcomes_are_noticed(tmp_path, monkeypatch, command, outcome):
+    monkeypatch.chdir(str(tmp_path))
+    monkeypatch.setitem(fuzz.KINDS, "planted", lambda rng: (lambda argv: command(), []))
+    monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.2)
+    before = signal.signal(signal.SIGPROF, fuzz.too_long)
+    try:
+        assert fuzz.attempt("planted", 0).startswith(outcome)
+    finally:
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.mark.parametrize("text", [

@@ -267,8 +267,9 @@ def test_sbd_for_the_recipe_of_sbd(tmp_path):
     sbd(tmp_path)
     dataset = open_dataset("pascal_sbd", str(tmp_path / "dataset"), None, None, "val")
     assert len(dataset) == 2 and len(dataset.class_names) == 20
-    (tmp_path / "dataset" / "inst" / "c.mat").write_bytes(b"x" * 300)
-    assert "c.mat: is no file of instances as SBD has them" in mistake(tmp_path)
+    for damaged in (b"x" * 300, b"\0" * 128 + element(15, zlib.compress(b"")), b""):
+        (tmp_path / "dataset" / "inst" / "c.mat").write_bytes(damaged)
+        assert "c.mat: is no file of instances as SBD has them" in mistake(tmp_path)
 
 
 def mistake(root):
