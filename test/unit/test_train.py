@@ -36,7 +36,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def flags(shapes, tmp_path, request):
-    return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
+    return [f"--data={shapes}", "--config=yolact_shapes", "--max_size=96", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}",
             "--save_folder={}".format(tmp_path / "weights"), "--no_log", "--validation_epoch=-1",
             "--node_device={}".format(request.config.getoption("--device"))]
@@ -283,10 +283,10 @@ def test_an_unreadable_image_loses_no_work(flags, tmp_path, capfd, monkeypatch):
 @pytest.mark.launch
 def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     """A real process, a real Ctrl-C; the resumed run ends with the undisturbed run's weights."""
-    flags = flags + ["--max_iter=60", "--num_workers=1"]
+    flags = flags + ["--max_iter=30", "--num_workers=1"]
     assert train.main(flags) == 0
-    whole = weights_of(tmp_path, 60)
-    os.unlink(str(tmp_path / "weights" / "yolact_shapes_10_60.pth"))
+    whole = weights_of(tmp_path, 30)
+    os.unlink(str(tmp_path / "weights" / "yolact_shapes_5_30.pth"))
 
     process = subprocess.Popen([sys.executable, "-u", "train.py"] + flags, cwd=str(ROOT),
                                stdout=subprocess.PIPE, universal_newlines=True)
@@ -299,7 +299,7 @@ def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     assert process.wait() == 130
     assert "Stopped by SIGINT" in rest
     assert train.main(flags + ["--resume=interrupt"]) == 0
-    assert same(weights_of(tmp_path, 60), whole)
+    assert same(weights_of(tmp_path, 30), whole)
 
 
 @pytest.mark.parametrize("extra, sentence", [

@@ -102,7 +102,7 @@ def shapes(tmp_path_factory):
 
 
 def run_train(shapes, folder, request, *more):
-    return train.main([f"--data={shapes}", "--config=yolact_shapes", "--max_size=96",
+    return train.main([f"--data={shapes}", "--config=yolact_shapes", "--max_size=64",
                        "--batch_size=2", "--no_autoscale", "--num_workers=0", "--max_iter=6",
                        "--no_log", "--save_interval=3", f"--save_folder={folder}",
                        "--amp_dtype=bfloat16", "--loss_scale=dynamic", "--node_device={}".format(
@@ -156,7 +156,7 @@ def test_a_run_whose_losses_are_not_finite_stops_at_any_scale(shapes, tmp_path, 
 @CASTS
 def test_a_scale_that_is_too_high_finds_its_way(shapes, tmp_path, request, capsys, monkeypatch):
     monkeypatch.setattr(amp, "FIRST_SCALE", amp.HIGHEST_SCALE)
-    assert run_train(shapes, tmp_path, request, "--opt_level=O1", "--max_iter=20") == 0
+    assert run_train(shapes, tmp_path, request, "--opt_level=O1", "--max_iter=12") == 0
     assert ("iteration 0: gradient overflow at scale 1.70141e+38, the scale is now 8.50706e+37"
             in capsys.readouterr().out)
 
