@@ -103,8 +103,7 @@ class Command(NamedTuple):
 def documents() -> List[str]:
     """Paths of all documents below the project's root, translations left out."""
     return [str(path.relative_to(ROOT))
-            for path in [ROOT / "README.md"] + sorted((ROOT / "docs").glob("*.md"))
-            if not path.name.endswith(".zh.md")]
+            for path in [ROOT / "README.md"] + sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(text: str, language: str) -> List[str]:

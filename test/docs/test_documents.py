@@ -43,15 +43,45 @@ def test_commands_do_what_the_document_says(document, world, tmp_path):
     assert not failures, "\n\n".join(failures)
 
 
-TRANSLATIONS = {"README.zh.md": "README.md", "docs/deploy.zh.md": "docs/deploy.md"}
+TRANSLATIONS = {"README.zh.md": "README.md"}
+TRANSLATIONS.update({f"docs/zh/{path.name}": f"docs/{path.name}"
+                     for path in sorted((ROOT / "docs" / "zh").glob("*.md"))})
+FIELDS = re.compile(r"(?s)<!-- fields: begin -->.*<!-- fields: end -->")
+"""A table of sentences of the code, which only the English page has."""
+
+MONTH = "\u6708"
+"""Behind the number that Chinese has for a month's name."""
+
+
+def not_translated(document):
+    """What both languages of a page have to share: code, tables' numbers and names, links."""
+    text = FIELDS.sub("", (ROOT / document).read_text(encoding="utf-8"))
+    code = [re.sub(r"\s+# .*", "", part) for language in ("text", "yaml", "python")
+            for part in blocks(text, language)]
+    rows = [sorted(re.findall(rf"`[^`]+`|\d+(?:[.,]\d+)*(?![\d ]*{MONTH})", row))
+            for row in re.findall(r"(?m)^\|.*", text)]
+    # A page and its translation count as one, and a link from one to the other as none.
+    links = [str(other.relative_to(ROOT)) for _, other, _ in local_links(document)]
+    links = [TRANSLATIONS.get(link, link) for link in links
+             if {link, document} not in [set(pair) for pair in TRANSLATIONS.items()]]
+    return {"commands": [command.text for command in commands(document)], "code": code,
+            "rows": rows, "links": sorted(links)}
 
 
 @pytest.mark.parametrize("translation", sorted(TRANSLATIONS))
-def test_translations_have_the_same_commands(translation):
-    def texts(document):
-        return [command.text for command in commands(document)]
+def test_a_translation_says_the_same(translation):
+    original = not_translated(TRANSLATIONS[translation])
+    for name, found in not_translated(translation).items():
+        assert found == original[name], name
 
-    assert texts(translation) == texts(TRANSLATIONS[translation])
+
+@pytest.mark.parametrize("translation", sorted(TRANSLATIONS))
+def test_links_of_a_translation_stay_in_its_language(translation):
+    linked = {str(other.relative_to(ROOT)) for _, other, _ in local_links(translation)}
+    original = TRANSLATIONS[translation]
+    assert original in linked
+    assert not (linked - {original}) & set(TRANSLATIONS.values())
+    assert translation in {str(other.relative_to(ROOT)) for _, other, _ in local_links(original)}
 
 
 @pytest.mark.parametrize("document", [
@@ -82,18 +112,21 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS + sorted(TRANSLATIONS))
-def test_links_lead_somewhere(document):
+def local_links(document):
+    """Target as it is written, the file that it names, and the part behind `#`, of each link."""
     path = ROOT / document
     text = re.sub(r"(?s)```.*?```", "", path.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if re.match(r"https?:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        other = path.parent / name if name else path
+        if not re.match(r"https?:", target):
+            name, _, anchor = target.partition("#")
+            yield target, (path.parent / name).resolve() if name else path, anchor
+
+
+@pytest.mark.parametrize("document", DOCUMENTS + sorted(TRANSLATIONS))
+def test_links_lead_somewhere(document):
+    for target, other, anchor in local_links(document):
         assert other.exists(), target
-        if anchor:
-            assert anchor in anchors(other), target
+        assert not anchor or anchor in anchors(other), target
 
 
 def test_a_command_that_fails_is_noticed(place):
