@@ -303,8 +303,9 @@ def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[
                      epoch=outcome.done // training.loader.epoch_size)
     print_lines(record.finish())
     if outcome.problem is not None:
-        raise UserError(str(outcome.problem) + ("" if path is None else (
-            f"; then --resume=interrupt goes on from iteration {outcome.done}")))
+        then = (f"the training is at its end: {path}" if finished else
+                f"then --resume=interrupt goes on from iteration {outcome.done}")
+        raise UserError(str(outcome.problem) + ("" if path is None else f"; {then}"))
     return path
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -115,6 +118,16 @@ def test_a_killed_and_a_hanging_worker(data, number, sentence):
     assert "--resume=interrupt goes on" in err.decode() and err.count(b"\n") == 1
     assert saved(data)[-1].endswith("_interrupt.pth")
     assert not Path(f"/proc/{children[-1]}").exists()
+
+
+def test_too_few_open_files_are_said_before_the_first_step(data):
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    process = start(data, workers=3, preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert re.match(r"error: this process may open 64 files \(ulimit -n\), and --num_workers=3 "
+                    r"needs up to \d+: raise", err.decode())
+    assert saved(data) == []
 
 
 def test_a_broken_validation_image(data):
