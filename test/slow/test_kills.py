@@ -219,7 +219,7 @@ def test_kills_on_two_ranks(tmp_path, capsys):
     whole = Place(tmp_path / "whole", tmp_path / "data")
     code, _, err = whole.run()
     assert code == 0, err
-    whole, moments, lines = whole.final(), random.Random(7), []
+    whole, moments = whole.final(), random.Random(7)
     for number, kind in enumerate(["launcher", "rank", "group"] * 3 + ["rank"]):
         place = Place(tmp_path / str(number), tmp_path / "data")
         launcher = place.start(MAX_RESTARTS="1" if kind == "rank" else "0")
@@ -241,7 +241,6 @@ def test_kills_on_two_ranks(tmp_path, capsys):
             outcome = f"no process left after {seconds:.1f} s, " + (
                 f"went on from {Path(saved[-1]).name}" if saved else "had saved nothing")
         assert largest_difference(place.final(), whole, skip=()) == 0
-        lines.append(f"{kind} after step {step}: {outcome}, bit-equal")
+        with capsys.disabled():
+            print(f"\n{kind} after step {step}: {outcome}, bit-equal")
         shutil.rmtree(str(place.root))
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
