@@ -130,13 +130,16 @@ def test_too_few_open_files_are_said_before_the_first_step(data):
     assert saved(data) == []
 
 
-def test_a_broken_validation_image(data):
+@pytest.mark.parametrize("steps, then, end", [
+    (30, "then --resume=interrupt goes on from iteration 6", "1_6_interrupt"),
+    (6, "the training is at its end: ", "1_6")])
+def test_a_broken_validation_image(data, steps, then, end):
     name = break_image(data, "val2017", 2)
-    process = start(data, steps=30, more=["--validation_epoch=1"])
+    process = start(data, steps=steps, more=["--validation_epoch=1"])
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert name in err.decode() and "--resume=interrupt goes on from iteration 6" in err.decode()
-    assert saved(data) == ["yolact_shapes_1_6_interrupt.pth"]
+    assert name in err.decode() and then in err.decode()
+    assert saved(data) == [f"yolact_shapes_{end}.pth"]
 
 
 IN_VALIDATION = """
