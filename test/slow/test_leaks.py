@@ -76,7 +76,10 @@ for done in range(1, 3001):
 
 
 def growth_of(program, arguments, folder, warm):
-    """MiB, descriptors and threads that the second half after `warm` has more than the first."""
+    """MiB, descriptors and threads that the second half after `warm` has more than the first.
+
+    Of descriptors and threads the fewest: batches on their way take some for a moment.
+    """
     done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], cwd=str(folder),
                           env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           universal_newlines=True)
@@ -86,28 +89,29 @@ def growth_of(program, arguments, folder, warm):
                      if line.startswith("measured ")])
     rows = rows[rows[:, 0] > warm]
     first, second = np.array_split(rows[:, 1:], 2)
-    return second.mean(0) - first.mean(0), second.max(0) - first.max(0), rows[0, 1:], done.stdout
+    growth = [second[:, 0].mean() - first[:, 0].mean(), *(second.min(0) - first.min(0))[1:]]
+    return growth, first.min(0), done.stdout
 
 
-def report(capsys, name, growth, peak, began):
+def report(capsys, name, growth, began):
     with capsys.disabled():
         print(f"\n{name}: {began[0]:.0f} MiB, {began[1]:.0f} descriptors, {began[2]:.0f} threads; "
-              f"second half against the first: {growth[0]:+.1f} MiB, peaks {peak[0]:+.1f} MiB, "
-              f"{peak[1]:+.0f} descriptors, {peak[2]:+.0f} threads")
+              f"second half against the first: {growth[0]:+.1f} MiB, {growth[1]:+.0f} descriptors, "
+              f"{growth[2]:+.0f} threads")
 
 
 def test_two_thousand_iterations_with_five_validations(tmp_path, capsys):
     write_dataset(str(tmp_path / "data"), seed=3, train=16, val=4)
-    growth, peak, began, text = growth_of(TRAIN, [
+    growth, began, text = growth_of(TRAIN, [
         "--data=data", "--config=yolact_shapes", "--max_size=64", "--batch_size=2",
         "--max_iter=2000", "--no_autoscale", "--num_workers=2", "--validation_epoch=50",
         "--save_interval=400", "--node_device=cpu", "--seed=3"], tmp_path, 400)
     assert text.count("  mask |") == 5
-    report(capsys, "2,000 iterations, 5 validations", growth, peak, began)
-    assert growth[0] < 8 and tuple(peak[1:]) == (0, 0)
+    report(capsys, "2,000 iterations, 5 validations", growth, began)
+    assert growth[0] < 8 and max(growth[1:]) <= 0
 
 
 def test_three_thousand_predictions_of_changing_size(tmp_path, capsys):
-    growth, peak, began, _ = growth_of(PREDICT, [save_weights(tmp_path)], tmp_path, 500)
-    report(capsys, "3,000 predictions", growth, peak, began)
-    assert growth[0] < 8 and tuple(peak[1:]) == (0, 0)
+    growth, began, _ = growth_of(PREDICT, [save_weights(tmp_path)], tmp_path, 500)
+    report(capsys, "3,000 predictions", growth, began)
+    assert growth[0] < 8 and max(growth[1:]) <= 0
