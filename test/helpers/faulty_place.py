@@ -82,7 +82,7 @@ class Place:
     def run(self, *flags, **env):
         launcher = self.start(*flags, **env)
         try:
-            out, err = launcher.communicate(timeout=300)
+            out, err = launcher.communicate(timeout=900)
         finally:
             launcher.kill()
         return launcher.returncode, out, err
