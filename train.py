@@ -41,19 +41,14 @@ from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
-from utils.distributed.sharing import (
-    Sharing,
-    broadcast_from_main,
-    raise_together,
-    share_buffers,
-)
+from utils.distributed.sharing import Sharing, broadcast_from_main, raise_together, share_buffers
 from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import choose_start
 from utils.engine.setup import Training, build_training
 from utils.engine.summary import end_lines, next_lines, start_lines
 from utils.engine.train_flags import parse_train_flags
-from utils.errors import UserError
+from utils.errors import TrainingError, UserError, counted
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
@@ -86,7 +81,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
     Returns:
         this card's losses by name, 0-d, on the device.
     """
-    sharing.begin(micro_batches, stop_requested)
+    sharing.begin(micro_batches, stop_requested, void)
     optimizer.zero_grad()
     shown: Dict[str, Tensor] = {}
     for batch in micro_batches:
@@ -149,11 +144,12 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
             if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
                 stopping = sharing.stop_agreed()
                 in_vain = log_progress(training, observer, done, record, stopping)
-                if stopping and in_vain:
-                    done -= in_vain  # nothing was learned of these images: they come again
+                if in_vain:  # nothing was learned of these images: they come again
+                    training.records.take_back(in_vain)
+                    done -= in_vain
                     break
         try:
-            early = between_steps(training, done, observer, record)
+            early = between_steps(training, done, observer, record, stop)
         except UserError as error:  # in all processes
             problem = error
             break
@@ -165,7 +161,8 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
     return Outcome(done, early, problem)
 
 
-def between_steps(training: Training, done: int, observer: Observer, record: RunRecord) -> bool:
+def between_steps(training: Training, done: int, observer: Observer, record: RunRecord,
+                  stop: StopRequest) -> bool:
     """Save and validate where it is time to; returns whether to stop early, agreed by all."""
     early, epoch_size = False, training.loader.epoch_size
     at_end, validation = done == training.schedule.max_iter, training.validation
@@ -178,7 +175,11 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
         save_on_the_way(training, done, record, quiet=at_end)
     if validates:
         with observer.stopped():
-            validate(training, done, record)
+            try:
+                validate(training, done, record, stop)
+            except (RuntimeError, MemoryError):  # of the card's memory, or another process is lost
+                finish(training, Outcome(done, False, None), record)
+                raise
         if saves and not at_end:
             save_on_the_way(training, done, record, quiet=True)
         if training.config.early_stopping:
@@ -208,33 +209,44 @@ def log_progress(training: Training, observer: Observer, done: int, record: RunR
     unless it is `stopping` anyway: steps that one card has voided are no failure of the training.
 
     Returns:
-        how many of the last steps were skipped.
+        how many of the last steps were skipped where it is stopping; else 0.
 
     Raises:
         TrainingError: ten steps in a row were not finite.
     """
     progress = observer.progress(done, training.schedule(done - 1))
-    print_lines(progress.lines)
+    skipped, lines = {step.iteration for step in progress.report.skipped}, progress.lines
+    in_vain = next(count for count in itertools.count() if done - 1 - count not in skipped)
+    if in_vain and training.sharing.is_void():
+        lines = lines[:-in_vain] + [
+            f"The last {counted(in_vain, 'step')} up to iteration {done} changed no parameter: a "
+            "process of this run has no images, and all stop"]
+    print_lines(lines)
     record.write("train", **progress.values)
     if progress.report.in_a_row >= MAX_SKIPPED_IN_A_ROW and not stopping:
         raise TrainingError(
             f"{progress.report.in_a_row} steps in a row up to iteration {done} had a loss or "
             "gradient that is not finite; the parameters are those of the last finite step. Lower "
             "--lr, or look at the images named above.")
-    skipped = {step.iteration for step in progress.report.skipped}
-    return next(count for count in itertools.count() if done - 1 - count not in skipped)
+    return in_vain if stopping else 0
 
 
-def validate(training: Training, done: int, record: RunRecord) -> None:
-    """Score the network on validation images, all processes together; the main one prints."""
+def validate(training: Training, done: int, record: RunRecord, stop: StopRequest) -> None:
+    """Score the network on validation images, all processes together; the main one prints. Ends
+    early where a process has a stop request: the time it has may be just enough to save.
+    """
     validation, learner, processes = training.validation, training.learner, training.processes
     assert validation is not None
     evaluator = validation.evaluation.evaluator()
     share_buffers(learner.model, processes)
     # Of the weights that are saved; a loader draws numbers, which must not be the training's.
     with learner.scored_weights(processes), torch.random.fork_rng(devices=[]):
-        validation.evaluation.run(validation.detector, evaluator)
+        complete = validation.evaluation.run(validation.detector, evaluator,
+                                             stopped=lambda: stop.requested)
     if not processes.is_main:
+        return
+    if not complete:
+        print_lines([f"The validation of iteration {done} was stopped"])
         return
     results, recorded = evaluator.evaluate(), record.recorded_best()
     if recorded is not None:
@@ -258,10 +270,6 @@ def save(training: Training, done: int, record: RunRecord, interrupt: bool = Fal
         print(f"Saved weights : {path}", flush=True)
         record.keep_weights(path)
     return path
-
-
-class TrainingError(Exception):
-    """The run cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
 def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
@@ -295,8 +303,9 @@ def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[
                      epoch=outcome.done // training.loader.epoch_size)
     print_lines(record.finish())
     if outcome.problem is not None:
-        raise UserError(str(outcome.problem) + ("" if path is None else (
-            f"; then --resume=interrupt goes on from iteration {outcome.done}")))
+        then = (f"the training is at its end: {path}" if finished else
+                f"then --resume=interrupt goes on from iteration {outcome.done}")
+        raise UserError(str(outcome.problem) + ("" if path is None else f"; {then}"))
     return path
 
 

@@ -204,6 +204,7 @@ start_case() {  # acc|perf|eval [keep]
     trap 'pass_on INT 130' INT
     trap 'pass_on TERM 138' USR1
     trap 'pass_on TERM 143' TERM
+    trap '' PIPE  # nobody reads any more: what is written to files is written all the same
 }
 
 child=""

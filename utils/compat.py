@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import resource
 import signal
 import threading
 from typing import Any, Dict, Iterator
@@ -31,8 +34,10 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
     tells them to end, and then waits for them for ever.
 
     Raises:
-        UserError: a worker has died, was killed, or had no memory to share its batch.
+        UserError: a worker has died, was killed, or had no memory to share its batch; or this
+            process may not open the files that it takes.
     """
+    _allow_files(loader.num_workers)
     try:
         iterator = iter(loader)
     except OSError as error:
@@ -65,6 +70,27 @@ def _kill(iterator: Any) -> None:
         worker.kill()
 
 
+def _allow_files(num_workers: int) -> None:
+    """Take what the system lets this process have, and refuse workers that would wait for more:
+    one that cannot send its batch says nothing.
+    """
+    if not num_workers or not os.path.isdir("/proc/self/fd"):
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    needed = len(os.listdir("/proc/self/fd")) + FILES_PER_WORKER * num_workers + FILES_OF_BATCHES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise UserError(f"this process may open {soft} files (ulimit -n), and --num_workers="
+                        f"{num_workers} needs up to {needed}: raise that limit or lower "
+                        "--num_workers (0 reads images in this process)")
+
+
+FILES_PER_WORKER = 8
+"""Pipes to a worker of a training, and to one of a validation."""
+FILES_OF_BATCHES = 48
+"""A worker shares two batches of 13 tensors as files; the rest is for files of other kinds."""
 _OF_WORKERS = ("DataLoader worker", "shared memory", "Too many open files", "received 0 items",
                "No space left on device")
 

@@ -1,6 +1,7 @@
-"""The one exception that means "the user has to change something".
+"""Exceptions with a sentence for the user, and words for such sentences.
 
-Entry points catch it, print its sentence on stderr and exit with code 2 (see `utils.cli.run_main`).
+Entry points catch `UserError`, print its sentence on stderr and exit with code 2 (see
+`utils.cli.run_main`).
 Every message says what was found, where, what was expected and what to do.
 """
 
@@ -15,6 +16,10 @@ _LONGEST = 2000
 
 class UserError(Exception):
     """Bad input from outside: a flag, a file, an annotation, a device that is not there."""
+
+
+class TrainingError(Exception):
+    """A training cannot go on; the message says why. Not the user's input: exit code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import re
 from typing import Any, BinaryIO, Callable, Optional
 
 from utils.errors import UserError
+
+_ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
 def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file through `write(stream)` so that `path` never holds half of it.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then take the
-    name. Whatever fails before leaves the old file as it was and no temporary file behind. A full
-    disk or a folder that cannot be written is a `UserError` that names the file.
+    name. Whatever fails before leaves the old file as it was and no temporary file behind. A link
+    is followed; a device or a FIFO is written to. A full disk or a folder that cannot be written is
+    a `UserError` that names the file.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
     try:
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(temporary, "wb") as stream:
+        if _is_special(path):
+            with open(path, "wb") as stream:
+                _write_through(stream, write)
+            return
+        target = os.path.realpath(path)
+        with open_temporary(target) as stream:
+            try:
                 _write_through(stream, write)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+                os.replace(stream.name, target)
+            except BaseException:
+                os.unlink(stream.name)
+                raise
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
                         "choose another folder") from error
+
+
+def open_temporary(path: str, ending: str = "") -> BinaryIO:
+    """A new file beside `path`, whose folder is made; its name ends in `.tmp` and `ending`.
+
+    Nobody else has it open, and while it is open, nobody takes it for abandoned.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    stream = open(os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp{ending}"),  # noqa: SIM115
+                  "xb")
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return stream
+
+
+def remove_abandoned(folder: str) -> None:
+    """Remove the temporary files in a folder whose process was killed."""
+    with contextlib.suppress(OSError):
+        for name in filter(_ABANDONED.match, os.listdir(folder)):
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(stream.name)
+
+
+def _is_special(path: str) -> bool:
+    """Whether a file is to be written in its place: a device, a FIFO, an open descriptor."""
+    return path.startswith(("/dev/fd/", "/dev/std")) or (
+        os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
 
 
 def digest(path: str) -> str:
@@ -44,10 +81,12 @@ def digest(path: str) -> str:
 
 
 def refuse_unwritable(folder: str) -> None:
-    """Raise a `UserError` if no file can be written in `folder`, which is made; leaves none there.
+    """Raise a `UserError` if no file can be written in `folder`, which is made; leaves none there,
+    nor any that a killed process has left.
 
     A run learns so before its first step what it would otherwise learn when it saves.
     """
+    remove_abandoned(folder)
     probe = os.path.join(folder, f".writable.{os.getpid()}")
     write_whole(probe, lambda stream: None)
     os.unlink(probe)
@@ -57,8 +96,10 @@ def refuse_unwritable_file(path: str) -> None:
     """Raise a `UserError` if `path` is a folder, or its folder, which is made, takes no files."""
     if os.path.isdir(path):
         raise UserError(f"cannot write '{path}': it is a folder; give the name of a file")
+    if _is_special(path) and os.access(path, os.W_OK):
+        return
     try:
-        refuse_unwritable(os.path.dirname(os.path.abspath(path)))
+        refuse_unwritable(os.path.dirname(os.path.realpath(path)))
     except UserError as error:
         cause = error.__cause__
         reason = cause.strerror if isinstance(cause, OSError) else error

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import importlib
 import io
 import json
@@ -33,7 +34,7 @@ import yaml
 
 from utils.checkpoint import state_path
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import remove_abandoned, write_whole
 from utils.weights.files import Origin
 
 FORMAT = 2
@@ -136,14 +137,28 @@ class RunFolder:
         except FileNotFoundError:
             return []
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Context in which no other process changes results or weights."""
+        os.makedirs(self.path, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def add_result(self, values: Mapping[str, Any]) -> None:
         """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
         fits none is left out, None and NaN leave a cell as it is.
         """
-        rows, row = {item[ITERATION]: item for item in self.results()}, _to_text(values)
-        old = rows.get(row[ITERATION], {})
-        rows[row[ITERATION]] = dict(old, **{name: cell for name, cell in row.items() if cell})
-        self._write_results(sorted(rows.values(), key=lambda item: int(item[ITERATION])))
+        row = _to_text(values)
+        with self._alone():
+            rows = {item[ITERATION]: item for item in self.results()}
+            old = rows.get(row[ITERATION], {})
+            rows[row[ITERATION]] = dict(old, **{name: cell for name, cell in row.items() if cell})
+            self._write_results(sorted(rows.values(), key=lambda item: int(item[ITERATION])))
 
     def _write_results(self, rows: Sequence[Row]) -> None:
         losses = dict.fromkeys(name for row in rows for name in row
@@ -157,12 +172,16 @@ class RunFolder:
 
     def go_on_from(self, iteration: int) -> None:
         """Take back what the log and the results say of later iterations: they are made again."""
+        for part in ("", WEIGHTS, "evaluation"):
+            remove_abandoned(self.file(part))
         if os.path.exists(self.file(LOG)):
             lines = [json.dumps(record) + "\n" for record in self.log_records()
                      if record.get(ITERATION, 0) <= iteration]
             self.write_bytes(LOG, "".join(lines).encode("utf-8"))
         if os.path.exists(self.file(RESULTS)):
-            self._write_results([row for row in self.results() if int(row[ITERATION]) <= iteration])
+            with self._alone():
+                self._write_results([row for row in self.results()
+                                     if int(row[ITERATION]) <= iteration])
 
     def keep_weights(self, path: str, name: str) -> None:
         """Make `best` or `last` the weights at `path`, with their state; a hard link if it works.
@@ -176,12 +195,13 @@ class RunFolder:
         new = [(source, place) for source, place in new if os.path.exists(source)]
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            for source, place in new:
-                _link(source, place + ".new")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(state_path(target))
-            for _, place in new:
-                os.replace(place + ".new", place)
+            with self._alone():
+                for source, place in new:
+                    _link(source, place + ".new")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(state_path(target))
+                for _, place in new:
+                    os.replace(place + ".new", place)
         except OSError as error:
             for _, place in new:
                 with contextlib.suppress(OSError):

@@ -21,7 +21,8 @@ from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
 
 from utils.checkpoint import CheckpointName, load_state, recipe_of, state_path
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import remove_abandoned, write_whole
+from utils.weights.files import read_weights
 
 
 class TrainingNote(NamedTuple):
@@ -44,6 +45,7 @@ class WeightsFolder:
 
     def __init__(self, path: str, lock: BinaryIO, note: TrainingNote) -> None:
         self.path, self._lock = path, lock
+        remove_abandoned(path)
         self.note = note._replace(process=f"{os.getpid()} on {platform.node()}")
         self._write()
 
@@ -195,6 +197,38 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
             and os.path.dirname(path) == os.path.dirname(newest)][-1]
 
 
+def whole_checkpoint(path: str) -> str:
+    """`path`, or if it or its state is damaged the last one before it in its folder that is not;
+    what is left out is said.
+
+    Raises:
+        UserError: what is wrong with `path`, where there is no other.
+    """
+    name = CheckpointName.parse(path)
+    older = [] if name is None else [
+        other for other in list_checkpoints(os.path.dirname(path) or ".", name.config)
+        if os.path.isfile(state_path(other)) and not os.path.samefile(other, path)
+        and _iteration(other) <= name.iteration]
+    problem: Optional[UserError] = None
+    for candidate in [path] + older[::-1]:
+        try:
+            if "weights_sha256" not in (load_state(candidate) or {}):
+                read_weights(candidate)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if problem is not None:
+            print(f"Warning: {problem}; '{candidate}', the last before it, is taken", flush=True)
+        return candidate
+    assert problem is not None
+    raise problem
+
+
+def _iteration(path: str) -> int:
+    name = CheckpointName.parse(path)
+    return -1 if name is None else name.iteration
+
+
 def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
     """The file that this very launch saved last; None where it has saved none, or it is gone."""
     found = (os.path.join(place, note.saved) for place, note in _notes(folder, config_name)
@@ -248,7 +282,7 @@ def run_to_resume(run: str, save_folder: str) -> Tuple[str, str]:
             raise UserError(f"--resume is '{run}', a folder without weights/last.pth; give a run "
                             "folder, the path of a .pth file, latest or interrupt")
         return run, path
-    path = unfinished_training(save_folder)
+    path = whole_checkpoint(unfinished_training(save_folder))
     run_folder = ((load_state(path) or {}).get("run_folder") or {}).get("path")
     if run_folder is None or not os.path.isdir(run_folder):
         where = "without one" if run_folder is None else f"in '{run_folder}', now gone"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from helpers.launcher_place import Workplace, run_command
+from helpers.launcher_place import TRAIN_LOG, Workplace, run_command
 from helpers.paths import ROOT
 from utils.engine import train_flags
 from utils.inference import eval_flags
@@ -137,3 +137,13 @@ def test_a_missing_tool_is_said_before_the_training(place, tmp_path, missing):
     assert done.stdout == ("[Error] the launchers need these commands, which are not on PATH: "
                            + missing + "\n")
     assert not (place.stub / "train.py.args").exists()
+
+
+@pytest.mark.parametrize("streams", ["| head -n 1", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_results_are_written_where_nobody_reads(place, streams):
+    """The reader goes while it trains, or was never there."""
+    place.write("train.py.log", TRAIN_LOG * 2000)  # more than a pipe holds
+    command = f"bash test/train_full_1p.sh '{place.data}' {streams}"
+    done = run_command(["bash", "-c", f"set -o pipefail; {command}"], place.root, place.env)
+    assert done.returncode == 0, done.stderr
+    assert "TrainAccuracy = box mAP: 31.98" in place.output("YOLACT_bs8_1p_acc.log")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,13 +120,83 @@ def test_a_killed_and_a_hanging_worker(data, number, sentence):
     assert not Path(f"/proc/{children[-1]}").exists()
 
 
-def test_a_broken_validation_image(data):
-    name = break_image(data, "val2017", 2)
-    process = start(data, steps=30, more=["--validation_epoch=1"])
+def test_too_few_open_files_are_said_before_the_first_step(data):
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    process = start(data, workers=3, preexec_fn=limit)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert name in err.decode() and "--resume=interrupt goes on from iteration 6" in err.decode()
-    assert saved(data) == ["yolact_shapes_1_6_interrupt.pth"]
+    assert re.match(r"error: this process may open 64 files \(ulimit -n\), and --num_workers=3 "
+                    r"needs up to \d+: raise", err.decode())
+    assert saved(data) == []
+
+
+@pytest.mark.parametrize("steps, then, end", [
+    (30, "then --resume=interrupt goes on from iteration 6", "1_6_interrupt"),
+    (6, "the training is at its end: ", "1_6")])
+def test_a_broken_validation_image(data, steps, then, end):
+    name = break_image(data, "val2017", 2)
+    process = start(data, steps=steps, more=["--validation_epoch=1"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert name in err.decode() and then in err.decode()
+    assert saved(data) == [f"yolact_shapes_{end}.pth"]
+
+
+IN_VALIDATION = """
+from utils.inference import evaluation
+read = evaluation.EvaluationBatches.__getitem__
+def strike(self, number):
+    import os, pathlib, time
+    if number == 1 and os.environ.get("RANK", "1") == "1":
+        pathlib.Path("reached").touch()
+        if "{kind}" == "hang":
+            time.sleep(1000)
+        elif "{kind}" == "raise":
+            raise MemoryError("no memory for masks")
+    time.sleep(1)
+    return read(self, number)
+evaluation.EvaluationBatches.__getitem__ = strike
+"""
+
+
+def test_a_loader_that_hangs_in_a_validation(tmp_path):
+    write_dataset(str(tmp_path / "data"), seed=3, train=12, val=20)
+    codes, (output,) = run_ranks(
+        1, TRAIN.format(prepare=IN_VALIDATION.format(kind="hang")),
+        [*flags_of(tmp_path / "data", 30, 2), "--validation_epoch=1", "--loader_timeout=1"],
+        tmp_path)
+    assert codes == [2]
+    assert "error: the data loader delivered no batch for 1 s (--loader_timeout)" in output
+    assert "--resume=interrupt goes on from iteration 6" in output and "Traceback" not in output
+    assert saved(tmp_path / "data") == ["yolact_shapes_1_6_interrupt.pth"]
+
+
+def test_what_fails_in_a_validation_has_been_saved(tmp_path):
+    write_dataset(str(tmp_path / "data"), seed=3, train=12, val=20)
+    codes, (output,) = run_ranks(
+        1, TRAIN.format(prepare=IN_VALIDATION.format(kind="raise")),
+        [*flags_of(tmp_path / "data", 30), "--validation_epoch=1"], tmp_path)
+    assert codes == [2] and "error: out of memory" in output and "Traceback" not in output
+    assert saved(tmp_path / "data") == ["yolact_shapes_1_6_interrupt.pth"]
+
+
+def test_a_signal_in_a_validation_ends_it(tmp_path):
+    write_dataset(str(tmp_path / "data"), seed=3, train=12, val=200)
+    program = TRAIN.format(prepare=IN_VALIDATION.format(kind="slow"))
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", program, *flags_of(tmp_path / "data", 30),
+         "--validation_epoch=1"], cwd=str(tmp_path), env=clean_environ(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    while not (tmp_path / "reached").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20  # the whole takes 50 naps
+    assert process.returncode == 130
+    assert b"The validation of iteration 6 was stopped" in out
+    assert saved(tmp_path / "data") == ["yolact_shapes_1_6_interrupt.pth"]
 
 
 def image_of_step(step, count):
@@ -147,4 +221,7 @@ def test_a_broken_image_on_one_of_two_ranks(tmp_path, split, step, end):
                                "--validation_epoch=1"], tmp_path)
     assert codes == ([2, 2] if step is None else [130, 2]), outputs
     assert any(name in output and "truncated" in output for output in outputs)
+    assert "not finite" not in "".join(outputs)
+    if step is not None:
+        assert all("changed no parameter: a process of this run has no" in o for o in outputs)
     assert saved(data) == [f"yolact_shapes_{end}_interrupt.pth"]

@@ -180,7 +180,7 @@ class WatchedLoader:
         while True:
             start = time.perf_counter()
             sentence = (f"the data loader delivered no batch for {limit:g} s (--loader_timeout); "
-                        "the storage or a loader process hangs")
+                        "the storage or a loader process hangs, or /dev/shm is full")
             try:
                 with time_limit(limit and limit + GRACE_SECONDS, self._rank, sentence):
                     with interrupted_after(limit, sentence):

@@ -43,15 +43,17 @@ class Sharing:
         """W x N: into how many pieces a step's images are divided."""
         return self.processes.world_size * self.micro_batches
 
-    def begin(self, micro_batches: Sequence[Batch], stop_requested: bool) -> None:
-        """Queue one all-reduce for this card's batches of a step, and for whether there is a stop
-        request to this process; it runs beside the forward pass.
+    def begin(self, micro_batches: Sequence[Batch], stop_requested: bool, void: bool) -> None:
+        """Queue one all-reduce for this card's batches of a step, for whether there is a stop
+        request to this process, and whether it has voided the step; it runs beside the forward
+        pass.
         """
         if self.shares == 1:
             return
         # Added up as floats: sums of integers have 64 bits, which are slow on NPU.
         positives = torch.cat([batch.num_positives for batch in micro_batches]).float().sum()
-        self._agreed = torch.stack([positives, self._one if stop_requested else self._zero])
+        self._agreed = torch.stack([positives] + [
+            self._one if told else self._zero for told in (stop_requested, void)])
         if self.processes.world_size > 1:
             self._handle = dist.all_reduce(self._agreed, async_op=True)
 
@@ -68,10 +70,17 @@ class Sharing:
 
     def stop_agreed(self) -> bool:
         """Whether any process had a stop request when the last step began. Waits for the device."""
+        return self._told_by_any(1)
+
+    def is_void(self) -> bool:
+        """Whether any process has voided the last step. Waits for the device."""
+        return self._told_by_any(2)
+
+    def _told_by_any(self, place: int) -> bool:
         if self._agreed is None or self.processes.world_size == 1:
             return False
         self._wait()
-        return bool(self._agreed[1] > 0)
+        return bool(self._agreed[place] > 0)
 
     def on_any_card(self, flag: Tensor) -> Tensor:
         """`flag` (float), added up over all cards. The host does not wait."""

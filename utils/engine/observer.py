@@ -155,6 +155,12 @@ class StepRecords:
         last_scale = float(rows[-1, count + 1]) if rows.shape[1] > count + 1 else None
         return Report(means, sum(means.values()), skipped, longest, last_scale)
 
+    def take_back(self, count: int) -> None:
+        """Forget the last steps, which were skipped and reported: they come again."""
+        self._steps -= count
+        self._run = max(0, self._run - count)
+        self.total_skipped -= count
+
     def _answered(self, rows: np.ndarray) -> np.ndarray:
         """Which of the steps were skipped for an overflow that a lower scale answers, `[steps]`."""
         count = len(self._names)

@@ -27,6 +27,7 @@ from utils.weights_folder import (
     find_checkpoint,
     find_restart,
     list_checkpoints,
+    whole_checkpoint,
 )
 
 _BEFORE_IT_WAS_STORED = {"precision": "O0", "sync_bn": False}
@@ -293,6 +294,8 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
         path = find_restart(launch, folder, config_name) if restarted else None
         if path is None and resume is not None:
             path = find_checkpoint(resume, folder, config_name)
+        if path is not None and path != resume:  # a file that was named is meant
+            path = whole_checkpoint(path)
     except UserError as error:
         problem = error
     raise_together(problem, processes, device)

@@ -174,7 +174,8 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
         raise UserError(f"{error}; --validation_epoch=-1 trains without validation") from error
     if processes.is_main and notes:
         print("\n".join(notes), flush=True)
-    return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes), ""
+    return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes,
+                      loader_timeout=args.loader_timeout), ""
 
 
 def _absent_validation(args: argparse.Namespace, config: Config) -> str:

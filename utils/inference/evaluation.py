@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Generator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from data.coco import CocoDataset
 from data.loader import start_worker
 from utils.compat import iterate
 from utils.device import pin_memory_supported
+from utils.distributed.failures import WatchedLoader
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import gather_state, raise_together, shard
+from utils.distributed.sharing import gather_bytes, gather_state, raise_together, shard
 from utils.errors import UserError
 from utils.inference.detector import Detector, StageTimes, to_network_input
 from utils.inference.evaluator import CocoEvaluator
@@ -62,7 +64,7 @@ class EvaluationBatches(Dataset):
 
 
 def load_batches(batches: EvaluationBatches, num_workers: int = 0,
-                 pin_memory: bool = False) -> Iterator[ImageBatch]:
+                 pin_memory: bool = False) -> Generator[ImageBatch, None, None]:
     """Yield the batches in their order; an image that cannot be read raises its `UserError`."""
     for batch in iterate(DataLoader(batches, batch_size=None, num_workers=num_workers,
                                     pin_memory=pin_memory, worker_init_fn=start_worker)):
@@ -92,6 +94,7 @@ class Evaluation:
         num_workers: processes that read images; 0 reads in this one.
         processes: that share the images.
         show_progress: on the terminal of the main process.
+        loader_timeout: seconds that a batch may take; 0 waits for ever.
     """
 
     dataset: CocoDataset
@@ -101,6 +104,7 @@ class Evaluation:
     num_workers: int = 2
     processes: Processes = Processes()
     show_progress: bool = False
+    loader_timeout: float = 0
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""
@@ -109,32 +113,41 @@ class Evaluation:
         return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
 
     def run(self, detector: Detector, evaluator: CocoEvaluator,
-            times: Optional[StageTimes] = None) -> None:
+            times: Optional[StageTimes] = None,
+            stopped: Callable[[], bool] = lambda: False) -> bool:
         """Find the objects of all images, all processes together. The model keeps its mode.
 
         Args:
             detector: this process's.
             evaluator: the main process's gets the detections of all.
             times: is told how long the stages take, and counts this process's images.
+            stopped: asked after each image whether this process is to stop.
+
+        Returns:
+            False where a process was to stop: `evaluator` has gained nothing.
 
         Raises:
-            UserError: an image cannot be read; in all processes.
+            UserError: an image cannot be read, or the loader hangs; in all processes.
         """
         own, problem = CocoEvaluator(self.dataset.annotation_file, self.category_ids), None
-        was_training = detector.model.training
+        complete, was_training = True, detector.model.training
         detector.model.eval()
         try:
-            self._detect(detector, own, times or StageTimes())
+            complete = self._detect(detector, own, times or StageTimes(), stopped)
         except UserError as error:
             problem = error
         finally:
             detector.model.train(was_training)
         raise_together(problem, self.processes, detector.device)
+        if b"\0" in gather_bytes(bytes([complete]), self.processes, detector.device):
+            return False
         image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
         evaluator.merge(gather_state(own.state(), image_ids, self.processes, detector.device))
+        return True
 
-    def _detect(self, detector: Detector, own: CocoEvaluator, times: StageTimes) -> None:
-        """Add the detections of this process's share of the images to `own`."""
+    def _detect(self, detector: Detector, own: CocoEvaluator, times: StageTimes,
+                stopped: Callable[[], bool]) -> bool:
+        """Add the detections of this process's share of the images to `own`; whether of all."""
         share = shard(self.indices, self.batch_size, self.processes)
         batches = load_batches(
             EvaluationBatches(self.dataset, share, self.batch_size, detector.model.input_size,
@@ -142,6 +155,11 @@ class Evaluation:
             self.num_workers, pin_memory_supported(detector.device))
         progress = ProgressBar(len(share), sys.stderr,
                                enabled=self.show_progress and self.processes.is_main)
-        for image_id, objects in detector.find(batches, times, progress):
-            own.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
-                    objects.scores.tolist(), objects.mask_scores.tolist())
+        watched = WatchedLoader(batches, self.loader_timeout, self.processes.rank)
+        with contextlib.closing(batches):
+            for image_id, objects in detector.find(watched, times, progress):
+                own.add(image_id, objects.boxes, objects.rles, objects.classes.tolist(),
+                        objects.scores.tolist(), objects.mask_scores.tolist())
+                if stopped():
+                    return False
+        return True

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import open_temporary
 
 T = TypeVar("T")
 
@@ -135,19 +136,18 @@ class VideoWriter:
 
     def __init__(self, path: str, fps: float, size: Tuple[int, int]) -> None:
         ending = os.path.splitext(path)[1].lower()
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"cannot write a video to '{path}': it is no regular file")
         if ending not in _CODECS:
             raise UserError(f"cannot write a video to '{path}'; its name must end in one of "
                             f"{', '.join(_CODECS)}")
-        folder = os.path.dirname(os.path.abspath(path))
         self.path, self.frames = path, 0
         self._size = size
-        name = f".{os.path.basename(path)}.{os.getpid()}.tmp{ending}"
-        self._temporary = os.path.join(folder, name)
         try:
-            os.makedirs(folder, exist_ok=True)
-            open(self._temporary, "wb").close()
+            self._held = open_temporary(os.path.realpath(path), ending)
         except OSError as error:
             raise UserError(f"cannot write '{path}': {error.strerror or error}") from None
+        self._temporary = self._held.name
         self._writer = cv2.VideoWriter(self._temporary, cv2.VideoWriter.fourcc(*_CODECS[ending]),
                                        fps, size)
         if not self._writer.isOpened():
@@ -172,12 +172,13 @@ class VideoWriter:
     def close(self) -> None:
         """Finish the file and check it; a file without frames is removed."""
         self._writer.release()
+        self._held.close()
         if not self.frames:
             os.unlink(self._temporary)
             return
         found = self._count()
         try:
-            os.replace(self._temporary, self.path)
+            os.replace(self._temporary, os.path.realpath(self.path))
         except OSError as error:
             os.unlink(self._temporary)
             raise UserError(f"cannot write '{self.path}': {error.strerror or error}") from error

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -311,3 +313,29 @@ def test_a_full_disk_leaves_the_results_as_they_were(folder, monkeypatch):
     assert folder.results() == before
     folder.add_result({"iteration": 20, "loss_B": 20})
     assert len(folder.results()) == 2
+
+
+def test_two_writers_lose_no_row_and_mix_no_pair(tmp_path, folder):
+    """A training and eval.py, in one folder at the same time."""
+    failed = []
+
+    def write(name, first):
+        try:
+            for suffix in (".pth", ".state"):
+                (tmp_path / (name + suffix)).write_text(name)
+            for iteration in range(first, first + 40):
+                folder.add_result({"iteration": iteration, "mask_mAP": 1.0})
+                folder.keep_weights(str(tmp_path / (name + ".pth")), "best")
+        except (UserError, OSError) as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(name, first))
+               for name, first in (("a", 100), ("b", 200))]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == [] and len(folder.results()) == 80
+    kept = [Path(folder.file("weights", "best" + suffix)).read_text()
+            for suffix in (".pth", ".state")]
+    assert kept[0] == kept[1]

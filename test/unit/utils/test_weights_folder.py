@@ -19,6 +19,7 @@ from utils.weights_folder import (
     find_restart,
     unfinished_training,
     weights_of_run,
+    whole_checkpoint,
 )
 
 
@@ -190,3 +191,19 @@ def test_a_folder_that_takes_no_files_is_one_sentence(tmp_path):
     (tmp_path / "weights").write_text("")
     with pytest.raises(UserError, match="--save_folder"):
         claim_folder(str(tmp_path / "weights"), "yolact_base", "a")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".state"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"", lambda data: data[
+    :-60] + bytes(60)])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, suffix, damage):
+    older, newest = write(tmp_path, 100), write(tmp_path, 200)
+    write(tmp_path, 300)  # of before the training went back
+    assert whole_checkpoint(newest) == newest and capsys.readouterr().out == ""
+    path = tmp_path / ("yolact_base_2_200" + suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    assert whole_checkpoint(newest) == older
+    assert "yolact_base_2_200" in capsys.readouterr().out
+    os.unlink(older)
+    with pytest.raises(UserError, match="yolact_base_2_200"):
+        whole_checkpoint(newest)

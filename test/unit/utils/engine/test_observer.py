@@ -136,6 +136,21 @@ def test_runs_of_skipped_steps_go_across_reports():
     assert records.report().in_a_row == 1
 
 
+def test_steps_that_come_again_are_not_counted(tmp_path):
+    records, undisturbed = StepRecords(), StepRecords()
+    for one in (records, undisturbed):
+        add(one, 0, 1.0)
+        one.report()
+    for iteration in range(1, 4):
+        add(records, iteration, 5.0, applied=False)
+    assert records.report().in_a_row == 3
+    records.take_back(3)
+    for one in (records, undisturbed):
+        add(one, 1, 2.0, applied=False)
+    assert records.report() == undisturbed.report()
+    assert records.state_dict()["total_skipped"] == 1
+
+
 def test_all_skipped_gives_nan_not_an_exception():
     records = StepRecords()
     add(records, 0, 1.0, applied=False)
