@@ -1,10 +1,13 @@
-"""Files are written whole or not at all, and known by their digest."""
+"""Files are written whole or not at all, and known by their digest; the user's cache."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
-from typing import Any, BinaryIO, Callable, Optional
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from utils.errors import UserError
 
@@ -41,6 +44,35 @@ def digest(path: str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()
+
+
+def user_cache(kind: str) -> Path:
+    """Folder of the user's cache for one kind of things; not made.
+
+    Raises:
+        UserError: nothing says where it is.
+    """
+    place = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"))
+    if place.startswith("~"):
+        raise UserError("this user has no home folder for what is kept between runs; set "
+                        "XDG_CACHE_HOME to a folder")
+    return Path(place) / "yolact" / kind
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other process work in `folder`, which is made: it waits, and finds what this one made.
+
+    Where the file system knows no locks several may do it: they write the same files, each whole.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(str(folder / ".lock"), "wb") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+        yield
 
 
 def refuse_unwritable(folder: str) -> None:
