@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -20,6 +20,7 @@ from utils.distributed.sharing import gather_state, raise_together, shard
 from utils.errors import UserError
 from utils.inference.detector import Detector, StageTimes, to_network_input
 from utils.inference.evaluator import CocoEvaluator
+from utils.inference.ground_truth import GroundTruth
 from utils.progress import ProgressBar
 
 ImageBatch = Tuple[Tensor, List[Tuple[int, int, int]]]
@@ -101,12 +102,17 @@ class Evaluation:
     num_workers: int = 2
     processes: Processes = Processes()
     show_progress: bool = False
+    _truth: GroundTruth = field(init=False)
+    """Read once, however often the network is scored."""
+
+    def __post_init__(self) -> None:
+        sizes = dict(zip(self.dataset.image_ids.tolist(),
+                         map(tuple, self.dataset.annotations.image_sizes.tolist())))
+        object.__setattr__(self, "_truth", GroundTruth(self.dataset.annotation_file, sizes))
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""
-        sizes = {int(image_id): self.dataset.image_info(n)[1:]
-                 for n, image_id in enumerate(self.dataset.image_ids)}
-        return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
+        return CocoEvaluator(self._truth, self.category_ids)
 
     def run(self, detector: Detector, evaluator: CocoEvaluator,
             times: Optional[StageTimes] = None) -> None:
@@ -120,7 +126,7 @@ class Evaluation:
         Raises:
             UserError: an image cannot be read; in all processes.
         """
-        own, problem = CocoEvaluator(self.dataset.annotation_file, self.category_ids), None
+        own, problem = self.evaluator(), None
         was_training = detector.model.training
         detector.model.eval()
         try:
