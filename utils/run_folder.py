@@ -27,14 +27,26 @@ import shlex
 import shutil
 import subprocess
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TextIO,
+)
 
 import yaml
 
-from utils.checkpoint import state_path
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.weights.files import Origin
+
+if TYPE_CHECKING:
+    from utils.weights.files import Origin
 
 FORMAT = 2
 CONFIG = "config.yaml"
@@ -169,6 +181,8 @@ class RunFolder:
 
         The weights never stand beside the state of others: the old state goes first.
         """
+        from utils.checkpoint import state_path  # imports PyTorch, for which a report need not wait
+
         target = self.weights(name)
         if os.path.exists(target) and os.path.samefile(path, target):
             return
