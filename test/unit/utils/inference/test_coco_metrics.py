@@ -15,7 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 import utils.inference.evaluator as evaluator_module
 import utils.inference.ground_truth as ground_truth_module
+from data.coco import CocoDataset
 from utils.errors import UserError
+from utils.inference.evaluation import Evaluation
 from utils.inference.evaluator import STATISTICS, CocoEvaluator
 
 SIDE = 60
@@ -257,6 +259,19 @@ def test_the_ground_truth_is_read_once(tmp_path, monkeypatch):
     for _ in range(2):
         assert perfect(truth).evaluate() == expected
     assert perfect(truth).has_ground_truth
+
+
+def test_validations_of_a_run_share_it(coco_mini, tmp_path, monkeypatch):
+    path = tmp_path / "no folder"
+    path.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # nothing is kept
+    dataset = CocoDataset(coco_mini / "val2017",
+                          coco_mini / "annotations" / "instances_val2017.json")
+    evaluation = Evaluation(dataset, [category.id for category in dataset.categories], [0])
+    names = evaluation.evaluator().category_names
+    monkeypatch.setattr(ground_truth_module, "json", None)
+    assert list(evaluation.evaluator().category_names.items()) == list(names.items())
+    assert list(names.items()) == dataset.categories
 
 
 def test_image_sizes_from_outside_are_not_kept(tmp_path, monkeypatch):
