@@ -18,10 +18,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 import numpy as np
 
 from data.annotations.defects import AnnotationReport, Defect, Inspection, offsets
+from data.annotations.kept_arrays import KeptArrays, keep, open_kept
 from data.annotations.reader import Columns, ImageRecord, read_columns
 from data.masks import Segmentation
 from utils.errors import UserError, some
-from utils.kept_arrays import KeptArrays, keep, open_kept
 
 SizeReader = Callable[[str, int], Tuple[int, int]]
 """From file name and image id to width and height."""

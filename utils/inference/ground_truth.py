@@ -15,9 +15,9 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 import numpy as np
 import pycocotools.mask
 
+from data.annotations.kept_arrays import KeptArrays, keep
 from utils.errors import UserError
 from utils.inference.prediction import Rle
-from utils.kept_arrays import KeptArrays, keep
 
 try:
     from faster_coco_eval import COCO

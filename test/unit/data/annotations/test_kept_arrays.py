@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import utils.files
-from utils import kept_arrays
+from data.annotations import kept_arrays
+from data.annotations.kept_arrays import KeptArrays, keep, open_kept
 from utils.errors import UserError
-from utils.kept_arrays import KeptArrays, keep, open_kept
 
 ARRAYS = {"none": np.zeros((0, 4), np.float32), "flags": np.array([True, False, True]),
           "numbers": np.arange(12, dtype=np.int64).reshape(3, 4), "one": np.array(2.5)}
