@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, BinaryIO, Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, List, Optional
 
-import torch
-from torch import Tensor
-
-from utils.checkpoint import load_for_inference, state_path
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError, some
 from utils.files import write_whole
-from utils.weights.files import WeightsFile, metadata_of
-from utils.weights.names import paddle_names, published_names
-from utils.weights.paddle import write_pdparams
-from utils.weights.safetensors import write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from utils.weights.files import WeightsFile
 
 KINDS = ("pth", "safetensors", "pdparams")
 
@@ -34,6 +31,15 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     Raises:
         UserError: the source is not such a file, or the target's kind cannot be told.
     """
+    # Here, as --help and mistakes in flags need not wait for PyTorch.
+    import torch
+
+    from utils.checkpoint import load_for_inference, state_path
+    from utils.weights.files import metadata_of
+    from utils.weights.names import paddle_names, published_names
+    from utils.weights.paddle import write_pdparams
+    from utils.weights.safetensors import write_safetensors
+
     kind = kind or _kind_of(target_path)
     if os.path.isdir(target_path):
         raise UserError(f"'{target_path}' is a folder, expected the name of a file")
@@ -85,7 +91,7 @@ def _report(source: WeightsFile, target_path: str, kind: str,
     left = len(source.tensors) - len(tensors)
     if left:
         lines.append(f"Left out: {left} batch counters at 0, which Paddle does not have")
-    short = sum(value.dtype == torch.bfloat16 for value in tensors.values())
+    short = sum(str(value.dtype) == "torch.bfloat16" for value in tensors.values())
     if kind == "pdparams" and short:
         lines.append(f"Widened : {short} bfloat16 tensors to float32")
     return lines + source.warnings + [

@@ -17,6 +17,11 @@ import numpy as np
 from utils.errors import UserError, first_line
 from utils.files import digest
 
+FORMS = ("raw", "detections")
+"""What the models of an export give."""
+INPUT_TYPES = ("float32", "uint8")
+"""Of their images."""
+
 DESCRIPTION = "model.yaml"
 DESCRIPTION_FORMAT = 1
 MODEL_ENDINGS = (".onnx", ".om")

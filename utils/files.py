@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and known by their digest."""
+"""Files are written whole or not at all, and known by their digest; the user's cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import os
 import re
-from typing import Any, BinaryIO, Callable, Optional
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from utils.errors import UserError
 
@@ -78,6 +79,38 @@ def digest(path: str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()
+
+
+def user_cache(kind: str) -> Path:
+    """Folder of the user's cache for one kind of things; not made.
+
+    Raises:
+        UserError: nothing says where it is.
+    """
+    place = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"))
+    if place.startswith("~"):
+        raise UserError("this user has no home folder for what is kept between runs; set "
+                        "XDG_CACHE_HOME to a folder")
+    return Path(place) / "yolact" / kind
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other process work in `folder`, which is made: it waits, and finds what this one made.
+
+    Where the file system knows no locks several may do it: they write the same files, each whole.
+
+    Raises:
+        OSError: the folder cannot be made or opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(str(folder), os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def refuse_unwritable(folder: str) -> None:

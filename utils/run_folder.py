@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import importlib
 import io
 import json
@@ -28,14 +27,27 @@ import shlex
 import shutil
 import subprocess
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, TextIO
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TextIO,
+)
 
 import yaml
 
-from utils.checkpoint import state_path
 from utils.errors import UserError
-from utils.files import remove_abandoned, write_whole
-from utils.weights.files import Origin
+from utils.files import alone, remove_abandoned, write_whole
+
+if TYPE_CHECKING:
+    from utils.weights.files import Origin
 
 FORMAT = 2
 CONFIG = "config.yaml"
@@ -137,24 +149,12 @@ class RunFolder:
         except FileNotFoundError:
             return []
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Context in which no other process changes results or weights."""
-        os.makedirs(self.path, exist_ok=True)
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-
     def add_result(self, values: Mapping[str, Any]) -> None:
         """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
         fits none is left out, None and NaN leave a cell as it is.
         """
         row = _to_text(values)
-        with self._alone():
+        with alone(Path(self.path)):
             rows = {item[ITERATION]: item for item in self.results()}
             old = rows.get(row[ITERATION], {})
             rows[row[ITERATION]] = dict(old, **{name: cell for name, cell in row.items() if cell})
@@ -179,7 +179,7 @@ class RunFolder:
                      if record.get(ITERATION, 0) <= iteration]
             self.write_bytes(LOG, "".join(lines).encode("utf-8"))
         if os.path.exists(self.file(RESULTS)):
-            with self._alone():
+            with alone(Path(self.path)):
                 self._write_results([row for row in self.results()
                                      if int(row[ITERATION]) <= iteration])
 
@@ -188,6 +188,8 @@ class RunFolder:
 
         The weights never stand beside the state of others: the old state goes first.
         """
+        from utils.checkpoint import state_path  # imports PyTorch, for which a report need not wait
+
         target = self.weights(name)
         if os.path.exists(target) and os.path.samefile(path, target):
             return
@@ -195,7 +197,7 @@ class RunFolder:
         new = [(source, place) for source, place in new if os.path.exists(source)]
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            with self._alone():
+            with alone(Path(self.path)):
                 for source, place in new:
                     _link(source, place + ".new")
                 with contextlib.suppress(FileNotFoundError):

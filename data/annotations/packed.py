@@ -1,8 +1,9 @@
 """Validate an annotation file once and keep it as a few flat arrays.
 
 Flat arrays instead of Python lists: under fork, worker processes touch the reference count of every
-Python object they read and so copy the memory it lies in; an array is one object. Pickling for
-spawned workers is a copy of bytes.
+Python object they read and so copy the memory it lies in; an array is one object. They lie in a
+file of the user's cache that every process maps into its memory: ranks and workers share one copy,
+and the next start reads nothing again.
 
 What is always an error: anything that makes the file contradict itself (unknown or duplicate ids).
 What is dropped, counted and reported: single annotations that cannot be trained on.
@@ -10,13 +11,14 @@ What is dropped, counted and reported: single annotations that cannot be trained
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-from data.annotations.defects import AnnotationReport, Inspection, offsets
+from data.annotations.defects import AnnotationReport, Defect, Inspection, offsets
+from data.annotations.kept_arrays import KeptArrays, keep, open_kept
 from data.annotations.reader import Columns, ImageRecord, read_columns
 from data.masks import Segmentation
 from utils.errors import UserError, some
@@ -64,6 +66,13 @@ class Annotations:
     """Compressed counts of all RLEs; int64 bounds of each."""
     report: AnnotationReport
     """What was found and dropped."""
+    kept_in: Optional[str] = None
+    """The file that the arrays lie in; None: in this process's memory."""
+
+    def __reduce__(self) -> Any:
+        if self.kept_in is None:
+            return super().__reduce__()
+        return _reopen, (self.kept_in, self.report.file)
 
     @property
     def owners(self) -> np.ndarray:
@@ -99,6 +108,43 @@ def load_annotations(path: Union[str, Path],
         UserError: the file is not a consistent COCO instances file.
     """
     path = Path(path)
+    looked_at: List[int] = []
+
+    def size_from_elsewhere(name: str, number: int) -> Tuple[int, int]:
+        looked_at.append(number)
+        assert image_size is not None
+        return image_size(name, number)
+
+    def make() -> KeptArrays:
+        found = _read(path, None if image_size is None else size_from_elsewhere)
+        return _packed(found, lasting=not looked_at)
+
+    return _unpacked(str(path), keep("annotations", str(path), Path(__file__).parent.glob("*.py"),
+                                     make))
+
+
+def _reopen(kept_in: str, file: str) -> Annotations:
+    """What `load_annotations` returned in another process of this host, for the same `file`."""
+    kept = open_kept(Path(kept_in))
+    return load_annotations(file) if kept is None else _unpacked(file, kept)
+
+
+def _packed(annotations: Annotations, lasting: bool) -> KeptArrays:
+    arrays = {name: value for name, value in vars(annotations).items()
+              if isinstance(value, np.ndarray)}
+    return KeptArrays({"categories": annotations.categories, "report": asdict(annotations.report)},
+                      arrays, lasting)
+
+
+def _unpacked(file: str, kept: KeptArrays) -> Annotations:
+    facts = kept.facts["report"]
+    defects = {key: Defect(**defect) for key, defect in facts["defects"].items()}
+    return Annotations(
+        categories=[Category(*category) for category in kept.facts["categories"]], **kept.arrays,
+        report=AnnotationReport(**dict(facts, file=file, defects=defects)), kept_in=kept.path)
+
+
+def _read(path: Path, image_size: Optional[SizeReader]) -> Annotations:
     columns = read_columns(path)
     categories = _categories(path, _without_root(columns))
     image_ids = _image_ids(path, columns.images)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from data.description import FOLDER_FILE
 from data.tools.coco_export import description_to_paste, is_coco_folder, read_coco
@@ -19,7 +17,7 @@ from data.tools.source_files import list_files
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted
-from utils.files import write_whole
+from utils.files import alone, user_cache, write_whole
 
 _NOTE = "origin.txt"
 _MOST_FOLDERS = 50
@@ -114,10 +112,15 @@ def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
     """
     conversion = Conversion(way_out="leave all such shapes and files out: python -m data.convert "
                                     f"{kind} {source} --out=FOLDER --skip_bad")
-    folder = _cache() / _key(kind, source)
+    folder = user_cache("datasets") / _key(kind, source)
     made, note = folder / FOLDER_FILE, folder / _NOTE
     if not made.is_file():
-        with _alone(folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(alone(folder))
+            except OSError as problem:
+                raise UserError(f"cannot write {folder}: {problem.strerror or problem}; set "
+                                "XDG_CACHE_HOME to a folder for converted datasets") from None
             if not made.is_file():
                 parts, names, notes = convert(kind, source, conversion)
                 text = (f"Data : {source} is taken for {kind} ({FORMATS[kind].title}): "
@@ -130,11 +133,6 @@ def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
                 # The description comes last: where it is, everything is.
                 write_dataset(parts, names, folder, portable=False)
     return made, note.read_text(encoding="utf-8")
-
-
-def _cache() -> Path:
-    place = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(place).expanduser() / "yolact" / "datasets"
 
 
 def _key(kind: str, source: Path) -> str:
@@ -153,21 +151,3 @@ def _key(kind: str, source: Path) -> str:
             found.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode(
                 "utf-8", "surrogateescape"))
     return found.hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no other process convert into `folder`: it waits, and finds what this one made.
-
-    Where the file system knows no locks several may do it: they write the same files, each whole.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = open(str(folder / ".lock"), "wb")  # noqa: SIM115
-    except OSError as problem:
-        raise UserError(f"cannot write {folder}: {problem.strerror or problem}; set "
-                        "XDG_CACHE_HOME to a folder for converted datasets") from None
-    with stream:
-        with contextlib.suppress(OSError):
-            fcntl.lockf(stream, fcntl.LOCK_EX)
-        yield

@@ -8,7 +8,6 @@ import numpy as np
 
 from data.coco import CocoDataset
 from data.config import Config
-from data.targets import ground_truth_slots
 from utils.errors import counted
 
 SMALL, MEDIUM = 32.0 ** 2, 96.0 ** 2
@@ -115,6 +114,8 @@ def format_scales(scales: Sequence[Sequence[float]]) -> str:
 
 def suggestions(train: CocoDataset, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
+    from data.targets import ground_truth_slots  # imports PyTorch, which --help need not wait for
+
     packed = train.annotations
     per_image = np.bincount(packed.owners[~packed.crowd], minlength=len(train))
     lines = [f"ground-truth slots: {ground_truth_slots(train.max_objects)} (image "

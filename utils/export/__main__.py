@@ -10,22 +10,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import List, Optional, Tuple, cast
+from typing import TYPE_CHECKING, List, Optional, Tuple, cast
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
-from utils.export.folder import (
-    Plan,
-    differences,
-    new_folder,
-    write_description,
-    write_models,
-)
-from utils.export.graph import FORMS, INPUT_TYPES, has_deform_conv
-from utils.exported import is_export, require
-from utils.inference.detector import load_model
-from yolact import Yolact
+from utils.exported import FORMS, INPUT_TYPES, is_export, require
+
+if TYPE_CHECKING:
+    from utils.export.folder import Plan
+    from yolact import Yolact
 
 DYNAMIC = "dynamic"
 
@@ -44,7 +38,7 @@ def export_parser() -> ArgumentParser:
                         help="raw: what ModelZoo's models give; detections: Fast NMS inside")
     parser.add_argument("--batch_size", default="1", metavar="N,N,..|dynamic",
                         help="images of a batch, a model for each; dynamic: any number")
-    parser.add_argument("--input", choices=tuple(INPUT_TYPES), default="float32",
+    parser.add_argument("--input", choices=INPUT_TYPES, default="float32",
                         help="float32: images normalised by the caller; uint8: as they are read")
     add_switch(parser, "--half", help="weights and arithmetic in half precision")
     parser.add_argument("--opset", type=Bounded(int, 11), default=None,
@@ -63,6 +57,8 @@ def export_parser() -> ArgumentParser:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What the flags ask for; a batch that is none is a `UserError`."""
+    from utils.export.folder import Plan
+
     if args.batch_size == DYNAMIC and args.outputs != "raw":
         raise UserError(f"--batch_size is {DYNAMIC}, but --outputs={args.outputs} has fixed "
                         "shapes; give numbers, such as 1,8")
@@ -94,13 +90,19 @@ def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
 def main(argv: List[str]) -> int:
     """Command line entry."""
     args = export_parser().parse_args(argv)
+
+    # Here, as --help and mistakes in flags need not wait for PyTorch.
+    from utils.export.folder import differences, new_folder, write_description, write_models
+    from utils.export.graph import has_deform_conv
+    from utils.inference.detector import load_model
+
     plan, atc = plan_of(args), atc_plan_of(args)
     for library in ("onnx", "onnxruntime"):
         require(library)
     if is_export(args.weights):
         raise UserError(f"'{args.weights}' is an export already; give the weights it came from")
     loaded = load_model(args.weights, args.save_folder, args.config)
-    network = cast(Yolact, loaded.model)
+    network = cast("Yolact", loaded.model)
     if atc is not None and has_deform_conv(network):
         raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
                         "take from ONNX; export it with --format=onnx")

@@ -42,11 +42,11 @@ class Plan:
     """What is to be exported."""
 
     form: str = "raw"
-    """One of `graph.FORMS`."""
+    """One of `utils.exported.FORMS`."""
     batches: Tuple[Optional[int], ...] = (1,)
     """A model for each; None leaves the batch open."""
     input_type: str = "float32"
-    """One of `graph.INPUT_TYPES`."""
+    """One of `utils.exported.INPUT_TYPES`."""
     half: bool = False
     opset: Optional[int] = None
     """None for the lowest that the network can do with."""

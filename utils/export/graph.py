@@ -24,8 +24,6 @@ from yolact import Yolact, for_inference
 
 INPUT_NAME = "input.1"
 """As in ModelZoo's YOLACT, whose scripts name it."""
-FORMS = ("raw", "detections")
-INPUT_TYPES = {"float32": torch.float32, "uint8": torch.uint8}
 DEFAULT_OPSET, DEFORM_CONV_OPSET = 11, 19
 """What ATC takes, and the first with a deformable convolution."""
 
@@ -149,7 +147,7 @@ def write_network(module: nn.Module, path: str, config: Config, form: str, batch
     single precision stays what comes before and after it, and the types of inputs and outputs.
     """
     side = config.max_size
-    images = torch.zeros((batch or 1, 3, side, side), dtype=INPUT_TYPES[input_type])
+    images = torch.zeros((batch or 1, 3, side, side), dtype=getattr(torch, input_type))
     names = [output.name for output in outputs_of(config, form)]
     _write(module, images, path, INPUT_NAME, names, opset, batch is None)
     _simplify(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Generator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -22,6 +22,7 @@ from utils.distributed.sharing import gather_bytes, gather_state, raise_together
 from utils.errors import UserError
 from utils.inference.detector import Detector, StageTimes, to_network_input
 from utils.inference.evaluator import CocoEvaluator
+from utils.inference.ground_truth import GroundTruth
 from utils.progress import ProgressBar
 
 ImageBatch = Tuple[Tensor, List[Tuple[int, int, int]]]
@@ -105,12 +106,17 @@ class Evaluation:
     processes: Processes = Processes()
     show_progress: bool = False
     loader_timeout: float = 0
+    _truth: GroundTruth = field(init=False)
+    """Read once, however often the network is scored."""
+
+    def __post_init__(self) -> None:
+        sizes = dict(zip(self.dataset.image_ids.tolist(),
+                         map(tuple, self.dataset.annotations.image_sizes.tolist())))
+        object.__setattr__(self, "_truth", GroundTruth(self.dataset.annotation_file, sizes))
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""
-        sizes = {int(image_id): self.dataset.image_info(n)[1:]
-                 for n, image_id in enumerate(self.dataset.image_ids)}
-        return CocoEvaluator(self.dataset.annotation_file, self.category_ids, sizes)
+        return CocoEvaluator(self._truth, self.category_ids)
 
     def run(self, detector: Detector, evaluator: CocoEvaluator,
             times: Optional[StageTimes] = None,
@@ -129,7 +135,7 @@ class Evaluation:
         Raises:
             UserError: an image cannot be read, or the loader hangs; in all processes.
         """
-        own, problem = CocoEvaluator(self.dataset.annotation_file, self.category_ids), None
+        own, problem = self.evaluator(), None
         complete, was_training = True, detector.model.training
         detector.model.eval()
         try:

@@ -1,7 +1,7 @@
 """Official COCO scores of detections and masks, and the result files that COCO's server takes.
 
-The matching and the numbers are pycocotools' own; here are the bookkeeping around it, the cases it
-cannot deal with (nothing detected, ground truth without areas) and the tables.
+The matching and the numbers are a library's own (`utils.inference.ground_truth`); here are the
+bookkeeping around it and the tables.
 
 No printed line but the two rows of the table may contain the word "box" or "mask": the launchers,
 and scripts that people have written around them, find these rows by those words.
@@ -16,15 +16,14 @@ import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import pycocotools.mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from utils.errors import UserError
 from utils.files import write_whole
+from utils.inference.ground_truth import COCO, COCOeval, GroundTruth, ImageSizes, coco_of
 from utils.inference.prediction import Rle
 
 _BOX_DECIMALS = 3
@@ -130,19 +129,20 @@ class CocoEvaluator:
     rounded values that `write_json` writes, so the official tools find the same numbers.
 
     Args:
-        annotations: path of the COCO file, or pycocotools' COCO object (left unchanged).
+        annotations: path of the COCO file, pycocotools' COCO object (left unchanged), or what
+            several evaluators share.
         category_ids: COCO category id of each class, by 0-based class index; None for a class that
             the dataset does not have, whose detections are left out.
         image_sizes: width and height by image id, for files that leave them out.
     """
 
-    def __init__(self, annotations: Union[str, COCO], category_ids: Sequence[Optional[int]],
-                 image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
-        self._source = annotations
-        self._image_sizes = image_sizes or {}
+    def __init__(self, annotations: Union[str, COCO, GroundTruth],
+                 category_ids: Sequence[Optional[int]],
+                 image_sizes: Optional[ImageSizes] = None) -> None:
+        self._truth = annotations if isinstance(annotations, GroundTruth) else GroundTruth(
+            annotations, image_sizes or {})
         self.category_ids = [None if number is None else int(number) for number in category_ids]
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
-        self._truth: Optional[COCO] = None
 
     def __len__(self) -> int:
         """Number of images added."""
@@ -205,7 +205,7 @@ class CocoEvaluator:
     @property
     def has_ground_truth(self) -> bool:
         """Whether the file has annotations to score against (test-dev's has none)."""
-        return "annotations" in self._ground_truth().dataset
+        return self._truth.is_annotated
 
     def evaluate(self) -> CocoResults:
         """Score everything added so far.
@@ -216,11 +216,11 @@ class CocoEvaluator:
         """
         truth = self._ground_truth()
         if not self.has_ground_truth:
-            raise UserError(f"{self._name()} has no 'annotations', so nothing can be scored; write "
-                            "result files with --output_coco_json instead")
+            raise UserError(f"{self._truth.name} has no 'annotations', so nothing can be scored; "
+                            "write result files with --output_coco_json instead")
         unknown = [number for number in self._detections if number not in truth.imgs]
         if unknown:
-            raise UserError(f"image id {unknown[0]} is not in {self._name()}")
+            raise UserError(f"image id {unknown[0]} is not in {self._truth.name}")
         notes = []
         if not any(self._detections.values()):
             notes.append(f"Nothing was detected in {len(self)} images, so every score is 0; is the "
@@ -247,27 +247,37 @@ class CocoEvaluator:
                 yield {"image_id": image_id, "category_id": detection["category_id"],
                        kind: detection[kind], "score": detection[score]}
 
-    def _name(self) -> str:
-        return self._source if isinstance(self._source, str) else "the annotation file"
-
     def _ground_truth(self) -> COCO:
-        if self._truth is None:
-            source = self._source
-            self._truth = _complete(_load(source) if isinstance(source, str) else source,
-                                    self._image_sizes)
-            known = self._truth.cats
-            missing = [number for number in self.category_ids
-                       if number is not None and number not in known]
-            if missing:
-                raise UserError(f"{self._name()} has no category with id {missing[0]}; it has "
-                                + ", ".join(str(number) for number in sorted(known)))
-        return self._truth
+        truth = self._truth.coco
+        missing = [number for number in self.category_ids
+                   if number is not None and number not in truth.cats]
+        if missing:
+            raise UserError(f"{self._truth.name} has no category with id {missing[0]}; it has "
+                            + ", ".join(str(number) for number in sorted(truth.cats)))
+        return truth
+
+    def _found(self, iou_type: str) -> List[Dict[str, Any]]:
+        """The detections as COCOeval takes them. Areas are those of what is matched."""
+        records: List[Dict[str, Any]] = []
+        for image_id, found in self._detections.items():
+            if iou_type == "segm":
+                areas = pycocotools.mask.area([item["segmentation"] for item in found]).tolist() \
+                    if found else []
+            else:
+                areas = [item["bbox"][2] * item["bbox"][3] for item in found]
+            for item, area in zip(found, areas):
+                record = {"id": len(records) + 1, "image_id": image_id, "iscrowd": 0, "area": area,
+                          "category_id": item["category_id"], "bbox": item["bbox"],
+                          "score": item["score"]}
+                if iou_type == "segm":
+                    record.update(segmentation=item["segmentation"], score=item["mask_score"])
+                records.append(record)
+        return records
 
     def _score(self, truth: COCO, iou_type: str) -> Scores:
-        records = list(self._records("bbox" if iou_type == "bbox" else "segmentation"))
-        with contextlib.redirect_stdout(io.StringIO()):
-            # pycocotools refuses to load nothing.
-            found = truth.loadRes(records) if records else COCO()
+        found = coco_of(truth.dataset["images"], truth.dataset["categories"],
+                        self._found(iou_type))
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             evaluation = COCOeval(truth, found, iou_type)
             evaluation.params.imgIds = sorted(self._detections)
             evaluation.evaluate()
@@ -296,67 +306,6 @@ def _mean(precision: np.ndarray) -> Optional[float]:
     """Mean without the entries that have no ground truth (-1); None if nothing is left."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
-
-
-def _load(path: str) -> COCO:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(path)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"cannot read {path} as a COCO annotation file: "
-                        f"{error or type(error).__name__}") from error
-
-
-def _complete(source: COCO, image_sizes: Mapping[int, Tuple[int, int]]) -> COCO:
-    """A copy of the ground truth with every key that COCOeval reads.
-
-    Area, crowd flag, box and id may be missing in annotations that people made themselves, and an
-    annotation with id 0 would never count as found (COCOeval takes 0 for "no match"). Outlines
-    become run lengths; an annotation without a usable outline is left out.
-    """
-    sizes = {number: image_sizes.get(number) or (image.get("width"), image.get("height"))
-             for number, image in source.imgs.items()}
-    completed = COCO()
-    completed.dataset = dict(source.dataset, images=[
-        dict(image, width=sizes[number][0], height=sizes[number][1])
-        for number, image in source.imgs.items()])
-    if "annotations" in source.dataset:
-        completed.dataset["annotations"] = kept = []
-        for annotation in source.dataset["annotations"]:
-            if annotation["image_id"] not in sizes:
-                raise UserError(f"annotation {annotation.get('id')} refers to image id "
-                                f"{annotation['image_id']}, which is not in 'images'")
-            rle = _to_rle(annotation.get("segmentation"), *sizes[annotation["image_id"]])
-            if rle is not None:
-                kept.append(_complete_annotation(annotation, rle))
-        if any(annotation.get("id", 0) == 0 for annotation in kept):
-            for number, annotation in enumerate(kept):
-                annotation["id"] = number + 1
-    with contextlib.redirect_stdout(io.StringIO()):
-        completed.createIndex()
-    return completed
-
-
-def _complete_annotation(annotation: Dict[str, Any], rle: Rle) -> Dict[str, Any]:
-    completed = dict(annotation, segmentation=rle, iscrowd=int(annotation.get("iscrowd") or 0))
-    if completed.get("area") is None:
-        completed["area"] = float(pycocotools.mask.area(rle))
-    if not completed.get("bbox"):
-        completed["bbox"] = pycocotools.mask.toBbox(rle).tolist()
-    return completed
-
-
-def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:
-    """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
-    if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
-        rles = pycocotools.mask.frPyObjects(segmentation, height, width) if segmentation else None
-        return rles and pycocotools.mask.merge(rles)
-    if not isinstance(segmentation, dict) or not segmentation.get("counts"):
-        return None
-    if isinstance(segmentation["counts"], list):
-        return pycocotools.mask.frPyObjects(segmentation, height, width)
-    return dict(segmentation)
 
 
 def _row(cells: Sequence[str]) -> str:

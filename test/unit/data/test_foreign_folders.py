@@ -283,7 +283,7 @@ def test_a_conversion_is_made_once_and_anew_when_the_source_changes(tmp_path, mo
     labelme(tmp_path / "raw")
     first = describe("coco2017", str(tmp_path / "raw"))
     made = {path.name: path.read_bytes() for path in Path(first.path).parent.iterdir()}
-    assert sorted(made) == [".lock", "data.yaml", "origin.txt", "train.json", "val.json"]
+    assert sorted(made) == ["data.yaml", "origin.txt", "train.json", "val.json"]
     with monkeypatch.context() as patch:
         patch.setattr(formats, "convert", None)
         assert describe("coco2017", str(tmp_path / "raw")) == first

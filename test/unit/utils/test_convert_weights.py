@@ -131,7 +131,7 @@ def test_failed_write_leaves_the_old_file(trained, tmp_path, capsys, monkeypatch
         stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert_weights, "write_pdparams", fail)
+    monkeypatch.setattr("utils.weights.paddle.write_pdparams", fail)
     code, _, err = convert(capsys, trained[0], tmp_path / "x.pdparams")
     assert code == 2 and "No space left" in err
     assert (tmp_path / "x.pdparams").read_bytes() == b"old"

@@ -13,7 +13,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import utils.inference.evaluator as evaluator_module
+import utils.inference.ground_truth as ground_truth_module
+from data.coco import CocoDataset
 from utils.errors import UserError
+from utils.inference.evaluation import Evaluation
 from utils.inference.evaluator import STATISTICS, CocoEvaluator
 
 SIDE = 60
@@ -98,8 +102,20 @@ def jitter_real_objects(truth, image_ids, seed=0):
         yield image_id, np.array(boxes).reshape(-1, 4), rles, classes, scores
 
 
+@pytest.fixture(params=["pycocotools", "faster_coco_eval"])
+def library(request, monkeypatch):
+    """Both libraries that may do the matching, whichever was chosen here."""
+    if request.param == "pycocotools":
+        chosen = COCO, COCOeval
+    else:
+        faster = pytest.importorskip("faster_coco_eval")
+        chosen = faster.COCO, faster.COCOeval_faster
+    monkeypatch.setattr(evaluator_module, "COCOeval", chosen[1])
+    monkeypatch.setattr(ground_truth_module, "COCO", chosen[0])
+
+
 @pytest.mark.parametrize("limit", [None, 25])
-def test_equals_pycocotools_on_the_written_files(coco_mini, tmp_path, limit):
+def test_equals_pycocotools_on_the_written_files(coco_mini, tmp_path, limit, library):
     truth_path = str(coco_mini / "annotations" / "instances_val2017.json")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(truth_path)
@@ -115,15 +131,15 @@ def test_equals_pycocotools_on_the_written_files(coco_mini, tmp_path, limit):
         expected = official(truth_path, path, kind, image_ids)
         found = [-1 if scores.statistics[name] is None else scores.statistics[name]
                  for name in STATISTICS]
-        np.testing.assert_allclose(found, expected.stats, atol=1e-6)
+        np.testing.assert_allclose(found, expected.stats, atol=1e-12)
         assert 0.05 < scores.ap < 0.95
         precision = expected.eval["precision"][:, :, :, 0, -1]
         for values, ap in zip(precision, scores.per_threshold):
-            assert ap == pytest.approx(values[values > -1].mean(), abs=1e-6)
+            assert ap == pytest.approx(values[values > -1].mean(), abs=1e-12)
         for k, score in enumerate(scores.per_class):
             values = precision[:, :, k]
             if (values > -1).any():
-                assert score.ap == pytest.approx(values[values > -1].mean(), abs=1e-6)
+                assert score.ap == pytest.approx(values[values > -1].mean(), abs=1e-12)
             else:
                 assert score.ap is None
         assert np.mean(scores.per_threshold) == pytest.approx(scores.ap, abs=1e-6)
@@ -148,7 +164,7 @@ def test_only_added_images_count(tmp_path):
     assert evaluator.evaluate().box.ap < 0.7
 
 
-def test_no_detections_at_all(tmp_path):
+def test_no_detections_at_all(tmp_path, library):
     evaluator = CocoEvaluator(write(tmp_path, ground_truth()), [3, 7, 9])
     for image_id in (1, 2):
         evaluator.add(image_id, np.zeros((0, 4)), [], [], [])
@@ -204,7 +220,7 @@ def test_image_sizes_from_outside(tmp_path):
     assert evaluator.evaluate().mask.ap == pytest.approx(1)
 
 
-def test_crowds_are_neither_found_nor_missed(tmp_path):
+def test_crowds_are_neither_found_nor_missed(tmp_path, library):
     dataset = ground_truth()
     dataset["annotations"][0]["iscrowd"] = 1
     dataset["annotations"][0]["segmentation"] = {
@@ -230,6 +246,47 @@ def test_without_ground_truth_only_files_are_written(tmp_path):
     assert isinstance(masks[0]["segmentation"]["counts"], str)
 
 
+def test_the_ground_truth_is_read_once(tmp_path, monkeypatch):
+    """Also by evaluations that follow, and by another start, which finds it in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = ground_truth()
+    del dataset["annotations"][0]["area"], dataset["annotations"][1]["bbox"]
+    dataset["annotations"][2]["id"] = 0
+    path = write(tmp_path, dataset)
+    expected = perfect(path).evaluate()
+    monkeypatch.setattr(ground_truth_module, "json", None)  # nothing can be parsed any more
+    truth = ground_truth_module.GroundTruth(path, {})
+    for _ in range(2):
+        assert perfect(truth).evaluate() == expected
+    assert perfect(truth).has_ground_truth
+
+
+def test_validations_of_a_run_share_it(coco_mini, tmp_path, monkeypatch):
+    path = tmp_path / "no folder"
+    path.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # nothing is kept
+    dataset = CocoDataset(coco_mini / "val2017",
+                          coco_mini / "annotations" / "instances_val2017.json")
+    evaluation = Evaluation(dataset, [category.id for category in dataset.categories], [0])
+    names = evaluation.evaluator().category_names
+    monkeypatch.setattr(ground_truth_module, "json", None)
+    assert list(evaluation.evaluator().category_names.items()) == list(names.items())
+    assert list(names.items()) == dataset.categories
+
+
+def test_image_sizes_from_outside_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = ground_truth(images=1)
+    del dataset["images"][0]["width"]
+    path = write(tmp_path, dataset)
+    for side in (SIDE, 2 * SIDE):
+        evaluator = CocoEvaluator(path, [3, 7, 9], image_sizes={1: (side, side)})
+        add_perfect(evaluator, 1)
+        assert evaluator.images()[0].objects[0]["segmentation"]["size"] == [side, side]
+    with pytest.raises(UserError, match="image 1 has no width and height"):
+        CocoEvaluator(path, [3]).images()
+
+
 def test_small_scores_keep_their_order():
     evaluator = CocoEvaluator("unread.json", [3])
     evaluator.add(1, np.zeros((2, 4)), [rle_of(0, 0, 1, 1)] * 2, [0, 0],
@@ -238,7 +295,7 @@ def test_small_scores_keep_their_order():
     assert scores == [1.5e-9, 1.4e-9]
 
 
-def test_masks_have_scores_of_their_own(tmp_path):
+def test_masks_have_scores_of_their_own(tmp_path, library):
     """A wrong detection ranked first by its box and last by its mask spoils the boxes' AP only."""
     evaluator = CocoEvaluator(write(tmp_path, ground_truth(images=1)), [3, 7, 9])
     boxes, wrong = np.array([[5, 10, 25, 30], [50, 50, 60, 60]]), rle_of(50, 50, 60, 60)
