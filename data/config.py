@@ -345,7 +345,8 @@ def _check_known(name: str, where: str) -> None:
         raise UserError(f"{where} has no field '{name}'{nearest(name, field_kinds())}")
 
 
-def _recipes() -> Dict[str, Config]:
+@functools.lru_cache(maxsize=1)
+def _recipes() -> Mapping[str, Config]:
     base = Config()
     resnet50 = base.replace(name="yolact_resnet50", backbone="resnet50",
                             backbone_weights=BACKBONES["resnet50"].weights)
