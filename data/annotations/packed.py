@@ -152,7 +152,7 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
     by_id: Dict[int, str] = {}
     by_name: Dict[str, int] = {}
     for record in records:
-        number = record.get("id") if isinstance(record, dict) else None
+        number: Any = record.get("id") if isinstance(record, dict) else None
         name = record.get("name") if isinstance(record, dict) else None
         if not is_id(number) or not isinstance(name, str) or not name.strip():
             raise UserError(f"{path}: category {shown(record)} needs an integer id and a name")
@@ -171,8 +171,8 @@ def _image_ids(path: Path, images: List[ImageRecord]) -> np.ndarray:
         raise UserError(f"{path}: 'images' is empty, expected at least one image")
     for number, name, _, _ in images:
         if not is_id(number):
-            raise UserError(f"{path}: image '{name}' has id {shown(number)}, expected an integer; write "
-                            "ids as numbers without quotes")
+            raise UserError(f"{path}: image '{name}' has id {shown(number)}, expected an integer; "
+                            "write ids as numbers without quotes")
         if not isinstance(name, str) or not name or "\0" in name:
             raise UserError(f"{path}: image {number} has file_name {name!r}, expected the name of "
                             "a file")

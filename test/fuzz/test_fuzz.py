@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from data.description import parse_yaml
 from data.tools.conversion import Conversion
 from data.tools.yolo import read_yolo
 from fuzz import fuzz
 from helpers.paths import ROOT
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
+from utils.parsing import parse_yaml
 
 ROUNDS = 6
 

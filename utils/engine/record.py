@@ -150,7 +150,7 @@ class RunRecord:
                 row = best_row(self._folder.results())
         if row is None:
             return None
-        box = float(row["box_mAP"]) / 100 if row["box_mAP"] else None
+        box = float(row["box_mAP"]) / 100 if row.get("box_mAP") else None
         return int(row["iteration"]), float(row["mask_mAP"]) / 100, box
 
     def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> List[str]:

@@ -199,7 +199,7 @@ def test_sessions_add_up(tmp_path):
     folder = RunFolder(str(tmp_path), "a")
     folder.add_session({"command": "one \u732b"})
     folder.add_session({"command": "two"})
-    assert [session["command"] for session in folder.read("environment.json")["sessions"]] == [
+    assert [session["command"] for session in folder.sessions()] == [
         "one \u732b", "two"]
 
 
