@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Tuple, Union
 
 from utils.errors import UserError
 
-_LONGEST, _DEEPEST, _MOST_ALIASES = 500000, 100, 20
+_MOST_LETTERS, _DEEPEST, _MOST_ALIASES = 500000, 100, 20
 """Characters, levels and aliases of a YAML text; beyond them reading takes seconds to hours."""
 
 Form = Union[type, Tuple[type, ...], Callable[[Any], bool], Dict[str, Any], List[Any]]
@@ -63,9 +63,9 @@ def parse_yaml(text: str, path: str) -> Any:
     except ImportError:
         raise UserError(f"{path}: reading YAML needs PyYAML: pip install pyyaml (or write the same "
                         "as .json)") from None
-    if len(text) > _LONGEST or _depth(text) > _DEEPEST:
+    if len(text) > _MOST_LETTERS or _depth(text) > _DEEPEST:
         raise UserError(f"{path}: {len(text)} characters, nested {_depth(text)} deep, expected a "
-                        f"description of at most {_LONGEST} and {_DEEPEST}")
+                        f"description of at most {_MOST_LETTERS} and {_DEEPEST}")
     try:
         if text.count("*") > _MOST_ALIASES:
             aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
