@@ -27,8 +27,9 @@ INSTALL = {"onnx": "pip install onnx",
            "cuda": "pip install onnxruntime-gpu", "npu": "pip install onnxruntime-cann",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
 
-_FILE: Form = {"file": lambda value: isinstance(value, str) and os.path.basename(value) == value,
-               "sha256": (str, type(None))}
+_FILE: Dict[str, Any] = {
+    "file": lambda value: isinstance(value, str) and os.path.basename(value) == value,
+    "sha256": (str, type(None))}
 _DESCRIPTION: Form = {
     "format": lambda value: value == DESCRIPTION_FORMAT, "form": str, "config": dict,
     "class_names": [str], "category_ids": [int], "image": {"size": int}, "weights": {"file": str},
