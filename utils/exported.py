@@ -139,7 +139,7 @@ class ExportedModel:
         try:
             # Mapped, for a header may promise more than there is in the file.
             priors = np.array(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy's reader of headers is Python's own, with all it raises
             raise UserError(f"'{path}' cannot be read ({first_line(error)}); export the weights "
                             "again") from None
         if priors.ndim != 2 or priors.shape[1] != 4 or priors.dtype != np.float32:
