@@ -345,7 +345,8 @@ def _check_known(name: str, where: str) -> None:
         raise UserError(f"{where} has no field '{name}'{nearest(name, field_kinds())}")
 
 
-def _recipes() -> Dict[str, Config]:
+@functools.lru_cache(maxsize=1)
+def _recipes() -> Mapping[str, Config]:
     base = Config()
     resnet50 = base.replace(name="yolact_resnet50", backbone="resnet50",
                             backbone_weights=BACKBONES["resnet50"].weights)
@@ -355,7 +356,7 @@ def _recipes() -> Dict[str, Config]:
         "use_square_anchors": False,
         "use_maskiou": True,
     }
-    recipes = [
+    return {recipe.name: recipe for recipe in (
         base,
         base.replace(name="yolact_im400", max_size=400,
                      pred_scales=((17,), (34,), (69,), (139,), (279,))),
@@ -377,8 +378,7 @@ def _recipes() -> Dict[str, Config]:
                      augment_photometric=False, augment_expand=False, augment_crop=False,
                      optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
                      lr_warmup_until=50, clip_grad_norm=10.0, max_iter=2600),
-    ]
-    return {recipe.name: recipe for recipe in recipes}
+    )}
 
 
 def list_configs() -> List[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from utils.errors import UserError, nearest
+from utils.parsing import parse_json, parse_yaml
 
 SPLITS = ("train", "val", "test")
 FOLDER_FILE = "data.yaml"
@@ -21,8 +21,6 @@ Split = Tuple[Path, Path]
 
 EXAMPLE = "expected for example 'train: {images: images/train, annotations: train.json}'"
 _PARTS = ("images", "annotations")
-_LONGEST, _DEEPEST = 500000, 100
-"""Characters and levels of a YAML text; beyond them reading takes seconds to hours."""
 
 
 @dataclass
@@ -93,43 +91,7 @@ def parse_description(path: Path) -> Any:
                         f"{path.absolute()}{similar(path)}") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from None
-    if path.suffix.lower() != ".json":
-        return parse_yaml(text, str(path))
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        raise UserError(f"{path}: not JSON: {problem}") from None
-
-
-def parse_yaml(text: str, path: str) -> Any:
-    """Plain values of a YAML text; nothing in it is executed.
-
-    Raises:
-        UserError: it is not YAML (says line and column), or PyYAML is not installed.
-    """
-    try:
-        import yaml  # the only reader of YAML here; all else works without
-    except ImportError:
-        raise UserError(f"{path}: reading YAML needs PyYAML: pip install pyyaml (or write the same "
-                        "as .json)") from None
-    if len(text) > _LONGEST or _depth(text) > _DEEPEST:
-        raise UserError(f"{path}: {len(text)} characters, nested {_depth(text)} deep, expected a "
-                        f"description of at most {_LONGEST} and {_DEEPEST}")
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
-            RecursionError) as problem:
-        # Dates and characters that do not exist are ValueErrors; PyYAML trips over its own tags.
-        raise UserError(f"{path}: not YAML: {' '.join(str(problem).split())}") from None
-
-
-def _depth(text: str) -> int:
-    """How deep brackets lie in each other."""
-    depth = deepest = 0
-    for found in re.finditer(r"[\[\]{}]", text):
-        depth = max(depth + (1 if found.group() in "[{" else -1), 0)
-        deepest = max(deepest, depth)
-    return deepest
+    return (parse_json if path.suffix.lower() == ".json" else parse_yaml)(text, str(path))
 
 
 def _split(path: Path, split: str, value: Any) -> Split:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, BinaryIO, Iterator, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +34,13 @@ _PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_MOST_PIXELS = 178956970
+"""What Pillow refuses to go beyond; OpenCV's limit is that of 3 GiB."""
 _ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 274, 256, 257  # EXIF and TIFF tags
+_STUMBLES = (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError,
+             struct.error, zlib.error)
+"""What Pillow raises over damaged files."""
 _TURNS, _QUARTER_TURNS = range(2, 9), range(5, 9)  # orientations; 1 is upright
 
 
@@ -91,18 +98,41 @@ def is_truncated(data: bytes) -> bool:
     return data.startswith(_PNG_START) and data.rfind(_PNG_END) < 0
 
 
-def _scan_start(data: bytes) -> int:
-    """Offset of the first pixel data of a JPEG, or -1 where the header ends before it."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+def _jpeg_segments(data: bytes) -> Iterator[Tuple[int, int, int]]:
+    """Marker, start and end of each part of a JPEG's header, the start of the scan last."""
+    position, marker = 2, 0
+    while position + 4 <= len(data) and data[position] == 0xFF and marker != _START_OF_SCAN:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        position += 2 + int.from_bytes(data[position + 2:position + 4], "big")
-        if marker == _START_OF_SCAN:
-            return position if position <= len(data) else -1
-    return -1
+        start = position + 2
+        position = start + int.from_bytes(data[start:start + 2], "big")
+        yield marker, start, position
+
+
+def _scan_start(data: bytes) -> int:
+    """Offset of the first pixel data of a JPEG, or -1 where the header ends before it."""
+    return next((end for marker, _, end in _jpeg_segments(data)
+                 if marker == _START_OF_SCAN and end <= len(data)), -1)
+
+
+def _promised_size(data: bytes) -> Size:
+    """Width and height that a file's header promises; zeros where it says none."""
+    if data.startswith(_PNG_START):
+        return struct.unpack(">II", data[16:24].ljust(8, b"\0"))  # type: ignore[return-value]
+    if data.startswith(_JPEG_START):
+        height, width = next((struct.unpack(">HH", data[start + 3:start + 7].ljust(4, b"\0"))
+                              for marker, start, _ in _jpeg_segments(data)
+                              if marker in _START_OF_FRAME), (0, 0))
+        return width, height
+    from PIL import Image
+
+    try:
+        with _pil_open(io.BytesIO(data)) as image:
+            return image.size
+    except (Image.DecompressionBombError, *_STUMBLES):
+        return 0, 0  # the decoder says what is wrong
 
 
 def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
@@ -114,6 +144,10 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
     Raises:
         ValueError: the image has too many pixels, or values out of range.
     """
+    width, height = _promised_size(data)  # a file of some bytes may promise gigabytes
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"the image is too large: {width} x {height} pixels, at most "
+                         f"{_MOST_PIXELS} are read")
     # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
     if not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         flags = _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS
@@ -123,16 +157,30 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
             decoded = None
         if decoded is not None and decoded.dtype != np.int32:
             return image_from_array(decoded)
-    from PIL import Image  # needed for rare formats only
+    try:
+        image = load_pil(io.BytesIO(data))
+    except OSError:
+        return None
+    return image_from_pil(image, as_stored)
+
+
+def load_pil(source: Union[str, BinaryIO]) -> Image.Image:
+    """Decode a file with Pillow.
+
+    Raises:
+        OSError: it is not an image, or a damaged one.
+        ValueError: it has too many pixels.
+    """
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _pil_open(source) as image:
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError):
-        return None
-    return image_from_pil(image, as_stored)
+    except _STUMBLES:
+        raise OSError("is not an image that can be read") from None
+    return image
 
 
 def image_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
@@ -220,24 +268,32 @@ def read_header(path: Union[str, Path]) -> Header:
     """Sizes and orientation of an image file without its pixels.
 
     Raises:
-        OSError, ValueError: the file is missing (FileNotFoundError) or not an image.
+        OSError: the file is missing (FileNotFoundError) or not an image.
     """
-    from PIL import Image  # needed for headers alone
+    from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(str(path))
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from None
-    with image:
-        stored = int(image.size[0]), int(image.size[1])
-        if image.format == "TIFF":  # some versions of Pillow give the size as shown
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
-        try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-        except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
-            orientation = 1  # damaged EXIF data: viewers show the image as stored
+        with _pil_open(str(path)) as image:
+            stored = int(image.size[0]), int(image.size[1])
+            if image.format == "TIFF":  # some versions of Pillow give the size as shown
+                tags = image.tag_v2  # type: ignore[attr-defined]
+                stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+            try:
+                orientation = image.getexif().get(_ORIENTATION, 1)
+            except _STUMBLES:
+                orientation = 1  # damaged EXIF data: viewers show the image as stored
+    except FileNotFoundError:
+        raise
+    except (Image.DecompressionBombError, *_STUMBLES) as error:
+        raise OSError(first_line(error)) from None
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
+
+
+def _pil_open(source: Union[str, BinaryIO]) -> Image.Image:
+    """A file whose pixels are not decoded yet; a large one without Pillow's warning."""
+    from PIL import Image  # needed for rare formats, headers and masks only
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source)

@@ -64,7 +64,7 @@ headline() {  # TEXT
 requirements_for() {  # INTERPRETER
     "$1" - 2>/dev/null <<'PYTHON'
 import sys, venv, ensurepip
-if sys.version_info >= (3, 10):
+if sys.version_info >= (3, 11):
     print("requirements.txt 2.13.0")
 elif sys.version_info[:2] == (3, 7):
     print("1.8_requirements.txt 1.8.1")
@@ -75,7 +75,7 @@ PYTHON
 
 # Set `interpreter`, `requirements` and `torch_version`.
 find_python() {
-    local candidates=(python3 python3.13 python3.12 python3.11 python3.10 python3.7) candidate found
+    local candidates=(python3 python3.13 python3.12 python3.11 python3.7) candidate found
     if [[ -n $chosen_python ]]; then
         candidates=("$chosen_python")
     fi
@@ -86,7 +86,7 @@ find_python() {
             return 0
         fi
     done
-    stop "no usable Python among: ${candidates[*]}. It has to be version 3.10 or newer (or 3.7) and\
+    stop "no usable Python among: ${candidates[*]}. It has to be version 3.11 or newer (or 3.7) and\
  have the modules venv and ensurepip (Debian, Ubuntu: apt install python3-venv). Set PYTHON to one,\
  or use --venv none with an environment of your own."
 }

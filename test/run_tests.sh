@@ -42,7 +42,7 @@ parse_arguments() {
 
 # Whether INTERPRETER is there and its version fits the chosen torch.
 fits() {  # INTERPRETER
-    local condition="sys.version_info >= (3, 10)"
+    local condition="sys.version_info >= (3, 11)"
     if [[ $torch != 2.13 ]]; then
         condition="sys.version_info[:2] == (3, 7)"
     fi
@@ -53,7 +53,7 @@ fits() {  # INTERPRETER
 find_python() {
     local pyenv=${PYENV_ROOT:-$HOME/.pyenv} candidates=("${PYTHON:-python3}") candidate
     if [[ $torch == 2.13 ]]; then
-        candidates+=(python3.11 python3.12 python3.13 python3.10 "$pyenv"/versions/3.1[0-3]*/bin/python)
+        candidates+=(python3.11 python3.12 python3.13 "$pyenv"/versions/3.1[1-3]*/bin/python)
     else
         candidates+=(python3.7 "$pyenv"/versions/3.7*/bin/python)
     fi
@@ -75,7 +75,7 @@ install() {
     fi
     if ! python=$(find_python); then
         if [[ $torch == 2.13 ]]; then
-            echo "error: torch $torch needs Python 3.10 or newer; set PYTHON to one" >&2
+            echo "error: torch $torch needs Python 3.11 or newer; set PYTHON to one" >&2
             exit 2
         fi
         echo "torch $torch is not tested here: it needs Python 3.7, which was not found"

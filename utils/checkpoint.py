@@ -16,7 +16,7 @@ import io
 import os
 import random
 import re
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -24,9 +24,25 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import digest, write_whole
+from utils.parsing import Form, misfit
 from utils.weights.files import Origin, WeightsFile, load_tensors, read_weights
 
 STATE_FORMAT = 1
+_NONE = type(None)
+
+
+def _all(kind: type) -> Callable[[Any], bool]:
+    """Whether a value is nothing, or a sequence of such values."""
+    return lambda value: value is None or (isinstance(value, (list, tuple))
+                                           and all(isinstance(item, kind) for item in value))
+
+
+_STATE: Form = {
+    "config?": (dict, _NONE), "class_names?": _all(str), "category_ids?": _all(int),
+    "iteration?": (int, _NONE),
+    "run_folder?": lambda value: value is None or not misfit(
+        value, {"path?": (str, _NONE), "id?": (str, _NONE)})}
+"""What is read of a state by others than the training that goes on from it."""
 _NAME = re.compile(r"^(?P<config>.+)_(?P<epoch>\d+)_(?P<iteration>\d+)(?P<interrupt>_interrupt)?$")
 
 
@@ -122,6 +138,10 @@ def _read_state(weights_path: str) -> Optional[Dict[str, Any]]:
         raise UserError(f"'{path}' has state format {found if type(found) is int else 'unknown'}, "
                         f"this version reads {STATE_FORMAT}; resume with the version that wrote "
                         f"it, or start a new training from the weights (--weights={weights_path})")
+    problem = misfit(state, _STATE)
+    if problem:
+        raise UserError(f"'{path}' is damaged: {problem}; copy it again, or do without it: "
+                        f"--weights={weights_path} with the file removed")
     return state
 
 

@@ -8,7 +8,6 @@ Letters: B batch, S input side.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import digest
+from utils.parsing import Form, is_number, misfit, parse_json
 
 FORMS = ("raw", "detections")
 """What the models of an export give."""
@@ -31,6 +31,18 @@ INSTALL = {"onnx": "pip install onnx",
            "onnxruntime": "pip install onnxruntime (onnxruntime-gpu for CUDA)",
            "cuda": "pip install onnxruntime-gpu", "npu": "pip install onnxruntime-cann",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
+
+_FILE: Dict[str, Any] = {
+    "file": lambda value: isinstance(value, str) and os.path.basename(value) == value,
+    "sha256": (str, type(None))}
+_DESCRIPTION: Form = {
+    "format": lambda value: value == DESCRIPTION_FORMAT, "form": str, "config": dict,
+    "class_names": [str], "category_ids": [int], "image": {"size": int}, "weights": {"file": str},
+    "priors": _FILE["file"], "outputs": [{"name": str, "shape": list}],
+    "thresholds": dict.fromkeys(("score", "iou", "top_k", "max_detections"), is_number),
+    "mask_iou": lambda value: value is None or not misfit(value, _FILE),
+    "models": [{**_FILE, "batch": (int, type(None)), "input": {"layout": str, "type": str}}]}
+"""What `model.yaml` holds."""
 
 Session = Callable[[np.ndarray], List[np.ndarray]]
 
@@ -49,15 +61,19 @@ def read_description(folder: str) -> Dict[str, Any]:
     path = os.path.join(folder, DESCRIPTION)
     try:
         with open(path, encoding="utf-8") as stream:
-            facts = json.loads("".join(line for line in stream if not line.startswith("#")))
-        version = facts["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            facts = parse_json("".join(line for line in stream if not line.startswith("#")), path)
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"'{path}' cannot be read ({first_line(error)}); a model needs the folder "
                         "that it was exported into, export it again") from None
-    if version != DESCRIPTION_FORMAT:
+    version = facts.get("format") if isinstance(facts, dict) else None
+    if isinstance(version, int) and version != DESCRIPTION_FORMAT:
         raise UserError(f"'{path}' has format {version}, this version reads "
                         f"{DESCRIPTION_FORMAT}; export the weights again")
-    return facts
+    problem = misfit(facts, _DESCRIPTION)
+    if problem:
+        raise UserError(f"'{path}' is damaged: {problem}; export the weights again")
+    found: Dict[str, Any] = facts
+    return found
 
 
 class ExportedModel:
@@ -101,6 +117,9 @@ class ExportedModel:
 
     def __call__(self, planes: np.ndarray) -> Dict[str, np.ndarray]:
         """Outputs by name for uint8 images `[B, 3, S, S]` RGB; any B, whatever the models take."""
+        if not self.models:
+            raise UserError(f"'{self.folder}' has no model that runs on {self.device}; export the "
+                            "weights again")
         names = [output["name"] for output in self.facts["outputs"]]
         parts: List[List[np.ndarray]] = []
         start = 0
@@ -118,6 +137,20 @@ class ExportedModel:
             parts.append([np.asarray(output)[:count] for output in outputs])
             start += size
         return dict(zip(names, (np.concatenate(arrays) for arrays in zip(*parts))))
+
+    def priors(self) -> np.ndarray:
+        """float32 `[P, 4]`, cxcywh relative to the image."""
+        path = os.path.join(self.folder, self.facts["priors"])
+        try:
+            # Mapped, for a header may promise more than there is in the file.
+            priors = np.array(np.load(path, mmap_mode="r"))
+        except Exception as error:  # NumPy's reader of headers is Python's own, with all it raises
+            raise UserError(f"'{path}' cannot be read ({first_line(error)}); export the weights "
+                            "again") from None
+        if priors.ndim != 2 or priors.shape[1] != 4 or priors.dtype != np.float32:
+            raise UserError(f"'{path}' is {priors.dtype} {list(priors.shape)}, expected float32 "
+                            "[priors, 4]; export the weights again")
+        return priors
 
     def mask_iou(self, masks: np.ndarray) -> np.ndarray:
         """Predicted IoU of soft masks float32 `[n, 1, h, w]` for every class (YOLACT++)."""

@@ -20,10 +20,10 @@ import numpy as np
 
 from utils import plots
 from utils.cli import ArgumentParser, run_main
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 from utils.files import write_whole
+from utils.parsing import Form, is_number
 from utils.run_folder import (
-    ENVIRONMENT,
     ITERATION,
     REPORT,
     TOTAL,
@@ -36,10 +36,21 @@ from utils.run_folder import (
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
 MATRIX = os.path.join("evaluation", "confusion_matrix.csv")
+_NUMBER_OR_NONE: Form = lambda value: value is None or is_number(value)  # noqa: E731
+_SCORES: Form = {**dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
+                                 _NUMBER_OR_NONE),
+                 "per_threshold": {str(number): _NUMBER_OR_NONE for number in range(50, 100, 5)}}
+SUMMARY_FORM: Form = {
+    "weights": str, "iteration": (int, type(None)), "time": str, "annotations": str, "images": int,
+    "images_in_file": int, "settings?": dict, "notes?": [str], "box": _SCORES, "mask": _SCORES,
+    "confusion_matrix?": dict, "pictures?": {"score_threshold": is_number, "shown": [
+        {"file": str, "image": str, "image_id": int, "objects": int, "detections": int}]}}
+"""What evaluation.json holds."""
 TEMPLATE = "report.html.j2"
 COMPARISON = "comparison.html"
 _MAX_ROWS = 400
 _MAX_PAIRS = 10
+_MAX_LEVELS = 8
 _OF_ONE_RUN = ("time", "command", "folder", "start_iteration", "class_names", "category_ids",
                "name", "project", "save_folder", "log_folder", "tensorboard", "sentences", "quiet",
                "objects_per_class")
@@ -73,28 +84,37 @@ def _missing(package: str, what: str, folder: RunFolder) -> str:
 
 def read_run(folder: RunFolder) -> Dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
-    evaluation, results = folder.read(SUMMARY), folder.results()
+    evaluation, results = folder.read(SUMMARY, SUMMARY_FORM), folder.results()
     shown = evaluation.get("pictures", {}).get("shown", [])
-    images = [(item, _read(folder.file(*item["file"].split("/")))) for item in shown
-              if not os.path.isabs(item["file"]) and ".." not in item["file"].split("/")]
+    images = [(item, _read(folder, *item["file"].split("/"))) for item in shown]
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
-        "config": folder.read_config(), "sessions": folder.read(ENVIRONMENT).get("sessions", []),
+        "config": folder.read_config(), "sessions": folder.sessions(),
         "steps": folder.training() or results,  # there was no log in earlier versions
         "results": results, "evaluation": evaluation, "plots": {},
-        "classes": list(csv.DictReader(io.StringIO(_read(folder.file(PER_CLASS)).decode(
-            "utf-8", "replace")))),
-        "matrix": read_matrix(_read(folder.file(MATRIX))),
+        "classes": read_classes(_read(folder, PER_CLASS)),
+        "matrix": read_matrix(_read(folder, MATRIX)),
         "images": [(item, jpeg) for item, jpeg in images if jpeg],
         "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
 
 
+def read_classes(data: bytes) -> List[Row]:
+    """Rows of a per_class.csv; none for anything else."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "replace"))))
+        fits = all(row["name"] is not None and is_number(float(row[column] or 0)) for row in rows
+                   for column in ("objects", "mask_AP", "box_AP"))
+    except (KeyError, ValueError, csv.Error):
+        return []
+    return rows if fits else []
+
+
 def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
     """Counts and class names of a confusion_matrix.csv; None for anything else."""
-    rows = list(csv.reader(io.StringIO(data.decode("utf-8", "replace"))))
     try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8", "replace"))))
         counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
-    except ValueError:
+    except (ValueError, OverflowError, csv.Error):
         return None
     names = rows[0][1:-1] if rows else []
     return (counts, names) if counts.shape == (len(names) + 1,) * 2 else None
@@ -151,7 +171,7 @@ def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
     parts = [("", {"recipe": config.get("config")}), ("", fields), ("", config.get("flags", {})),
              ("", facts), ("", session), ("", packages)]
     parts += [(f"{split}: ", values) for split, values in config.get("data", {}).items()]
-    return {prefix + name: value for prefix, values in parts for name, value in values.items()
+    return {f"{prefix}{name}": value for prefix, values in parts for name, value in values.items()
             if name not in _OF_ONE_RUN}
 
 
@@ -166,17 +186,14 @@ def _scores(run: Mapping[str, Any]) -> List[str]:
 
 def _fill(values: Mapping[str, Any]) -> bytes:
     """The page with these values."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
                               autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True, extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
                                data_uri=_data_uri, quoted=shlex.quote)
-    try:
-        return environment.get_template(TEMPLATE).render(values).encode("utf-8")
-    except TemplateError as problem:  # a value is missing
-        raise ValueError(first_line(problem)) from problem
+    return environment.get_template(TEMPLATE).render(values).encode("utf-8", "backslashreplace")
 
 
 def _render(run: Dict[str, Any]) -> bytes:
@@ -206,7 +223,7 @@ def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
     best, evaluation, figures = best_row(run["results"]), run["evaluation"], []
     if best is not None:
         figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
-                   (_decimals(best["box_mAP"]) or "n/a", "box mAP there"),
+                   (_decimals(best.get("box_mAP")) or "n/a", "box mAP there"),
                    (best[ITERATION], "iteration of the best")]
     elif evaluation:
         figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
@@ -229,12 +246,14 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
         (name, name.replace("_", " "), 2) for name in measured]
 
 
-def _plain(value: Any) -> str:
-    """A value of a JSON file as a reader wants it."""
+def _plain(value: Any, levels: int = _MAX_LEVELS) -> str:
+    """A value of a JSON file as a reader wants it; what lies deeper than `levels` is left out."""
+    if isinstance(value, (Mapping, list, tuple)) and not levels:
+        return "..."
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_plain(item, levels - 1)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_plain, value))}]"
+        return f"[{', '.join(_plain(item, levels - 1) for item in value)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -252,12 +271,16 @@ def _data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
 
 
-def _read(path: str) -> bytes:
-    """A file's bytes; none where it cannot be read."""
+def _read(folder: RunFolder, *parts: str) -> bytes:
+    """Bytes of a file of the folder itself; none where it cannot be read or lies elsewhere."""
+    inside = os.path.realpath(folder.path) + os.sep
     try:
+        path = os.path.realpath(folder.file(*parts))
+        if not path.startswith(inside) or not os.path.isfile(path):
+            return b""
         with open(path, "rb") as stream:
             return stream.read()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return b""
 
 
@@ -276,18 +299,12 @@ def main(argv: List[str]) -> int:
             raise UserError(f"'{path}' is no run folder (it has no config.yaml that train.py or "
                             "eval.py wrote); give one such as runs/yolact_base")
         folders.append(folder)
-    try:
-        for folder in folders:
-            print("\n".join(build_report(folder)))
-        if len(folders) > 1:
-            shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
-            out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
-            print("\n".join(compare(folders, out)))
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
-            csv.Error) as problem:  # values of another kind than the programs here write
-        raise UserError(f"{', '.join(args.folders)}: a file is damaged ({type(problem).__name__}: "
-                        f"{first_line(problem)}); remove log.jsonl, results.csv or evaluation/, "
-                        "whichever was changed") from problem
+    for folder in folders:
+        print("\n".join(build_report(folder)))
+    if len(folders) > 1:
+        shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
+        out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
+        print("\n".join(compare(folders, out)))
     return 0
 
 

@@ -17,34 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import io
 import json
 import os
-import platform
 import re
-import shlex
 import shutil
-import subprocess
 import time
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    TextIO,
-)
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import yaml
 
 from utils.errors import UserError
 from utils.files import alone, remove_abandoned, write_whole
+from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from utils.weights.files import Origin
@@ -65,9 +51,24 @@ _MORE_COLUMNS = (TOTAL, "images_per_second", "skipped_steps", "images_scored", "
                  "box_AP50", "box_AP75", "mask_mAP", "mask_AP50", "mask_AP75")
 """Of results.csv, before and after the losses, which have the names that the network's loss has."""
 
+_LONGEST_NAME = 40
+
+_SPLIT: Form = {"annotation_file?": str, "sentences?": [str], "objects_per_class?": {"*": int}}
+_CONFIG: Form = {
+    "format": int, "id?": str, "config?": (str, type(None)), "set?": dict,
+    "flags?": {"data?": (str, type(None))}, "data?": {"*": _SPLIT},
+    "run?": {"config?": dict, "max_iter?": int, "class_names?": (list, type(None))}}
+_OLD_CONFIG: Form = {"format": lambda value: value == 1, "config": dict, "changed?": [str],
+                     "run?": dict}
+_SESSIONS: Form = {"sessions": [{"packages?": dict, "command?": str}]}
+_EVENT: Form = {"type": str, f"{ITERATION}?": lambda value: type(value) is int and value < 2 ** 63}
+_OR_NONE = (int, float, type(None))  # NaN and infinity are written as null
+_TRAIN: Form = {ITERATION: int, "epoch": int, "losses": dict, **dict.fromkeys(
+    ("lr", "total", "skipped", "avg_fps", "fps"), _OR_NONE)}
+"""What the files hold: config.yaml of both formats, environment.json, and of log.jsonl all records
+and those of type train."""
+
 _NAME = re.compile(r"^[^/\\\x00-\x1f]+$")
-_PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
-_GIT_SECONDS = 10
 
 Row = Dict[str, str]
 """Text by column; '' where there is no value."""
@@ -91,9 +92,18 @@ class RunFolder:
         """Path of `best` or `last`."""
         return self.file(WEIGHTS, name + ".pth")
 
-    def read(self, name: str) -> Dict[str, Any]:
-        """A JSON file of the folder; empty where there is none, or none that can be read."""
-        return _read_mapping(self.file(name), json.load)
+    def read(self, name: str, form: Form) -> Dict[str, Any]:
+        """A JSON file of the folder; empty where there is none, or none that can be read.
+
+        Raises:
+            UserError: its values are not of this form.
+        """
+        values = _read_mapping(self.file(name), parse_json)
+        problem = misfit(values, form) if values else ""
+        if problem:
+            raise UserError(f"{self.file(name)}: {problem}, so it is damaged or was written by "
+                            "another program; remove it")
+        return values
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file for people: indented, names as they are."""
@@ -120,23 +130,28 @@ class RunFolder:
 
     def add_session(self, session: Mapping[str, Any]) -> None:
         """Note where and how the program was started, once more."""
-        sessions: List[Any] = self.read(ENVIRONMENT).get("sessions", [])
-        self.write(ENVIRONMENT, {"sessions": sessions + [dict(session)]})
+        self.write(ENVIRONMENT, {"sessions": self.sessions() + [dict(session)]})
+
+    def sessions(self) -> List[Dict[str, Any]]:
+        """What `add_session` has noted so far."""
+        found: List[Dict[str, Any]] = self.read(ENVIRONMENT, _SESSIONS).get("sessions", [])
+        return found
 
     def log_records(self) -> Iterator[Dict[str, Any]]:
         """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
         with contextlib.suppress(FileNotFoundError), open(
                 self.file(LOG), encoding="utf-8", errors="replace") as stream:
             for line in stream:
-                record = None
-                with contextlib.suppress(ValueError):  # cut off by a crash
-                    record = json.loads(line)
-                if isinstance(record, dict) and "type" in record:
+                record: Any = None
+                with contextlib.suppress(UserError):  # cut off by a crash
+                    record = parse_json(line, LOG)
+                if not misfit(record, _EVENT) and not (
+                        record["type"] == "train" and misfit(record, _TRAIN)):
                     yield record
 
     def training(self) -> List[Row]:
         """A row for each log line, with columns of results.csv."""
-        return [_to_text(train_cells(record)) for record in self.log_records()
+        return [_to_row(_to_text(train_cells(record))) for record in self.log_records()
                 if record["type"] == "train"]
 
     def results(self) -> List[Row]:
@@ -144,10 +159,13 @@ class RunFolder:
         try:
             with open(self.file(RESULTS), encoding="utf-8", errors="replace",
                       newline="") as stream:
-                return [dict(row) for row in csv.DictReader(stream, restval="")
-                        if (row.get(ITERATION) or "").isdigit()]
+                rows = [_to_row(row) for row in csv.DictReader(stream)]
         except FileNotFoundError:
             return []
+        except csv.Error as problem:
+            raise UserError(f"{self.file(RESULTS)}: {problem}, so it is damaged; remove it"
+                            ) from None
+        return [row for row in rows if row.get(ITERATION, "").isdigit()]
 
     def add_result(self, values: Mapping[str, Any]) -> None:
         """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
@@ -220,14 +238,14 @@ def read_run_config(path: str) -> Dict[str, Any]:
         `format`, `id`, `program`, `config` (the recipe's name), `set` (what differs from the
         recipe), `flags`, `run` (derived facts, `config` with all fields among them) and `data`.
     """
-    stored = _read_mapping(os.path.join(path, CONFIG), yaml.safe_load)
-    old = {} if stored else _read_mapping(os.path.join(path, OLD_CONFIG), json.load)
-    fields = old.get("config")
-    if old.get("format") != 1 or not isinstance(fields, dict):
-        return stored
-    return dict(old, format=FORMAT, config=fields.get("name"),
-                run=dict(old.get("run", {}), config=fields),
-                set={name: fields[name] for name in old.pop("changed", []) if name in fields})
+    stored = _read_mapping(os.path.join(path, CONFIG), parse_yaml)
+    old = {} if stored else _read_mapping(os.path.join(path, OLD_CONFIG), parse_json)
+    if not misfit(old, _OLD_CONFIG):
+        fields = old["config"]
+        stored = dict(old, format=FORMAT, config=fields.get("name"),
+                      run=dict(old.get("run", {}), config=fields),
+                      set={name: fields[name] for name in old.pop("changed", []) if name in fields})
+    return {} if misfit(stored, _CONFIG) else stored
 
 
 def open_run_folder(path: str, run_id: Optional[str] = None) -> Optional[RunFolder]:
@@ -291,32 +309,6 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                             "--no_run_folder") from error
 
 
-def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
-    """What a program runs on, for `RunFolder.add_session`; `argv` begins with the program."""
-    versions = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(ImportError):
-            versions[name] = str(importlib.import_module(name).__version__)
-    return dict({
-        "time": timestamp(), "command": " ".join(shlex.quote(word) for word in argv),
-        "folder": os.getcwd(), "host": platform.node(), "system": platform.platform(),
-        "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
-        "packages": versions, "source": source_version()}, **more)
-
-
-def source_version() -> Optional[str]:
-    """Git commit of the project, with `-dirty` where files differ from it; None outside of git."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not os.path.exists(os.path.join(folder, ".git")):
-        return None
-    command = ["git", "-C", folder, "describe", "--always", "--long", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS,
-                                       universal_newlines=True).strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def timestamp() -> str:
     """Now, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -352,12 +344,26 @@ def _to_text(values: Mapping[str, Any]) -> Row:
             for name, value in values.items()}
 
 
-def _read_mapping(path: str, load: Callable[[TextIO], Any]) -> Dict[str, Any]:
+def _to_row(cells: Mapping[Any, Any]) -> Row:
+    """The cells of a row as programs here write them: named by a word, numbers but for the time."""
+    return {name: cell if name == "time" or _is_number(cell) else ""
+            for name, cell in cells.items()
+            if isinstance(cell, str) and len(name) <= _LONGEST_NAME and name.isidentifier()}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return is_number(float(text))
+    except ValueError:
+        return False
+
+
+def _read_mapping(path: str, parse: Callable[[str, str], Any]) -> Dict[str, Any]:
     """What a JSON or YAML file holds; empty where it cannot be read or holds something else."""
     try:
         with open(path, encoding="utf-8") as stream:
-            values = load(stream)
-    except (OSError, ValueError, yaml.YAMLError):
+            values = parse(stream.read(), path)
+    except (OSError, ValueError, UserError):
         return {}
     return values if isinstance(values, dict) else {}
 

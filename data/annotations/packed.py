@@ -19,7 +19,8 @@ import numpy as np
 
 from data.annotations.defects import AnnotationReport, Defect, Inspection, offsets
 from data.annotations.kept_arrays import KeptArrays, keep, open_kept
-from data.annotations.reader import Columns, ImageRecord, read_columns
+from data.annotations.reader import Columns, ImageRecord, is_id, read_columns
+from data.description import shown
 from data.masks import Segmentation
 from utils.errors import UserError, some
 
@@ -197,10 +198,10 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
     by_id: Dict[int, str] = {}
     by_name: Dict[str, int] = {}
     for record in records:
-        number = record.get("id") if isinstance(record, dict) else None
+        number: Any = record.get("id") if isinstance(record, dict) else None
         name = record.get("name") if isinstance(record, dict) else None
-        if type(number) is not int or not isinstance(name, str) or not name.strip():
-            raise UserError(f"{path}: category {record!r} needs an integer id and a name")
+        if not is_id(number) or not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: category {shown(record)} needs an integer id and a name")
         if number in by_id:
             raise UserError(f"{path}: category id {number} is given to both '{by_id[number]}' and "
                             f"'{name}'; ids have to be unique")
@@ -215,9 +216,9 @@ def _image_ids(path: Path, images: List[ImageRecord]) -> np.ndarray:
     if not images:
         raise UserError(f"{path}: 'images' is empty, expected at least one image")
     for number, name, _, _ in images:
-        if type(number) is not int or abs(number) >= 2 ** 63:
-            raise UserError(f"{path}: image '{name}' has id {number!r}, expected an integer; write "
-                            "ids as numbers without quotes")
+        if not is_id(number):
+            raise UserError(f"{path}: image '{name}' has id {shown(number)}, expected an integer; "
+                            "write ids as numbers without quotes")
         if not isinstance(name, str) or not name or "\0" in name:
             raise UserError(f"{path}: image {number} has file_name {name!r}, expected the name of "
                             "a file")

@@ -159,6 +159,11 @@ def _compressed(rle: Any) -> Tuple[List[int], bytes]:
     return [0, 0], b""
 
 
+def is_id(value: Any) -> bool:
+    """Whether a value can be an id: a whole number of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
+
+
 def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     """Say which of the four integers of an annotation is missing or not an integer."""
     where = f"annotation {record.get('id')!r} (image_id {record['image_id']!r})"
@@ -169,7 +174,7 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
                          "expected COCO instances such as instances_train2017.json")
     for key in ("id", "image_id", "category_id", "iscrowd"):
         value = record.get(key, 0 if key == "iscrowd" else None)
-        if not isinstance(value, int) or abs(value) >= 2 ** 63:
+        if not is_id(int(value) if isinstance(value, bool) else value):
             expected = ("0 or 1" if key == "iscrowd" else
                         "an integer (64 bit); write ids as numbers without quotes")
             return UserError(f"{path}: {where} has {key} {value!r}, expected {expected}")

@@ -17,7 +17,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.image import SUFFIXES
+from data.image import SUFFIXES, load_pil
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -143,16 +143,14 @@ def _owner(key: Key, images: Dict[Key, Path]) -> Optional[Path]:
 
 def _read(path: Path, image: FoundImage) -> np.ndarray:
     """Whole numbers `[h, w]` of a mask."""
-    from PIL import Image
-
     size = open_image(path, str(path)).size
     image.size = open_image(image.path, f"{path}: a mask", size).size
     try:
-        with Image.open(str(path)) as opened:
-            values = np.array(opened.convert("L") if opened.mode in ("LA", "RGB", "RGBA", "PA")
-                              else opened)
-    except (OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: is not an image that can be read") from None
+        opened = load_pil(str(path))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path}: {problem}") from None
+    values = np.array(opened.convert("L") if opened.mode in ("LA", "RGB", "RGBA", "PA")
+                      else opened)
     if values.dtype.kind == "f":
         raise UserError(f"{path}: holds {values.dtype}, expected whole numbers")
     return values

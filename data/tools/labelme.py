@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
 
-from data.image import Size
+from data.image import Size, load_pil
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -157,7 +157,7 @@ def _circle(centre: Sequence[float], edge: Sequence[float]) -> List[List[float]]
     radius = math.hypot(edge[0] - centre[0], edge[1] - centre[1])
     if not radius < math.inf:
         return [[math.nan, math.nan]] * 3  # said to be not finite, as other outlines are
-    count = min(max(12, int(math.ceil(2 * math.pi * radius / _CIRCLE_STEP))), _MOST_CORNERS)
+    count = math.ceil(min(max(12, 2 * math.pi * radius / _CIRCLE_STEP), _MOST_CORNERS))
     angles = [2 * math.pi * n / count for n in range(count)]
     return [[centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)]
             for angle in angles]
@@ -168,12 +168,10 @@ def _mask(shape: Dict[str, Any], points: Sequence[Sequence[float]], size: Size,
     """A drawn mask: a PNG in base64, its upper left corner at the first point."""
     try:
         data = base64.b64decode(shape.get("mask") or "", validate=True)
-        part = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        part = np.asarray(load_pil(io.BytesIO(data)).convert("L"))
         left, top = (int(round(value)) for value in points[0])
-    except (binascii.Error, ValueError, TypeError, IndexError, OverflowError, cv2.error):
-        part = None
-    if part is None:
-        raise UserError(f"{where}: its mask is not a PNG in base64 with a corner point")
+    except (binascii.Error, OSError, ValueError, TypeError, IndexError, OverflowError):
+        raise UserError(f"{where}: its mask is not a PNG in base64 with a corner point") from None
     width, height = size
     full = np.zeros((height, width), np.uint8)
     cut = part[max(-top, 0):max(height - top, 0), max(-left, 0):max(width - left, 0)]

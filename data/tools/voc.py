@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from data.image import load_pil
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -153,13 +154,10 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
 
 def _instances(file: Path, photo: FoundImage) -> np.ndarray:
     """Instance number of each pixel `[h, w]`."""
-    from PIL import Image
-
     try:
-        with Image.open(str(file)) as image:
-            numbers = np.array(image)
-    except (OSError, ValueError):
-        raise UserError(f"{file}: is not an image that can be read") from None
+        numbers = np.array(load_pil(str(file)))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{file}: {problem}") from None
     if numbers.ndim != 2:
         raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
                         "as VOC has it)")

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_yaml, shown
+from data.description import FOLDER_FILE, SPLITS, is_yolo, shown
 from data.image import SUFFIXES, Size
 from data.tools.conversion import (
     Conversion,
@@ -21,6 +21,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import list_files, read_text, split_folders
 from utils.errors import UserError
+from utils.parsing import parse_yaml
 
 _NAME_FILES = ("classes.txt", "obj.names")
 _OUTSIDE = 0.01

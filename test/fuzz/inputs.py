@@ -6,125 +6,22 @@ A kind is a function that writes one below `in` in the current folder and return
 from __future__ import annotations
 
 import base64
-import collections
 import io
 import json
-import os
-import pickle
-import shutil
+import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data import check, convert
-from data.image import read_image
+from fuzz.mutations import SIDE, as_json, mutate_bytes, mutate_text, photo, write
+from fuzz.own_inputs import checkpoints, export, flags, images, run_folder, video, weights
 from helpers.coco_files import document, write_images
-from helpers.report_files import write_run
-from utils import report
-from utils.engine.train_flags import parse_train_flags, train_parser
-from utils.inference.eval_flags import eval_parser, parse_eval_flags
-from utils.weights.files import read_weights
-from utils.weights.paddle import write_pdparams
-from utils.weights.safetensors import write_safetensors
+from helpers.foreign_layouts import LAYOUTS, mat_file
+from helpers.foreign_layouts import SIDE as SIDE_OF_LAYOUTS
 
-HUGE, DEEP = "@HUGE@", "@DEEP@"
-HOSTILE = (None, True, "", "\0", "a\0b", "x" * 5000, "\ud800", "\x1b[2J", "../../x", "/dev/zero",
-           "a\nb", "=1+1", -1, 0, 1e308, float("nan"), float("inf"), 2 ** 31, 2 ** 63, 10 ** 30,
-           HUGE, DEEP, [], {}, [[]], [None], "1e999", "0x10", " 7 ", "<b>", "1" * 40)
-TEXTS = [value for value in HOSTILE if isinstance(value, str)]
-SIDE = (40, 30)
-
-
-# What mutates
-
-def places(value, path=()):
-    """Paths of all parts of nested lists and dictionaries."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(
-        value, list) else ()
-    for key, part in items:
-        yield from places(part, path + (key,))
-
-
-def mutate_tree(rng, value):
-    """Change one part of nested lists and dictionaries, in place where that is possible."""
-    path = rng.choice(list(places(value)))
-    if not path:
-        return rng.choice([value, rng.choice(HOSTILE)])
-    parent = value
-    for key in path[:-1]:
-        parent = parent[key]
-    action, key = rng.randrange(6), path[-1]
-    if action == 0:
-        del parent[key]
-    elif action == 1 and isinstance(parent, list):
-        parent.append(parent[key])
-    elif action == 2:
-        parent[key] = [parent[key]]
-    elif action == 3 and isinstance(parent[key], (int, float)):
-        parent[key] = rng.choice([-parent[key], parent[key] * 10 ** 6, str(parent[key]), 0.5])
-    else:
-        parent[key] = rng.choice(HOSTILE)
-    return value
-
-
-def as_json(rng, value):
-    """JSON of a tree after some mutations; sometimes not quite."""
-    for _ in range(rng.randint(1, 3)):
-        value = mutate_tree(rng, value)
-    text = json.dumps(value).replace(json.dumps(HUGE), "9" * 5000).replace(
-        json.dumps(DEEP), "[" * 20000 + "]" * rng.choice([20000, 0]))
-    data = text.encode("ascii")
-    return mutate_bytes(rng, data) if rng.random() < 0.2 else data
-
-
-def mutate_bytes(rng, data):
-    """Flip, cut, repeat or insert some bytes."""
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        at = rng.randrange(len(data) + 1)
-        action = rng.randrange(6)
-        if action == 0:
-            del data[at:]
-        elif action == 1:
-            data[at:at + 4] = rng.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
-        elif action == 2:
-            data[at:at] = data[at:at + rng.randrange(1, 60)] * rng.choice([1, 3])
-        elif action == 3:
-            data[at:at] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
-        elif at < len(data):
-            data[at] = rng.randrange(256)
-    return bytes(data)
-
-
-def mutate_text(rng, text):
-    """Replace a word of a text, or mutate its bytes."""
-    if rng.random() < 0.2:
-        return text.encode("utf-8")
-    if rng.random() < 0.3:
-        return mutate_bytes(rng, text.encode("utf-8"))
-    words = text.split(" ")
-    for _ in range(rng.randint(1, 3)):
-        words[rng.randrange(len(words))] = rng.choice(TEXTS)
-    return " ".join(words).replace(HUGE, "9" * 5000).replace(DEEP, "[" * 3000).encode(
-        "utf-8", "surrogatepass")
-
-
-def photo(path, kind=None, rng=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.RandomState(0).randint(0, 256, (SIDE[1], SIDE[0], 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(str(path), kind)
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-# A kind is a function that writes a mutated input below `in` and returns what to call.
 
 def coco(rng):
     write_images(Path("in"))
@@ -221,79 +118,40 @@ def masks(rng):
     return converted(rng, "masks")
 
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "ICO", "PCX",
-           "SGI", "DIB", "IM", "MPO", "PDF")
+def sbd(rng):
+    for name, data in (("a", mat_file()), ("b", mutate_bytes(rng, mat_file()))):
+        photo(Path(f"in/img/{name}.png"), size=(SIDE_OF_LAYOUTS,) * 2)
+        packed = zlib.compress(data)
+        data = rng.choice([data, struct.pack("<II", 15, len(packed)) + packed])
+        data = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + data
+        write(Path(f"in/inst/{name}.mat"), mutate_bytes(rng, data) if rng.random() < 0.1 else data)
+    if rng.random() < 0.3:
+        write(Path("in/train.txt"), mutate_text(rng, "a \nb \n"))
+    return converted(rng, "sbd")
 
 
-def images(rng):
-    path = Path("in/a.img")
-    photo(path, rng.choice([name for name in FORMATS if name in Image.SAVE or not Image.init()]))
-    data = path.read_bytes()
-    if data.startswith(b"\x89PNG") and rng.random() < 0.5:  # a header that promises gigabytes
-        header = data[12:16] + b"\0\1\0\0\0\1\0\0" + data[24:29]
-        data = data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
-    path.write_bytes(mutate_bytes(rng, data))
-    return lambda argv: read_image(argv[0]) is None, [str(path)]
+def folders(rng):
+    """Every layout that --data=FOLDER recognises, with some of its files changed, gone or moved."""
+    rng.choice(list(LAYOUTS))(Path("in"))
+    files = sorted(path for path in Path("in").rglob("*") if path.is_file())
+    for path in rng.sample(files, rng.randint(1, 3)):
+        data, action = path.read_bytes(), rng.randrange(8)
+        path.unlink()
+        if action == 0:
+            path.mkdir()
+        elif action == 1:
+            path.symlink_to(rng.choice(["..", path.name, "/dev/zero", "nowhere"]))
+        elif action == 2:
+            path.with_name(rng.choice(["a b", "x" * 200, "\ud800", "-o", "a\nb", "\u732b"])
+                           + path.suffix).write_bytes(data)
+        elif action == 3 and path.suffix != ".json":
+            path.write_bytes(rng.choice(files).read_bytes() if rng.choice(files).is_file() else b"")
+        elif action > 3:
+            is_json = path.suffix == ".json" and rng.random() < 0.7
+            path.write_bytes(as_json(rng, json.loads(data)) if is_json else mutate_bytes(rng, data))
+    return check.main, ["in", "--quick", "--config=yolact_shapes"]
 
 
-class Executes:
-    """Runs a command when it is unpickled by who trusts it."""
-
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-def weights(rng):
-    path, kind = Path("in/w.bin"), rng.randrange(6)
-    path.parent.mkdir(exist_ok=True)
-    tensors = collections.OrderedDict((f"backbone.{n}.weight", torch.ones(2, 3)) for n in range(3))
-    with open(str(path), "wb") as stream:
-        if kind < 2:
-            content = rng.choice([tensors, {"state_dict": tensors}, {"model": {"ema": tensors}}])
-            torch.save(content, stream, _use_new_zipfile_serialization=bool(kind))
-        elif kind == 2:
-            write_pdparams(stream, tensors)
-        elif kind == 3:
-            write_safetensors(stream, tensors, {"a": "b"})
-        elif kind == 4:
-            value = Executes()
-            for _ in range(rng.choice([0, 3, 200])):
-                value = rng.choice([(value, value), [value], {"a": value}])
-            stream.write(pickle.dumps({"backbone.weight": value}, rng.choice([0, 2, 4])))
-        else:
-            header = as_json(rng, {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}})
-            stream.write(len(header).to_bytes(8, "little") + header + b"\0" * 24)
-    if rng.random() < 0.9:
-        path.write_bytes(mutate_bytes(rng, path.read_bytes()))
-    return lambda argv: read_weights(argv[0]) is None, [str(path)]
-
-
-VALUES = TEXTS + ["nan", "-inf", "1e999", "-1", "0", "1e-400", "auto", "1,2", "[1", "{a: b}", "--",
-                  "=", "a=b", "9" * 5000, "True", "none", "1.5", "\r", "\u202e", "~none/x"]
-
-
-def flags(rng):
-    name, parser, parse = rng.choice([
-        ("train", train_parser(), parse_train_flags), ("eval", eval_parser(), parse_eval_flags),
-        ("check", check.check_parser(), check.check_parser().parse_args)])
-    words = [word for word in parser._option_string_actions if word not in ("-h", "--help")]
-    argv = []
-    for _ in range(rng.randint(1, 3)):
-        value = rng.choice(VALUES).replace(HUGE, "9" * 5000).replace(DEEP, "[" * 3000)
-        argv += rng.choice([[f"{rng.choice(words)}={value}"], [rng.choice(words), value]])
-    return lambda given: parse(given) is None, argv
-
-
-def run_folder(rng):
-    folder = Path(str(write_run(Path("in").resolve(), steps=5, validations=2).path))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in rng.sample(files, min(2, len(files))):
-        data = path.read_bytes()
-        path.write_bytes(as_json(rng, json.loads(data)) if path.suffix == ".json"
-                         and rng.random() < 0.7 else mutate_bytes(rng, data))
-    shutil.move(str(folder), "out")
-    return report.main, ["out/" + folder.name]
-
-
-KINDS = {kind.__name__: kind for kind in (coco, data_yaml, labelme, voc, yolo, masks, images,
-                                          weights, flags, run_folder)}
+KINDS = {kind.__name__: kind for kind in (
+    coco, data_yaml, labelme, voc, yolo, masks, sbd, folders, images, video, weights, checkpoints,
+    export, flags, run_folder)}

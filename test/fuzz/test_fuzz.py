@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
+import torch
+from PIL import Image
 
-from data.description import parse_yaml
+from data import convert
+from data.annotations import load_annotations
+from data.image import load_pil, read_image
 from data.tools.conversion import Conversion
 from data.tools.yolo import read_yolo
 from fuzz import fuzz
+from fuzz.inputs import KINDS
+from fuzz.mutations import photo, write
+from fuzz.own_inputs import Nothing, clip
+from helpers.coco_files import document
 from helpers.paths import ROOT
+from helpers.report_files import write_run
+from utils import plots, report
+from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
+from utils.exported import ExportedModel
+from utils.inference.outputs import PredictionOptions
+from utils.inference.predict import PredictionRun
+from utils.parsing import parse_yaml
 
 ROUNDS = 6
 
@@ -26,7 +45,7 @@ def test_a_few_inputs_of_every_kind():
         env=dict(os.environ, OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         universal_newlines=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert done.stdout.count("{") == 10 and "BAD" not in done.stdout
+    assert done.stdout.count("{") == len(KINDS) and "BAD" not in done.stdout
 
 
 def run_for_ever():
@@ -80,3 +99,89 @@ def test_an_error_is_one_line_whatever_was_given(capsys, value, said):
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
     assert said in message and len(message) < 2100
+
+
+def refused(main, *words):
+    """The sentence that a command ends with, whatever is in its way."""
+    streams = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        assert run_main(main, [str(word) for word in words]) == 2
+    return streams[1].getvalue().splitlines()[-1]
+
+
+def test_a_category_id_of_more_than_64_bits(tmp_path):
+    content = document()
+    content["categories"][1]["id"] = 10 ** 30
+    write(tmp_path / "a.json", json.dumps(content).encode("ascii"))
+    with pytest.raises(UserError, match="needs an integer id"):
+        load_annotations(tmp_path / "a.json")
+
+
+def test_a_circle_of_endless_radius_is_the_image(tmp_path):
+    photo(tmp_path / "0.png")
+    (tmp_path / "0.json").write_text(json.dumps({"imagePath": "0.png", "shapes": [
+        {"label": "a", "points": [[1, 1], [1e308, 9]], "shape_type": "circle"}]}))
+    assert run_main(convert.main, ["labelme", str(tmp_path), f"--out={tmp_path / 'out'}"]) in (0, 2)
+
+
+def test_a_mask_with_a_damaged_chunk(tmp_path):
+    png = io.BytesIO()
+    Image.new("L", (40, 30), 1).save(png, "PNG")
+    write(tmp_path / "a.png", png.getvalue().replace(b"IDAT", b"\0{\xb6\x03"))
+    with pytest.raises(OSError, match="is not an image that can be read"):
+        load_pil(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("start", [
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x75\x30\0\0\x75\x30\x08\2\0\0\0",
+    b"\xff\xd8\xff\xc0\0\x11\x08\x75\x30\x75\x30\3"])
+def test_a_header_that_promises_gigabytes(tmp_path, start):
+    write(tmp_path / "a.png", start + b"\0" * 40 + b"IEND\xaeB`\x82\xff\xda\0\2\xff\xd9")
+    with pytest.raises(UserError, match="too large: 30000 x 30000|truncated"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("environment.json", "[" * 20000, ""), ("environment.json", '{"sessions": "x"}', "sessions is"),
+    ("evaluation/evaluation.json", '{"box": 1}', "weights is missing"),
+    ("log.jsonl", '{"type": "train", "iteration": "x"}\n', ""),
+    ("results.csv", "iteration,mask_mAP\n1,x\n\u00b2,1\n", "")])
+def test_a_damaged_run_folder(tmp_path, name, content, said):
+    folder = write_run(tmp_path, steps=2, validations=1)
+    (tmp_path / "run" / name).write_text(content, encoding="utf-8")
+    with mock.patch.object(plots, "is_available", lambda: False):
+        if said:
+            assert said in refused(report.main, folder.path)
+        else:
+            assert report.main([folder.path]) == 0
+
+
+def test_aliases_that_multiply(tmp_path):
+    with pytest.raises(UserError, match="99 aliases"):
+        parse_yaml(BOMB, "a.yaml")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("class_names", 5), ("category_ids", ["a"]), ("iteration", "x"), ("run_folder", [1])])
+def test_a_damaged_state(tmp_path, name, value):
+    path = save_checkpoint(str(tmp_path / "w.pth"), {"a.weight": torch.ones(2)}, {name: value})
+    with pytest.raises(UserError, match=f"is damaged: {name} is a"):
+        load_for_inference(path)
+
+
+def test_priors_whose_header_never_ends(tmp_path):
+    model = object.__new__(ExportedModel)
+    model.folder, model.facts = str(tmp_path), {"priors": "priors.npy"}
+    write(tmp_path / "priors.npy", b"\x93NUMPY\x01\0\x10\0{'descr': ('<f4'\n")
+    with pytest.raises(UserError, match="priors.npy' cannot be read"):
+        model.priors()
+
+
+def test_a_video_without_a_frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "v.avi", clip(".avi")[:4096])
+    write(tmp_path / "out" / "v.avi", b"the result of before")
+    run = PredictionRun(Nothing(), PredictionOptions(show_progress=False), print, print, sys.stderr)
+    assert "v.avi" in refused(lambda words: run.video(words[0]), "v.avi:out/v.avi")
+    assert (tmp_path / "out" / "v.avi").read_bytes() == b"the result of before"

@@ -46,7 +46,7 @@ def test_without_python_37_one_line_says_so(run, version):
 def test_without_a_recent_python_it_fails_even_if_available_was_said(run):
     done = run("--if-available")
     assert done.returncode == 2
-    assert "needs Python 3.10 or newer" in done.stderr
+    assert "needs Python 3.11 or newer" in done.stderr
 
 
 def test_unknown_torch_lists_the_known(run):

@@ -20,15 +20,15 @@ has_torch_npu() {  # INTERPRETER
 
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-python3}" python3.11 python3.12 python3.13 python3.10 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[0-3]*/bin/python; do
-        if "$candidate" -c "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info)" \
+    for candidate in "${PYTHON:-python3}" python3.11 python3.12 python3.13 \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[1-3]*/bin/python; do
+        if "$candidate" -c "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info)" \
             >/dev/null 2>&1; then
             echo "$candidate"
             return 0
         fi
     done
-    echo "error: Python 3.10 or newer was not found; set PYTHON to one" >&2
+    echo "error: Python 3.11 or newer was not found; set PYTHON to one" >&2
     return 2
 }
 

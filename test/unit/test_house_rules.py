@@ -31,7 +31,7 @@ NETWORK = {"yolact", "backbone", "layers", "data", "utils"}
 ALLOWED_IMPORTS = {
     "utils": GROUND,
     "data": {"data", "layers.box_ops", "utils.errors", "utils.compat", "utils.cli", "utils.files",
-             "utils.drawing"},
+             "utils.drawing", "utils.parsing"},
     "layers": {"layers", "utils.errors"},
     "backbone": {"layers", "utils.errors"},
     "yolact": {"backbone", "layers", "data.config", "utils.errors"},
@@ -273,3 +273,14 @@ def test_every_public_address_is_stated():
         for address in re.findall(r"https?://[\w.-]+|\b(?:gitcode|github)\.com/\w+/\w+", text):
             assert address in stated, address
             assert f"`{path.relative_to(ROOT).as_posix()}`" in stated, path
+
+
+def test_requirements_with_digests_are_the_same():
+    plain, hashed = ((ROOT / name).read_text(encoding="ascii") for name in (
+        "requirements.txt", "requirements-hashed.txt"))
+    named = set(re.findall(r"^([\w.-]+==[\w.]+)$", plain.lower(), re.MULTILINE))
+    pinned = re.findall(r"^([\w.-]+==[\w.]+)[^\n]*\\\n((?:    --hash=sha256:\w{64}[ \\]*\n?)+)",
+                        hashed, re.MULTILINE)
+    assert len(named) == 7 and named <= {name for name, _ in pinned}
+    lines = [line for line in hashed.splitlines() if line[0] not in "# "]
+    assert len(pinned) == len(lines)  # none without a digest

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import math
 import os
+import platform
+import shlex
+import subprocess
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, TextIO
 
 from data.config import get_config, list_configs
@@ -31,7 +36,6 @@ from utils.run_folder import (
     WEIGHTS,
     RunFolder,
     best_row,
-    describe_session,
     folder_of_run,
     score_cells,
     timestamp,
@@ -40,6 +44,8 @@ from utils.run_folder import (
 
 REPORT_SECONDS = 60
 """Between two reports of a training that validates often."""
+_PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
+_GIT_SECONDS = 10
 _NOT_RERUN = ("command_line", "recipe", "settings", "config", "rerun", "resume", "start_iter",
               "local_rank")
 """Flags that do not belong to a training but to one start of it, or to its configuration."""
@@ -150,7 +156,7 @@ class RunRecord:
                 row = best_row(self._folder.results())
         if row is None:
             return None
-        box = float(row["box_mAP"]) / 100 if row["box_mAP"] else None
+        box = float(row["box_mAP"]) / 100 if row.get("box_mAP") else None
         return int(row["iteration"]), float(row["mask_mAP"]) / 100, box
 
     def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> List[str]:
@@ -288,6 +294,32 @@ def open_folder(args: argparse.Namespace, training: Training, flags: Dict[str, A
     folder.go_on_from(start)
     training.saver.run_folder = folder.path
     return folder
+
+
+def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
+    """What a program runs on; `argv` begins with the program."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(ImportError):
+            versions[name] = str(importlib.import_module(name).__version__)
+    return dict({
+        "time": timestamp(), "command": " ".join(shlex.quote(word) for word in argv),
+        "folder": os.getcwd(), "host": platform.node(), "system": platform.platform(),
+        "device": device, "cores": os.cpu_count(), "python": platform.python_version(),
+        "packages": versions, "source": source_version()}, **more)
+
+
+def source_version() -> Optional[str]:
+    """Git commit of the project, with `-dirty` where files differ from it; None outside of git."""
+    folder = str(Path(__file__).resolve().parents[2])
+    if not os.path.exists(os.path.join(folder, ".git")):
+        return None
+    command = ["git", "-C", folder, "describe", "--always", "--long", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=_GIT_SECONDS,
+                                       universal_newlines=True).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _facts(training: Training, seed: int) -> Dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from data.config import Config, field_kinds, get_config, list_configs, parse_setting
 from data.config_fields import as_text, expected_value, parse, value_problem
-from data.description import parse_yaml
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError, counted, nearest
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
+from utils.parsing import parse_yaml
 
 AUTO = "auto"
 UNFINISHED = "unfinished"

@@ -87,7 +87,7 @@ class Segmenter:
     def __init__(self, path: str = "", device: str = "auto") -> None:
         self.model = ExportedModel(path or os.path.dirname(os.path.abspath(__file__)), device)
         self.facts = self.model.facts
-        self.priors = np.load(os.path.join(self.model.folder, self.facts["priors"]))
+        self.priors = self.model.priors()
 
     def __call__(self, image: np.ndarray, top_k: Optional[int] = None,
                  score_threshold: float = 0.0) -> Found:

@@ -24,7 +24,7 @@ from data.coco import CocoDataset
 from utils.distributed.processes import launch_id
 from utils.drawing import draw_instances, side_by_side
 from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
-from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
+from utils.report import MATRIX, PER_CLASS, SUMMARY, SUMMARY_FORM, build_report
 from utils.run_folder import (
     RunFolder,
     best_row,
@@ -87,7 +87,7 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
     folder = _folder_for(choice, evaluation, config_name)
     if folder is None:
         return []
-    before, images, lines = folder.read(SUMMARY), len(evaluation.evaluator), []
+    before, images, lines = folder.read(SUMMARY, SUMMARY_FORM), len(evaluation.evaluator), []
     if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
             images < before["images"] or (evaluation.settings and not before.get("settings"))):
         settings = "" if before.get("settings") else " with the default settings"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Callable, Dict, Optional
 
 import numpy as np
@@ -38,8 +37,7 @@ class ExportedNetwork(nn.Module):
         self.config = Config.from_dict(self.facts["config"])
         self.input_size = self.config.max_size
         self.maskiou_net = _MaskIou(self) if self.facts["mask_iou"] else None
-        self.priors = torch.from_numpy(np.load(os.path.join(self._exported.folder,
-                                                            self.facts["priors"])))
+        self.priors = torch.from_numpy(self._exported.priors())
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """Predictions for uint8 images `[B,3,S,S]`; with `detections` inside, those by field."""

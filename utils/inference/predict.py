@@ -109,6 +109,9 @@ class PredictionRun:
                 interrupted = stop
             finally:
                 is_whole = output.attempt(shown.close)
+            if not self.times.images and interrupted is None:
+                raise UserError(f"{source}: no frame of it can be decoded; it may be incomplete, "
+                                "or in a format that this OpenCV cannot read")
             if reader.missing:
                 output.fail(UserError(
                     f"{source}: the last {reader.missing} of {reader.total} frames cannot be "

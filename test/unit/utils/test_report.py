@@ -138,7 +138,7 @@ def test_a_folder_of_before_there_was_a_log(folder):
 
 
 def test_settings_that_are_not_the_default_are_told(folder):
-    evaluation = folder.read(report.SUMMARY)
+    evaluation = folder.read(report.SUMMARY, {})
     folder.write(report.SUMMARY, dict(evaluation, settings={"score_threshold": 0.3}))
     assert "Not with the default settings: score_threshold 0.3" in built(folder).text
 
@@ -165,7 +165,7 @@ def test_broken_files_are_left_out(folder):
 
 def test_small_scores_and_empty_images_are_not_praised(folder):
     assert "no detection in these images has that score yet" not in built(folder).text
-    evaluation = folder.read(report.SUMMARY)
+    evaluation = folder.read(report.SUMMARY, {})
     for item in evaluation["pictures"]["shown"]:
         item["detections"] = 0
     folder.write(report.SUMMARY, evaluation)

@@ -16,13 +16,13 @@ from helpers.paths import ROOT
 from utils import run_folder
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.distributed.processes import is_restart, launch_id
+from utils.engine.record import describe_session
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
     OLD_CONFIG,
     RunFolder,
     best_row,
-    describe_session,
     folder_of_run,
     folder_of_weights,
     open_run_folder,
@@ -201,7 +201,7 @@ def test_sessions_add_up(tmp_path):
     folder = RunFolder(str(tmp_path), "a")
     folder.add_session({"command": "one \u732b"})
     folder.add_session({"command": "two"})
-    assert [session["command"] for session in folder.read("environment.json")["sessions"]] == [
+    assert [session["command"] for session in folder.sessions()] == [
         "one \u732b", "two"]
 
 

@@ -227,7 +227,7 @@ AUTO, NAMED = "--run_folder=auto", "--run_folder=runs/yolact_shapes"
 
 
 def recorded():
-    return open_run_folder("runs/yolact_shapes").read("evaluation/evaluation.json")
+    return open_run_folder("runs/yolact_shapes").read("evaluation/evaluation.json", {})
 
 
 def test_evaluation_fills_the_folder_of_a_run_that_did_not_validate(flags, shapes, request,
