@@ -34,7 +34,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.batch import Batch, bit_values
 from data.loader import prefetch
 from utils.amp import Precision
 from utils.cli import run_main
@@ -64,8 +64,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
-               micro_batches: Sequence[Batch], lr: float, sharing: Sharing, precision: Precision,
-               stop_requested: bool = False, void: bool = False) -> Dict[str, Tensor]:
+               micro_batches: Sequence[Batch], lr: Optional[float], sharing: Sharing,
+               precision: Precision, void: bool = False) -> Dict[str, Tensor]:
     """One update: forward, loss, backward, optimiser.
 
     The batch of a step is divided among the cards, and on each card into micro-batches that run one
@@ -77,16 +77,15 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
         criterion: called with predictions, batch and the number of positives to divide by.
         optimizer: of the network's parameters.
         micro_batches: this card's part of the step's batch.
-        lr: learning rate.
+        lr: learning rate; None for that which the optimiser was told before.
         sharing: how the batch is divided.
         precision: of the network's forward and backward pass.
-        stop_requested: whether this process wants to stop; told to the others.
         void: this card has nothing to learn from: the update is skipped on all cards.
 
     Returns:
         this card's losses by name, 0-d, on the device.
     """
-    sharing.begin(micro_batches, stop_requested)
+    sharing.begin(micro_batches)
     optimizer.zero_grad()
     shown: Dict[str, Tensor] = {}
     for batch in micro_batches:
@@ -105,6 +104,20 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
         overflow = sharing.on_any_card(overflow)
     precision.step(optimizer, lr, overflow)
     return shown
+
+
+def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
+               void: bool = False) -> None:
+    """All that the device does in an iteration: `train_step` at the optimiser's learning rate, then
+    the moving average and the records. `bits` are `bit_values`, for batches that come packed.
+    """
+    learner = training.learner
+    losses = train_step(learner.network, learner.criterion, learner.optimizer,
+                        [batch.unpack(bits) for batch in micro_batches], None, training.sharing,
+                        learner.precision, void)
+    if learner.average is not None:
+        learner.average.update()
+    training.records.add(losses, learner.optimizer.applied, learner.precision.used_scale)
 
 
 class Outcome(NamedTuple):
@@ -126,6 +139,7 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                   record: RunRecord) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it."""
     learner, sharing, schedule = training.learner, training.sharing, training.schedule
+    step = functools.partial(whole_step, training, bit_values(learner.device))
     batches = prefetch(observer.watched, learner.device)
     learner.network.train()
     done, stopping, early, problem = start, False, training.nothing_improves(), None
@@ -139,13 +153,12 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                 break
             stop.requested = True  # the others hear of it with the next step
         with observer.step_limit(done + 1):
-            losses = train_step(learner.network, learner.criterion, learner.optimizer,
-                                micro_batches, schedule(done), sharing, learner.precision,
-                                stop.requested, void=problem is not None)
-            if learner.average is not None:
-                learner.average.update()
+            learner.optimizer.set_rate(schedule(done))
+            if stop.requested:
+                sharing.request_stop()
+            step(micro_batches, problem is not None)
             done += 1
-            observer.step(done, losses, micro_batches, learner)
+            observer.step(done, micro_batches)
             if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
                 stopping = sharing.stop_agreed()
                 in_vain = log_progress(training, observer, done, record, stopping)
