@@ -29,7 +29,7 @@ import math
 import operator
 import sys
 import time
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from data.loader import prefetch
 from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
+from utils.device_graph import GraphedStep
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
 from utils.distributed.sharing import (
@@ -120,6 +121,16 @@ def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
     training.records.add(losses, learner.optimizer.applied, learner.precision.used_scale)
 
 
+def step_of(training: Training) -> Tuple[Callable[..., None], int]:
+    """`whole_step` as this run takes it, and `places` for `prefetch`."""
+    device = training.learner.device
+    step = functools.partial(whole_step, training, bit_values(device))
+    if not training.device_graph:
+        return step, 0
+    return (GraphedStep(step, device, training.processes.world_size > 1),
+            training.sharing.micro_batches)
+
+
 class Outcome(NamedTuple):
     """How far a training came."""
 
@@ -139,8 +150,8 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                   record: RunRecord) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it."""
     learner, sharing, schedule = training.learner, training.sharing, training.schedule
-    step = functools.partial(whole_step, training, bit_values(learner.device))
-    batches = prefetch(observer.watched, learner.device)
+    step, places = step_of(training)
+    batches = prefetch(observer.watched, learner.device, places)
     learner.network.train()
     done, stopping, early, problem = start, False, training.nothing_improves(), None
     while done < schedule.max_iter and not early:

@@ -70,7 +70,7 @@ class Batch:
         return self
 
     def unpack(self, values: Tensor) -> Batch:
-        """This batch; see `PackedBatch`."""
+        """Return this batch; see `PackedBatch`."""
         return self
 
     def pin_memory(self: B) -> B:

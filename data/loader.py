@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Augmenter
-from data.batch import Batch, PackedBatch, bit_values, collate, pack
+from data.batch import Batch, bit_values, collate, pack
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import TargetMaker, ground_truth_slots
@@ -219,7 +219,8 @@ def prefetch(loader: Iterable[Batch], device: torch.device,
     With `places` batches of a side are copied into that many places in turn, and come as these:
     the same objects with the same memory again and again, still packed.
     """
-    values, kept = bit_values(device), {}
+    values = bit_values(device)
+    kept: Dict[Tuple[int, torch.Size], Batch] = {}
     for number, batch in enumerate(loader):
         if places:
             place = number % places, batch.images.shape

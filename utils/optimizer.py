@@ -83,7 +83,8 @@ class FlatOptimizer:
         # Whether it is applied, minus the learning rate, and the factors: of a finite step and of
         # another. One choice between the two on the device is all that a step does to skip.
         self._lr = 0.0
-        self._of_finite = torch.tensor([1.0, -self._lr, *factors], device=device)
+        self._of_finite = torch.tensor([1.0, 0.0, *factors], device=device)
+        self._rate = self._of_finite[1]
         self._of_skipped = torch.tensor([0.0, 0.0] + [1.0] * len(factors), device=device)
         self.applied = torch.ones((), dtype=torch.float32, device=device)
         self.steps = torch.zeros((), dtype=torch.int32, device=device)  # 64 bits are slow on NPU
@@ -126,7 +127,7 @@ class FlatOptimizer:
             self._fill_rate(lr)
 
     def _fill_rate(self, lr: float) -> None:
-        self._of_finite[1].fill_(-lr)
+        self._rate.fill_(-lr)
 
     def step(self, lr: Optional[float] = None, scale: Optional[Tensor] = None,
              overflow: Optional[Tensor] = None) -> None:

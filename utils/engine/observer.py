@@ -98,7 +98,8 @@ class StepRecords:
         self._scale_floor = scale_floor
         self._on_any_card = on_any_card
         self._names: List[str] = []
-        # The newest row is the last: steps shift it, which asks for no number that changes.
+        # Rows one behind the other, the newest last: steps shift them, without any number that
+        # changes from one to the next.
         self._ring: Optional[Tensor] = None
         self._steps = 0
         self._since_report: Deque[Tuple[int, Tuple[int, ...]]] = deque(maxlen=WINDOW)
@@ -110,17 +111,16 @@ class StepRecords:
         """Queue the record of a step on the device; `count` follows.
 
         Args:
-            losses: 0-d tensors by name; the names must be the same in every step.
+            losses: 0-d tensors without a gradient, by name; the same names in every step.
             applied: 0-d, 0 where the optimiser left the parameters alone.
             scale: 0-d, what the loss was multiplied by; in every step or in none.
         """
-        values = list(losses.values()) + [applied] + ([] if scale is None else [scale])
-        row = [value.detach().float().reshape(1) for value in values]
+        row = [value.float() for value in losses.values()] + [applied.float()]
+        row += [] if scale is None else [scale]
         if self._ring is None:
             self._names = list(losses)
-            self._ring = torch.zeros(WINDOW, len(row), device=applied.device)
-        kept = self._ring.reshape(-1)[len(row):]
-        self._ring.copy_(torch.cat([kept, *row]).reshape(WINDOW, len(row)))
+            self._ring = torch.zeros(WINDOW * len(row), device=applied.device)
+        self._ring.copy_(torch.cat([self._ring[len(row):], torch.stack(row)]))
 
     def count(self, iteration: int, image_ids: Tuple[int, ...]) -> None:
         """Count a step that was recorded, of number `iteration`, with its images."""
@@ -131,7 +131,7 @@ class StepRecords:
         """Fetch the ring (this waits for the device) and sum up; at most `WINDOW` steps apart."""
         if self._ring is None:
             return Report({}, float("nan"), [], 0)
-        rows = self._ring.cpu().numpy()[-min(self._steps, WINDOW):]
+        rows = self._ring.cpu().numpy().reshape(WINDOW, -1)[-min(self._steps, WINDOW):]
         recent = rows[len(rows) - len(self._since_report):]
         count = len(self._names)
         answered = self._answered(recent)
@@ -183,13 +183,13 @@ class StepRecords:
         self._names = list(state["names"])
         self._steps, self._run = state["steps"], state["run"]
         ring = self._turned(state["ring"], -self._steps)
-        self._ring = None if ring is None else ring.to(device)
+        self._ring = None if ring is None else ring.reshape(-1).to(device)
         self.total_skipped = state["total_skipped"]
 
     @staticmethod
     def _turned(ring: Optional[Tensor], steps: int) -> Optional[Tensor]:
         """In files the row of step n is the n-th, modulo `WINDOW`."""
-        return None if ring is None else ring.cpu().roll(steps % WINDOW, 0)
+        return None if ring is None else ring.cpu().reshape(WINDOW, -1).roll(steps % WINDOW, 0)
 
 
 class Mark(NamedTuple):

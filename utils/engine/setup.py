@@ -16,9 +16,11 @@ from data.config import Config
 from data.datasets import find_dataset, open_dataset
 from data.loader import TrainDataset, TrainLoader
 from layers.anchors import make_priors
+from layers.deform_conv import convolve_recordably
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
+from utils.device_graph import prepare_graphs
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, broadcast_from_main
 from utils.engine.batch_size import (
@@ -78,6 +80,8 @@ class Training:
     saver: Saver
     not_validated: str = "--validation_epoch=1 for every epoch"
     """Why there is no validation, or how to have one."""
+    device_graph: bool = False
+    """Steps are recorded on the device and replayed."""
 
     @property
     def processes(self) -> Processes:
@@ -102,6 +106,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     is the checkpoint that `Saver.resume` will be called with, if any.
     """
     config: Config = args.recipe
+    if args.device_graph:
+        prepare_graphs(device)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
     dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train")
     dataset.check_images_exist()
@@ -125,6 +131,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                                         loader.epoch_size)
     learner = build_learner(args, config, precision, processes, device, per_card,
                             dataset.class_names, factors)
+    if args.device_graph and device.type == "npu":
+        convolve_recordably(learner.model)
     validation = None
     if evaluation is not None:
         detector = Detector(learner.model, Detect.from_config(config), device)
@@ -143,7 +151,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                               per_card * sharing.shares), loader.epoch_size,
                   launch, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
-                    saver, absent or Training.not_validated)
+                    saver, absent or Training.not_validated, args.device_graph)
 
 
 def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequence[str],

@@ -142,7 +142,8 @@ def _options(training: Training) -> List[str]:
         (config.multi_scale, f"input sides {' '.join(map(str, config.multi_scale))} px, a new one "
                              f"every {config.multi_scale_interval} iterations"),
         (weights, f"class weights {weights}"),
-        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"))
+        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"),
+        (training.device_graph, "device graph (a step is one launch)"))
     return [text for is_on, text in options if is_on]
 
 
