@@ -29,7 +29,7 @@ import math
 import operator
 import sys
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ from data.loader import prefetch
 from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
-from utils.device_graph import GraphedStep
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
 from utils.distributed.sharing import (
@@ -109,9 +108,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
 
 def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
                void: bool = False) -> None:
-    """All that the device does in an iteration: `train_step` at the optimiser's learning rate, then
-    the moving average and the records. `bits` are `bit_values`, for batches that come packed.
-    """
+    """What the device does in an iteration; `bits` are `bit_values`, for batches that come packed."""
     learner = training.learner
     losses = train_step(learner.network, learner.criterion, learner.optimizer,
                         [batch.unpack(bits) for batch in micro_batches], None, training.sharing,
@@ -119,16 +116,6 @@ def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
     if learner.average is not None:
         learner.average.update()
     training.records.add(losses, learner.optimizer.applied, learner.precision.used_scale)
-
-
-def step_of(training: Training) -> Tuple[Callable[..., None], int]:
-    """`whole_step` as this run takes it, and `places` for `prefetch`."""
-    device = training.learner.device
-    step = functools.partial(whole_step, training, bit_values(device))
-    if not training.device_graph:
-        return step, 0
-    return (GraphedStep(step, device, training.processes.world_size > 1),
-            training.sharing.micro_batches)
 
 
 class Outcome(NamedTuple):
@@ -150,7 +137,8 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                   record: RunRecord) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it."""
     learner, sharing, schedule = training.learner, training.sharing, training.schedule
-    step, places = step_of(training)
+    step, places = training.recorded(functools.partial(
+        whole_step, training, bit_values(learner.device)))
     batches = prefetch(observer.watched, learner.device, places)
     learner.network.train()
     done, stopping, early, problem = start, False, training.nothing_improves(), None

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any, Callable, Dict, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
 
 import torch
 
-from data.batch import Batch
 from utils.device import describe, device_runtime, saturates, synchronize
 from utils.errors import UserError, first_line
 from utils.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from data.batch import Batch
 
 CLASSES = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
 WARM_UP = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -277,7 +278,7 @@ class FlatAdamW(FlatOptimizer):
     def _fill_rate(self, lr: float) -> None:
         super()._fill_rate(lr)
         if self.weight_decay:
-            self._of_finite[2].fill_(1 - float(torch.tensor(lr * self.weight_decay)))
+            self._of_finite[2].fill_(1 - float(np.float32(lr * self.weight_decay)))
 
     def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
         kept, beta1, beta2 = factors

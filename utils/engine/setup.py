@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 import torch
 
@@ -20,7 +20,7 @@ from layers.deform_conv import convolve_recordably
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
-from utils.device_graph import prepare_graphs
+from utils.device_graph import GraphedStep, prepare_graphs
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, broadcast_from_main
 from utils.engine.batch_size import (
@@ -92,6 +92,15 @@ class Training:
     def images_per_step(self) -> int:
         """Of all cards."""
         return self.loader.batch_size * self.sharing.shares
+
+    def recorded(self, step: Callable[..., None]) -> Tuple[Callable[..., None], int]:
+        """`step`, recorded on the device and replayed where this run asks for it, and how many
+        places of batches it then needs of `data.loader.prefetch`.
+        """
+        if not self.device_graph:
+            return step, 0
+        graphed = GraphedStep(step, self.learner.device, self.processes.world_size > 1)
+        return graphed, self.sharing.micro_batches
 
     def nothing_improves(self) -> bool:
         """Whether as many validations as --early_stopping found nothing better; main process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,10 @@ class Runtime:
 
     def __init__(self, notes):
         class CUDAGraph:
+            numbers = itertools.count()
+
             def __init__(self):
-                self.number = sum(note[0] == "record" for note in notes)
+                self.number = next(self.numbers)
 
             def replay(self):
                 notes.append(("replay", self.number))
@@ -45,7 +48,8 @@ class Runtime:
 @pytest.fixture
 def notes(monkeypatch):
     found = []
-    monkeypatch.setattr(device_graph, "device_runtime", lambda device: Runtime(found))
+    runtime = Runtime(found)
+    monkeypatch.setattr(device_graph, "device_runtime", lambda device: runtime)
     return found
 
 
