@@ -108,7 +108,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
 
 def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
                void: bool = False) -> None:
-    """What the device does in an iteration; `bits` are `bit_values`, for batches that come packed."""
+    """What the device does in an iteration; `bits` are `bit_values`, for batches still packed."""
     learner = training.learner
     losses = train_step(learner.network, learner.criterion, learner.optimizer,
                         [batch.unpack(bits) for batch in micro_batches], None, training.sharing,
