@@ -98,7 +98,8 @@ def test_all_that_changes_a_step_is_recorded_with_it(shapes, tmp_path, launches)
     launches.clear()
     assert same(eager, learn(shapes, tmp_path / "graph", *flags, "--device_graph"))
     assert [count for count, _ in launches].count(1) == 14 - 2 * WARM_UP
-    assert {copies for count, copies in launches if count == 1} == {24}
+    # A log line that tells of overflows sends the device a tensor.
+    assert {copies for count, copies in launches if count == 1} == {24, 25}
 
 
 def test_the_mask_iou_network_and_deformable_convolution_are_recorded(shapes, tmp_path, launches,
