@@ -34,19 +34,19 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.batch import Batch, bit_values
 from data.loader import prefetch
 from utils.amp import Precision
 from utils.cli import run_main
 from utils.device import cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
-from utils.distributed.sharing import Sharing, broadcast_from_main, raise_together, share_buffers
+from utils.distributed.sharing import Sharing, broadcast_from_main, share_buffers
 from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import choose_start
 from utils.engine.setup import Training, build_training
-from utils.engine.summary import end_lines, next_lines, start_lines
+from utils.engine.summary import announce, end_lines, next_lines, print_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import TrainingError, UserError, counted
 from utils.inference.evaluation_record import ScoredEvaluation
@@ -59,8 +59,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
-               micro_batches: Sequence[Batch], lr: float, sharing: Sharing, precision: Precision,
-               stop_requested: bool = False, void: bool = False) -> Dict[str, Tensor]:
+               micro_batches: Sequence[Batch], lr: Optional[float], sharing: Sharing,
+               precision: Precision, void: bool = False) -> Dict[str, Tensor]:
     """One update: forward, loss, backward, optimiser.
 
     The batch of a step is divided among the cards, and on each card into micro-batches that run one
@@ -72,16 +72,15 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
         criterion: called with predictions, batch and the number of positives to divide by.
         optimizer: of the network's parameters.
         micro_batches: this card's part of the step's batch.
-        lr: learning rate.
+        lr: learning rate; None for that which the optimiser was told before.
         sharing: how the batch is divided.
         precision: of the network's forward and backward pass.
-        stop_requested: whether this process wants to stop; told to the others.
         void: this card has nothing to learn from: the update is skipped on all cards.
 
     Returns:
         this card's losses by name, 0-d, on the device.
     """
-    sharing.begin(micro_batches, stop_requested, void)
+    sharing.begin(micro_batches, void)
     optimizer.zero_grad()
     shown: Dict[str, Tensor] = {}
     for batch in micro_batches:
@@ -100,6 +99,18 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
         overflow = sharing.on_any_card(overflow)
     precision.step(optimizer, lr, overflow)
     return shown
+
+
+def whole_step(training: Training, bits: Tensor, micro_batches: Sequence[Batch],
+               void: bool = False) -> None:
+    """What the device does in an iteration; `bits` are `bit_values`, for batches still packed."""
+    learner = training.learner
+    losses = train_step(learner.network, learner.criterion, learner.optimizer,
+                        [batch.unpack(bits) for batch in micro_batches], None, training.sharing,
+                        learner.precision, void)
+    if learner.average is not None:
+        learner.average.update()
+    training.records.add(losses, learner.optimizer.applied, learner.precision.used_scale)
 
 
 class Outcome(NamedTuple):
@@ -121,7 +132,9 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                   record: RunRecord) -> Outcome:
     """Train from iteration `start` until the schedule ends or something ends it."""
     learner, sharing, schedule = training.learner, training.sharing, training.schedule
-    batches = prefetch(observer.watched, learner.device)
+    step, places = training.recorded(functools.partial(
+        whole_step, training, bit_values(learner.device)))
+    batches = prefetch(observer.watched, learner.device, places)
     learner.network.train()
     done, stopping, early, problem = start, False, training.nothing_improves(), None
     while done < schedule.max_iter and not early:
@@ -134,13 +147,12 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
                 break
             stop.requested = True  # the others hear of it with the next step
         with observer.step_limit(done + 1):
-            losses = train_step(learner.network, learner.criterion, learner.optimizer,
-                                micro_batches, schedule(done), sharing, learner.precision,
-                                stop.requested, void=problem is not None)
-            if learner.average is not None:
-                learner.average.update()
+            learner.optimizer.set_rate(schedule(done))
+            if stop.requested:
+                sharing.request_stop()
+            step(micro_batches, problem is not None)
             done += 1
-            observer.step(done, losses, micro_batches, learner)
+            observer.step(done, micro_batches)
             if done % LOG_INTERVAL == 0 or done in (start + 1, schedule.max_iter):
                 stopping = sharing.stop_agreed()
                 in_vain = log_progress(training, observer, done, record, stopping)
@@ -272,23 +284,6 @@ def save(training: Training, done: int, record: RunRecord, interrupt: bool = Fal
     return path
 
 
-def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
-    """Say what is about to happen, and take the folder for the weights.
-
-    Raises:
-        UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
-            something.
-    """
-    problem: Optional[UserError] = None
-    if training.processes.is_main:
-        try:
-            print_lines(start_lines(training, start, strict))
-            print_lines(training.saver.open_folder(resumed))
-        except UserError as error:
-            problem = error
-    raise_together(problem, training.processes, training.learner.device)
-
-
 def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[str]:
     """Save what was trained and draw the report; returns the weights' path, if any were saved.
 
@@ -357,12 +352,6 @@ def run(args: argparse.Namespace, training: Training, start: int) -> int:
                      f"{outcome.done}"
                      + ("; --resume=interrupt goes on from there" if saved else "")])
         return 130
-
-
-def print_lines(lines: Sequence[str]) -> None:
-    """Print at once, if there is anything."""
-    if lines:
-        print("\n".join(lines), flush=True)
 
 
 def _run(argv: List[str]) -> int:

@@ -39,7 +39,7 @@ class Batch:
         gt_labels: int32 `[B, G]`, 0 in empty slots.
         gt_masks: uint8 or, from a `PackedBatch`, bool `[B, G, h, w]` of 0 and 1.
         semantic: the same `[B, C-1, hs, ws]`, the union of each class's masks.
-        image_ids: int64 `[B]`, COCO image ids.
+        image_ids: int64 `[B]`, COCO image ids; always on the host, where they are looked at.
     """
 
     images: Tensor
@@ -57,8 +57,21 @@ class Batch:
     image_ids: Tensor
 
     def to(self: B, device: Device, non_blocking: bool = False) -> B:
-        """Copy every field to `device`."""
-        return self._map(lambda field: field.to(device, non_blocking=non_blocking))
+        """Copy every field but `image_ids` to `device`."""
+        return self._map(lambda field: field if field is self.image_ids
+                         else field.to(device, non_blocking=non_blocking))
+
+    def take(self: B, other: B) -> B:
+        """Copy the fields of `other` into the memory of this batch's, and return this batch."""
+        for name, field in vars(other).items():
+            if name != "image_ids":
+                getattr(self, name).copy_(field, non_blocking=True)
+        self.image_ids = other.image_ids
+        return self
+
+    def unpack(self, values: Tensor) -> Batch:
+        """Return this batch; see `PackedBatch`."""
+        return self
 
     def pin_memory(self: B) -> B:
         """Copy every field into page-locked memory, from which copies run asynchronously."""

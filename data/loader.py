@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Augmenter
-from data.batch import Batch, PackedBatch, bit_values, collate, pack
+from data.batch import Batch, bit_values, collate, pack
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import TargetMaker, ground_truth_slots
@@ -209,17 +209,28 @@ class TrainLoader:
             yield batch
 
 
-def prefetch(loader: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
+def prefetch(loader: Iterable[Batch], device: torch.device,
+             places: int = 0) -> Generator[Batch, None, None]:
     """Yield the batches of `loader` on `device`.
 
     A batch is asked for while the device still works on the step before, so its copy from pinned
     memory is queued without waiting. On the CPU batches pass through.
+
+    With `places` batches of a side are copied into that many places in turn, and come as these:
+    the same objects with the same memory again and again, still packed.
     """
     values = bit_values(device)
-    for batch in loader:
+    kept: Dict[Tuple[int, torch.Size], Batch] = {}
+    for number, batch in enumerate(loader):
+        if places:
+            place = number % places, batch.images.shape
+            kept[place] = (kept[place].take(batch) if place in kept
+                           else batch.to(device, non_blocking=True))
+            yield kept[place]
+            continue
         if device.type != "cpu":
             batch = batch.to(device, non_blocking=True)
-        yield batch.unpack(values) if isinstance(batch, PackedBatch) else batch
+        yield batch.unpack(values)
 
 
 def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:

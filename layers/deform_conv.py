@@ -106,7 +106,7 @@ class DeformConv2d(nn.Module):
         self.conv_offset_mask = nn.Conv2d(in_channels, 3 * self.taps, kernel_size, stride=stride,
                                           padding=padding)
         self.backend: Optional[str] = None
-        """Fixes one of `BACKENDS`, for exporters; None chooses by the device."""
+        """Fixes one of `BACKENDS`; None chooses by the device."""
         bound = 1 / math.sqrt(in_channels * self.taps)
         nn.init.uniform_(self.weight, -bound, bound)
         self.zero_offsets()
@@ -121,6 +121,15 @@ class DeformConv2d(nn.Module):
         offset, logits = self.conv_offset_mask(x).split([2 * self.taps, self.taps], 1)
         return modulated_deform_conv2d(x, offset, torch.sigmoid(logits), self.weight, self.bias,
                                        self.stride, self.padding, self.backend)
+
+
+def convolve_recordably(model: nn.Module) -> None:
+    """Convolve in plain PyTorch from now on: the NPU's operator is compiled when it first runs, and
+    such ones cannot be recorded into a device graph.
+    """
+    for module in model.modules():
+        if isinstance(module, DeformConv2d):
+            module.backend = "plain"
 
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,

@@ -47,23 +47,26 @@ class LossScale:
     good steps in a row, the numbers of torch.amp.GradScaler and of its forerunner.
 
     Attributes:
-        value: 0-d float32 tensor; a new one after each update.
+        value: 0-d float32 tensor, always the same one.
+        used: what `value` was before the last update, 0-d.
     """
 
     def __init__(self, device: torch.device, fixed: Optional[float] = None) -> None:
         self.fixed = fixed
         self.value = torch.full((), fixed or FIRST_SCALE, dtype=torch.float32, device=device)
+        self.used = self.value.clone()
         self._good_steps = torch.zeros((), dtype=torch.float32, device=device)
 
     def update(self, finite: Tensor) -> None:
-        """Adapt to a step whose gradients were finite or not (0-d bool, the same on all cards)."""
+        """Adapt to a step whose gradients were finite or not (0-d, the same on all cards)."""
         if self.fixed is not None:
             return
+        self.used.copy_(self.value)
         good = finite.float()
-        self._good_steps = (self._good_steps + 1) * good
+        self._good_steps.add_(1).mul_(good)
         grow = self._good_steps >= GOOD_STEPS_TO_GROW
-        factor = 0.5 + 0.5 * good + grow.float()
-        self.value = (self.value * factor).clamp(LOWEST_SCALE, HIGHEST_SCALE)
+        factor = torch.add(grow.float(), good, alpha=0.5) + 0.5
+        self.value.mul_(factor).clamp_(LOWEST_SCALE, HIGHEST_SCALE)
         self._good_steps.masked_fill_(grow, 0.0)
 
     def state_dict(self) -> Dict[str, float]:
@@ -72,7 +75,8 @@ class LossScale:
 
     def load_state_dict(self, state: Dict[str, float]) -> None:
         """Put back what `state_dict` returned."""
-        self.value = torch.full_like(self.value, state["scale"])
+        self.value.fill_(state["scale"])
+        self.used.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
 
 
@@ -103,7 +107,7 @@ class Precision:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.scale = scale
-        self.used_scale: Optional[Tensor] = None
+        self.used_scale = None if scale is None else scale.used
         """Scale of the last step."""
         self._library = library
         self._no_casts: Any = None
@@ -176,8 +180,7 @@ class Precision:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the scaled loss, added to those that are there."""
-        self.used_scale = None if self.scale is None else self.scale.value
-        scaled = loss if self.used_scale is None else loss * self.used_scale
+        scaled = loss if self.scale is None else loss * self.scale.value
         if self.level == "O1" and self._library is not None:
             with self._library.scale_loss(scaled, []) as unchanged:
                 unchanged.backward()
@@ -197,11 +200,12 @@ class Precision:
         overflow, self._overflow = self._overflow, None
         return overflow
 
-    def step(self, optimizer: FlatOptimizer, lr: float, overflow: Optional[Tensor] = None) -> None:
+    def step(self, optimizer: FlatOptimizer, lr: Optional[float],
+             overflow: Optional[Tensor] = None) -> None:
         """Update the parameters unless a gradient overflowed, then the scale."""
-        optimizer.step(lr, self.used_scale, overflow)
+        optimizer.step(lr, None if self.scale is None else self.scale.value, overflow)
         if self.scale is not None:
-            self.scale.update(optimizer.step_finite)
+            self.scale.update(optimizer.applied)
 
     @contextlib.contextmanager
     def float32_weights(self, model: nn.Module) -> Iterator[None]:

@@ -50,15 +50,15 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the weights after a step of the optimiser."""
         with torch.no_grad():
-            applied = self._optimizer.step_finite
             ramp = torch.expm1(self._optimizer.steps.float() * (-1.0 / RAMP))
-            share = (ramp * self._decay + 1.0) * applied.float()
+            share = (ramp * self._decay + 1.0) * self._optimizer.applied
             kept = 1.0 - share
             # In place and without a temporary, from operators that the optimisers use as well.
             self._flat.mul_(kept).addcmul_(self._optimizer.flat, share)
             if self._buffers:
                 # Statistics of a step that was not applied may be NaN, also times 0.
-                found = torch.where(applied, torch.cat(self._buffers), self._statistics)
+                found = torch.where(self._optimizer.step_finite, torch.cat(self._buffers),
+                                    self._statistics)
                 self._statistics.mul_(kept).addcmul_(found, share)
 
     def apply_to(self, state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,18 +50,21 @@ class FlatOptimizer:
         weight_decay: of these.
         clip_norm: largest norm of the whole gradient; 0 turns clipping off.
         undecayed: more parameters, which lie behind and have no weight decay.
+        factors: what else an applied update multiplies by, and others by 1.
 
     Attributes:
         flat: all parameters as one float32 tensor, padded; to be changed only in place.
         step_finite: 0-d bool tensor, whether the last step was applied.
+        applied: 0-d float32 tensor, the same as 1 or 0.
         grad_norm: 0-d tensor, norm of the last whole gradient before clipping.
-        steps: 0-d int64 tensor, number of applied steps.
+        steps: 0-d int32 tensor, number of applied steps.
     """
 
     buffer_names: Tuple[str, ...] = ()
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0,
-                 clip_norm: float = 0.0, undecayed: Iterable[nn.Parameter] = ()) -> None:
+                 clip_norm: float = 0.0, undecayed: Iterable[nn.Parameter] = (),
+                 factors: Sequence[float] = ()) -> None:
         decayed = list(parameters)
         self.parameters = decayed + list(undecayed)
         self.weight_decay = weight_decay
@@ -77,7 +81,13 @@ class FlatOptimizer:
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
         self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
-        self._one = torch.ones((), dtype=torch.float32, device=device)
+        # Whether it is applied, minus the learning rate, and the factors: of a finite step and of
+        # another. One choice between the two on the device is all that a step does to skip.
+        self._lr = 0.0
+        self._of_finite = torch.tensor([1.0, 0.0, *factors], device=device)
+        self._rate = self._of_finite[1]
+        self._of_skipped = torch.tensor([0.0, 0.0] + [1.0] * len(factors), device=device)
+        self.applied = torch.ones((), dtype=torch.float32, device=device)
         self.steps = torch.zeros((), dtype=torch.int32, device=device)  # 64 bits are slow on NPU
         self.step_finite = torch.ones((), dtype=torch.bool, device=device)
         self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
@@ -109,12 +119,23 @@ class FlatOptimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self, lr: float, scale: Optional[Tensor] = None,
+    def set_rate(self, lr: float) -> None:
+        """Learning rate of the steps from now on; a tensor on the device is filled if it changes,
+        so that a recorded step, which is replayed without this module, has it as well.
+        """
+        if lr != self._lr:
+            self._lr = lr
+            self._fill_rate(lr)
+
+    def _fill_rate(self, lr: float) -> None:
+        self._rate.fill_(-lr)
+
+    def step(self, lr: Optional[float] = None, scale: Optional[Tensor] = None,
              overflow: Optional[Tensor] = None) -> None:
         """Apply one update from the parameters' `.grad` (None counts as zeros).
 
         Args:
-            lr: learning rate.
+            lr: learning rate; None for that of `set_rate`.
             scale: 0-d tensor that the gradients were multiplied by, and are divided by here.
             overflow: 0-d tensor, above 0 where the gradients are wrong although they look finite.
 
@@ -123,6 +144,8 @@ class FlatOptimizer:
         and every factor of the update becomes the neutral one.
         """
         self._check_views()
+        if lr is not None:
+            self.set_rate(lr)
         with torch.no_grad():
             grad = self._gather([p.grad for p in self.parameters], self._grad)
             if scale is not None:
@@ -134,19 +157,15 @@ class FlatOptimizer:
                 self.step_finite = self.step_finite & (overflow <= 0)
             if self.clip_norm > 0:
                 grad.mul_((self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1))
-            self._update(grad, lr)
+            self.applied, rate, *factors = torch.where(
+                self.step_finite, self._of_finite, self._of_skipped).unbind()
+            self._update(grad, rate, *factors)
             self.steps += self.step_finite
             self.renew_half()
 
-    def _update(self, grad: Tensor, lr: float) -> None:
+    def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
+        """Change `flat` by `grad`; `rate` is minus the learning rate, 0 in a skipped step."""
         raise NotImplementedError
-
-    def _or_one(self, factor: Tensor) -> Tensor:
-        """`factor`, or exactly 1 in a step that must not change anything."""
-        return torch.where(self.step_finite, factor, self._one)
-
-    def _constant(self, value: float) -> Tensor:
-        return torch.full_like(self._one, value)
 
     def _gather(self, tensors: Sequence[Any], out: Optional[Tensor] = None) -> Tensor:
         """One padded flat float32 tensor of `tensors`, None where zeros stand in; perhaps in `out`.
@@ -230,16 +249,16 @@ class FlatSGD(FlatOptimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.9,
                  weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
-        super().__init__(parameters, weight_decay, clip_norm)
-        self._momentum = self._constant(momentum)
+        super().__init__(parameters, weight_decay, clip_norm, factors=(momentum,))
 
-    def _update(self, grad: Tensor, lr: float) -> None:
+    def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
+        momentum, = factors
         if self.weight_decay:
             grad.add_(self.flat, alpha=self.weight_decay)
         grad.masked_fill_(~self.step_finite, 0.0)
         velocity = self._buffers["momentum"]
-        velocity.mul_(self._or_one(self._momentum)).add_(grad)
-        self.flat.addcmul_(velocity, self.step_finite.float(), value=-lr)
+        velocity.mul_(momentum).add_(grad)
+        self.flat.add_(torch.mul(velocity, rate, out=grad))
 
 
 class FlatAdamW(FlatOptimizer):
@@ -251,25 +270,29 @@ class FlatAdamW(FlatOptimizer):
                  betas: Tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, clip_norm: float = 0.0,
                  undecayed: Iterable[nn.Parameter] = ()) -> None:
-        super().__init__(parameters, weight_decay, clip_norm, undecayed)
+        super().__init__(parameters, weight_decay, clip_norm, undecayed, factors=(1.0, *betas))
         self.betas = betas
         self.eps = eps
-        self._beta1, self._beta2 = (self._constant(beta) for beta in betas)
-        self._log_betas = torch.stack([self._constant(math.log(beta)) for beta in betas])
+        self._log_betas = torch.tensor([math.log(beta) for beta in betas], device=self.flat.device)
 
-    def _update(self, grad: Tensor, lr: float) -> None:
-        grad.masked_fill_(~self.step_finite, 0.0)
-        applied = self.step_finite.float()
+    def _fill_rate(self, lr: float) -> None:
+        super()._fill_rate(lr)
         if self.weight_decay:
-            self.flat[:self._decayed].mul_(1 - applied * (lr * self.weight_decay))
+            self._of_finite[2].fill_(1 - float(np.float32(lr * self.weight_decay)))
+
+    def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
+        kept, beta1, beta2 = factors
+        grad.masked_fill_(~self.step_finite, 0.0)
+        if self.weight_decay:
+            self.flat[:self._decayed].mul_(kept)
         mean, square = self._buffers["mean"], self._buffers["square"]
-        mean.mul_(self._or_one(self._beta1)).add_(grad, alpha=1 - self.betas[0])
-        square.mul_(self._or_one(self._beta2)).addcmul_(grad, grad, value=1 - self.betas[1])
+        mean.mul_(beta1).add_(grad, alpha=1 - self.betas[0])
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - self.betas[1])
         # 1 - beta^n in float32 loses half its digits for small n; expm1 keeps them.
         corrections = -torch.expm1(self._log_betas * (self.steps + 1).float())
         correction1, correction2 = corrections.unbind()
         root = torch.div(square, correction2, out=grad).sqrt_().add_(self.eps)
-        self.flat.addcmul_(torch.div(mean, root, out=root), applied / correction1, value=-lr)
+        self.flat.addcmul_(torch.div(mean, root, out=root).mul_(rate), self.applied / correction1)
 
 
 def build_optimizer(config: Config, model: nn.Module,

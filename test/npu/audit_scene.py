@@ -174,8 +174,7 @@ class Scene:
                 batch = self._to_device(packed)
                 losses = train_step(network, criterion, self.optimizer, [batch],
                                     self.rate(iteration), self.sharing, self.precision)
-                self.records.add(iteration, losses, self.optimizer.step_finite, batch.image_ids,
-                                 self.precision.used_scale)
+                self.records.add(losses, self.optimizer.applied, self.precision.used_scale)
             steps.append(measured)
         self.optimizer.step = update  # type: ignore[method-assign]
         return steps

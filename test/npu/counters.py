@@ -1,4 +1,4 @@
-"""What the emulator counted in this process: copies, waits of the host, operators that ran."""
+"""What the emulator counted in this process: copies, waits, launches, operators that ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ KINDS = ("host to host", "host to device", "device to host", "device to device")
 
 class _Traffic(ctypes.Structure):
     _fields_ = [("calls", ctypes.c_uint64 * 4), ("bytes", ctypes.c_uint64 * 4),
-                ("synchronisations", ctypes.c_uint64), ("bytes_in_use", ctypes.c_uint64)]
+                ("synchronisations", ctypes.c_uint64), ("bytes_in_use", ctypes.c_uint64),
+                ("launches", ctypes.c_uint64)]
 
 
 class Copies(NamedTuple):
@@ -31,6 +32,8 @@ class Traffic(NamedTuple):
     within_device: Copies
     synchronisations: int
     """Times that the host waited for the device."""
+    launches: int
+    """Times that it queued work other than copies of the host; a recorded graph is one."""
 
 
 def _library(name: str, marker: str) -> Optional[ctypes.CDLL]:
@@ -62,7 +65,8 @@ def traffic() -> Traffic:
     found = _Traffic()
     _runtime().npuemu_read_traffic(ctypes.byref(found))
     copies = [Copies(int(calls), int(size)) for calls, size in zip(found.calls, found.bytes)]
-    return Traffic(copies[1], copies[2], copies[3], int(found.synchronisations))
+    return Traffic(copies[1], copies[2], copies[3], int(found.synchronisations),
+                   int(found.launches))
 
 
 def operators() -> Dict[str, int]:

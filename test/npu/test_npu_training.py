@@ -190,14 +190,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train_on_ranks(weights, data, device):
+def train_on_ranks(weights, data, device, *more):
     """Train on drawn shapes in RANKS processes; returns what each printed."""
     port = str(free_port())
     flags = [f"--data={data}", "--config=yolact_shapes", "--batch_size=2",
              "--no_autoscale", "--num_workers=0", "--max_iter=6", "--save_interval=3", "--no_log",
              f"--save_folder={weights}", "--node_device=" + device,
              # AdamW's first steps are as large however small a gradient is: rounding would show.
-             "--set", "optimizer=sgd", "--lr=0.002"]
+             "--set", "optimizer=sgd", "--lr=0.002", *more]
     workers = []
     for rank in range(RANKS):
         environment = dict(os.environ, PYTHONPATH=str(ROOT), RANK=str(rank),

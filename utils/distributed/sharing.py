@@ -33,9 +33,9 @@ class Sharing:
     def __init__(self, processes: Processes, device: torch.device, micro_batches: int = 1) -> None:
         self.processes = processes
         self.micro_batches = micro_batches
-        self._zero = torch.zeros((), device=device)
-        self._one = torch.ones((), device=device)
-        self._agreed: Optional[Tensor] = None
+        self._zero, self._one, self._stop = torch.tensor([0.0, 1.0, 0.0], device=device)
+        # Positives of the step, how many processes want to stop, and how many have voided it.
+        self._agreed = torch.zeros(3, device=device) if self.shares > 1 else None
         self._handle: Any = None
 
     @property
@@ -43,17 +43,20 @@ class Sharing:
         """W x N: into how many pieces a step's images are divided."""
         return self.processes.world_size * self.micro_batches
 
-    def begin(self, micro_batches: Sequence[Batch], stop_requested: bool, void: bool) -> None:
+    def request_stop(self) -> None:
+        """Tell the others, from the next step on, that this process wants to stop."""
+        self._stop.fill_(1)
+
+    def begin(self, micro_batches: Sequence[Batch], void: bool = False) -> None:
         """Queue one all-reduce for this card's batches of a step, for whether there is a stop
         request to this process, and whether it has voided the step; it runs beside the forward
         pass.
         """
-        if self.shares == 1:
+        if self._agreed is None:
             return
         # Added up as floats: sums of integers have 64 bits, which are slow on NPU.
         positives = torch.cat([batch.num_positives for batch in micro_batches]).float().sum()
-        self._agreed = torch.stack([positives] + [
-            self._one if told else self._zero for told in (stop_requested, void)])
+        torch.stack([positives, self._stop, self._one if void else self._zero], out=self._agreed)
         if self.processes.world_size > 1:
             self._handle = dist.all_reduce(self._agreed, async_op=True)
 

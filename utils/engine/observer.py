@@ -33,7 +33,6 @@ from torch import Tensor
 from data.batch import Batch
 from utils.device import memory_reserved, synchronize
 from utils.distributed.failures import FIRST_FACTOR, WatchedLoader, time_limit
-from utils.engine.learner import Learner
 from utils.progress import ProgressBar, duration, step_parts
 
 WINDOW = 100
@@ -99,29 +98,32 @@ class StepRecords:
         self._scale_floor = scale_floor
         self._on_any_card = on_any_card
         self._names: List[str] = []
+        # Rows one behind the other, the newest last: steps shift them, without any number that
+        # changes from one to the next.
         self._ring: Optional[Tensor] = None
         self._steps = 0
-        self._since_report: Deque[Tuple[int, Tensor]] = deque(maxlen=WINDOW)
+        self._since_report: Deque[Tuple[int, Tuple[int, ...]]] = deque(maxlen=WINDOW)
         self._run = 0
         self.total_skipped = 0
 
-    def add(self, iteration: int, losses: Dict[str, Tensor], applied: Tensor,
-            image_ids: Tensor, scale: Optional[Tensor] = None) -> None:
-        """Record a step without asking the device for anything.
+    def add(self, losses: Dict[str, Tensor], applied: Tensor,
+            scale: Optional[Tensor] = None) -> None:
+        """Queue the record of a step on the device; `count` follows.
 
         Args:
-            iteration: number of the step.
-            losses: 0-d tensors by name; the names must be the same in every step.
-            applied: 0-d bool, False where the optimiser left the parameters alone.
-            image_ids: `[B]`; a report reads those of skipped steps.
+            losses: 0-d tensors without a gradient, by name; the same names in every step.
+            applied: 0-d, 0 where the optimiser left the parameters alone.
             scale: 0-d, what the loss was multiplied by; in every step or in none.
         """
-        values = [value.detach().float() for value in losses.values()]
-        row = torch.stack(values + [applied.float()] + ([] if scale is None else [scale]))
+        row = [value.float() for value in losses.values()] + [applied.float()]
+        row += [] if scale is None else [scale]
         if self._ring is None:
             self._names = list(losses)
-            self._ring = torch.zeros(WINDOW, len(row), dtype=torch.float32, device=row.device)
-        self._ring[self._steps % WINDOW].copy_(row)
+            self._ring = torch.zeros(WINDOW * len(row), device=applied.device)
+        self._ring.copy_(torch.cat([self._ring[len(row):], torch.stack(row)]))
+
+    def count(self, iteration: int, image_ids: Tuple[int, ...]) -> None:
+        """Count a step that was recorded, of number `iteration`, with its images."""
         self._steps += 1
         self._since_report.append((iteration, image_ids))
 
@@ -129,9 +131,7 @@ class StepRecords:
         """Fetch the ring (this waits for the device) and sum up; at most `WINDOW` steps apart."""
         if self._ring is None:
             return Report({}, float("nan"), [], 0)
-        ring = self._ring.cpu().numpy()
-        first = max(0, self._steps - WINDOW)
-        rows = ring[[step % WINDOW for step in range(first, self._steps)]]
+        rows = self._ring.cpu().numpy().reshape(WINDOW, -1)[-min(self._steps, WINDOW):]
         recent = rows[len(rows) - len(self._since_report):]
         count = len(self._names)
         answered = self._answered(recent)
@@ -145,7 +145,7 @@ class StepRecords:
             self._run += not by_scale
             longest = max(longest, self._run)
             skipped.append(SkippedStep(
-                iteration, tuple(image_ids.tolist()), dict(zip(self._names, row.tolist())),
+                iteration, image_ids, dict(zip(self._names, row.tolist())),
                 scale[0] if scale else None,
                 max(scale[0] / 2, self._scale_floor) if by_scale else None))
         self._since_report.clear()
@@ -181,15 +181,21 @@ class StepRecords:
 
     def state_dict(self) -> Dict[str, object]:
         """Plain types and a CPU tensor, so that averages go on after a resume."""
-        return {"names": self._names, "ring": None if self._ring is None else self._ring.cpu(),
+        return {"names": self._names, "ring": self._turned(self._ring, self._steps),
                 "steps": self._steps, "run": self._run, "total_skipped": self.total_skipped}
 
     def load_state_dict(self, state: Dict, device: torch.device) -> None:
         """Put back what `state_dict` returned."""
         self._names = list(state["names"])
-        self._ring = None if state["ring"] is None else state["ring"].to(device)
         self._steps, self._run = state["steps"], state["run"]
+        ring = self._turned(state["ring"], -self._steps)
+        self._ring = None if ring is None else ring.reshape(-1).to(device)
         self.total_skipped = state["total_skipped"]
+
+    @staticmethod
+    def _turned(ring: Optional[Tensor], steps: int) -> Optional[Tensor]:
+        """In files the row of step n is the n-th, modulo `WINDOW`."""
+        return None if ring is None else ring.cpu().reshape(WINDOW, -1).roll(steps % WINDOW, 0)
 
 
 class Mark(NamedTuple):
@@ -244,7 +250,7 @@ class Observer:
 
     Args:
         loader: the batches; `watched` is to be iterated in its place.
-        records: gets a row for each step.
+        records: has a row for each step.
         device: of this process.
         rank: of this process; the bar is drawn by rank 0.
         start: iteration that this session goes on from.
@@ -295,12 +301,10 @@ class Observer:
         return time_limit(limit, self._rank, f"iteration {iteration} was not done after {limit:g} "
                           "s (--step_timeout); a card or a process of this run hangs")
 
-    def step(self, done: int, losses: Dict[str, torch.Tensor], micro_batches: Sequence[Batch],
-             learner: Learner) -> None:
+    def step(self, done: int, micro_batches: Sequence[Batch]) -> None:
         """Count a finished step; the bar is drawn from what the host knows."""
-        self._records.add(done - 1, losses, learner.optimizer.step_finite,
-                          torch.cat([batch.image_ids for batch in micro_batches]),
-                          learner.precision.used_scale)
+        self._records.count(done - 1, tuple(
+            number for batch in micro_batches for number in batch.image_ids.tolist()))
         self._clock.steps += 1
         if self._bar.is_due:
             now = self._clock.now()

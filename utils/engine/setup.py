@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 import torch
 
@@ -16,9 +16,11 @@ from data.config import Config
 from data.datasets import find_dataset, open_dataset
 from data.loader import TrainDataset, TrainLoader
 from layers.anchors import make_priors
+from layers.deform_conv import convolve_recordably
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
 from utils.device import pin_memory_supported
+from utils.device_graph import GraphedStep, prepare_graphs
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, broadcast_from_main
 from utils.engine.batch_size import (
@@ -78,6 +80,8 @@ class Training:
     saver: Saver
     not_validated: str = "--validation_epoch=1 for every epoch"
     """Why there is no validation, or how to have one."""
+    device_graph: bool = False
+    """Steps are recorded on the device and replayed."""
 
     @property
     def processes(self) -> Processes:
@@ -88,6 +92,15 @@ class Training:
     def images_per_step(self) -> int:
         """Of all cards."""
         return self.loader.batch_size * self.sharing.shares
+
+    def recorded(self, step: Callable[..., None]) -> Tuple[Callable[..., None], int]:
+        """`step`, recorded on the device and replayed where this run asks for it, and how many
+        places of batches it then needs of `data.loader.prefetch`.
+        """
+        if not self.device_graph:
+            return step, 0
+        graphed = GraphedStep(step, self.learner.device, self.processes.world_size > 1)
+        return graphed, self.sharing.micro_batches
 
     def nothing_improves(self) -> bool:
         """Whether as many validations as --early_stopping found nothing better; main process."""
@@ -102,6 +115,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     is the checkpoint that `Saver.resume` will be called with, if any.
     """
     config: Config = args.recipe
+    if args.device_graph:
+        prepare_graphs(device)
     precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
     dataset = open_dataset(config.dataset, args.data, args.train_images, args.train_info, "train")
     dataset.check_images_exist()
@@ -125,6 +140,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                                         loader.epoch_size)
     learner = build_learner(args, config, precision, processes, device, per_card,
                             dataset.class_names, factors)
+    if args.device_graph and device.type == "npu":
+        convolve_recordably(learner.model)
     validation = None
     if evaluation is not None:
         detector = Detector(learner.model, Detect.from_config(config), device)
@@ -143,7 +160,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                               per_card * sharing.shares), loader.epoch_size,
                   launch, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
-                    saver, absent or Training.not_validated)
+                    saver, absent or Training.not_validated, args.device_graph)
 
 
 def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequence[str],

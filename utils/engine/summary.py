@@ -22,6 +22,7 @@ from layers.ohem import cross_entropy
 from layers.sync_batch_norm import SyncBatchNorm2d
 from utils.device import describe
 from utils.distributed.processes import Processes
+from utils.distributed.sharing import raise_together
 from utils.engine.setup import Training
 from utils.errors import UserError, counted
 from utils.progress import duration
@@ -29,6 +30,23 @@ from utils.progress import duration
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SCORE_THRESHOLD = 0.3
 """Of the command that draws an image: what a person wants to see."""
+
+
+def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
+    """Say what is about to happen, and take the folder for the weights.
+
+    Raises:
+        UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
+            something.
+    """
+    problem: Optional[UserError] = None
+    if training.processes.is_main:
+        try:
+            print_lines(start_lines(training, start, strict))
+            print_lines(training.saver.open_folder(resumed))
+        except UserError as error:
+            problem = error
+    raise_together(problem, training.processes, training.learner.device)
 
 
 def start_lines(training: Training, start: int, strict: bool) -> List[str]:
@@ -142,7 +160,8 @@ def _options(training: Training) -> List[str]:
         (config.multi_scale, f"input sides {' '.join(map(str, config.multi_scale))} px, a new one "
                              f"every {config.multi_scale_interval} iterations"),
         (weights, f"class weights {weights}"),
-        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"))
+        (training.learner.criterion.row_losses is not cross_entropy, "fused loss"),
+        (training.device_graph, "device graph (a step is one launch)"))
     return [text for is_on, text in options if is_on]
 
 
@@ -275,3 +294,9 @@ def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> Li
 def _line(label: str, text: str) -> str:
     """`label : text` in the layout of the start and the end."""
     return f"{label:<13}: {text}"
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print at once, if there is anything."""
+    if lines:
+        print("\n".join(lines), flush=True)

@@ -281,6 +281,9 @@ def _add_device(parser: ArgumentParser) -> None:
     add_switch(group, "--fused_loss",
                help="cross entropy of the classes by the Ascend plugin's fused kernel (A2 and A3; "
                     "up to 10 images of 550 pixels per card)")
+    add_switch(group, "--device_graph",
+               help="record a step on the card once for each input side, and replay it with one "
+                    "launch (CUDA, and NPU from the 910B on)")
     group.add_argument("--amp_dtype", default="auto", metavar="auto|float16|bfloat16",
                        help="half-precision type of O1 and O2; auto is float16")
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",

@@ -274,8 +274,8 @@ def test_frozen_parameters_keep_their_float32_values(device):
 def records_of(rows, floor=1.0, on_any_card=lambda flags: flags):
     records = StepRecords(floor, on_any_card)
     for iteration, (loss, applied, scale) in enumerate(rows):
-        records.add(iteration, {"B": torch.tensor(loss)}, torch.tensor(applied),
-                    torch.tensor([7]), torch.tensor(scale))
+        records.add({"B": torch.tensor(loss)}, torch.tensor(applied), torch.tensor(scale))
+        records.count(iteration, (7,))
     return records.report()
 
 

@@ -148,7 +148,7 @@ def test_steps_with_all_training_options_are_static_and_never_wait(device):
             losses = train_step(network, criterion, optimizer, [batch], 1e-3, sharing,
                                 Precision())
             average.update()
-            records.add(step, losses, optimizer.step_finite, batch.image_ids)
+            records.add(losses, optimizer.applied)
     assert [step.syncs for step in recorder.steps] == [[]] * 6
     assert [step.new_signatures for step in recorder.steps[2:]] == [set()] * 4
     assert len({step.total for step in recorder.steps[2:]}) == 1

@@ -20,6 +20,7 @@
 #include <string>
 
 #include "emulator.h"
+#include "work.h"
 
 namespace {
 
@@ -161,21 +162,25 @@ void combine(void* target, const void* source, size_t count, HcclDataType type,
 // Publish `bytes` of `source` (null: nothing) slot by slot, and call use(offset, size) while the
 // slots of all ranks hold the part of that size from that offset on.
 template <typename Use>
-HcclResult exchange(const Communicator& group, const void* source, size_t bytes, Use use) {
-    for (size_t offset = 0; offset < bytes; offset += kSlot) {
-        const size_t size = std::min(kSlot, bytes - offset);
-        if (source) {
-            std::memcpy(slot(group, group.rank), static_cast<const char*>(source) + offset, size);
+HcclResult exchange(const Communicator& group, aclrtStream stream, const void* source, size_t bytes,
+                    Use use) {
+    return static_cast<HcclResult>(queue(stream, [=, &group] {
+        for (size_t offset = 0; offset < bytes; offset += kSlot) {
+            const size_t size = std::min(kSlot, bytes - offset);
+            if (source) {
+                const char* part = static_cast<const char*>(source) + offset;
+                std::memcpy(slot(group, group.rank), part, size);
+            }
+            if (!barrier(group)) {
+                return HCCL_E_TIMEOUT;
+            }
+            use(offset, size);
+            if (!barrier(group)) {
+                return HCCL_E_TIMEOUT;
+            }
         }
-        if (!barrier(group)) {
-            return HCCL_E_TIMEOUT;
-        }
-        use(offset, size);
-        if (!barrier(group)) {
-            return HCCL_E_TIMEOUT;
-        }
-    }
-    return HCCL_SUCCESS;
+        return HCCL_SUCCESS;
+    }));
 }
 
 HcclResult refuse_type(HcclDataType type) {
@@ -265,17 +270,17 @@ EXPORT HcclResult HcclSetConfig(HcclConfig, HcclConfigValue) { return HCCL_SUCCE
 EXPORT HcclResult HcclGroupStart() { return HCCL_SUCCESS; }
 EXPORT HcclResult HcclGroupEnd() { return HCCL_SUCCESS; }
 
-EXPORT HcclResult HcclBarrier(HcclComm handle, aclrtStream) {
-    return barrier(*communicator_of(handle)) ? HCCL_SUCCESS : HCCL_E_TIMEOUT;
+EXPORT HcclResult HcclBarrier(HcclComm handle, aclrtStream stream) {
+    return exchange(*communicator_of(handle), stream, nullptr, 1, [](size_t, size_t) {});
 }
 EXPORT HcclResult HcclAllReduce(void* source, void* target, uint64_t count, HcclDataType type,
-                                HcclReduceOp operation, HcclComm handle, aclrtStream) {
+                                HcclReduceOp operation, HcclComm handle, aclrtStream stream) {
     const Communicator& group = *communicator_of(handle);
     const size_t element = element_size(type);
     if (element == 0) {
         return refuse_type(type);
     }
-    return exchange(group, source, count * element, [&](size_t offset, size_t size) {
+    return exchange(group, stream, source, count * element, [=, &group](size_t offset, size_t size) {
         char* part = static_cast<char*>(target) + offset;
         std::memcpy(part, slot(group, 0), size);
         for (uint32_t rank = 1; rank < group.size; rank++) {
@@ -284,27 +289,27 @@ EXPORT HcclResult HcclAllReduce(void* source, void* target, uint64_t count, Hccl
     });
 }
 EXPORT HcclResult HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t root,
-                                HcclComm handle, aclrtStream) {
+                                HcclComm handle, aclrtStream stream) {
     const Communicator& group = *communicator_of(handle);
     const size_t element = element_size(type);
     if (element == 0) {
         return refuse_type(type);
     }
     const void* source = group.rank == root ? buffer : nullptr;
-    return exchange(group, source, count * element, [&](size_t offset, size_t size) {
+    return exchange(group, stream, source, count * element, [=, &group](size_t offset, size_t size) {
         if (group.rank != root) {
             std::memcpy(static_cast<char*>(buffer) + offset, slot(group, root), size);
         }
     });
 }
 EXPORT HcclResult HcclAllGather(void* source, void* target, uint64_t count, HcclDataType type,
-                                HcclComm handle, aclrtStream) {
+                                HcclComm handle, aclrtStream stream) {
     const Communicator& group = *communicator_of(handle);
     const size_t bytes = count * element_size(type);
     if (bytes == 0 && count > 0) {
         return refuse_type(type);
     }
-    return exchange(group, source, bytes, [&](size_t offset, size_t size) {
+    return exchange(group, stream, source, bytes, [=, &group](size_t offset, size_t size) {
         for (uint32_t rank = 0; rank < group.size; rank++) {
             std::memcpy(static_cast<char*>(target) + rank * bytes + offset, slot(group, rank),
                         size);

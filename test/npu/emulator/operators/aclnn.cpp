@@ -149,8 +149,15 @@ void add_handles(std::vector<const aclTensor*>& handles, Tensors list) {
     handles.insert(handles.end(), list->tensors.begin(), list->tensors.end());
 }
 
-int plan(const char* name, const std::vector<const aclTensor*>& handles,
-         std::function<void()> body, uint64_t* workspace, aclOpExecutor** executor) {
+LastingList::LastingList(Tensors handles) {
+    for (In handle : handles->tensors) {
+        owned.push_back(lasting(handle));
+        list.tensors.push_back(owned.back().get());
+    }
+}
+
+int plan(const char* name, const std::vector<const aclTensor*>& handles, aclOpExecutor operation,
+         uint64_t* workspace, aclOpExecutor** executor) {
     // To see what happens without an operator.
     const char* refused = std::getenv("NPUEMU_REFUSE");
     if (refused && std::strcmp(refused, name) == 0) {
@@ -164,27 +171,32 @@ int plan(const char* name, const std::vector<const aclTensor*>& handles,
         planned += '\n';
     }
     *workspace = 0;
-    *executor = new aclOpExecutor{std::move(body), name};
+    *executor = new aclOpExecutor(std::move(operation));
     return 0;
 }
 
-int run(aclOpExecutor* executor) {
-    int code = 0;
+int run_body(const char* name, const std::function<void()>& body) {
     {
         std::lock_guard<std::mutex> lock(counts_mutex);
-        counts[executor->name]++;
-        operator_log.used.insert(executor->name);
+        counts[name]++;
+        operator_log.used.insert(name);
     }
     try {
         at::NoGradGuard no_grad;
         c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
         c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-        executor->body();
+        body();
     } catch (const std::exception& error) {
-        const auto text = std::string("aclnn") + executor->name + ": " + first_line(error.what());
+        const auto text = std::string("aclnn") + name + ": " + first_line(error.what());
         npuemu_error(text.c_str());
-        code = kRunFailed;
+        return kRunFailed;
     }
+    return 0;
+}
+
+int run(aclOpExecutor* executor, void* stream) {
+    const auto body = is_captured(stream) ? executor->lasting() : executor->body;
+    const int code = queue(stream, [name = executor->name, body] { return run_body(name, body); });
     delete executor;
     return code;
 }

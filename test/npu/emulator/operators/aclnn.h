@@ -15,11 +15,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "emulator.h"
+#include "work.h"
 
 struct aclTensor {
     std::vector<int64_t> sizes;
@@ -42,6 +45,7 @@ struct aclTensorList {
 };
 struct aclOpExecutor {
     std::function<void()> body;
+    std::function<std::function<void()>()> lasting;  // the body with handles of its own
     const char* name;
 };
 
@@ -91,9 +95,34 @@ const T& given(const T& held) {
 }
 inline const char* given(const std::string& held) { return held.c_str(); }
 
-int plan(const char* name, const std::vector<const aclTensor*>& handles,
-         std::function<void()> body, uint64_t* workspace, aclOpExecutor** executor);
-int run(aclOpExecutor* executor);
+// What a body keeps that outlives torch_npu's handles: one in a graph, which runs again and again.
+template <typename T>
+T lasting(const T& argument) {
+    return argument;
+}
+template <typename T>
+std::shared_ptr<const T> lasting(const T* handle) {
+    return handle ? std::make_shared<const T>(*handle) : nullptr;
+}
+struct LastingList {
+    explicit LastingList(Tensors handles);
+    std::vector<std::shared_ptr<const aclTensor>> owned;
+    aclTensorList list;
+};
+inline std::shared_ptr<const LastingList> lasting(Tensors handles) {
+    return handles ? std::make_shared<const LastingList>(handles) : nullptr;
+}
+template <typename T>
+const T* given(const std::shared_ptr<const T>& held) {
+    return held.get();
+}
+inline Tensors given(const std::shared_ptr<const LastingList>& held) {
+    return held ? &held->list : nullptr;
+}
+
+int plan(const char* name, const std::vector<const aclTensor*>& handles, aclOpExecutor planned,
+         uint64_t* workspace, aclOpExecutor** executor);
+int run(aclOpExecutor* executor, void* stream);
 
 // aclnnXGetWorkspaceSize of an operator with this name and body.
 template <const char* name, auto body>
@@ -104,7 +133,10 @@ struct Operator<name, body> {
         std::vector<const aclTensor*> handles;
         (add_handles(handles, arguments), ...);
         const auto run = [... held = kept(arguments)]() { body(given(held)...); };
-        return npuemu::plan(name, handles, run, workspace, executor);
+        const auto keep = [... held = kept(arguments)]() -> std::function<void()> {
+            return [... own = lasting(held)]() { body(given(own)...); };
+        };
+        return npuemu::plan(name, handles, {run, keep, name}, workspace, executor);
     }
 };
 
@@ -125,6 +157,6 @@ struct Operator<name, body> {
     EXPORT int aclnn##Name##GetWorkspaceSize(ACLNN_STRIP Arguments, uint64_t* workspace, \
                                              aclOpExecutor** executor)                   \
         __attribute__((ifunc("resolve_" #Name)));                                        \
-    EXPORT int aclnn##Name(void*, uint64_t, aclOpExecutor* executor, void*) {            \
-        return npuemu::run(executor);                                                    \
+    EXPORT int aclnn##Name(void*, uint64_t, aclOpExecutor* executor, void* stream) {     \
+        return npuemu::run(executor, stream);                                            \
     }

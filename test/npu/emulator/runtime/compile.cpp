@@ -12,6 +12,7 @@
 #include "acl/acl_rt.h"
 #include "emulator.h"
 #include "graph_operator.h"
+#include "work.h"
 
 namespace {
 
@@ -53,18 +54,25 @@ std::vector<GraphTensor> gather(int count, const aclTensorDesc* const* descripti
 aclError execute(const char* name, int input_count, const aclTensorDesc* const* input_descriptions,
                  const aclDataBuffer* const* inputs, int output_count,
                  const aclTensorDesc* const* output_descriptions,
-                 const aclDataBuffer* const* outputs, const aclopAttr* attributes) {
+                 const aclDataBuffer* const* outputs, const aclopAttr* attributes,
+                 aclrtStream stream) {
     if (!handler) {
         dlopen("libopapi.so", RTLD_NOW);  // its constructor registers the handler
+    }
+    const aclError refused = refuse_if_captured(stream, name,
+                                                ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
+    if (refused) {
+        return refused;
     }
     const auto in = gather(input_count, input_descriptions, inputs);
     const auto out = gather(output_count, output_descriptions, outputs);
     const GraphAttributes none;
     const auto* given = reinterpret_cast<const GraphAttributes*>(attributes);
-    if (handler && handler(name, in, out, given ? *given : none)) {
-        return ACL_SUCCESS;
-    }
-    return npuemu_not_emulated((std::string("aclop ") + name).c_str());
+    return queue(stream, [&] {
+        return handler && handler(name, in, out, given ? *given : none)
+                   ? ACL_SUCCESS
+                   : npuemu_not_emulated((std::string("aclop ") + name).c_str());
+    });
 }
 
 }  // namespace
@@ -148,14 +156,14 @@ EXPORT aclError aclopCompileAndExecute(const char* name, int input_count,
                                        const aclTensorDesc* const output_descriptions[],
                                        aclDataBuffer* const outputs[], const aclopAttr* attributes,
                                        aclopEngineType, aclopCompileType, const char*,
-                                       aclrtStream) {
+                                       aclrtStream stream) {
     return execute(name, input_count, input_descriptions, inputs, output_count, output_descriptions,
-                   outputs, attributes);
+                   outputs, attributes, stream);
 }
 EXPORT aclError aclopCompileAndExecuteV2(
     const char* name, int input_count, aclTensorDesc* input_descriptions[], aclDataBuffer* inputs[],
     int output_count, aclTensorDesc* output_descriptions[], aclDataBuffer* outputs[],
-    aclopAttr* attributes, aclopEngineType, aclopCompileType, const char*, aclrtStream) {
+    aclopAttr* attributes, aclopEngineType, aclopCompileType, const char*, aclrtStream stream) {
     return execute(name, input_count, input_descriptions, inputs, output_count, output_descriptions,
-                   outputs, attributes);
+                   outputs, attributes, stream);
 }

@@ -11,6 +11,7 @@ struct Traffic {
     uint64_t bytes[4];
     uint64_t synchronisations;  // times that the host waited for the device
     uint64_t bytes_in_use;      // device memory allocated now
+    uint64_t launches;          // times that work was queued, less copies; a graph is one
 };
 
 // Print "[npuemu] <what> is not emulated" to stderr, keep it as the runtime's last error and

@@ -8,6 +8,7 @@
 #include "acl/acl.h"
 #include "acl/acl_rt.h"
 #include "emulator.h"
+#include "work.h"
 
 namespace {
 
@@ -65,6 +66,7 @@ EXPORT void npuemu_read_traffic(Traffic* traffic) {
         traffic->bytes[kind] = copy_bytes[kind];
     }
     traffic->synchronisations = synchronisations;
+    traffic->launches = count_launches();
     traffic->bytes_in_use = bytes_in_use;
 }
 EXPORT void npuemu_reset_traffic() {
@@ -73,6 +75,7 @@ EXPORT void npuemu_reset_traffic() {
         copy_bytes[kind] = 0;
     }
     synchronisations = 0;
+    reset_launches();
 }
 
 EXPORT aclError aclrtMalloc(void** pointer, size_t size, aclrtMemMallocPolicy) {
@@ -108,19 +111,31 @@ EXPORT aclError aclrtFreeHost(void* pointer) {
 EXPORT aclError aclrtMemcpy(void* target, size_t, const void* source, size_t size,
                             aclrtMemcpyKind kind) {
     count_synchronisation();
-    return copy(target, source, size, kind);
+    const aclError refused = refuse_in_capture("aclrtMemcpy");
+    return refused ? refused : copy(target, source, size, kind);
 }
 EXPORT aclError aclrtMemcpyAsync(void* target, size_t, const void* source, size_t size,
-                                 aclrtMemcpyKind kind, aclrtStream) {
-    return copy(target, source, size, kind);
+                                 aclrtMemcpyKind kind, aclrtStream stream) {
+    if (kind != ACL_MEMCPY_DEVICE_TO_DEVICE) {
+        const aclError refused = refuse_if_captured(stream, "a copy between host and device",
+                                                    ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
+        return refused ? refused : copy(target, source, size, kind);
+    }
+    return queue(stream, [=] { return copy(target, source, size, kind); });
 }
 EXPORT aclError aclrtMemset(void* pointer, size_t, int32_t value, size_t size) {
-    std::memset(pointer, value, size);
-    return ACL_SUCCESS;
+    const aclError refused = refuse_in_capture("aclrtMemset");
+    if (!refused) {
+        std::memset(pointer, value, size);
+    }
+    return refused;
 }
-EXPORT aclError aclrtMemsetAsync(void* pointer, size_t, int32_t value, size_t size, aclrtStream) {
-    std::memset(pointer, value, size);
-    return ACL_SUCCESS;
+EXPORT aclError aclrtMemsetAsync(void* pointer, size_t, int32_t value, size_t size,
+                                 aclrtStream stream) {
+    return queue(stream, [=] {
+        std::memset(pointer, value, size);
+        return ACL_SUCCESS;
+    });
 }
 EXPORT aclError aclrtGetMemInfo(aclrtMemAttr, size_t* available, size_t* total) {
     *total = kDeviceBytes;

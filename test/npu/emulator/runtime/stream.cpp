@@ -9,6 +9,7 @@
 #include "acl/acl.h"
 #include "acl/acl_rt.h"
 #include "emulator.h"
+#include "work.h"
 
 void count_synchronisation();
 
@@ -16,6 +17,8 @@ namespace {
 
 struct Event {
     std::atomic<uint64_t> nanoseconds{0};
+    std::atomic<uint32_t> graph{0};  // recorded in its capture, on this stream
+    std::atomic<aclrtStream> stream{nullptr};
 };
 
 std::atomic<uint64_t> next_stream{1};
@@ -27,9 +30,20 @@ uint64_t now() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }
 Event* event_of(aclrtEvent handle) { return static_cast<Event*>(handle); }
-aclError synchronise() {
+aclError synchronise_device() {
     count_synchronisation();
-    return ACL_SUCCESS;
+    return refuse_in_capture("waiting for the device");
+}
+aclError synchronise_stream(aclrtStream stream) {
+    count_synchronisation();
+    return refuse_if_captured(stream, "waiting for a stream", ACL_ERROR_RT_STREAM_CAPTURED);
+}
+aclError ask_event(aclrtEvent handle) {
+    if (event_of(handle)->graph == 0) {
+        return ACL_SUCCESS;
+    }
+    npuemu_error("the host asks for an event of a capture");
+    return ACL_ERROR_RT_EVENT_CAPTURED;
 }
 
 }  // namespace
@@ -58,11 +72,16 @@ EXPORT aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus* status) {
     return ACL_SUCCESS;
 }
 
-EXPORT aclError aclrtSynchronizeDevice() { return synchronise(); }
-EXPORT aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronise(); }
-EXPORT aclError aclrtSynchronizeStream(aclrtStream) { return synchronise(); }
-EXPORT aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return synchronise(); }
-EXPORT aclError aclrtSynchronizeEvent(aclrtEvent) { return synchronise(); }
+EXPORT aclError aclrtSynchronizeDevice() { return synchronise_device(); }
+EXPORT aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronise_device(); }
+EXPORT aclError aclrtSynchronizeStream(aclrtStream stream) { return synchronise_stream(stream); }
+EXPORT aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t) {
+    return synchronise_stream(stream);
+}
+EXPORT aclError aclrtSynchronizeEvent(aclrtEvent event) {
+    count_synchronisation();
+    return ask_event(event);
+}
 
 EXPORT aclError aclrtCreateEvent(aclrtEvent* event) {
     *event = new Event;
@@ -78,19 +97,23 @@ EXPORT aclError aclrtDestroyEvent(aclrtEvent event) {
     delete event_of(event);
     return ACL_SUCCESS;
 }
-EXPORT aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) {
+EXPORT aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) {
     event_of(event)->nanoseconds = now();
+    event_of(event)->graph = captured_id(stream);
+    event_of(event)->stream = stream;
     return ACL_SUCCESS;
 }
 EXPORT aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return ACL_SUCCESS; }
-EXPORT aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
-EXPORT aclError aclrtQueryEventStatus(aclrtEvent, aclrtEventRecordedStatus* status) {
-    *status = ACL_EVENT_RECORDED_STATUS_COMPLETE;
-    return ACL_SUCCESS;
+EXPORT aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
+    return wait_captured(stream, event_of(event)->graph, event_of(event)->stream);
 }
-EXPORT aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus* status) {
+EXPORT aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus* status) {
+    *status = ACL_EVENT_RECORDED_STATUS_COMPLETE;
+    return ask_event(event);
+}
+EXPORT aclError aclrtQueryEventWaitStatus(aclrtEvent event, aclrtEventWaitStatus* status) {
     *status = ACL_EVENT_WAIT_STATUS_COMPLETE;
-    return ACL_SUCCESS;
+    return ask_event(event);
 }
 EXPORT aclError aclrtEventElapsedTime(float* milliseconds, aclrtEvent start, aclrtEvent end) {
     const uint64_t elapsed = event_of(end)->nanoseconds - event_of(start)->nanoseconds;
@@ -98,14 +121,17 @@ EXPORT aclError aclrtEventElapsedTime(float* milliseconds, aclrtEvent start, acl
     return ACL_SUCCESS;
 }
 
-EXPORT aclError aclrtLaunchHostFunc(aclrtStream, aclrtHostFunc function, void* argument) {
-    function(argument);
-    return ACL_SUCCESS;
+EXPORT aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc function, void* argument) {
+    const aclError refused = refuse_if_captured(stream, "a function of the host",
+                                                ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT);
+    if (!refused) {
+        function(argument);
+    }
+    return refused;
 }
 EXPORT aclError aclrtLaunchCallback(aclrtCallback function, void* argument, aclrtCallbackBlockType,
-                                    aclrtStream) {
-    function(argument);
-    return ACL_SUCCESS;
+                                    aclrtStream stream) {
+    return aclrtLaunchHostFunc(stream, function, argument);
 }
 EXPORT aclError aclrtSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
 EXPORT aclError aclrtUnSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }

@@ -53,15 +53,15 @@ def observe(monkeypatch, seconds, fps_start=1, pauses=()):
     """Log lines of a training of 4 images a step, each step of which takes so long."""
     time = Clock()
     monkeypatch.setattr(observer, "StepClock", lambda: StepClock(time))
-    learner = SimpleNamespace(optimizer=SimpleNamespace(step_finite=torch.tensor(True)),
-                              precision=SimpleNamespace(used_scale=None))
-    watch = observer.Observer([], StepRecords(), torch.device("cpu"), rank=0, start=0, max_iter=100,
+    records = StepRecords()
+    watch = observer.Observer([], records, torch.device("cpu"), rank=0, start=0, max_iter=100,
                               epoch_size=50, images_per_step=4, fps_start=fps_start,
                               loader_timeout=0)
     batch, values = SimpleNamespace(image_ids=torch.arange(4)), []
     for done, duration in enumerate(seconds, 1):
         time.now += duration
-        watch.step(done, {"B": torch.tensor(1.5)}, [batch], learner)
+        records.add({"B": torch.tensor(1.5)}, torch.tensor(True))
+        watch.step(done, [batch])
         values.append(watch.progress(done, 0.1))
         if done in pauses:
             with watch.stopped():
@@ -88,8 +88,8 @@ def test_the_mean_speed_begins_where_it_is_asked_to(monkeypatch, fps_start, aver
 def add(records, iteration, value, applied=True, device="cpu"):
     losses = {"B": torch.tensor(float(value), device=device),
               "C": torch.tensor(2.0 * value, device=device)}
-    records.add(iteration, losses, torch.tensor(applied, device=device),
-                torch.tensor([10 * iteration, 10 * iteration + 1]))
+    records.add(losses, torch.tensor(applied, device=device))
+    records.count(iteration, (10 * iteration, 10 * iteration + 1))
 
 
 def test_mean_over_the_window_only(device):
@@ -157,14 +157,17 @@ def test_all_skipped_gives_nan_not_an_exception():
     assert math.isnan(records.report().total)
 
 
-def test_state_goes_through_a_checkpoint(tmp_path, device):
+@pytest.mark.parametrize("steps", [5, WINDOW + 7])
+def test_state_goes_through_a_checkpoint(tmp_path, device, steps):
     records = StepRecords()
-    for iteration in range(5):
+    for iteration in range(steps):
         add(records, iteration, iteration, device=device)
     records.report()
+    last = records.state_dict()["ring"][(steps - 1) % WINDOW]
+    assert last.tolist() == [steps - 1, 2 * (steps - 1), 1]  # as in files of earlier versions
     torch.save(records.state_dict(), str(tmp_path / "state"))
     other = StepRecords()
     other.load_state_dict(torch.load(str(tmp_path / "state")), device)
     for one in (records, other):
-        add(one, 5, 100.0, device=device)
+        add(one, steps, 100.0, device=device)
     assert records.report() == other.report()

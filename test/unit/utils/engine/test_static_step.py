@@ -66,8 +66,7 @@ def _train_and_check(config, steps, size, device, precision=None):
         with recorder.step():
             losses = train_step(network, criterion, optimizer, [batch], rate(iteration), sharing,
                                 precision)
-            records.add(iteration, losses, optimizer.step_finite, batch.image_ids,
-                        precision.used_scale)
+            records.add(losses, optimizer.applied, precision.used_scale)
         skipped.append(~optimizer.step_finite)
     assert {0, 60} <= counts and len(counts) > steps / 2
     assert precision.scale is None or float(precision.scale.value) == amp.FIRST_SCALE

@@ -1,0 +1,102 @@
+"""The work of a training step, recorded once on the device and replayed with a single launch.
+
+CUDA's graphs, and the NPU's of the same interface. Recorded are the operators with the addresses of
+their tensors: whatever changes from step to step has to be a value in memory that stays where it
+is, and nothing may ask the device for a value.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
+
+import torch
+
+from utils.device import describe, device_runtime, saturates, synchronize
+from utils.errors import UserError, first_line
+from utils.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from data.batch import Batch
+
+CLASSES = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
+WARM_UP = 3
+"""Steps of a place that run as usual before one is recorded: they make what is made once."""
+WARM_UP_SHARED = 11
+"""The same of several processes: DistributedDataParallel measures itself in its first ten."""
+
+
+def prepare_graphs(device: torch.device) -> None:
+    """Make ready for `GraphedStep`, before anything else is done on `device`.
+
+    From now on all work goes to a stream of its own: the device's first one cannot be recorded.
+
+    Raises:
+        UserError: this device, or this PyTorch, records no graphs.
+    """
+    runtime, problem = device_runtime(device), ""
+    if device.type not in CLASSES:
+        problem = "the CPU launches nothing"
+    elif (not hasattr(runtime, CLASSES[device.type])
+          or "capture_error_mode" not in inspect.signature(runtime.graph.__init__).parameters):
+        problem = f"this PyTorch has no graphs ({describe(device)})"
+    elif saturates(device):
+        problem = "a card that saturates, as the first Ascend 910, records none"
+    elif device.type == "npu" and os.environ.get("TASK_QUEUE_ENABLE") == "2":
+        problem = "TASK_QUEUE_ENABLE=2 allows none; 1, the launchers' own, does"
+    if problem:
+        raise UserError(f"--device_graph records a step on the device and replays it, but "
+                        f"{problem}; leave it out")
+    synchronize(device)
+    runtime.set_stream(runtime.Stream(device))
+
+
+class GraphedStep:
+    """`step`, recorded after some calls for each place of its batches and replayed from then on.
+
+    Args:
+        step: called with batches, and whether it is void; what it returns is dropped.
+        device: made ready by `prepare_graphs`.
+        shared: several processes train together.
+    """
+
+    def __init__(self, step: Callable[..., None], device: torch.device, shared: bool) -> None:
+        self._step, self._device = step, device
+        self._warm_up = WARM_UP_SHARED if shared else WARM_UP
+        self._calls: Dict[int, int] = {}
+        self._graphs: Dict[int, Any] = {}
+
+    def __call__(self, batches: Sequence[Batch], void: bool = False) -> None:
+        """A step of batches whose memory stays; a `void` one, which is rare, runs as usual."""
+        place = id(batches[0])
+        self._calls[place] = self._calls.get(place, 0) + (not void)
+        if void or self._calls[place] <= self._warm_up:
+            self._step(batches, void)
+            return
+        if place not in self._graphs:
+            self._graphs[place] = self._record(batches)
+        self._graphs[place].replay()
+
+    def _record(self, batches: Sequence[Batch]) -> Any:
+        """The graph of a step, which has not run by then.
+
+        One memory for all graphs: they run one after the other, and leave nothing in it.
+
+        Raises:
+            UserError: an operator of the step cannot be recorded.
+        """
+        runtime = device_runtime(self._device)
+        graph = getattr(runtime, CLASSES[self._device.type])()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        try:
+            # Other threads (pinned memory, collectives) may ask the device what they want.
+            with runtime.graph(graph, pool=pool, stream=runtime.current_stream(self._device),
+                               capture_error_mode="thread_local"):
+                self._step(batches, False)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"--device_graph: this step cannot be recorded ({first_line(error)}); "
+                            "leave it out") from error
+        return graph
