@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from data.batch import Batch, bit_values
 from data.loader import prefetch
 from utils.amp import Precision
-from utils.cli import run_main
+from utils.cli import print_lines, run_main
 from utils.device import cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
@@ -46,7 +46,7 @@ from utils.engine.observer import Observer
 from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import choose_start
 from utils.engine.setup import Training, build_training
-from utils.engine.summary import announce, end_lines, next_lines, print_lines
+from utils.engine.summary import announce, end_lines, next_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import TrainingError, UserError, counted
 from utils.inference.evaluation_record import ScoredEvaluation

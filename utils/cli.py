@@ -326,3 +326,9 @@ def run_main(main: Callable[[List[str]], Optional[int]],
             sys.stdout.flush()
             print("interrupted", file=sys.stderr)
             return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print at once, if there is anything."""
+    if lines:
+        print("\n".join(lines), flush=True)

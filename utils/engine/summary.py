@@ -20,6 +20,7 @@ from data.config import NOT_FROZEN
 from data.datasets import find_dataset
 from layers.ohem import cross_entropy
 from layers.sync_batch_norm import SyncBatchNorm2d
+from utils.cli import print_lines
 from utils.device import describe
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import raise_together
@@ -294,9 +295,3 @@ def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> Li
 def _line(label: str, text: str) -> str:
     """`label : text` in the layout of the start and the end."""
     return f"{label:<13}: {text}"
-
-
-def print_lines(lines: Sequence[str]) -> None:
-    """Print at once, if there is anything."""
-    if lines:
-        print("\n".join(lines), flush=True)
