@@ -2,7 +2,8 @@
 
 A `Config` is frozen. Only the `build_*` / `from_config` functions read one; the modules they build
 take plain arguments. Recipes that belong to the original keep its names and its numbers
-(dbolya/yolact, data/config.py); `yolact_shapes` is ours and trains on a CPU in minutes.
+(dbolya/yolact, data/config.py); `yolact_shapes` and `yolact_small`, for own small images, are ours
+and train from scratch on a CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Tuple, Union, get_type_hints
 
-from data.config_fields import expected_value, fraction, freeze, option, parse, value_problem
+from data.config_fields import fraction, freeze, option, value_problem
 from utils.errors import UserError, nearest
 
 IMAGENET_MEAN = (123.68, 116.78, 103.94)
@@ -278,7 +279,7 @@ class Config:
     def replace(self, **changes: Any) -> Config:
         """Return a copy with `changes`; an unknown field is a `UserError` naming the nearest."""
         for key in changes:
-            _check_known(key, f"configuration '{self.name}'")
+            check_known(key, f"configuration '{self.name}'")
         return dataclasses.replace(self, **{k: freeze(v) for k, v in changes.items()})
 
     def changes_from(self, other: Config) -> Dict[str, Any]:
@@ -321,26 +322,8 @@ def field_kinds() -> Mapping[str, Any]:
     return get_type_hints(Config)
 
 
-def parse_setting(text: str) -> Tuple[str, Any]:
-    """Field and value of `--set field=value`.
-
-    Raises:
-        UserError: there is no such field, or no such value of its type.
-    """
-    name, separator, value = text.partition("=")
-    name = name.strip()
-    if not separator:
-        raise UserError(f"--set is '{text}', expected field=value, such as max_size=400")
-    _check_known(name, "--set: a configuration")
-    kind = field_kinds()[name]
-    try:
-        return name, parse(value, kind)
-    except ValueError:
-        expected = expected_value(kind, Config.__dataclass_fields__[name].metadata)
-        raise UserError(f"--set {name} is '{value}', expected {expected}") from None
-
-
-def _check_known(name: str, where: str) -> None:
+def check_known(name: str, where: str) -> None:
+    """Raise a `UserError` that names the nearest field where `where` asks for one there is none."""
     if name not in field_kinds():
         raise UserError(f"{where} has no field '{name}'{nearest(name, field_kinds())}")
 
@@ -356,6 +339,13 @@ def _recipes() -> Mapping[str, Config]:
         "use_square_anchors": False,
         "use_maskiou": True,
     }
+    shapes = base.replace(
+        name="yolact_shapes", backbone="resnet_mini", backbone_weights="none", num_classes=5,
+        max_size=160, fpn_features=64, head_features=64, proto_features=64, fpn_num_downsample=0,
+        num_prototypes=16, pred_scales=((20, 30), (42, 60), (84, 110)), use_square_anchors=False,
+        augment_photometric=False, augment_expand=False, augment_crop=False, optimizer="adamw",
+        lr=2e-3, decay=1e-4, schedule="cosine", lr_warmup_until=50, clip_grad_norm=10.0,
+        max_iter=2600)
     return {recipe.name: recipe for recipe in (
         base,
         base.replace(name="yolact_im400", max_size=400,
@@ -371,13 +361,11 @@ def _recipes() -> Mapping[str, Config]:
                          use_square_anchors=False, max_iter=120000, lr_steps=(60000, 100000)),
         base.replace(name="yolact_plus_base", dcn_layers=(0, 4, 23, 3), dcn_interval=3, **plus),
         resnet50.replace(name="yolact_plus_resnet50", dcn_layers=(0, 4, 6, 3), **plus),
-        base.replace(name="yolact_shapes", backbone="resnet_mini", backbone_weights="none",
-                     num_classes=5, max_size=160, fpn_features=64, head_features=64,
-                     proto_features=64, fpn_num_downsample=0, num_prototypes=16,
-                     pred_scales=((20, 30), (42, 60), (84, 110)), use_square_anchors=False,
-                     augment_photometric=False, augment_expand=False, augment_crop=False,
-                     optimizer="adamw", lr=2e-3, decay=1e-4, schedule="cosine",
-                     lr_warmup_until=50, clip_grad_norm=10.0, max_iter=2600),
+        shapes,
+        shapes.replace(name="yolact_small", num_classes=81, max_size=256,
+                       selected_layers=(0, 1, 2, 3), fpn_num_downsample=1, num_prototypes=32,
+                       pred_scales=((12,), (24,), (48,), (96,), (192,)), augment_photometric=True,
+                       batch_size=4, lr=1.5e-3, lr_warmup_until=100, max_iter=1400),
     )}
 
 

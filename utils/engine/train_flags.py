@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from data.config import Config, field_kinds, get_config, list_configs, parse_setting
+from data.config import Config, check_known, field_kinds, get_config, list_configs
 from data.config_fields import as_text, expected_value, parse, value_problem
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError, counted, nearest
@@ -69,6 +69,25 @@ def train_parser() -> ArgumentParser:
     _add_logging(parser)
     _add_run_folder(parser)
     return parser
+
+
+def parse_setting(text: str) -> Tuple[str, Any]:
+    """Field and value of `--set field=value`.
+
+    Raises:
+        UserError: there is no such field, or no such value of its type.
+    """
+    name, separator, value = text.partition("=")
+    name = name.strip()
+    if not separator:
+        raise UserError(f"--set is '{text}', expected field=value, such as max_size=400")
+    check_known(name, "--set: a configuration")
+    kind = field_kinds()[name]
+    try:
+        return name, parse(value, kind)
+    except ValueError:
+        expected = expected_value(kind, Config.__dataclass_fields__[name].metadata)
+        raise UserError(f"--set {name} is '{value}', expected {expected}") from None
 
 
 def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:

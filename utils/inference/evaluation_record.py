@@ -39,7 +39,9 @@ AUTO, NONE = "auto", "none"
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.5
 _IMAGES = os.path.join("evaluation", "pictures")
 _MAX_IMAGES = 8
-_MAX_DETECTIONS = 40
+_MAX_DETECTIONS = 100
+_MAX_NAMED = 30
+"""Objects of an image up to which each has its plate; more plates would hide what they name."""
 _DRAWS_ALL = int(cv2.__version__.split(".")[0]) >= 5
 """OpenCV before 5 draws question marks for all but ASCII."""
 _SHORTEST, _LONGEST = 360, 720
@@ -304,4 +306,4 @@ def _draw(canvas: np.ndarray, scale: float, items: Sequence[Dict[str, Any]],
     texts = [(label if _DRAWS_ALL or label.isascii() else f"class {numbers[label]}") + suffix
              for label, suffix in zip(labels, suffixes)]
     return draw_instances(canvas, boxes * scale, masks, labels, class_names=list(names.values()),
-                          texts=texts)
+                          texts=texts if len(items) <= _MAX_NAMED else [""] * len(items))

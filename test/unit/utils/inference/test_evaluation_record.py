@@ -155,3 +155,17 @@ def test_images_that_are_drawn_have_objects_if_there_are_enough(full, empty, dra
     images += [ScoredImage(number, [], [crowd]) for number in empty]
     found = evaluation_record.images_to_draw(images, most=2)
     assert [image.image_id for image in found] == drawn
+
+
+@pytest.mark.parametrize("count, plates", [(30, True), (31, False), (120, False)])
+def test_plates_do_not_hide_many_objects(monkeypatch, count, plates):
+    drawn = []
+
+    def draw(canvas, boxes, masks, labels, class_names, texts):
+        drawn.append((len(masks), any(texts)))
+        return canvas
+
+    monkeypatch.setattr(evaluation_record, "draw_instances", draw)
+    image = ScoredImage(1, [item(3, A)] * count, [item(3, A)])
+    evaluation_record.draw_image(image, np.zeros((SIDE, SIDE, 3), np.uint8), {3: "cat"})
+    assert drawn == [(1, True), (min(count, 100), plates)]
