@@ -117,7 +117,7 @@ def test_the_mask_iou_network_and_deformable_convolution_are_recorded(shapes, tm
 
 @pytest.mark.launch
 def test_two_cards_record_their_collectives(shapes, tmp_path):
-    """DistributedDataParallel's buckets and the sum of positives, over HCCL, and a stop."""
+    """DistributedDataParallel's buckets and the sum of positives, over HCCL."""
     if torch.npu.device_count() < RANKS:
         pytest.skip("one card only")
     flags = ["--max_iter=14", "--save_interval=14", "--max_size=64"]
