@@ -61,7 +61,7 @@ MOST_BYTES_TO_HOST = 4096
 WARM_UP = 2
 """Steps that may meet new signatures."""
 DYNAMIC_KERNELS = ("Nonzero", "NonzeroV2", "MaskedSelect")
-FIELDS_OF_A_BATCH = 13
+FIELDS_OF_A_BATCH = 12
 
 NATIVE, COMPOSITE, FALLBACK = "native", "composite", "CPU FALLBACK"
 
