@@ -39,6 +39,7 @@ ELSEWHERE: Dict[str, str] = {
     "bash test/quickstart.sh": "test/launch/test_quickstart.py",
     "bash test/npu/field_report.sh": "test/npu/test_field_report.py",
     "python test/npu/audit.py": "test/npu/test_npu_audit.py",
+    "python test/fuzz/fuzz.py": "test/fuzz/test_fuzz.py",
     "environment=$(bash test/npu/make_env.sh)": "test/run_tests.sh",
     '"$PYTHON" -m pytest --device npu': "test/run_tests.sh",
     '"$PYTHON" test/npu/emulator/build.py': "test/npu/make_env.sh",

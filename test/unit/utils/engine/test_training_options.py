@@ -53,7 +53,7 @@ def scores(monkeypatch, values):
     """Let validations score these, one after the other; nothing is detected for them."""
     given, seen = iter(values), []
 
-    def validate(training, done, record):
+    def validate(training, done, record, stop):
         seen.append(done)
         value = next(given)
         training.best.update(done, value, value)
@@ -79,7 +79,7 @@ def test_a_resumed_run_with_averages_equals_the_undisturbed_one(flags, tmp_path)
 def test_the_weights_file_has_the_averages_and_evaluation_reads_them(flags, tmp_path, monkeypatch):
     seen = []
 
-    def run(self, detector, evaluator):
+    def run(self, detector, evaluator, stopped):
         seen.append({name: value.cpu().clone()
                      for name, value in detector.model.state_dict().items()})
         raise KeyboardInterrupt
@@ -163,7 +163,7 @@ def test_early_stopping_counts_on_after_a_resume(flags, tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_that_saves_nothing_names_no_way_to_go_on(flags, capsys, monkeypatch):
-    def validate(training, done, record):
+    def validate(training, done, record, stop):
         training.best.update(done, 0.5, 0.5)
         if done == 8:
             os.kill(os.getpid(), signal.SIGINT)
