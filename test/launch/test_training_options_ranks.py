@@ -18,7 +18,7 @@ ema.RAMP = 2
 train_flags.get_config = lambda name: get_config(name).replace(
     max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10, lr=0.05)
 scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])
-def validate(training, done, record):
+def validate(training, done, record, stop):
     train.share_buffers(training.learner.model, training.processes)
     with training.learner.scored_weights(training.processes):
         weights = training.learner.model.state_dict()

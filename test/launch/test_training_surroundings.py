@@ -125,8 +125,8 @@ def test_too_few_open_files_are_said_before_the_first_step(data):
     process = start(data, workers=3, preexec_fn=limit)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert re.match(r"error: this process may open 64 files \(ulimit -n\), and --num_workers=3 "
-                    r"needs up to \d+: raise", err.decode())
+    assert re.search(r"error: this process may open 64 files \(ulimit -n\), and --num_workers=3 "
+                     r"needs up to \d+: raise", err.decode())  # PyTorch may warn before
     assert saved(data) == []
 
 
