@@ -157,6 +157,9 @@ class StepRecords:
 
     def take_back(self, count: int) -> None:
         """Forget the last steps, which were skipped and reported: they come again."""
+        assert self._ring is not None
+        size = count * len(self._ring) // WINDOW
+        self._ring.copy_(torch.cat([self._ring.new_zeros(size), self._ring[:-size]]))
         self._steps -= count
         self._run = max(0, self._run - count)
         self.total_skipped -= count

@@ -55,9 +55,9 @@ def test_what_json_does_not_have_is_null(tmp_path):
     folder = RunFolder(str(tmp_path), "a")
     record = RunRecord(folder)
     record.write("train", **dict(TRAIN, total=float("nan"), losses={"B": float("inf")},
-                                 lr=[1.0, float("nan")]))
+                                 more=[1.0, float("nan")]))
     found, = read(tmp_path / "log.jsonl")
-    assert (found["total"], found["losses"], found["lr"]) == (None, {"B": None}, [1.0, None])
+    assert (found["total"], found["losses"], found["more"]) == (None, {"B": None}, [1.0, None])
     assert folder.training()[0]["loss_total"] == ""
 
 
