@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import utils.files
 from data.annotations import kept_arrays
 from data.annotations.kept_arrays import KeptArrays, keep, open_kept
 from utils.errors import UserError
@@ -197,6 +197,6 @@ def test_where_the_file_system_knows_no_locks(source, monkeypatch):
     def refuse(*args):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(utils.files.fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert_same(take(source, Maker()))
     assert open_kept(files(source)[0]) is not None
