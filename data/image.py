@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError, first_line
+from utils.files import refuse_endless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +63,7 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
     prefix = f"{name}: " if name else ""
     what = prefix + str(path)
     try:
+        refuse_endless(path)
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
@@ -118,7 +120,11 @@ def _scan_start(data: bytes) -> int:
 
 
 def _promised_size(data: bytes) -> Size:
-    """Width and height that a file's header promises; zeros where it says none."""
+    """Width and height that a file's header promises; zeros where it says none.
+
+    Raises:
+        ValueError: they are more than Pillow goes on with.
+    """
     if data.startswith(_PNG_START):
         return struct.unpack(">II", data[16:24].ljust(8, b"\0"))  # type: ignore[return-value]
     if data.startswith(_JPEG_START):
@@ -131,7 +137,9 @@ def _promised_size(data: bytes) -> Size:
     try:
         with _pil_open(io.BytesIO(data)) as image:
             return image.size
-    except (Image.DecompressionBombError, *_STUMBLES):
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large: {error}") from None
+    except _STUMBLES:
         return 0, 0  # the decoder says what is wrong
 
 
@@ -273,6 +281,7 @@ def read_header(path: Union[str, Path]) -> Header:
     from PIL import Image
 
     try:
+        refuse_endless(path)
         with _pil_open(str(path)) as image:
             stored = int(image.size[0]), int(image.size[1])
             if image.format == "TIFF":  # some versions of Pillow give the size as shown

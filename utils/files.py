@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Optional
+from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
 
 from utils.errors import UserError
 
@@ -75,8 +77,16 @@ def _is_special(path: str) -> bool:
         os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
 
 
+def refuse_endless(path: Union[str, Path]) -> None:
+    """Raise an `OSError` where reading may never end: at a device or a FIFO, or a link to one."""
+    mode = os.stat(str(path)).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "a device or a FIFO, expected a file", str(path))
+
+
 def digest(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; an `OSError` if it cannot be read."""
+    refuse_endless(path)
     found = hashlib.sha256()
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):

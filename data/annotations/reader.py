@@ -22,6 +22,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from utils.errors import UserError, first_line
+from utils.files import refuse_endless
 
 ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
@@ -174,7 +175,7 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
                          "expected COCO instances such as instances_train2017.json")
     for key in ("id", "image_id", "category_id", "iscrowd"):
         value = record.get(key, 0 if key == "iscrowd" else None)
-        if not is_id(int(value) if isinstance(value, bool) else value):
+        if not is_id(value) and not isinstance(value, bool):
             expected = ("0 or 1" if key == "iscrowd" else
                         "an integer (64 bit); write ids as numbers without quotes")
             return UserError(f"{path}: {where} has {key} {value!r}, expected {expected}")
@@ -235,6 +236,7 @@ def _read_text(path: Path) -> str:
     if os.path.isdir(str(path)):
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
     try:
+        refuse_endless(path)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "

@@ -15,6 +15,7 @@ import numpy as np
 from data.coco import CocoDataset, missing_hint
 from data.image import read_header
 from utils.errors import UserError, counted, some
+from utils.files import refuse_endless
 
 Splits = Mapping[str, CocoDataset]
 """Training data as `train` and, where there is any, validation data as `val`."""
@@ -136,6 +137,7 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
 
 
 def _digest(path: str) -> bytes:
+    refuse_endless(path)
     return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
 
 

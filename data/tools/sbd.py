@@ -25,6 +25,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import list_files, listed_stems
 from utils.errors import UserError
+from utils.files import refuse_endless
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
            "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -61,6 +62,7 @@ def read_sbd(folder: Path, conversion: Conversion) -> Found:
 
 def _image(path: Path, file: Path) -> FoundImage:
     try:
+        refuse_endless(file)
         fields = _read(file.read_bytes())
         numbers, labels = fields["Segmentation"], fields["Categories"].ravel().tolist()
         height, width = numbers.shape

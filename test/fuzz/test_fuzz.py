@@ -7,22 +7,26 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from unittest import mock
 
+import cv2
 import pytest
 import torch
 from PIL import Image
 
 from data import convert
 from data.annotations import load_annotations
-from data.image import load_pil, read_image
+from data.description import parse_description
+from data.image import load_pil, read_header, read_image
 from data.tools.conversion import Conversion
+from data.tools.source_files import read_text
 from data.tools.yolo import read_yolo
 from fuzz import fuzz
 from fuzz.inputs import KINDS
-from fuzz.mutations import photo, write
+from fuzz.mutations import SIDE, photo, write
 from fuzz.own_inputs import Nothing, clip
 from helpers.coco_files import document
 from helpers.paths import ROOT
@@ -30,8 +34,10 @@ from helpers.report_files import write_run
 from utils import plots, report
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.cli import ArgumentParser, run_main
+from utils.engine.train_flags import read_recipe
 from utils.errors import UserError
 from utils.exported import ExportedModel
+from utils.files import digest
 from utils.inference.outputs import PredictionOptions
 from utils.inference.predict import PredictionRun
 from utils.parsing import parse_yaml
@@ -121,7 +127,9 @@ def test_a_circle_of_endless_radius_is_the_image(tmp_path):
     photo(tmp_path / "0.png")
     (tmp_path / "0.json").write_text(json.dumps({"imagePath": "0.png", "shapes": [
         {"label": "a", "points": [[1, 1], [1e308, 9]], "shape_type": "circle"}]}))
-    assert run_main(convert.main, ["labelme", str(tmp_path), f"--out={tmp_path / 'out'}"]) in (0, 2)
+    assert run_main(convert.main, ["labelme", str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+    made, = json.loads((tmp_path / "out" / "train.json").read_text())["annotations"]
+    assert made["bbox"] == [0, 0, *SIDE]
 
 
 def test_a_mask_with_a_damaged_chunk(tmp_path):
@@ -137,7 +145,7 @@ def test_a_mask_with_a_damaged_chunk(tmp_path):
     b"\xff\xd8\xff\xc0\0\x11\x08\x75\x30\x75\x30\3"])
 def test_a_header_that_promises_gigabytes(tmp_path, start):
     write(tmp_path / "a.png", start + b"\0" * 40 + b"IEND\xaeB`\x82\xff\xda\0\2\xff\xd9")
-    with pytest.raises(UserError, match="too large: 30000 x 30000|truncated"):
+    with pytest.raises(UserError, match="too large: 30000 x 30000 pixels"):
         read_image(tmp_path / "a.png")
 
 
@@ -154,6 +162,29 @@ def test_a_damaged_run_folder(tmp_path, name, content, said):
             assert said in refused(report.main, folder.path)
         else:
             assert report.main([folder.path]) == 0
+
+
+@pytest.mark.parametrize("side", [15000, 60000])
+def test_a_bitmap_that_promises_gigabytes_is_not_given_to_opencv(tmp_path, monkeypatch, side):
+    head = struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, side, side, 1, 24, *[0] * 6)
+    write(tmp_path / "a.bmp", b"BM" + head + b"\0" * 64)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(UserError, match="the image is too large: "):
+        read_image(tmp_path / "a.bmp")
+
+
+@pytest.mark.parametrize("read", [
+    read_image, read_header, load_annotations, parse_description, read_text, digest,
+    lambda path: read_recipe(str(path))])
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_what_never_ends_is_not_read(tmp_path, read, kind):
+    path = tmp_path / "a.yaml"
+    if kind == "pipe":
+        os.mkfifo(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises((OSError, UserError), match="a device or a FIFO, expected a file"):
+        read(path)
 
 
 def test_aliases_that_multiply(tmp_path):

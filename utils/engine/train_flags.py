@@ -14,6 +14,7 @@ from data.config import Config, check_known, field_kinds, get_config, list_confi
 from data.config_fields import as_text, expected_value, parse, value_problem
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError, counted, nearest
+from utils.files import refuse_endless
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
 from utils.parsing import parse_yaml
 
@@ -164,6 +165,7 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
     if not name.endswith((".yaml", ".yml", ".json")):
         return get_config(name), {}
     try:
+        refuse_endless(name)
         with open(name, encoding="utf-8") as stream:
             text = stream.read()
     except (OSError, ValueError) as error:
