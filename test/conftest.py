@@ -100,3 +100,13 @@ def coco_mini():
     if not (folder / "annotations").is_dir():
         pytest.skip("no COCO images: set YOLACT_COCO_MINI to a folder in COCO's layout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Folder with 13 drawn images to train with and 4 to score, in COCO's layout; not changed."""
+    from data.shapes import write_dataset
+
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    write_dataset(str(folder), seed=3, train=13, val=4)
+    return folder

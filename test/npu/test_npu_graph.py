@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import train
-from data.shapes import write_dataset
 from layers import deform_conv
 from layers.deform_conv import Backend
 from npu import counters
@@ -31,13 +30,6 @@ def own_stream(device):
     before = torch.npu.current_stream()
     yield
     torch.npu.set_stream(before)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    write_dataset(str(folder), seed=3, train=13, val=4)
-    return folder
 
 
 @pytest.fixture

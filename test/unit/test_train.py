@@ -19,7 +19,6 @@ from conftest import ROOT
 
 import train
 from data.coco import CocoDataset
-from data.shapes import write_dataset
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
 from utils.engine.setup import plan_validation
@@ -27,13 +26,6 @@ from utils.errors import UserError
 from utils.inference.evaluation import Evaluation
 
 STEPS = 6
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    write_dataset(str(folder), seed=3, train=13, val=4)
-    return folder
 
 
 @pytest.fixture

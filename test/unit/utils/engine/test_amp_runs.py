@@ -12,7 +12,6 @@ import torch
 
 import train
 from data.config import get_config
-from data.shapes import write_dataset
 from unit.utils.test_amp import CASTS
 from utils import amp
 from utils.amp import FIRST_SCALE, Precision, build_precision
@@ -93,13 +92,6 @@ def test_defaults(device, flags, name):
 
 
 # Whole runs.
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    write_dataset(str(folder), seed=3, train=13, val=4)
-    return folder
-
 
 def run_train(shapes, folder, request, *more):
     return train.main([f"--data={shapes}", "--config=yolact_shapes", "--max_size=64",

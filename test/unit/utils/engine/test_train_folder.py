@@ -16,7 +16,6 @@ from conftest import ROOT
 
 import eval as evaluation
 import train
-from data.shapes import write_dataset
 from utils import checkpoint
 from utils.engine.record import RunRecord
 from utils.engine.saving import BestScore
@@ -27,13 +26,6 @@ from utils.weights_folder import find_checkpoint
 HAS_PAGE = importlib.util.find_spec("jinja2") is not None
 STEPS = 12
 EPOCH = 6
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes") / "data"
-    write_dataset(str(folder), seed=3, train=13, val=4)
-    return folder
 
 
 @pytest.fixture
