@@ -42,7 +42,7 @@ from utils.inference.evaluator import CocoEvaluator
 from utils.inference.outputs import PredictionOptions
 from utils.inference.predict import PredictionRun
 from utils.inference.predictor import Predictor
-from utils.memory import explain_out_of_memory
+from utils.memory import explain_out_of_memory, keep_freed_memory
 
 
 def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
@@ -153,6 +153,7 @@ def _run(argv: List[str]) -> int:
     processes = Processes.from_env(devices_per_host=cards_of_host(name))
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
+    keep_freed_memory(device)
     with record_failure(processes.rank), explain_out_of_memory(device):
         processes.init(device)
         try:

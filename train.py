@@ -50,7 +50,7 @@ from utils.engine.summary import announce, end_lines, next_lines
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import TrainingError, UserError, counted
 from utils.inference.evaluation_record import ScoredEvaluation
-from utils.memory import explain_out_of_memory
+from utils.memory import explain_out_of_memory, keep_freed_memory
 from utils.optimizer import FlatOptimizer, propagate_nonfinite
 from utils.weights.files import Origin
 
@@ -366,6 +366,7 @@ def _run(argv: List[str]) -> int:
                         "train together or not at all; leave the flag out")
     device = select_device(name, processes.local_rank if args.device_id is None
                            else args.device_id)
+    keep_freed_memory(device)
     try:
         with record_failure(processes.rank), explain_out_of_memory(device):
             processes.init(device)

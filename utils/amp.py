@@ -291,7 +291,7 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
         UserError: this device or this PyTorch cannot compute in that type.
     """
     if precision == "auto":
-        computes = device.type == "cuda" or (device.type == "cpu" and _cpu_computes_bfloat16())
+        computes = device.type == "cuda" or (device.type == "cpu" and cpu_computes_bfloat16())
         precision = "bfloat16" if computes and not half_type_problem(
             device, torch.bfloat16) else "float32"
     dtype = INFERENCE_TYPES[precision]
@@ -301,7 +301,7 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _cpu_computes_bfloat16() -> bool:
+def cpu_computes_bfloat16() -> bool:
     """Whether the processor has instructions for it; without, PyTorch is slower than float32."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:

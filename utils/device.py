@@ -312,6 +312,16 @@ def has_autocast() -> bool:
     return hasattr(torch, "autocast")
 
 
+def activation_layout(device: torch.device) -> torch.memory_format:
+    """Layout of images in which convolutions are fastest here; what follows keeps it.
+
+    PyTorch before 1.10 is no faster with another, and an Ascend card wants the plain one.
+    """
+    if device.type == "npu" or not has_autocast():
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:
     """Why `device` cannot compute in `dtype` (float16 or bfloat16); empty if it can."""
     name = str(dtype).split(".")[-1]

@@ -21,6 +21,9 @@ kernels' workspaces and the collectives' buffers are not part of what a step sho
 OWN_SOFTWARE = 0.1
 """Part of a device's memory that its driver and libraries may hold."""
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Numbers of glibc's mallopt."""
+
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory",
           "error code is 207001", "error code is 207018", "cublas_status_alloc_failed")
 """207001 and 207018 are CANN's ACL_ERROR_RT_MEMORY_ALLOCATION and ACL_ERROR_RT_DEVICE_OOM."""
@@ -121,6 +124,19 @@ def reset_peak_memory(device: torch.device) -> None:
         with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as stream:
             stream.write("5")
     _ask(device, "reset_peak_memory_stats", "reset_max_memory_allocated")
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let this process keep what it frees for its next step, where it computes on the CPU.
+
+    The C library gives blocks of more than 32 MiB back at once, and the system clears every page
+    of the next one: a seventh of a training step of 550 pixels. Where the C library has no such
+    setting nothing changes.
+    """
+    if device.type == "cpu":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_MAX, 0)
+            ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def release_memory(device: torch.device) -> None:

@@ -19,6 +19,7 @@ from layers.ohem import cross_entropy
 from layers.sync_batch_norm import convert
 from utils.amp import Precision, batch_norm_parameters
 from utils.checkpoint import load_for_inference
+from utils.device import activation_layout
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import wrap
 from utils.ema import WeightAverage
@@ -88,6 +89,7 @@ def assemble_learner(config: Config, model: Yolact, precision: Precision, proces
                      row_losses: RowLosses = cross_entropy) -> Learner:
     """Move a network to its device and put what trains it around it; see `build_learner`."""
     model = model.to(device).train()
+    model.layout = activation_layout(device)
     last = batch_norm_parameters(model) if precision.level == "O2" else ()
     optimizer = build_optimizer(config, model, last=last)
     precision.prepare(model, optimizer)

@@ -34,7 +34,7 @@ from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.amp import inference_dtype
-from utils.device import has_autocast
+from utils.device import activation_layout
 from utils.errors import UserError
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork, config_of_export
@@ -263,9 +263,8 @@ class LoadedModel(NamedTuple):
         for name, part in model.named_children():
             if name != "maskiou_net":
                 part.to(dtype)
-        if device.type != "npu" and has_autocast():
-            # PyTorch before 1.10 is no faster with it.
-            cast(Any, model).to(memory_format=torch.channels_last)
+        model.layout = activation_layout(device)
+        cast(Any, model).to(memory_format=model.layout)
         return model
 
     def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:

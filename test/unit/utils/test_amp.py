@@ -336,7 +336,7 @@ def test_the_register_of_a_device_that_saturates(monkeypatch, device, scaled):
 def test_automatic_precision(monkeypatch):
     cpu = torch.device("cpu")
     for computes in (False, True):
-        monkeypatch.setattr("utils.amp._cpu_computes_bfloat16", lambda: computes)  # noqa: B023
+        monkeypatch.setattr("utils.amp.cpu_computes_bfloat16", lambda: computes)  # noqa: B023
         expected = computes and not devices.half_type_problem(cpu, torch.bfloat16)
         assert amp.inference_dtype("auto", cpu) == (torch.bfloat16 if expected else torch.float32)
     assert amp.inference_dtype("auto", SimpleNamespace(type="npu")) == torch.float32
