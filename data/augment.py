@@ -44,8 +44,7 @@ class AugmentedSample:
         masks: uint8 `[n, S, S]` of 0 and 1.
         crowd_boxes: float32 `[m, 4]`, as `boxes`.
         image_id: COCO image id.
-        mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around each mask; saves work where
-            known.
+        mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around all that is set in a mask.
     """
 
     image: np.ndarray
@@ -54,29 +53,25 @@ class AugmentedSample:
     masks: np.ndarray
     crowd_boxes: np.ndarray
     image_id: int
-    mask_extents: Optional[np.ndarray] = None
+    mask_extents: np.ndarray
 
 
+@dataclass(frozen=True)
 class Augmenter:
-    """Turn a `Sample` into an `AugmentedSample`; all switches off is a plain resize.
+    """Turn a `Sample` into an `AugmentedSample`; all switches off is a plain resize."""
 
-    Args:
-        size: S, side of the output in pixels. The aspect ratio of the image is not kept.
-        photometric: change brightness, contrast, saturation and hue.
-        expand: shrink the image onto a larger canvas, with probability 1/2.
-        crop: cut out a rectangle that holds the centre of an object.
-        mirror: flip left to right, with probability 1/2.
-        rotate: turn by 0, 90, 180 or 270 degrees; with `mirror`, every symmetry of the square.
-    """
-
-    def __init__(self, size: int, photometric: bool = True, expand: bool = True,
-                 crop: bool = True, mirror: bool = True, rotate: bool = False) -> None:
-        self.size = size
-        self.photometric = photometric
-        self.expand = expand
-        self.crop = crop
-        self.mirror = mirror
-        self.rotate = rotate
+    size: int
+    """S, side of the output in pixels. The aspect ratio of the image is not kept."""
+    photometric: bool = True
+    """Change brightness, contrast, saturation and hue."""
+    expand: bool = True
+    """Shrink the image onto a larger canvas, with probability 1/2."""
+    crop: bool = True
+    """Cut out a rectangle that holds the centre of an object."""
+    mirror: bool = True
+    """Flip left to right, with probability 1/2."""
+    rotate: bool = False
+    """Turn by 0, 90, 180 or 270 degrees; with `mirror`, every symmetry of the square."""
 
     @staticmethod
     def from_config(config: Config) -> Augmenter:
@@ -142,12 +137,11 @@ def turned(sample: AugmentedSample, quarters: int) -> AugmentedSample:
             boxes = np.stack([y1, side - x2, y2, side - x1], axis=1)
         return boxes
 
-    extents = sample.mask_extents
     return dataclasses.replace(
         sample, image=np.ascontiguousarray(np.rot90(sample.image, quarters)),
         masks=np.ascontiguousarray(np.rot90(sample.masks, quarters, axes=(1, 2))),
         boxes=corners(sample.boxes, 1), crowd_boxes=corners(sample.crowd_boxes, 1),
-        mask_extents=None if extents is None else corners(extents, len(sample.image)))
+        mask_extents=corners(sample.mask_extents, len(sample.image)))
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from data.classes import LARGEST_FACTOR, class_factors
 from data.config import get_config
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import ohem_cross_entropy
+from layers.multibox_loss import MultiBoxLoss, ohem_cross_entropy
 from utils.errors import UserError
 
 NAMES = ["cat", "dog", "bird"]
