@@ -9,8 +9,8 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
-from data.annotations import Annotations, Category, load_annotations
 from data.annotations.defects import AnnotationReport
+from data.annotations.packed import Annotations, Category, load_annotations
 from data.image import read_header, read_image
 from data.masks import Segmentation
 from utils.errors import UserError, first_line, some

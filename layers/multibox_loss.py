@@ -56,10 +56,6 @@ class MultiBoxLoss(nn.Module):
                  class_factors: Optional[Sequence[float]] = None,
                  row_losses: RowLosses = cross_entropy) -> None:
         super().__init__()
-        if class_factors is not None and (len(class_factors) != num_classes
-                                          or class_factors[0] != 1):
-            raise ValueError(f"class_factors are {list(class_factors)}, expected {num_classes}, "
-                             "the first of them 1")
         self.num_classes = num_classes
         self.bbox_alpha = bbox_alpha
         self.conf_alpha = conf_alpha

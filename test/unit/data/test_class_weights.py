@@ -56,13 +56,6 @@ def test_only_positives_are_multiplied(device):
     assert float(weighted) == pytest.approx(float(plain + extra), rel=1e-5)
 
 
-def test_the_loss_refuses_factors_that_do_not_fit():
-    with pytest.raises(ValueError, match="expected 4, the first of them 1"):
-        MultiBoxLoss(4, class_factors=[1.0, 2.0])
-    with pytest.raises(ValueError, match="the first of them 1"):
-        MultiBoxLoss(2, class_factors=[2.0, 2.0])
-
-
 def test_a_recipe_that_rescores_masks_needs_the_network_for_it():
     with pytest.raises(ValueError, match="use_maskiou=True, so the loss needs"):
         MultiBoxLoss.from_config(get_config("yolact_plus_base"))
