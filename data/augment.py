@@ -1,25 +1,31 @@
-"""SSD's augmentation, with its geometry composed so that pixels and masks are resampled once.
+"""SSD's augmentation: colours, and a geometry composed so that pixels and masks are resampled once.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), in the form the original YOLACT
 trains with. Its numbers are kept, and one quirk: SSD's lower limit on the IoU of crop and objects
 never takes effect there (its author measured that enforcing it costs accuracy), so the five limited
 kinds of crop are all the unlimited one. Only `no crop at all` is different, one time in six.
+
+Brightness, contrast, saturation and hue are each changed with probability 1/2. The original works
+in float and lets values leave 0..255, where a uint8 image saturates: of a dark microscopy image
+little would be left, so brightness and contrast are held back where they would push half of the
+pixels out. The four steps commute: brightness and contrast change the largest channel and the
+distances to it like every channel, saturation scales those distances, hue only redistributes them.
+So SSD's random order of contrast need not be drawn, and the image saturates once, at the end.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
+import cv2
 import numpy as np
 
 from data.coco import Sample
 from data.config import Config
 from data.geometry import Placement, resample
 from data.masks import draw_masks
-from data.photometric import Distortion, distort, draw_distortion
 
 FILL_BGR = (104, 117, 124)
 """ImageNet's mean as whole levels: the canvas around an expanded image, whatever the backbone."""
@@ -31,6 +37,14 @@ CROP_SIDE = (0.3, 1.0)
 CROP_ASPECT = (0.5, 2.0)
 DEGENERATE = 1e-4
 """Boxes of at most this width or height, relative to the output, are dropped."""
+
+BRIGHTNESS = 32.0
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18.0
+_GRID = 32
+"""Rows and columns, about, of the pixels whose median stands for the image's."""
+
+_LEVELS = np.arange(256, dtype=np.float32)
 
 
 @dataclass
@@ -44,8 +58,7 @@ class AugmentedSample:
         masks: uint8 `[n, S, S]` of 0 and 1.
         crowd_boxes: float32 `[m, 4]`, as `boxes`.
         image_id: COCO image id.
-        mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around each mask; saves work where
-            known.
+        mask_extents: int64 `[n, 4]`, x1 y1 x2 y2 in whole pixels around all that is set in a mask.
     """
 
     image: np.ndarray
@@ -54,29 +67,25 @@ class AugmentedSample:
     masks: np.ndarray
     crowd_boxes: np.ndarray
     image_id: int
-    mask_extents: Optional[np.ndarray] = None
+    mask_extents: np.ndarray
 
 
+@dataclass(frozen=True)
 class Augmenter:
-    """Turn a `Sample` into an `AugmentedSample`; all switches off is a plain resize.
+    """Turn a `Sample` into an `AugmentedSample`; all switches off is a plain resize."""
 
-    Args:
-        size: S, side of the output in pixels. The aspect ratio of the image is not kept.
-        photometric: change brightness, contrast, saturation and hue.
-        expand: shrink the image onto a larger canvas, with probability 1/2.
-        crop: cut out a rectangle that holds the centre of an object.
-        mirror: flip left to right, with probability 1/2.
-        rotate: turn by 0, 90, 180 or 270 degrees; with `mirror`, every symmetry of the square.
-    """
-
-    def __init__(self, size: int, photometric: bool = True, expand: bool = True,
-                 crop: bool = True, mirror: bool = True, rotate: bool = False) -> None:
-        self.size = size
-        self.photometric = photometric
-        self.expand = expand
-        self.crop = crop
-        self.mirror = mirror
-        self.rotate = rotate
+    size: int
+    """S, side of the output in pixels. The aspect ratio of the image is not kept."""
+    photometric: bool = True
+    """Change brightness, contrast, saturation and hue."""
+    expand: bool = True
+    """Shrink the image onto a larger canvas, with probability 1/2."""
+    crop: bool = True
+    """Cut out a rectangle that holds the centre of an object."""
+    mirror: bool = True
+    """Flip left to right, with probability 1/2."""
+    rotate: bool = False
+    """Turn by 0, 90, 180 or 270 degrees; with `mirror`, every symmetry of the square."""
 
     @staticmethod
     def from_config(config: Config) -> Augmenter:
@@ -142,12 +151,11 @@ def turned(sample: AugmentedSample, quarters: int) -> AugmentedSample:
             boxes = np.stack([y1, side - x2, y2, side - x1], axis=1)
         return boxes
 
-    extents = sample.mask_extents
-    return dataclasses.replace(
+    return replace(
         sample, image=np.ascontiguousarray(np.rot90(sample.image, quarters)),
         masks=np.ascontiguousarray(np.rot90(sample.masks, quarters, axes=(1, 2))),
         boxes=corners(sample.boxes, 1), crowd_boxes=corners(sample.crowd_boxes, 1),
-        mask_extents=None if extents is None else corners(extents, len(sample.image)))
+        mask_extents=corners(sample.mask_extents, len(sample.image)))
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,
@@ -180,3 +188,74 @@ def _centres_inside(boxes: np.ndarray, placement: Placement) -> np.ndarray:
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 * np.array([placement.width, placement.height])
     centres = centres + [placement.left, placement.top]
     return ((centres > [x1, y1]) & (centres < [x2, y2])).all(axis=1)
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What one image gets; the defaults change nothing.
+
+    Attributes:
+        brightness: added to every channel, first.
+        contrast: factor on every channel.
+        saturation: factor on HSV's saturation.
+        hue: degrees added to HSV's hue.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    def within_range(self, image: np.ndarray) -> Distortion:
+        """The same with brightness and contrast held back to keep `image`'s median in 0..255.
+
+        Args:
+            image: uint8 `[h, w, 3]`.
+        """
+        if self.brightness == 0.0 and self.contrast <= 1.0:
+            return self
+        height, width = image.shape[:2]
+        grid = image[::max(height // _GRID, 1), ::max(width // _GRID, 1)]
+        median = float(np.median(grid))
+        brightness = min(max(self.brightness, -median), 255.0 - median)
+        contrast = min(self.contrast, max(255.0 / max(median + brightness, 1.0), 1.0))
+        return replace(self, brightness=brightness, contrast=contrast)
+
+
+def draw_distortion(rng: np.random.Generator) -> Distortion:
+    """Draw SSD's distortion: each of the four with probability 1/2."""
+    apply = rng.random(4) < 0.5
+    brightness, hue = rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(-HUE, HUE)
+    contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    return Distortion(
+        brightness=brightness if apply[0] else 0.0,
+        contrast=contrast if apply[1] else 1.0,
+        saturation=saturation if apply[2] else 1.0,
+        hue=hue if apply[3] else 0.0)
+
+
+def distort(image: np.ndarray, distortion: Distortion) -> np.ndarray:
+    """Return the distorted image; `image` is BGR uint8 `[h, w, 3]` and is left as it is."""
+    if distortion.hue != 0.0:
+        image = _rotate_hue(image, distortion.hue)
+    contrast, saturation = distortion.contrast, distortion.saturation
+    offset = contrast * distortion.brightness
+    if saturation != 1.0:
+        # HSV's saturation scales the distance of every channel to the largest one.
+        blue, green, red = cv2.split(image)
+        largest = cv2.max(cv2.max(blue, green, blue), red, red)
+        grey = cv2.merge([largest, largest, largest])
+        return cv2.addWeighted(image, contrast * saturation, grey, contrast * (1.0 - saturation),
+                               offset)
+    if contrast != 1.0 or offset != 0.0:
+        levels = np.clip(np.rint(_LEVELS * contrast + offset), 0, 255)
+        return cv2.LUT(image, levels.astype(np.uint8))
+    return image
+
+
+def _rotate_hue(image: np.ndarray, degrees: float) -> np.ndarray:
+    # The _FULL variants spread 360 degrees over the 256 values of a byte, so hue wraps by itself.
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+    hue = hsv[:, :, 0]
+    hue += np.uint8(int(round(degrees * 256.0 / 360.0)) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)

@@ -34,18 +34,11 @@ aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, 
 motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"""
 
 
-def _split(text: str) -> List[str]:
-    return [name.strip() for name in text.replace("\n", " ").split(",")]
-
-
-def coco_classes() -> ClassList:
-    """The 80 categories of COCO 2017."""
-    return ClassList(_split(_COCO), [n for n in range(1, 91) if n not in _COCO_GAPS])
-
-
-def pascal_classes() -> ClassList:
-    """The 20 classes of Pascal VOC."""
-    return ClassList(_split(_PASCAL), list(range(1, 21)))
+def known_classes(dataset: str) -> ClassList:
+    """The 80 categories of `coco2017`, or the 20 classes of `pascal_sbd`."""
+    text, gaps = (_COCO, _COCO_GAPS) if dataset == "coco2017" else (_PASCAL, ())
+    names = [name.strip() for name in text.replace("\n", " ").split(",")]
+    return ClassList(names, [n for n in range(1, len(names) + len(gaps) + 1) if n not in gaps])
 
 
 def find_classes(count: int, names: Optional[Sequence[str]] = None,
@@ -66,7 +59,8 @@ def find_classes(count: int, names: Optional[Sequence[str]] = None,
     for values in (names, category_ids):
         if values is not None and len(values) != count:
             raise ValueError(f"{len(values)} names or ids for {count} classes")
-    for known, its_dataset in ((coco_classes(), "coco2017"), (pascal_classes(), "pascal_sbd")):
+    for its_dataset in ("coco2017", "pascal_sbd"):
+        known = known_classes(its_dataset)
         fits = list(names) == known.names if names is not None else (
             dataset == its_dataset and count == len(known.names))
         if fits:

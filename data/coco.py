@@ -9,8 +9,8 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
-from data.annotations import Annotations, Category, load_annotations
 from data.annotations.defects import AnnotationReport
+from data.annotations.packed import Annotations, Category, load_annotations
 from data.image import read_header, read_image
 from data.masks import Segmentation
 from utils.errors import UserError, first_line, some
@@ -53,6 +53,7 @@ class CocoDataset:
             have no objects.
 
     Attributes:
+        annotations: all usable annotations as flat arrays; not to be changed.
         origin: a sentence on what the files were made from, where that was another tool's folder.
 
     Raises:
@@ -67,10 +68,11 @@ class CocoDataset:
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
         self.origin = ""
-        self._packed: Annotations = load_annotations(self.annotation_file, self._size_from_header)
+        self.annotations: Annotations = load_annotations(self.annotation_file,
+                                                         self._size_from_header)
 
     def __len__(self) -> int:
-        return len(self._packed.image_ids)
+        return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
         """Read image `index` and its objects.
@@ -79,7 +81,7 @@ class CocoDataset:
             UserError: the image is missing, truncated, not an image, or of another size than the
                 annotation file says.
         """
-        packed = self._packed
+        packed = self.annotations
         index = range(len(self))[index]
         image_id = int(packed.image_ids[index])
         width, height = packed.image_sizes[index].tolist()
@@ -94,42 +96,37 @@ class CocoDataset:
     @property
     def categories(self) -> List[Category]:
         """Sorted by id; class index n + 1 is `categories[n]`, 0 is background."""
-        return self._packed.categories
+        return self.annotations.categories
 
     @property
     def class_names(self) -> List[str]:
         """Names of `categories`, in their order."""
-        return [category.name for category in self._packed.categories]
+        return [category.name for category in self.annotations.categories]
 
     @property
     def image_ids(self) -> np.ndarray:
         """int64 `[N]`, COCO image ids in the order of the items."""
-        return self._packed.image_ids
+        return self.annotations.image_ids
 
     @property
     def max_objects(self) -> int:
         """Largest number of usable objects, crowds not counted, in one image."""
-        return int(np.bincount(self._packed.owners[~self._packed.crowd], minlength=1).max())
+        return int(np.bincount(self.annotations.owners[~self.annotations.crowd], minlength=1).max())
 
     @property
     def report(self) -> AnnotationReport:
         """Counts of the file and of what was dropped; `report.sentences()` are for the user."""
-        return self._packed.report
-
-    @property
-    def annotations(self) -> Annotations:
-        """All usable annotations as flat arrays; not to be changed."""
-        return self._packed
+        return self.annotations.report
 
     def image_info(self, index: int) -> Tuple[str, int, int]:
         """File name, width and height in pixels of item `index`."""
         index = range(len(self))[index]
-        width, height = self._packed.image_sizes[index].tolist()
-        return self._packed.file_name(index), width, height
+        width, height = self.annotations.image_sizes[index].tolist()
+        return self.annotations.file_name(index), width, height
 
     def image_path(self, index: int) -> str:
         """Path of the image file of item `index`."""
-        return os.path.join(self.images_dir, self._packed.file_name(range(len(self))[index]))
+        return os.path.join(self.images_dir, self.annotations.file_name(range(len(self))[index]))
 
     def missing_images(self, indices: Optional[Sequence[int]] = None) -> List[int]:
         """Items (of `indices`, or of all) whose image is not in its folder; opens no image."""
@@ -154,9 +151,9 @@ class CocoDataset:
         """
         missing = self.missing_images(indices)
         if missing:
-            named = some(f"{self._packed.file_name(n)} (image {self._packed.image_ids[n]})"
+            named = some(f"{self.annotations.file_name(n)} (image {self.annotations.image_ids[n]})"
                          for n in missing)
-            hint = missing_hint(self.images_dir, self._packed.file_name(missing[0]))
+            hint = missing_hint(self.images_dir, self.annotations.file_name(missing[0]))
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
                             f"are missing in {os.path.abspath(self.images_dir)}: {named}{hint}")
 

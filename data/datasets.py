@@ -56,8 +56,8 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
         UserError: something is missing or inconsistent, class names differ from those of the
             description, or there is no object to learn or score.
     """
-    described = None if images is not None or info is not None else describe(layout, root)
-    dataset = CocoDataset(*_find(layout, root, images, info, split, described))
+    place, described = find_dataset(layout, root, images, info, split)
+    dataset = CocoDataset(*place)
     if described is not None:
         _check_names(described, dataset)
         dataset.origin = described.origin
@@ -71,24 +71,20 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
 
 
 def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str) -> Split:
-    """Image folder and annotation file from what the command line gave, as for `open_dataset`.
+                 split: str) -> Tuple[Split, Optional[DatasetFile]]:
+    """Image folder and annotation file from what the command line gave, as for `open_dataset`, and
+    the description that names them, where one does.
 
     Raises:
-        UserError: nothing was given, or half of a pair.
+        UserError: nothing was given, or half of a pair, or what was given is not there.
     """
-    described = None if images is not None or info is not None else describe(layout, root)
-    return _find(layout, root, images, info, split, described)
-
-
-def _find(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-          split: str, described: Optional[DatasetFile]) -> Split:
     prefix = "train" if split == "train" else "valid"
     if (images is None) != (info is None):
         raise UserError(f"--{prefix}_images and --{prefix}_info belong together; give both or "
                         "neither")
     if images is not None and info is not None:
-        return Path(images), Path(info)
+        return (Path(images), Path(info)), None
+    described = describe(layout, root)
     root = root or default_root(layout)
     if root is None:
         parts = ", ".join(_LAYOUTS.get(layout_name(layout), {}).get(split, ()))
@@ -96,14 +92,14 @@ def _find(layout: str, root: Optional[str], images: Optional[str], info: Optiona
                         f"--data=FILE.yaml (see docs/data.md), or --{prefix}_images and "
                         f"--{prefix}_info")
     if described is None:
-        return dataset_paths(layout, root, split)
+        return dataset_paths(layout, root, split), None
     if split not in described.splits:
         raise UserError(f"{described.path}: has no '{split}', only {', '.join(described.splits)}; "
                         f"{EXAMPLE.replace('train', split)}")
     for part in _missing(described.splits[split]):
         raise UserError(f"{described.path}: '{split}' names {part.absolute()}, which was not found "
                         f"(paths are relative to the file they stand in){similar(part)}")
-    return described.splits[split]
+    return described.splits[split], described
 
 
 def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:

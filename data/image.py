@@ -95,8 +95,8 @@ def is_truncated(data: bytes) -> bool:
             return False
         # Cameras append data after the end, and a thumbnail inside the header has an end of its
         # own: the marker that counts comes after the start of the scan.
-        scan = _scan_start(data)
-        return scan < 0 or data.find(_JPEG_END, scan) < 0
+        scans = [end for marker, _, end in _jpeg_segments(data) if marker == _START_OF_SCAN]
+        return not scans or data.find(_JPEG_END, scans[0]) < 0
     return data.startswith(_PNG_START) and data.rfind(_PNG_END) < 0
 
 
@@ -111,12 +111,6 @@ def _jpeg_segments(data: bytes) -> Iterator[Tuple[int, int, int]]:
         start = position + 2
         position = start + int.from_bytes(data[start:start + 2], "big")
         yield marker, start, position
-
-
-def _scan_start(data: bytes) -> int:
-    """Offset of the first pixel data of a JPEG, or -1 where the header ends before it."""
-    return next((end for marker, _, end in _jpeg_segments(data)
-                 if marker == _START_OF_SCAN and end <= len(data)), -1)
 
 
 def _promised_size(data: bytes) -> Size:

@@ -158,9 +158,6 @@ class TrainLoader:
     def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0,
                  rank: int = 0, world_size: int = 1, pin_memory: bool = False,
                  pack_masks: bool = False, parts: int = 1) -> None:
-        if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}, rank {rank} of "
-                             f"{world_size}")
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.pin_memory, self.pack_masks = pin_memory, pack_masks

@@ -183,7 +183,7 @@ class TargetMaker:
         self.masks_to_train = masks_to_train
         self.shrink = MaskShrinker(size, proto_size)
         self.shrink_semantic = MaskShrinker(size, semantic_size)
-        self.size, self.proto_size, self.semantic_size = size, proto_size, semantic_size
+        self.proto_size, self.semantic_size = proto_size, semantic_size
         self.label_type = np.int8 if num_classes <= 128 else np.int32
 
     def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> Dict[str, Any]:
@@ -242,10 +242,8 @@ class TargetMaker:
                             np.uint8)
         boxes[:count] = sample.boxes
         labels[:count] = sample.labels
-        extents = sample.mask_extents
-        if extents is None:
-            extents = np.tile([0, 0, self.size, self.size], (count, 1))
-        for slot, (label, extent) in enumerate(zip(sample.labels.tolist(), extents.tolist())):
+        for slot, (label, extent) in enumerate(zip(sample.labels.tolist(),
+                                                   sample.mask_extents.tolist())):
             self.shrink(sample.masks[slot], extent, out=masks[slot])
             self.shrink_semantic(sample.masks[slot], extent, out=semantic[label - 1])
         return {"gt_boxes": boxes, "gt_labels": labels, "gt_masks": masks, "semantic": semantic}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.fused_ops import npu_deform_conv2d, npu_deform_conv_problem, without_casts
+from layers.fused_ops import kernel_problem, npu_deform_conv2d, without_casts
 from utils.errors import first_line
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def deform_conv_backend(device: torch.device) -> Backend:
     The plain one on an accelerator is slower and is logged as a warning with its reason.
     """
     if device.type == "npu":
-        problem = npu_deform_conv_problem(device)
+        problem = kernel_problem("deform_conv", device)
     else:
         problem = _torchvision_problem(device)
     if problem and device.type != "cpu":

@@ -58,37 +58,31 @@ class Detections:
                                self.classes[n, :count], self.coefficients[n, :count])
 
 
+@dataclass
 class Detect:
     """Softmax, box decoding and non-maximum suppression for a batch of images.
 
     With `nms` "fast" or "cross_class" every shape follows from the configuration and no value is
     read back from an accelerator. "traditional" suppresses on the host, image by image.
 
-    Args:
-        num_classes: C, with background.
-        conf_thresh: a prior takes part if its best foreground score is above this.
-        nms_thresh: largest IoU of two detections that both stay.
-        top_k: candidates that enter the suppression (per class with "fast"); also N.
-        max_detections: detections kept per image over all classes; "cross_class" keeps all.
-        nms: one of `NMS_KINDS`.
-        max_size: S, the network's input side; only "traditional" works in its pixels.
     """
 
-    def __init__(self, num_classes: int, conf_thresh: float, nms_thresh: float, top_k: int,
-                 max_detections: int, nms: str = "fast", max_size: int = 550) -> None:
-        if nms not in NMS_KINDS:
-            raise ValueError(f"nms is {nms!r}, expected one of {NMS_KINDS}")
-        if not 0 < max_detections <= top_k:
-            raise ValueError(f"max_detections is {max_detections}, expected 1..top_k ({top_k})")
-        self.num_classes = num_classes
-        self.conf_thresh = conf_thresh
-        self.nms_thresh = nms_thresh
-        self.top_k = top_k
-        self.max_detections = max_detections
-        self.nms = nms
-        self.max_size = max_size
-        self.compact = True
-        """On a CPU, leave out what is no candidate first; the result is the same, only sooner."""
+    num_classes: int
+    """C, with background."""
+    conf_thresh: float
+    """A prior takes part if its best foreground score is above this."""
+    nms_thresh: float
+    """Largest IoU of two detections that both stay."""
+    top_k: int
+    """Candidates that enter the suppression (per class with "fast"); also N."""
+    max_detections: int
+    """Detections kept per image over all classes, at most `top_k`; "cross_class" keeps all."""
+    nms: str = "fast"
+    """One of `NMS_KINDS`."""
+    max_size: int = 550
+    """S, the network's input side; only "traditional" works in its pixels."""
+    compact: bool = True
+    """On a CPU, leave out what is no candidate first; the result is the same, only sooner."""
 
     @classmethod
     def from_config(cls, config: Config, nms: str = "fast") -> Detect:

@@ -124,18 +124,8 @@ def npu_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return operator("npu_cross_entropy_loss")(logits, labels, reduction="none")[0]
 
 
-def npu_deform_conv_problem(device: torch.device) -> str:
-    """Why `npu_deform_conv2d` must not be used on `device`; empty if it may."""
-    return _problem("deform_conv", device)
-
-
-def npu_cross_entropy_problem(device: torch.device) -> str:
-    """Why `npu_cross_entropy` must not be used on `device`; empty if it may."""
-    return _problem("cross_entropy", device)
-
-
-def _problem(kernel: str, device: torch.device) -> str:
-    """What is wrong with a kernel on `device`.
+def kernel_problem(kernel: str, device: torch.device) -> str:
+    """Why `kernel` (`deform_conv`, `cross_entropy`) must not be used on `device`; empty if it may.
 
     The trial runs in a process of its own: an operator that fails leaves the plugin's queue of
     launches broken, and what is queued later silently never runs.
@@ -247,19 +237,19 @@ def _probe_inputs(stride: int) -> List[Tensor]:
 def main(argv: Sequence[str]) -> int:
     """Run the trial of a kernel on a device; print what is wrong, or nothing."""
     from layers.deform_conv import convolve_plainly  # it imports this file
-    from layers.ohem import cross_entropy
+    from layers.multibox_loss import cross_entropy
 
-    trials: Dict[str, Callable[[torch.device], str]] = {
-        "cross_entropy": lambda device: try_cross_entropy(device, cross_entropy),
-        "deform_conv": lambda device: try_deform_conv(device, convolve_plainly),
-    }
+    trials: Dict[str, Tuple[Callable[..., str], Callable[..., Tensor]]] = {
+        "cross_entropy": (try_cross_entropy, cross_entropy),
+        "deform_conv": (try_deform_conv, convolve_plainly)}
     operator("npu_deformable_conv2d")  # the plugin makes the device known
     runtime: Any = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
     if hasattr(runtime, "set_compile_mode"):
         runtime.set_compile_mode(jit_compile=False)
     if hasattr(runtime, "config"):
         runtime.config.allow_internal_format = False
-    print(VERDICT + trials[argv[0]](torch.device(argv[1])), flush=True)
+    trial, reference = trials[argv[0]]
+    print(VERDICT + trial(torch.device(argv[1]), reference), flush=True)
     return 0
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.detection import Detections
-from layers.mask_loss import inside_box, mask_logits
+from layers.masks import inside_box, mask_logits
 
 
 class MaskIouNet(nn.Module):
@@ -62,7 +62,7 @@ def mask_iou_loss(network: nn.Module, logits: Tensor, boxes: Tensor, masks: Tens
 
     Args:
         network: a `MaskIouNet`.
-        logits: float `[B, K, h, w]`, see `layers.mask_loss.mask_logits`.
+        logits: float `[B, K, h, w]`, see `layers.masks.mask_logits`.
         boxes: float `[B, K, 4]`, ground-truth x1 y1 x2 y2 of each sample, relative.
         masks: `[B, K, h, w]` in {0, 1}, ground truth of each sample.
         labels: integer `[B, K]`, 1..C-1; anything in slots that hold no sample.

@@ -46,6 +46,30 @@ def assemble_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: i
     return masks.squeeze(0) > THRESHOLD
 
 
+def mask_logits(coefficients: Tensor, proto: Tensor) -> Tensor:
+    """Combine prototypes `[B, h, w, k]` by coefficients `[B, K, k]`: `[B, K, h, w]`."""
+    batch, height, width, _ = proto.shape
+    logits = coefficients.bmm(proto.flatten(1, 2).transpose(1, 2))
+    return logits.reshape(batch, coefficients.shape[1], height, width)
+
+
+def inside_box(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Which pixels along one axis a box covers, grown by one pixel at either end.
+
+    Args:
+        low: float `[..]`, the box's lower side relative to the image.
+        high: float `[..]`, its upper side.
+        size: number of pixels along the axis.
+
+    Returns:
+        bool `[.., size]`, True for pixel i with `low * size - 1 <= i < high * size + 1`.
+    """
+    pixels = torch.arange(size, dtype=low.dtype, device=low.device)
+    begin = (low * size - 1).unsqueeze(-1)
+    end = (high * size + 1).unsqueeze(-1)
+    return (pixels >= begin) & (pixels < end)
+
+
 def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
     """Relative corners `[n, 4]` -> pixels, ordered and clipped to the image, not rounded."""
     x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, cast=False)

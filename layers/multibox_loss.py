@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.mask_iou import mask_iou_loss
-from layers.mask_loss import flat_index, mask_logits, mask_loss, select_rows
-from layers.ohem import cross_entropy, ohem_cross_entropy
+from layers.masks import inside_box, mask_logits
+
+SMALLEST_AREA = 1e-9
+"""Keeps padded slots (area 0) out of a division by zero; far below one pixel of any input."""
+
+RowLosses = Callable[[Tensor, Tensor], Tensor]
+"""`cross_entropy`, or a kernel in its place."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy `[N]` of rows of logits `[N, C]` and labels int64 `[N]`, in plain PyTorch."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 class MultiBoxLoss(nn.Module):
@@ -34,7 +44,7 @@ class MultiBoxLoss(nn.Module):
         discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
         class_factors: `[C]`, on the confidence loss of each class's positives; the first, of the
             background, is 1. None leaves the factors out.
-        row_losses: cross entropy of rows, see `layers.ohem.ohem_cross_entropy`.
+        row_losses: cross entropy of rows, see `ohem_cross_entropy`.
     """
 
     class_factors: Optional[Tensor]
@@ -44,12 +54,8 @@ class MultiBoxLoss(nn.Module):
                  ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
                  maskiou_alpha: float = 25.0, discard_mask_area: float = 25,
                  class_factors: Optional[Sequence[float]] = None,
-                 row_losses: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> None:
+                 row_losses: RowLosses = cross_entropy) -> None:
         super().__init__()
-        if class_factors is not None and (len(class_factors) != num_classes
-                                          or class_factors[0] != 1):
-            raise ValueError(f"class_factors are {list(class_factors)}, expected {num_classes}, "
-                             "the first of them 1")
         self.num_classes = num_classes
         self.bbox_alpha = bbox_alpha
         self.conf_alpha = conf_alpha
@@ -66,7 +72,7 @@ class MultiBoxLoss(nn.Module):
     @classmethod
     def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None,
                     class_factors: Optional[Sequence[float]] = None,
-                    row_losses: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> MultiBoxLoss:
+                    row_losses: RowLosses = cross_entropy) -> MultiBoxLoss:
         """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network.
 
         Raises:
@@ -151,3 +157,99 @@ class MultiBoxLoss(nn.Module):
 def _box_sum(loc: Tensor, box_targets: Tensor, positive: Tensor) -> Tensor:
     losses = F.smooth_l1_loss(loc, box_targets, reduction="none")
     return (losses * positive.unsqueeze(-1)).sum()
+
+
+def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tensor,
+                       negpos_ratio: float, class_factors: Optional[Tensor] = None,
+                       row_losses: RowLosses = cross_entropy) -> Tuple[Tensor, Tensor]:
+    """Cross entropy summed over all positives and the hardest negatives of each image.
+
+    A negative's hardness is its log-sum-exp minus its background logit (YOLACT, Liu et al.'s SSD),
+    which is the cross entropy itself. The log-sum-exp is taken by rows; the original subtracts
+    the largest logit of the whole batch, so that rows 100 below it are never mined.
+
+    Args:
+        conf: float `[B, P, C]` logits.
+        class_targets: integer `[B, P]`, class 1..C-1, 0 background, -1 neutral.
+        num_positives: integer `[B]`, number of priors with a class above 0.
+        negpos_ratio: negatives mined for each positive.
+        class_factors: float `[C]`, what the loss of each class's positives is multiplied by; that
+            of the background has to be 1. Mining does not see them. None is 1 for all.
+        row_losses: never gets a label out of range.
+
+    Returns:
+        0-d float, the sum over the batch; bool `[B, P]`, the mined negatives.
+    """
+    batch, priors, classes = conf.shape
+    # Class -1 is out of range for the kernels (undefined on NPU); neutral rows are masked below.
+    labels = class_targets.clamp(min=0).long()
+    losses = row_losses(conf.reshape(-1, classes), labels.reshape(-1)).reshape(batch, priors)
+    background = class_targets == 0
+    count = (num_positives * negpos_ratio).clamp(max=priors - 1).unsqueeze(1)
+    mined = hardest_negatives(losses.detach() * background, count) & background
+    if class_factors is not None:
+        losses = losses * class_factors.index_select(0, labels.reshape(-1)).view_as(losses)
+    return (losses * (mined | (class_targets > 0))).sum(), mined
+
+
+def hardest_negatives(scores: Tensor, count: Tensor) -> Tensor:
+    """Mark the `count` highest scores of each row.
+
+    Args:
+        scores: float `[B, P]`, at least 0; 0 where a prior must not be mined.
+        count: integer `[B, 1]`, how many to mark in each row.
+
+    Returns:
+        bool `[B, P]`. Exactly `count` per row are marked, also among equal scores.
+    """
+    order = scores.sort(dim=1, descending=True)[1]
+    position = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device)
+    # The rank of a prior is the inverse permutation of the order: one scatter, no second sort. Of
+    # 32 bits: the cores of an Ascend card scatter none of 64.
+    rank = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, position.expand_as(order))
+    return rank < count
+
+
+def mask_loss(logits: Tensor, boxes: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Weighted binary cross entropy inside each sample's box, divided by the box's area.
+
+    Follows lincomb_mask_loss of YOLACT: the predicted mask is cropped to the ground-truth box
+    grown by a pixel, and each object counts by the mean over its box. Two differences, neither in
+    reach of ordinary logits: the loss is taken from the logits, so it keeps a gradient where the
+    original's float32 sigmoid has saturated (above about 17 or below -100), and mask pixels that
+    lie outside their own box add nothing (the original adds a constant 100 without gradient).
+
+    Args:
+        logits: float `[B, K, h, w]`, `mask_logits` of the sampled priors.
+        boxes: float `[B, K, 4]`, ground-truth x1 y1 x2 y2 of each sample, relative.
+        masks: `[B, K, h, w]` in {0, 1}, ground truth of each sample.
+        weights: float `[B, K]`, 0 for slots that hold no sample.
+
+    Returns:
+        0-d float, the sum over all samples of weight * (BCE summed over pixels) / relative area
+        / (h * w).
+    """
+    height, width = logits.shape[2:]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    area = ((x2 - x1) * (y2 - y1)).clamp(min=SMALLEST_AREA)
+    object_weight = (weights / (area * (height * width)))[:, :, None, None]
+    rows = inside_box(y1, y2, height).unsqueeze(-1) * object_weight
+    pixel_weight = inside_box(x1, x2, width).unsqueeze(-2) * rows
+    return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), weight=pixel_weight,
+                                              reduction="sum")
+
+
+def flat_index(index: Tensor, rows: int) -> Tensor:
+    """Turn rows `[B, K]` of each image's table of `rows` rows into rows `[B * K]` of all tables."""
+    offset = torch.arange(index.shape[0], device=index.device).unsqueeze(1) * rows
+    return (index + offset).reshape(-1)
+
+
+def select_rows(tables: Tensor, index: Tensor) -> Tensor:
+    """Rows of `tables` `[B, N, ..]` by a `flat_index` of B * K entries, as `[B, K, ..]`.
+
+    An index_select of whole rows: a gather would need an index as large as its result.
+    """
+    batch = tables.shape[0]
+    picked = tables.flatten(0, 1).index_select(0, index)
+    return picked.reshape((batch, index.shape[0] // batch) + tables.shape[2:])

@@ -15,6 +15,7 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from data.classes import known_classes
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -27,9 +28,7 @@ from data.tools.source_files import list_files, listed_stems
 from utils.errors import UserError
 from utils.files import refuse_endless
 
-CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-           "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-           "train", "tvmonitor")
+CLASSES = known_classes("pascal_sbd").names
 _VARIABLE = "GTinst"
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from data import convert
-from data.annotations import load_annotations
+from data.annotations.packed import load_annotations
 from data.description import parse_description
 from data.image import load_pil, read_header, read_image
 from data.tools.conversion import Conversion

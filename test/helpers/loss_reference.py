@@ -181,6 +181,6 @@ def target_batch(config, images, slots=None, seed=0):
             labels=np.asarray(image["labels"], np.int64),
             masks=np.asarray(image["masks"], np.uint8).reshape(count, side, side),
             crowd_boxes=np.asarray(image.get("crowds", ()), np.float32).reshape(-1, 4),
-            image_id=index + 1)
+            image_id=index + 1, mask_extents=np.tile([0, 0, side, side], (count, 1)))
         rows.append(maker(sample, rng))
     return collate(rows)

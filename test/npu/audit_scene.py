@@ -19,8 +19,7 @@ from helpers import recorder
 from helpers.recorder import Recorder, Step, calling_frame
 from layers.anchors import make_priors
 from layers.detection import Detect
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import cross_entropy
+from layers.multibox_loss import MultiBoxLoss, cross_entropy
 from npu import counters
 from npu.kernels import Call, parse
 from train import train_step
@@ -114,7 +113,7 @@ class Meter:
 
 
 def _place(operator: str) -> str:
-    """"layers/ohem.py:24 sort", where an operator was asked for; of the backward pass, the line
+    """"layers/nms.py:24 sort", where an operator was asked for; of the backward pass, the line
     whose gradient it computes.
     """
     node = torch._C._current_autograd_node()
@@ -231,4 +230,5 @@ def _sample(config: Config, objects: int, rng: np.random.Generator, image_id: in
     return AugmentedSample(
         image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8), boxes=boxes,
         labels=rng.integers(1, config.num_classes, objects), masks=masks,
-        crowd_boxes=np.zeros((0, 4), np.float32), image_id=image_id)
+        crowd_boxes=np.zeros((0, 4), np.float32), image_id=image_id,
+        mask_extents=np.tile([0, 0, side, side], (objects, 1)))

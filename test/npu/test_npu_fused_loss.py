@@ -10,9 +10,8 @@ from data.shapes import write_dataset
 from helpers.deterministic import load_deterministic_weights, small_config
 from helpers.loss_reference import golden_images, target_batch
 from layers import fused_ops
-from layers.fused_ops import npu_cross_entropy, npu_cross_entropy_problem
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import cross_entropy, ohem_cross_entropy
+from layers.fused_ops import kernel_problem, npu_cross_entropy
+from layers.multibox_loss import MultiBoxLoss, cross_entropy, ohem_cross_entropy
 from npu import counters
 from train import train_step
 from utils.amp import batch_norm_parameters, build_precision
@@ -32,7 +31,7 @@ def only_on_an_npu(device):
 
 
 def test_the_trial_passes(device):
-    assert npu_cross_entropy_problem(device) == ""
+    assert kernel_problem("cross_entropy", device) == ""
 
 
 def test_the_trial_sees_a_wrong_result(device, monkeypatch):

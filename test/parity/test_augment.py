@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data.augment import Augmenter
+from data.augment import Augmenter, Distortion, distort
 from data.coco import Sample
 from data.geometry import Placement
-from data.photometric import Distortion, distort
 from helpers import augment_reference as reference
 
 SIZE = 138

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layers.ohem import cross_entropy, hardest_negatives, ohem_cross_entropy
+from layers.multibox_loss import cross_entropy, hardest_negatives, ohem_cross_entropy
 
 
 @pytest.mark.parametrize("case", ["zero_pos", "one_pos", "saturated"])

@@ -6,17 +6,16 @@ import argparse
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from backbone import synchronise_batch_norm
 from data.config import NOT_FROZEN, WHOLE_BACKBONE, Config
 from layers.anchors import make_priors
-from layers.fused_ops import CROSS_ENTROPY_ROWS, npu_cross_entropy, npu_cross_entropy_problem
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import cross_entropy
-from layers.sync_batch_norm import convert
+from layers.fused_ops import CROSS_ENTROPY_ROWS, kernel_problem, npu_cross_entropy
+from layers.multibox_loss import MultiBoxLoss, RowLosses, cross_entropy
 from utils.amp import Precision, batch_norm_parameters
 from utils.checkpoint import load_for_inference
 from utils.device import activation_layout
@@ -30,8 +29,6 @@ from yolact import Yolact, build_yolact
 
 MIN_BATCH_FOR_BN = 6
 """Images below which pretrained batch-norm statistics stay frozen, as in the original."""
-
-RowLosses = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int, cards: 
               f"{'on all cards' if args.sync_bn else 'per card'} are fewer than {MIN_BATCH_FOR_BN}")
         model.freeze_bn()
     elif args.sync_bn:
-        print(f"Batch norm over all cards: {convert(model)} layers")
+        print(f"Batch norm over all cards: {synchronise_batch_norm(model)} layers")
     return model
 
 
@@ -170,7 +167,7 @@ def choose_row_losses(fused: bool, device: torch.device, images: int, priors: in
             advice = (f"give --batch_size={most} or less, with --accumulate for as many images a "
                       "step, or leave it out")
     else:
-        problem = npu_cross_entropy_problem(device)
+        problem = kernel_problem("cross_entropy", device)
     if problem:
         raise UserError(f"--fused_loss is the Ascend plugin's cross entropy, but {problem}; "
                         f"{advice}")

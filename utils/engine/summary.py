@@ -14,12 +14,12 @@ import shutil
 import sys
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from backbone import SyncBatchNorm2d
 from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import NOT_FROZEN
 from data.datasets import find_dataset
-from layers.ohem import cross_entropy
-from layers.sync_batch_norm import SyncBatchNorm2d
+from layers.multibox_loss import cross_entropy
 from utils.amp import cpu_computes_bfloat16
 from utils.cli import print_lines
 from utils.device import describe, has_autocast

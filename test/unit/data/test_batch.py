@@ -34,7 +34,8 @@ def samples():
         boxes = np.tile(np.array([0.2, 0.3, 0.6, 0.8], np.float32), (count, 1))
         masks = rng.integers(0, 2, (count, 550, 550)).astype(np.uint8)
         sample = AugmentedSample(image, boxes, np.arange(1, count + 1), masks,
-                                 np.zeros((0, 4), np.float32), image_id)
+                                 np.zeros((0, 4), np.float32), image_id,
+                                 np.tile([0, 0, 550, 550], (count, 1)))
         result.append(maker(sample, rng))
     return result
 

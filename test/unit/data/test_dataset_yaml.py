@@ -45,7 +45,7 @@ def test_paths_are_relative_to_the_file(folder, tmp_path, monkeypatch):
     dataset = opened(path)
     assert dataset.class_names == NAMES and len(dataset) == 3
     assert dataset[0].image.shape == (30, 40, 3)
-    assert find_dataset("coco2017", path, None, None, "train") == (
+    assert find_dataset("coco2017", path, None, None, "train")[0] == (
         folder / "images", folder / "instances.json")
 
 

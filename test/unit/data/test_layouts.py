@@ -41,8 +41,8 @@ def test_without_a_place_it_is_where_the_original_looks(tmp_path, monkeypatch):
         find_dataset("coco2017", None, None, None, "val")
     _make(tmp_path / "data" / "coco", "images", "annotations/instances_val2017.json")
     _make(tmp_path / "data" / "sbd", "img", "pascal_sbd_val.json")
-    assert find_dataset("coco2017_dataset", None, None, None, "val")[0].name == "images"
-    assert find_dataset("pascal_sbd_dataset", None, None, None, "val")[0].name == "img"
+    assert find_dataset("coco2017_dataset", None, None, None, "val")[0][0].name == "images"
+    assert find_dataset("pascal_sbd_dataset", None, None, None, "val")[0][0].name == "img"
 
 
 def test_every_dataset_of_the_recipes_has_a_layout():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.photometric import Distortion, distort, draw_distortion
+from data.augment import Distortion, distort, draw_distortion
 from helpers import augment_reference as reference
 
 CASES = [

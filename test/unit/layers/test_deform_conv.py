@@ -325,4 +325,4 @@ def test_npu_trial_runs_in_a_process_of_its_own(monkeypatch, tmp_path, problem):
     (tmp_path / "torch_npu.py").write_text(OWN_PROCESS[problem])
     monkeypatch.setenv("PYTHONPATH", "{}:{}".format(tmp_path, ROOT / "test"))
     monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    assert fused_ops.npu_deform_conv_problem(torch.device("cpu")) == problem
+    assert fused_ops.kernel_problem("deform_conv", torch.device("cpu")) == problem

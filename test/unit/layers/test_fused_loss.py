@@ -13,8 +13,7 @@ import torch.nn.functional as F
 import train
 from data.shapes import write_dataset
 from layers import fused_ops
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import cross_entropy, ohem_cross_entropy
+from layers.multibox_loss import MultiBoxLoss, cross_entropy, ohem_cross_entropy
 from utils.engine.learner import choose_row_losses
 from utils.errors import UserError
 
@@ -114,12 +113,12 @@ def test_the_kernel_sees_no_label_out_of_range(device):
 
 
 def test_it_is_left_out_by_default(monkeypatch):
-    monkeypatch.setattr("utils.engine.learner.npu_cross_entropy_problem", None)  # no trial either
+    monkeypatch.setattr("utils.engine.learner.kernel_problem", None)  # no trial either
     assert choose_row_losses(False, NPU, 99, 19248) is cross_entropy
 
 
 def test_as_many_rows_as_the_operator_takes(monkeypatch):
-    monkeypatch.setattr("utils.engine.learner.npu_cross_entropy_problem", lambda device: "")
+    monkeypatch.setattr("utils.engine.learner.kernel_problem", lambda kernel, device: "")
     assert choose_row_losses(True, NPU, 10, 19248) is fused_ops.npu_cross_entropy
     assert choose_row_losses(True, NPU, 1, 199999) is fused_ops.npu_cross_entropy
     with pytest.raises(UserError) as error:
@@ -133,8 +132,8 @@ def test_as_many_rows_as_the_operator_takes(monkeypatch):
 
 
 def test_a_trial_that_fails_is_refused(monkeypatch):
-    monkeypatch.setattr("utils.engine.learner.npu_cross_entropy_problem",
-                        lambda device: "it is broken")
+    monkeypatch.setattr("utils.engine.learner.kernel_problem",
+                        lambda kernel, device: "it is broken")
     with pytest.raises(UserError, match="but it is broken; leave it out"):
         choose_row_losses(True, NPU, 8, 19248)
 

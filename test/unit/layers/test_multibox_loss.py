@@ -9,9 +9,8 @@ import torch
 from data.config import get_config
 from helpers.loss_reference import losses_slowly, make_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
-from layers.mask_loss import inside_box
-from layers.multibox_loss import MultiBoxLoss
-from layers.ohem import hardest_negatives, ohem_cross_entropy
+from layers.masks import inside_box
+from layers.multibox_loss import MultiBoxLoss, hardest_negatives, ohem_cross_entropy
 
 CLASSES, PROTO, SEMANTIC, SIDE, COEFFICIENTS = 5, 24, 12, 48, 4
 KEYS = ("loc", "conf", "mask", "proto", "segm")

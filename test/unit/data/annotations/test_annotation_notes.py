@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.annotations import load_annotations
+from data.annotations.packed import load_annotations
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
 
 

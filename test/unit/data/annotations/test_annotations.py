@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from data.annotations import load_annotations
+from data.annotations.packed import load_annotations
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
 from utils.errors import UserError
 

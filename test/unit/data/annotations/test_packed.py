@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import load_annotations
+from data.annotations.packed import load_annotations
 
 
 def assert_same_annotations(found, expected):

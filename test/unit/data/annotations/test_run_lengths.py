@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from data.annotations import load_annotations
 from data.annotations.defects import run_length_sums
+from data.annotations.packed import load_annotations
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import eval as evaluation
-from data.classes import coco_classes, find_classes, pascal_classes
+from data.classes import find_classes, known_classes
 from data.coco import CocoDataset
 from data.config import get_config
 from helpers.paths import ROOT
@@ -237,10 +237,11 @@ def test_thresholds_are_fractions(threshold):
 
 
 def test_names_of_published_weights(tmp_path):
-    assert find_classes(80, dataset="coco2017") == coco_classes()
-    assert (coco_classes().names[79], coco_classes().category_ids[79]) == ("toothbrush", 90)
-    assert find_classes(20, dataset="pascal_sbd") == pascal_classes()
-    assert find_classes(80, coco_classes().names).category_ids[-1] == 90
+    coco = known_classes("coco2017")
+    assert find_classes(80, dataset="coco2017") == coco
+    assert (coco.names[79], coco.category_ids[79]) == ("toothbrush", 90)
+    assert find_classes(20, dataset="pascal_sbd") == known_classes("pascal_sbd")
+    assert find_classes(80, coco.names).category_ids[-1] == 90
     assert find_classes(2, dataset="coco2017") == (["class 1", "class 2"], [1, 2])
     assert find_classes(2, ["a", "b"]) == (["a", "b"], [1, 2])
     assert find_classes(2, ["a", "b"], [0, 7]) == (["a", "b"], [0, 7])
@@ -249,7 +250,7 @@ def test_names_of_published_weights(tmp_path):
     plain = str(tmp_path / "yolact_shapes_3_99.pth")
     torch.save(build_yolact(get_config("yolact_shapes", num_classes=81)).state_dict(), plain)
     predictor = Predictor(plain, device="cpu")
-    assert predictor.classes == coco_classes()
+    assert predictor.classes == known_classes("coco2017")
 
 
 def test_records(predictor):

@@ -11,12 +11,11 @@ from conftest import ROOT
 
 import eval as evaluation
 import train
-from backbone import BatchNorm2d
+from backbone import BatchNorm2d, SyncBatchNorm2d
 from data.classes import match_categories
 from data.config import get_config
 from data.shapes import write_dataset
 from helpers.weight_files import NAMES, network, save
-from layers.sync_batch_norm import SyncBatchNorm2d
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.engine import learner
 from utils.errors import UserError
