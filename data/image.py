@@ -7,13 +7,13 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError, first_line
-from utils.files import refuse_endless
+from utils.files import read_whole, refuse_endless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,8 +63,7 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
     prefix = f"{name}: " if name else ""
     what = prefix + str(path)
     try:
-        refuse_endless(path)
-        data = Path(path).read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -166,14 +165,14 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
         if decoded is not None and decoded.dtype != np.int32:
             return image_from_array(decoded)
     try:
-        image = load_pil(io.BytesIO(data))
+        image = load_pil(data)
     except OSError:
         return None
     return image_from_pil(image, as_stored)
 
 
-def load_pil(source: Union[str, BinaryIO]) -> Image.Image:
-    """Decode a file with Pillow.
+def load_pil(data: bytes) -> Image.Image:
+    """Decode a file's bytes with Pillow; of a file itself it would read what a chunk promises.
 
     Raises:
         OSError: it is not an image, or a damaged one.
@@ -182,7 +181,7 @@ def load_pil(source: Union[str, BinaryIO]) -> Image.Image:
     from PIL import Image
 
     try:
-        with _pil_open(source) as image:
+        with _pil_open(io.BytesIO(data)) as image:
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from None
@@ -299,7 +298,7 @@ def read_header(path: Union[str, Path]) -> Header:
     return Header(stored, shown, orientation in _TURNS)
 
 
-def _pil_open(source: Union[str, BinaryIO]) -> Image.Image:
+def _pil_open(source: Union[str, io.BytesIO]) -> Image.Image:
     """A file whose pixels are not decoded yet; a large one without Pillow's warning."""
     from PIL import Image  # needed for rare formats, headers and masks only
 

@@ -31,6 +31,7 @@ from typing import (
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest, one_line
+from utils.parsing import whole_number
 
 EXIT_USER_ERROR = 2
 
@@ -53,8 +54,9 @@ def str2bool(text: str) -> bool:
 def split_device(name: str) -> Tuple[str, Optional[int]]:
     """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
     kind, _, number = name.strip().lower().rpartition(":")
-    if number.isdigit():
-        return kind or CARD, int(number)
+    index = whole_number(number)
+    if index is not None:
+        return kind or CARD, index
     return f"{kind}:{number}" if kind else number, None
 
 

@@ -24,13 +24,24 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TextIO,
+)
 
 import yaml
 
 from utils.errors import UserError
-from utils.files import alone, remove_abandoned, write_whole
-from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml
+from utils.files import alone, read_whole, refuse_endless, remove_abandoned, write_whole
+from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml, whole_number
 
 if TYPE_CHECKING:
     from utils.weights.files import Origin
@@ -139,8 +150,7 @@ class RunFolder:
 
     def log_records(self) -> Iterator[Dict[str, Any]]:
         """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
-        with contextlib.suppress(FileNotFoundError), open(
-                self.file(LOG), encoding="utf-8", errors="replace") as stream:
+        with _open(self.file(LOG)) as stream:
             for line in stream:
                 record: Any = None
                 with contextlib.suppress(UserError):  # cut off by a crash
@@ -157,15 +167,12 @@ class RunFolder:
     def results(self) -> List[Row]:
         """The rows of results.csv, one for an iteration."""
         try:
-            with open(self.file(RESULTS), encoding="utf-8", errors="replace",
-                      newline="") as stream:
+            with _open(self.file(RESULTS)) as stream:
                 rows = [_to_row(row) for row in csv.DictReader(stream)]
-        except FileNotFoundError:
-            return []
         except csv.Error as problem:
             raise UserError(f"{self.file(RESULTS)}: {problem}, so it is damaged; remove it"
                             ) from None
-        return [row for row in rows if row.get(ITERATION, "").isdigit()]
+        return [row for row in rows if whole_number(row.get(ITERATION, "")) is not None]
 
     def add_result(self, values: Mapping[str, Any]) -> None:
         """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
@@ -358,11 +365,21 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _open(path: str) -> TextIO:
+    """A text file for reading; an empty one where there is none."""
+    try:
+        refuse_endless(path)
+        return open(path, encoding="utf-8", errors="replace", newline="")  # noqa: SIM115
+    except FileNotFoundError:
+        return io.StringIO()
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem}") from None
+
+
 def _read_mapping(path: str, parse: Callable[[str, str], Any]) -> Dict[str, Any]:
     """What a JSON or YAML file holds; empty where it cannot be read or holds something else."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            values = parse(stream.read(), path)
+        values = parse(read_whole(path).decode("utf-8"), path)
     except (OSError, ValueError, UserError):
         return {}
     return values if isinstance(values, dict) else {}

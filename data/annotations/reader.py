@@ -28,6 +28,8 @@ ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
+_BEGINNING = 4096
+"""Letters that show whether a file can be JSON."""
 _COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 """Well-formed compressed counts: 2^32 needs 7 characters, of which the last one is below P."""
 
@@ -237,7 +239,10 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
     try:
         refuse_endless(path)
-        text = path.read_text(encoding="utf-8")
+        with open(str(path), encoding="utf-8") as stream:
+            text = stream.read(_BEGINNING)
+            if text.lstrip("\ufeff \t\r\n")[:1] in ("", "{", "["):
+                text += stream.read()  # else no JSON of whatever size
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None
