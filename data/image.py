@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -172,7 +173,7 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
 
 
 def load_pil(data: bytes) -> Image.Image:
-    """Decode a file's bytes with Pillow; of a file itself it would read what a chunk promises.
+    """Decode a file's bytes with Pillow; of a file itself it reads what a chunk promises.
 
     Raises:
         OSError: it is not an image, or a damaged one.
@@ -281,7 +282,7 @@ def read_header(path: Union[str, Path]) -> Header:
 
     try:
         refuse_endless(path)
-        with _pil_open(str(path)) as image:
+        with _Content(io.FileIO(str(path))) as content, _pil_open(content) as image:
             stored = int(image.size[0]), int(image.size[1])
             if image.format == "TIFF":  # some versions of Pillow give the size as shown
                 tags = image.tag_v2  # type: ignore[attr-defined]
@@ -292,13 +293,23 @@ def read_header(path: Union[str, Path]) -> Header:
                 orientation = 1  # damaged EXIF data: viewers show the image as stored
     except FileNotFoundError:
         raise
+    except Image.UnidentifiedImageError:  # names what Pillow was given
+        raise OSError("is not an image that can be read") from None
     except (Image.DecompressionBombError, *_STUMBLES) as error:
         raise OSError(first_line(error)) from None
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
 
 
-def _pil_open(source: Union[str, io.BytesIO]) -> Image.Image:
+class _Content(io.BufferedReader):
+    """A file that takes memory for what is in it, not for what Pillow reads in it that there is."""
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        """At most `size` bytes."""
+        return super().read(min(-1 if size is None else size, os.fstat(self.fileno()).st_size))
+
+
+def _pil_open(source: Union[io.BytesIO, io.BufferedReader]) -> Image.Image:
     """A file whose pixels are not decoded yet; a large one without Pillow's warning."""
     from PIL import Image  # needed for rare formats, headers and masks only
 
