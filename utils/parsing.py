@@ -11,6 +11,9 @@ from utils.errors import UserError
 _MOST_LETTERS, _DEEPEST, _MOST_ALIASES = 500000, 100, 20
 """Characters, levels and aliases of a YAML text; beyond them reading takes seconds to hours."""
 
+LARGEST = 2 ** 31 - 1
+"""Of iterations, images, seconds that people ask for: C, which counts them, has 31 bits."""
+
 Form = Union[type, Tuple[type, ...], Callable[[Any], bool], Dict[str, Any], List[Any]]
 """A type, several, a condition, `{key: form}` of a mapping that has at least these keys (`key?` may
 be missing, `*` are all), or `[form]` of a list of any length."""

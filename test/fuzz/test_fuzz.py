@@ -36,7 +36,7 @@ from utils import plots, report
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.cli import ArgumentParser, run_main, split_device
 from utils.distributed.processes import Processes
-from utils.engine.train_flags import read_recipe
+from utils.engine.train_flags import parse_train_flags, read_recipe
 from utils.errors import UserError
 from utils.exported import ExportedModel
 from utils.files import digest
@@ -165,6 +165,13 @@ def test_digits_that_are_no_number(tmp_path, number):
         f"train: images\nnames: {{'{number}': a}}", encoding="utf-8")
     with pytest.raises(UserError, match="the keys of names are|not YAML"):
         read_yolo(tmp_path, Conversion())
+
+
+@pytest.mark.parametrize("flag, said", [
+    ("--max_iter", "expected a whole number above 0"), ("--seed", "(at most 2147483647)"),
+    ("--set=max_iter", "expected at most 2147483647")])
+def test_numbers_beyond_what_counts_them(flag, said):
+    assert said in refused(parse_train_flags, f"{flag}={10 ** 40}")
 
 
 @pytest.mark.parametrize("read", [
