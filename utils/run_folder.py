@@ -63,6 +63,7 @@ _MORE_COLUMNS = (TOTAL, "images_per_second", "skipped_steps", "images_scored", "
 """Of results.csv, before and after the losses, which have the names that the network's loss has."""
 
 _LONGEST_NAME = 40
+"""Letters of a column of results.csv; losses have shorter names, damaged tables longer ones."""
 
 _SPLIT: Form = {"annotation_file?": str, "sentences?": [str], "objects_per_class?": {"*": int}}
 _CONFIG: Form = {
@@ -149,14 +150,19 @@ class RunFolder:
         return found
 
     def log_records(self) -> Iterator[Dict[str, Any]]:
-        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
+        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known; those
+        of type train that others have written, as their keys show, are left out.
+        """
+        return (record for record in self._log()
+                if record["type"] != "train" or not misfit(record, _TRAIN))
+
+    def _log(self) -> Iterator[Dict[str, Any]]:
         with _open(self.file(LOG)) as stream:
             for line in stream:
                 record: Any = None
                 with contextlib.suppress(UserError):  # cut off by a crash
                     record = parse_json(line, LOG)
-                if not misfit(record, _EVENT) and not (
-                        record["type"] == "train" and misfit(record, _TRAIN)):
+                if not misfit(record, _EVENT):
                     yield record
 
     def training(self) -> List[Row]:
@@ -200,7 +206,7 @@ class RunFolder:
         for part in ("", WEIGHTS, "evaluation"):
             remove_abandoned(self.file(part))
         if os.path.exists(self.file(LOG)):
-            lines = [json.dumps(record) + "\n" for record in self.log_records()
+            lines = [json.dumps(record) + "\n" for record in self._log()
                      if record.get(ITERATION, 0) <= iteration]
             self.write_bytes(LOG, "".join(lines).encode("utf-8"))
         if os.path.exists(self.file(RESULTS)):

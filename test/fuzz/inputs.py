@@ -143,7 +143,7 @@ def folders(rng):
         elif action == 1:
             path.symlink_to(rng.choice(["..", path.name, "/dev/zero", "nowhere"]))
         elif action == 2:
-            path.with_name(rng.choice(["a b", "x" * 200, "\ud800", "-o", "a\nb", "\u732b"])
+            path.with_name(rng.choice(["a b", "x" * 200, "\udcb2", "-o", "a\nb", "\u732b"])
                            + path.suffix).write_bytes(data)
         elif action == 3 and path.suffix != ".json":
             path.write_bytes(whole[rng.choice(files)])
