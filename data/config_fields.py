@@ -12,6 +12,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 from utils.cli import str2bool
 from utils.errors import nearest
+from utils.parsing import LARGEST
 
 _WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}
 
@@ -67,6 +68,8 @@ def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
         kind: type of the field, as `typing.get_type_hints` gives it.
         declared: metadata of a field from `option`.
     """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"expected at most {LARGEST}"
     if not _fits(value, kind):
         return f"expected {expectation(kind)}"
     above, least, most = declared["above"], declared["at_least"], declared["at_most"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from utils.errors import UserError, nearest
-from utils.files import refuse_endless
+from utils.files import read_whole
 from utils.parsing import parse_json, parse_yaml
 
 SPLITS = ("train", "val", "test")
@@ -86,8 +86,7 @@ def parse_description(path: Path) -> Any:
         UserError: it is missing or neither of both.
     """
     try:
-        refuse_endless(path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError("dataset file not found: looked for "
                         f"{path.absolute()}{similar(path)}") from None

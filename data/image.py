@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError, first_line
-from utils.files import refuse_endless
+from utils.files import read_whole, refuse_endless
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,8 +64,7 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
     prefix = f"{name}: " if name else ""
     what = prefix + str(path)
     try:
-        refuse_endless(path)
-        data = Path(path).read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         raise UserError(f"{prefix}image file not found: {Path(path).absolute()}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
@@ -160,14 +160,14 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
         if decoded is not None and decoded.dtype != np.int32:
             return image_from_array(decoded)
     try:
-        image = load_pil(io.BytesIO(data))
+        image = load_pil(data)
     except OSError:
         return None
     return image_from_pil(image, as_stored)
 
 
-def load_pil(source: Union[str, BinaryIO]) -> Image.Image:
-    """Decode a file with Pillow.
+def load_pil(data: bytes) -> Image.Image:
+    """Decode a file's bytes with Pillow; of a file itself it reads what a chunk promises.
 
     Raises:
         OSError: it is not an image, or a damaged one.
@@ -176,7 +176,7 @@ def load_pil(source: Union[str, BinaryIO]) -> Image.Image:
     from PIL import Image
 
     try:
-        with _pil_open(source) as image:
+        with _pil_open(io.BytesIO(data)) as image:
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from None
@@ -276,7 +276,7 @@ def read_header(path: Union[str, Path]) -> Header:
 
     try:
         refuse_endless(path)
-        with _pil_open(str(path)) as image:
+        with _Content(io.FileIO(str(path))) as content, _pil_open(content) as image:
             stored = int(image.size[0]), int(image.size[1])
             if image.format == "TIFF":  # some versions of Pillow give the size as shown
                 tags = image.tag_v2  # type: ignore[attr-defined]
@@ -287,13 +287,23 @@ def read_header(path: Union[str, Path]) -> Header:
                 orientation = 1  # damaged EXIF data: viewers show the image as stored
     except FileNotFoundError:
         raise
+    except Image.UnidentifiedImageError:  # names what Pillow was given
+        raise OSError("is not an image that can be read") from None
     except (Image.DecompressionBombError, *_STUMBLES) as error:
         raise OSError(first_line(error)) from None
     shown = stored[::-1] if orientation in _QUARTER_TURNS else stored
     return Header(stored, shown, orientation in _TURNS)
 
 
-def _pil_open(source: Union[str, BinaryIO]) -> Image.Image:
+class _Content(io.BufferedReader):
+    """A file that takes memory for what is in it, not for what Pillow reads in it that there is."""
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        """At most `size` bytes."""
+        return super().read(min(-1 if size is None else size, os.fstat(self.fileno()).st_size))
+
+
+def _pil_open(source: Union[io.BytesIO, io.BufferedReader]) -> Image.Image:
     """A file whose pixels are not decoded yet; a large one without Pillow's warning."""
     from PIL import Image  # needed for rare formats, headers and masks only
 

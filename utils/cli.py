@@ -31,6 +31,7 @@ from typing import (
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest, one_line
+from utils.parsing import LARGEST, whole_number
 
 EXIT_USER_ERROR = 2
 
@@ -53,8 +54,9 @@ def str2bool(text: str) -> bool:
 def split_device(name: str) -> Tuple[str, Optional[int]]:
     """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
     kind, _, number = name.strip().lower().rpartition(":")
-    if number.isdigit():
-        return kind or CARD, int(number)
+    index = whole_number(number)
+    if index is not None:
+        return kind or CARD, index
     return f"{kind}:{number}" if kind else number, None
 
 
@@ -67,19 +69,19 @@ def refuse_two_cards(name: str, index: Optional[int]) -> None:
 
 
 class Bounded:
-    """Type of a flag that takes numbers from `minimum` upwards: `type=Bounded(int, 1)`."""
+    """Type of a flag that takes numbers from `minimum` to `LARGEST`: `type=Bounded(int, 1)`."""
 
     def __init__(self, kind: Callable[[str], float], minimum: float) -> None:
         self.kind, self.minimum = kind, minimum
 
     def __call__(self, text: str) -> float:
         value = self.kind(text)
-        if not value >= self.minimum:  # NaN, too
+        if not self.minimum <= value <= LARGEST:  # NaN, too
             raise ValueError(text)
         return value
 
     def __str__(self) -> str:
-        return f"{_EXPECTED[self.kind]} of at least {self.minimum:g}"
+        return f"{_EXPECTED[self.kind]} of at least {self.minimum:g} (at most {LARGEST})"
 
 
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import digest
-from utils.parsing import Form, is_number, misfit, parse_json
+from utils.parsing import Form, is_number, misfit, parse_json, whole_number
 
 FORMS = ("raw", "detections")
 """What the models of an export give."""
@@ -196,8 +196,7 @@ def open_onnx(path: str, device: str = "cpu",
     options = options or runtime.SessionOptions()
     # Threads that wait by spinning would take the cores of what reads images and makes masks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
+    options.intra_op_num_threads = whole_number(os.environ.get("OMP_NUM_THREADS", "")) or 0
     try:
         session = runtime.InferenceSession(path, options,
                                            providers=providers + ["CPUExecutionProvider"])

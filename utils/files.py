@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
 
 from utils.errors import UserError
 
+_MOST_BYTES = 1 << 29
+"""Of a file that is read at once: as many as the largest picture has without compression."""
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
@@ -82,6 +84,18 @@ def refuse_endless(path: Union[str, Path]) -> None:
     mode = os.stat(str(path)).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "a device or a FIFO, expected a file", str(path))
+
+
+def read_whole(path: Union[str, Path]) -> bytes:
+    """Bytes of a file; an `OSError` if it cannot be read, may never end, or is no file of the kind
+    that fits into memory.
+    """
+    refuse_endless(path)
+    with open(str(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise OSError(errno.EFBIG, f"{size} bytes, expected at most {_MOST_BYTES}", str(path))
+        return stream.read()
 
 
 def digest(path: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Callable, Dict, List, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from utils.errors import UserError
 
 _MOST_LETTERS, _DEEPEST, _MOST_ALIASES = 500000, 100, 20
 """Characters, levels and aliases of a YAML text; beyond them reading takes seconds to hours."""
+
+LARGEST = 2 ** 31 - 1
+"""Of iterations, images, seconds that people ask for: C, which counts them, has 31 bits."""
 
 Form = Union[type, Tuple[type, ...], Callable[[Any], bool], Dict[str, Any], List[Any]]
 """A type, several, a condition, `{key: form}` of a mapping that has at least these keys (`key?` may
@@ -38,6 +41,15 @@ def misfit(value: Any, form: Form, name: str = "the whole") -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is a number that one can calculate with and draw; NaN is none."""
     return isinstance(value, (int, float)) and abs(value) < 1e30
+
+
+def whole_number(text: str) -> Optional[int]:
+    """The number that a text spells in one to nine digits; None for any other text.
+
+    `int` stumbles over superscripts, which are digits to `str.isdigit`, and over 5,000 digits;
+    what counts cards or images in C over more than 31 bits.
+    """
+    return int(text) if re.match(r"[0-9]{1,9}\Z", text) else None
 
 
 def parse_json(text: str, path: str) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from utils import plots
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import read_whole, write_whole
 from utils.parsing import Form, is_number
 from utils.run_folder import (
     ITERATION,
@@ -276,10 +276,7 @@ def _read(folder: RunFolder, *parts: str) -> bytes:
     inside = os.path.realpath(folder.path) + os.sep
     try:
         path = os.path.realpath(folder.file(*parts))
-        if not path.startswith(inside) or not os.path.isfile(path):
-            return b""
-        with open(path, "rb") as stream:
-            return stream.read()
+        return read_whole(path) if path.startswith(inside) else b""
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return b""
 

@@ -24,13 +24,24 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TextIO,
+)
 
 import yaml
 
 from utils.errors import UserError
-from utils.files import alone, remove_abandoned, write_whole
-from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml
+from utils.files import alone, read_whole, refuse_endless, remove_abandoned, write_whole
+from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml, whole_number
 
 if TYPE_CHECKING:
     from utils.weights.files import Origin
@@ -52,6 +63,7 @@ _MORE_COLUMNS = (TOTAL, "images_per_second", "skipped_steps", "images_scored", "
 """Of results.csv, before and after the losses, which have the names that the network's loss has."""
 
 _LONGEST_NAME = 40
+"""Letters of a column of results.csv; losses have shorter names, damaged tables longer ones."""
 
 _SPLIT: Form = {"annotation_file?": str, "sentences?": [str], "objects_per_class?": {"*": int}}
 _CONFIG: Form = {
@@ -138,15 +150,19 @@ class RunFolder:
         return found
 
     def log_records(self) -> Iterator[Dict[str, Any]]:
-        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known."""
-        with contextlib.suppress(FileNotFoundError), open(
-                self.file(LOG), encoding="utf-8", errors="replace") as stream:
+        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known; those
+        of type train that others have written, as their keys show, are left out.
+        """
+        return (record for record in self._log()
+                if record["type"] != "train" or not misfit(record, _TRAIN))
+
+    def _log(self) -> Iterator[Dict[str, Any]]:
+        with _open(self.file(LOG)) as stream:
             for line in stream:
                 record: Any = None
                 with contextlib.suppress(UserError):  # cut off by a crash
                     record = parse_json(line, LOG)
-                if not misfit(record, _EVENT) and not (
-                        record["type"] == "train" and misfit(record, _TRAIN)):
+                if not misfit(record, _EVENT):
                     yield record
 
     def training(self) -> List[Row]:
@@ -157,15 +173,12 @@ class RunFolder:
     def results(self) -> List[Row]:
         """The rows of results.csv, one for an iteration."""
         try:
-            with open(self.file(RESULTS), encoding="utf-8", errors="replace",
-                      newline="") as stream:
+            with _open(self.file(RESULTS)) as stream:
                 rows = [_to_row(row) for row in csv.DictReader(stream)]
-        except FileNotFoundError:
-            return []
         except csv.Error as problem:
             raise UserError(f"{self.file(RESULTS)}: {problem}, so it is damaged; remove it"
                             ) from None
-        return [row for row in rows if row.get(ITERATION, "").isdigit()]
+        return [row for row in rows if whole_number(row.get(ITERATION, "")) is not None]
 
     def add_result(self, values: Mapping[str, Any]) -> None:
         """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
@@ -193,7 +206,7 @@ class RunFolder:
         for part in ("", WEIGHTS, "evaluation"):
             remove_abandoned(self.file(part))
         if os.path.exists(self.file(LOG)):
-            lines = [json.dumps(record) + "\n" for record in self.log_records()
+            lines = [json.dumps(record) + "\n" for record in self._log()
                      if record.get(ITERATION, 0) <= iteration]
             self.write_bytes(LOG, "".join(lines).encode("utf-8"))
         if os.path.exists(self.file(RESULTS)):
@@ -358,11 +371,21 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _open(path: str) -> TextIO:
+    """A text file for reading; an empty one where there is none."""
+    try:
+        refuse_endless(path)
+        return open(path, encoding="utf-8", errors="replace", newline="")  # noqa: SIM115
+    except FileNotFoundError:
+        return io.StringIO()
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem}") from None
+
+
 def _read_mapping(path: str, parse: Callable[[str, str], Any]) -> Dict[str, Any]:
     """What a JSON or YAML file holds; empty where it cannot be read or holds something else."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            values = parse(stream.read(), path)
+        values = parse(read_whole(path).decode("utf-8"), path)
     except (OSError, ValueError, UserError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -19,7 +19,7 @@ import numpy as np
 
 from data.annotations.defects import AnnotationReport, Defect, Inspection, offsets
 from data.annotations.kept_arrays import KeptArrays, keep, open_kept
-from data.annotations.reader import Columns, ImageRecord, is_id, read_columns
+from data.annotations.reader import Columns, ImageRecord, begins_as_json, is_id, read_columns
 from data.description import shown
 from data.masks import Segmentation
 from utils.errors import UserError, some
@@ -120,6 +120,8 @@ def load_annotations(path: Union[str, Path],
         found = _read(path, None if image_size is None else size_from_elsewhere)
         return _packed(found, lasting=not looked_at)
 
+    if not begins_as_json(path):
+        make()  # says so, before a digest of the whole file is taken
     return _unpacked(str(path), keep("annotations", str(path), Path(__file__).parent.glob("*.py"),
                                      make))
 

@@ -28,6 +28,8 @@ ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
+_BEGINNING = 4096
+"""Letters that show whether a file may be JSON."""
 _COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 """Well-formed compressed counts: 2^32 needs 7 characters, of which the last one is below P."""
 
@@ -230,6 +232,17 @@ def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
                     "every image needs an id and a file_name")
 
 
+def begins_as_json(path: Path) -> bool:
+    """Whether a file may be JSON; else it is not read to its end."""
+    try:
+        refuse_endless(path)
+        with open(str(path), "rb") as stream:
+            start = stream.read(_BEGINNING).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except (OSError, ValueError):
+        return False
+    return start[:1] in (b"", b"{", b"[")
+
+
 def _read_text(path: Path) -> str:
     if not os.path.exists(str(path)):
         raise UserError(f"annotation file not found: looked for {path.absolute()}")
@@ -237,7 +250,8 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
     try:
         refuse_endless(path)
-        text = path.read_text(encoding="utf-8")
+        with open(str(path), encoding="utf-8") as stream:
+            text = stream.read(-1 if begins_as_json(path) else _BEGINNING)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from data.coco import CocoDataset, missing_hint
 from data.image import read_header
 from utils.errors import UserError, counted, some
-from utils.files import refuse_endless
+from utils.files import read_whole
 
 Splits = Mapping[str, CocoDataset]
 """Training data as `train` and, where there is any, validation data as `val`."""
@@ -137,8 +136,7 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
 
 
 def _digest(path: str) -> bytes:
-    refuse_endless(path)
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+    return hashlib.blake2b(read_whole(path), digest_size=16).digest()
 
 
 def image_findings(splits: Splits, workers: int = 2,

@@ -28,6 +28,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import by_split, list_files
 from utils.errors import UserError, counted
+from utils.files import read_whole
 
 _CLASS = "object"
 _MASK_FOLDERS = ("masks", "mask", "pedmasks", "instances")
@@ -146,7 +147,7 @@ def _read(path: Path, image: FoundImage) -> np.ndarray:
     size = open_image(path, str(path)).size
     image.size = open_image(image.path, f"{path}: a mask", size).size
     try:
-        opened = load_pil(str(path))
+        opened = load_pil(read_whole(path))
     except (OSError, ValueError) as problem:
         raise UserError(f"{path}: {problem}") from None
     values = np.array(opened.convert("L") if opened.mode in ("LA", "RGB", "RGBA", "PA")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import math
 import os
@@ -168,7 +167,7 @@ def _mask(shape: Dict[str, Any], points: Sequence[Sequence[float]], size: Size,
     """A drawn mask: a PNG in base64, its upper left corner at the first point."""
     try:
         data = base64.b64decode(shape.get("mask") or "", validate=True)
-        part = np.asarray(load_pil(io.BytesIO(data)).convert("L"))
+        part = np.asarray(load_pil(data).convert("L"))
         left, top = (int(round(value)) for value in points[0])
     except (binascii.Error, OSError, ValueError, TypeError, IndexError, OverflowError):
         raise UserError(f"{where}: its mask is not a PNG in base64 with a corner point") from None

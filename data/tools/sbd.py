@@ -26,7 +26,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import list_files, listed_stems
 from utils.errors import UserError
-from utils.files import refuse_endless
+from utils.files import read_whole
 
 CLASSES = known_classes("pascal_sbd").names
 _VARIABLE = "GTinst"
@@ -61,8 +61,7 @@ def read_sbd(folder: Path, conversion: Conversion) -> Found:
 
 def _image(path: Path, file: Path) -> FoundImage:
     try:
-        refuse_endless(file)
-        fields = _read(file.read_bytes())
+        fields = _read(read_whole(file))
         numbers, labels = fields["Segmentation"], fields["Categories"].ravel().tolist()
         height, width = numbers.shape
     except (OSError, KeyError, ValueError, IndexError, struct.error, zlib.error) as problem:

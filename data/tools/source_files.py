@@ -8,7 +8,7 @@ from typing import Callable, Dict, List, Sequence, Set, TypeVar
 
 from data.image import SUFFIXES
 from utils.errors import UserError
-from utils.files import refuse_endless
+from utils.files import read_whole
 
 T = TypeVar("T")
 
@@ -41,8 +41,7 @@ def read_text(path: Path) -> str:
         UserError: it is missing, or neither of these.
     """
     try:
-        refuse_endless(path)
-        data = path.read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         raise UserError(f"file not found: {path.absolute()}") from None
     except (OSError, ValueError) as problem:

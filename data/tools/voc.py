@@ -24,6 +24,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import list_files, listed_stems, read_text
 from utils.errors import UserError
+from utils.files import read_whole
 
 _VOID = 255
 _FITS = 0.3
@@ -155,7 +156,7 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
 def _instances(file: Path, photo: FoundImage) -> np.ndarray:
     """Instance number of each pixel `[h, w]`."""
     try:
-        numbers = np.array(load_pil(str(file)))
+        numbers = np.array(load_pil(read_whole(file)))
     except (OSError, ValueError) as problem:
         raise UserError(f"{file}: {problem}") from None
     if numbers.ndim != 2:

@@ -21,7 +21,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import list_files, read_text, split_folders
 from utils.errors import UserError
-from utils.parsing import parse_yaml
+from utils.parsing import parse_yaml, whole_number
 
 _NAME_FILES = ("classes.txt", "obj.names")
 _OUTSIDE = 0.01
@@ -101,7 +101,8 @@ def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
 
 def _names(path: Path, value: Any) -> List[str]:
     if isinstance(value, dict):
-        by_number = {int(key) if str(key).isdigit() else key: name for key, name in value.items()}
+        numbers = {key: whole_number(str(key)) for key in value}
+        by_number = {numbers[key]: name for key, name in value.items()}
         if set(by_number) != set(range(len(value))):
             raise UserError(f"{path}: the keys of names are "
                             f"{', '.join(str(key) for key in list(value)[:5])}, expected 0 to "

@@ -53,6 +53,12 @@ def state():
             if not str(path).startswith(("out", "cache")) and path.is_file()}
 
 
+def used_memory():
+    """Bytes of address space that this process has."""
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[0]) * resource.getpagesize()
+
+
 def attempt(kind, seed):
     """Outcome of one input, in the current folder: right, sentence, or BAD and why."""
     rng = random.Random(f"{kind} {seed}")
@@ -96,9 +102,7 @@ def work(kind, seeds, folder, pipe, other_end):
     os.chdir(folder)
     os.environ.update(XDG_CACHE_HOME=os.path.join(folder, "cache"), HOME=folder)
     signal.signal(signal.SIGPROF, too_long)
-    with open("/proc/self/statm") as stream:
-        used = int(stream.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + MEMORY,) * 2)
     for seed in seeds:
         pipe.send((seed, None))
         pipe.send((seed, attempt(kind, seed)))

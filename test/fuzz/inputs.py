@@ -134,18 +134,19 @@ def folders(rng):
     """Every layout that --data=FOLDER recognises, with some of its files changed, gone or moved."""
     rng.choice(list(LAYOUTS))(Path("in"))
     files = sorted(path for path in Path("in").rglob("*") if path.is_file())
+    whole = {path: path.read_bytes() for path in files}
     for path in rng.sample(files, rng.randint(1, 3)):
-        data, action = path.read_bytes(), rng.randrange(8)
+        data, action = whole[path], rng.randrange(8)
         path.unlink()
         if action == 0:
             path.mkdir()
         elif action == 1:
             path.symlink_to(rng.choice(["..", path.name, "/dev/zero", "nowhere"]))
         elif action == 2:
-            path.with_name(rng.choice(["a b", "x" * 200, "\ud800", "-o", "a\nb", "\u732b"])
+            path.with_name(rng.choice(["a b", "x" * 200, "\udcb2", "-o", "a\nb", "\u732b"])
                            + path.suffix).write_bytes(data)
         elif action == 3 and path.suffix != ".json":
-            path.write_bytes(rng.choice(files).read_bytes() if rng.choice(files).is_file() else b"")
+            path.write_bytes(whole[rng.choice(files)])
         elif action > 3:
             is_json = path.suffix == ".json" and rng.random() < 0.7
             path.write_bytes(as_json(rng, json.loads(data)) if is_json else mutate_bytes(rng, data))

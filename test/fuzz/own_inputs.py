@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import check
+from data import check, convert
 from data.config import Config, get_config
 from data.image import read_header, read_image
 from fuzz.mutations import (
@@ -37,6 +37,7 @@ from helpers.report_files import write_run
 from utils import plots, report
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.engine.train_flags import parse_train_flags, train_parser
+from utils.export.__main__ import export_parser, plan_of
 from utils.export.folder import PRIORS
 from utils.inference.detector import load_model
 from utils.inference.eval_flags import eval_parser, parse_eval_flags
@@ -106,11 +107,13 @@ VALUES = TEXTS + ["nan", "-inf", "1e999", "-1", "0", "1e-400", "auto", "1,2", "[
 
 
 def flags(rng):
-    name, parser, parse = rng.choice([
-        ("train", train_parser(), parse_train_flags), ("eval", eval_parser(), parse_eval_flags),
-        ("check", check.check_parser(), check.check_parser().parse_args)])
+    converter, exporter = convert.parser_of("labelme"), export_parser()
+    parser, parse, argv = rng.choice([
+        (train_parser(), parse_train_flags, []), (eval_parser(), parse_eval_flags, []),
+        (check.check_parser(), check.check_parser().parse_args, []),
+        (converter, converter.parse_args, ["in", "--out=out"]),
+        (exporter, lambda given: plan_of(exporter.parse_args(given)), ["in/w.pth"])])
     words = [word for word in parser._option_string_actions if word not in ("-h", "--help")]
-    argv = []
     for _ in range(rng.randint(1, 3)):
         value = rng.choice(VALUES).replace(HUGE, "9" * 5000).replace(DEEP, "[" * 3000)
         argv += rng.choice([[f"{rng.choice(words)}={value}"], [rng.choice(words), value]])

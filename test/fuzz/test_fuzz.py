@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -33,8 +34,9 @@ from helpers.paths import ROOT
 from helpers.report_files import write_run
 from utils import plots, report
 from utils.checkpoint import load_for_inference, save_checkpoint
-from utils.cli import ArgumentParser, run_main
-from utils.engine.train_flags import read_recipe
+from utils.cli import ArgumentParser, run_main, split_device
+from utils.distributed.processes import Processes
+from utils.engine.train_flags import parse_train_flags, read_recipe
 from utils.errors import UserError
 from utils.exported import ExportedModel
 from utils.files import digest
@@ -132,12 +134,54 @@ def test_a_circle_of_endless_radius_is_the_image(tmp_path):
     assert made["bbox"] == [0, 0, *SIDE]
 
 
-def test_a_mask_with_a_damaged_chunk(tmp_path):
+def test_a_mask_with_a_damaged_chunk():
     png = io.BytesIO()
     Image.new("L", (40, 30), 1).save(png, "PNG")
-    write(tmp_path / "a.png", png.getvalue().replace(b"IDAT", b"\0{\xb6\x03"))
     with pytest.raises(OSError, match="is not an image that can be read"):
-        load_pil(str(tmp_path / "a.png"))
+        load_pil(png.getvalue().replace(b"IDAT", b"\0{\xb6\x03"))
+
+
+def test_a_mask_whose_last_chunk_promises_gigabytes(tmp_path):
+    photo(tmp_path / "images" / "a.png")
+    png = io.BytesIO()
+    Image.new("L", SIDE, 3).save(png, "PNG")
+    write(tmp_path / "masks" / "a.png",
+          png.getvalue().replace(b"\0\0\0\0IEND", b"\x7f\xff\xff\xffIEND"))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (fuzz.used_memory() + fuzz.MEMORY, before[1]))
+    try:
+        assert run_main(convert.main, ["masks", str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "\u00b2"])
+def test_digits_that_are_no_number(tmp_path, number):
+    assert split_device(f"npu:{number}") == (f"npu:{number}", None)
+    with pytest.raises(UserError, match="RANK is "):
+        Processes.from_env({"RANK": number, "WORLD_SIZE": "2"})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.yaml").write_text(
+        f"train: images\nnames: {{'{number}': a}}", encoding="utf-8")
+    with pytest.raises(UserError, match="the keys of names are|not YAML"):
+        read_yolo(tmp_path, Conversion())
+
+
+@pytest.mark.parametrize("flag, said", [
+    ("--max_iter", "expected a whole number above 0"), ("--seed", "(at most 2147483647)"),
+    ("--set=max_iter", "expected at most 2147483647")])
+def test_numbers_beyond_what_counts_them(flag, said):
+    assert said in refused(parse_train_flags, f"{flag}={10 ** 40}")
+
+
+@pytest.mark.parametrize("read", [
+    read_image, load_annotations, parse_description, read_text,
+    lambda path: read_recipe(str(path))])
+def test_files_of_gigabytes_without_content(tmp_path, read):
+    with open(str(tmp_path / "a.yaml"), "wb") as stream:
+        stream.truncate(1 << 36)
+    with pytest.raises(UserError, match="expected at most|not JSON"):
+        read(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("start", [

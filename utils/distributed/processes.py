@@ -18,6 +18,7 @@ import torch.distributed as dist
 from utils.device import distributed_backend
 from utils.distributed.failures import time_limit
 from utils.errors import UserError, counted
+from utils.parsing import whole_number
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
@@ -94,7 +95,8 @@ class Processes:
             return
         address = os.environ.setdefault("MASTER_ADDR", DEFAULT_ADDRESS)
         port = os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
-        if not port.isdigit() or not 0 < int(port) < 65536:
+        number = whole_number(port)
+        if number is None or not 0 < number < 65536:
             raise UserError(f"environment: MASTER_PORT is '{port}', expected a number from 1 to "
                             "65535")
         try:
@@ -103,7 +105,7 @@ class Processes:
                 dist.init_process_group(
                     backend=distributed_backend(device), rank=self.rank,
                     world_size=self.world_size, timeout=TIMEOUT,
-                    **_meeting_point(os.environ, address, int(port)))
+                    **_meeting_point(os.environ, address, number))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"process {self.rank} of {self.world_size} could not join the others "
                             f"at {address}:{port} ({error}); check that all were started and that "
@@ -141,10 +143,11 @@ def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> 
     text = env.get(name, "").strip()
     if not text:
         return default
-    if not text.isdigit() or int(text) < minimum:
+    number = whole_number(text)
+    if number is None or number < minimum:
         raise UserError(f"environment: {name} is '{text}', expected a whole number from {minimum} "
                         "upwards")
-    return int(text)
+    return number
 
 
 def is_restart(environ: Mapping[str, str]) -> bool:

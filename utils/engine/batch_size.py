@@ -28,6 +28,7 @@ from utils.memory import (
     release_memory,
     reset_peak_memory,
 )
+from utils.parsing import whole_number
 
 TRIAL_SIZES = (1, 2, 4, 8)
 """Images of the trial steps; the last two that fit count. With few the peak comes when activations
@@ -128,7 +129,7 @@ def available_bytes(device: torch.device, num_workers: int,
                         "has; give a number")
     if device.type == "cpu":
         local = environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or "1"
-        ranks = int(local) if local.isdigit() and int(local) else 1
+        ranks = whole_number(local) or 1
         return (max(0, available // ranks - num_workers * WORKER_BYTES),
                 "free memory of this host" + (" for each process" if ranks > 1 else ""))
     others = held_by_others(available, total)

@@ -14,9 +14,9 @@ from data.config import Config, check_known, field_kinds, get_config, list_confi
 from data.config_fields import as_text, expected_value, parse, value_problem
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
 from utils.errors import UserError, counted, nearest
-from utils.files import refuse_endless
+from utils.files import read_whole
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
-from utils.parsing import parse_yaml
+from utils.parsing import parse_yaml, whole_number
 
 AUTO = "auto"
 UNFINISHED = "unfinished"
@@ -165,9 +165,7 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
     if not name.endswith((".yaml", ".yml", ".json")):
         return get_config(name), {}
     try:
-        refuse_endless(name)
-        with open(name, encoding="utf-8") as stream:
-            text = stream.read()
+        text = read_whole(name).decode("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"--config: cannot read '{name}': {error}") from None
     content = parse_yaml(text, name)
@@ -203,11 +201,12 @@ def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:
     if args.batch_alloc is None:
         return args.batch_size or default
     sizes = args.batch_alloc.split(",")
-    if len(sizes) != cards or len(set(sizes)) != 1 or not sizes[0].isdigit() or sizes[0] == "0":
+    size = whole_number(sizes[0])
+    if len(sizes) != cards or len(set(sizes)) != 1 or not size:
         raise UserError(f"--batch_alloc is '{args.batch_alloc}', expected the same whole number "
                         f"for each of {counted(cards, 'card')}, separated by "
                         "commas: shapes are static and cards wait for each other")
-    return int(sizes[0])
+    return size
 
 
 def _add_data(parser: ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
 from utils.exported import FORMS, INPUT_TYPES, is_export, require
+from utils.parsing import whole_number
 
 if TYPE_CHECKING:
     from utils.export.folder import Plan
@@ -64,11 +65,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
                         "shapes; give numbers, such as 1,8")
     batches: Tuple[Optional[int], ...] = (None,)
     if args.batch_size != DYNAMIC:
-        words = args.batch_size.split(",")
-        if not all(word.isdigit() and int(word) for word in words) or len(set(words)) < len(words):
+        numbers = [whole_number(word) for word in args.batch_size.split(",")]
+        if not all(numbers) or len(set(numbers)) < len(numbers):
             raise UserError(f"--batch_size is '{args.batch_size}', expected different numbers "
                             f"from 1 on, such as 1 or 1,8, or {DYNAMIC}")
-        batches = tuple(int(word) for word in words)
+        batches = tuple(numbers)
     if args.format == "onnx":
         return Plan(args.outputs, batches, args.input, args.half, args.opset)
     if args.batch_size == DYNAMIC:

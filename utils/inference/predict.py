@@ -37,6 +37,7 @@ from utils.inference.video import (
     refuse_window,
     show_in_window,
 )
+from utils.parsing import whole_number
 from utils.progress import ProgressBar
 
 _PIXELS_IN_BATCH = 64_000_000
@@ -92,7 +93,7 @@ class PredictionRun:
     def video(self, value: str) -> int:
         """`--video=IN[:OUT]`: a file or a camera, into a file or, from a camera only, a window."""
         source, target = split_pair(value)
-        if not source.isdigit():
+        if whole_number(source) is None:
             source, target = output_pair(value, ".mp4")
         if target is None:
             refuse_window(source)

@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import open_temporary
+from utils.parsing import whole_number
 
 T = TypeVar("T")
 
@@ -76,11 +77,12 @@ class VideoReader:
 
     def __init__(self, source: str) -> None:
         self.source, self.missing = source, 0
-        self.is_camera = source.isdigit()
+        camera = whole_number(source)
+        self.is_camera = camera is not None
         is_stream = self.is_camera or "://" in source
         if not is_stream and not os.path.isfile(source):
             raise UserError(f"video not found: {os.path.abspath(source)}")
-        self._capture = cv2.VideoCapture(int(source) if self.is_camera else source)
+        self._capture = cv2.VideoCapture(source if camera is None else camera)
         if not self._capture.isOpened():
             hint = "is not a video that OpenCV can read; it may be incomplete"
             if is_stream:

@@ -232,7 +232,7 @@ def test_missing_sizes_are_read_from_the_images(tmp_path):
     dataset = CocoDataset(images, write_json(tmp_path, content))
     assert dataset.image_info(0) == ("c.png", WIDTH, HEIGHT)
     (images / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="image 10 .*a.png.*cannot identify"):
+    with pytest.raises(UserError, match="image 10 .*a.png.*is not an image that can be read"):
         CocoDataset(images, write_json(tmp_path, content))
     (images / "a.png").unlink()
     with pytest.raises(UserError, match="image 10 .*a.png.*No such file"):
