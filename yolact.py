@@ -56,7 +56,7 @@ class Yolact(nn.Module):
         self.prediction_layers = nn.ModuleList([head])
         self.semantic_seg_conv = nn.Conv2d(features, num_classes - 1, 1)
         self.input_size = input_size
-        self.layout = torch.contiguous_format  # of images in memory, whatever they come in
+        self.channels_last = False  # in memory, whatever the images come in; not its shapes
         # Plain attributes, moved by `_apply`: non-persistent buffers do not exist on torch 1.5.
         self.priors = dict(priors)
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
@@ -81,7 +81,8 @@ class Yolact(nn.Module):
         if height != side or side not in self.priors:
             raise ValueError(f"images are {list(images.shape)}, expected [B, 3, {self.input_size}, "
                              f"{self.input_size}]")
-        images = images.contiguous(memory_format=self.layout)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if images.dtype == torch.uint8:
             images = images.to(torch.float32).sub_(self.pixel_mean).div_(self.pixel_std)
         # Normalised in float32; parameters in half precision then want images of their type.

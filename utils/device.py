@@ -312,14 +312,12 @@ def has_autocast() -> bool:
     return hasattr(torch, "autocast")
 
 
-def activation_layout(device: torch.device) -> torch.memory_format:
-    """Layout of images in which convolutions are fastest here; what follows keeps it.
+def prefers_channels_last(device: torch.device) -> bool:
+    """Whether convolutions are faster here with the channels last in memory.
 
-    PyTorch before 1.10 is no faster with another, and an Ascend card wants the plain one.
+    PyTorch before 1.10 is not, and an Ascend card wants the plain layout.
     """
-    if device.type == "npu" or not has_autocast():
-        return torch.contiguous_format
-    return torch.channels_last
+    return device.type != "npu" and has_autocast()
 
 
 def half_type_problem(device: torch.device, dtype: torch.dtype) -> str:

@@ -25,10 +25,11 @@ import bench_eval  # noqa: E402
 import bench_loader  # noqa: E402
 
 from data.config import Config, get_config  # noqa: E402
-from utils.amp import INFERENCE_TYPES, inference_dtype  # noqa: E402
+from utils.amp import INFERENCE_TYPES, build_precision, inference_dtype  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, run_main  # noqa: E402
 from utils.device import describe  # noqa: E402
 from utils.inference.detector import LoadedModel  # noqa: E402
+from utils.memory import keep_freed_memory  # noqa: E402
 from utils.optimizer import build_optimizer  # noqa: E402
 from utils.weights.files import WeightsFile  # noqa: E402
 from utils.weights.loading import LoadReport  # noqa: E402
@@ -110,6 +111,30 @@ def bench_network(config: Config, rounds: int) -> None:
         row(f"network, --precision={kind}, as trained", found["plain"], found[kind])
 
 
+def bench_training(config: Config, rounds: int) -> None:
+    """Forward and backward pass of four images, plain, with channels last, and in bfloat16.
+
+    The loss is a mean of squares, so that the network alone is measured.
+    """
+    network = build_yolact(config).train()
+    images = torch.randint(0, 256, (4, 3, config.max_size, config.max_size), dtype=torch.uint8)
+
+    def step(channels_last: bool, level: str) -> None:
+        precision = build_precision(level, None, "auto" if level == "O0" else "bfloat16", CPU)
+        network.channels_last = channels_last
+        network.zero_grad()
+        with precision.forward():
+            predictions = network(images)
+        precision.backward(sum((values.square().mean() for values in precision.widen(
+            predictions).values()), torch.zeros(())))
+
+    found = costs({"plain": lambda: step(False, "O0"), "ours": lambda: step(True, "O0"),
+                   "half": lambda: step(True, "O1")}, rounds)
+    row("training, four images, against plain layout", found["plain"], found["ours"])
+    row("training, --opt_level=O1 --amp_dtype=bfloat16, against the same", found["plain"],
+        found["half"])
+
+
 def _run(argv: List[str]) -> int:
     parser = ArgumentParser(prog="run.py", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder in COCO's layout")
@@ -119,10 +144,12 @@ def _run(argv: List[str]) -> int:
     args = parser.parse_args(argv)
     config = get_config(args.config)
     torch.manual_seed(0)
+    keep_freed_memory(CPU)  # as train.py and eval.py do
     print(f"{config.name}, {config.max_size} px; {_processor()}; {describe(CPU)}\n")
     print("| what, against what | CPU ms | ours | ratio | page faults |\n|---|---|---|---|---|")
     bench_optimizers(config, args.rounds)
     bench_network(config, args.rounds)
+    bench_training(config, min(args.rounds, 2))
     print(flush=True)
     bench_eval.main([args.data, f"--images={args.images}"])
     print(flush=True)

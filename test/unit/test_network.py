@@ -8,6 +8,7 @@ import torch
 from backbone import BatchNorm2d, build_backbone
 from data.config import get_config, list_configs
 from layers.heads import FPN, PredictionHead, ProtoNet
+from utils.device import has_autocast
 from yolact import build_yolact
 
 # A forward pass of ResNet-50 in training mode: 77 convolutions, 53 batch normalisations, 62 ReLUs,
@@ -215,6 +216,17 @@ def test_channels_and_strides_of_backbones(name):
     channels = [backbone.channels[stage] for stage in config.selected_layers]
     assert [m.shape[1] for m in maps] == channels
     assert [m.shape[-1] for m in maps] == list(config.feature_sizes[:len(maps)])
+
+
+@pytest.mark.skipif(not has_autocast(), reason="older than the layout")
+def test_channels_last_change_rounding_alone():
+    network, images = build_yolact(_small()), _images(_small())
+    plain = network(images)
+    network.channels_last = True
+    found = network(images)
+    assert not found["proto"].permute(0, 3, 1, 2).is_contiguous()
+    for name, values in plain.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-4)
 
 
 def test_operators_of_a_forward_pass():

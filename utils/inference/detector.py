@@ -34,7 +34,7 @@ from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.amp import inference_dtype
-from utils.device import activation_layout
+from utils.device import prefers_channels_last
 from utils.errors import UserError
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork, config_of_export
@@ -263,8 +263,9 @@ class LoadedModel(NamedTuple):
         for name, part in model.named_children():
             if name != "maskiou_net":
                 part.to(dtype)
-        model.layout = activation_layout(device)
-        cast(Any, model).to(memory_format=model.layout)
+        model.channels_last = prefers_channels_last(device)
+        if model.channels_last:
+            cast(Any, model).to(memory_format=torch.channels_last)
         return model
 
     def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:

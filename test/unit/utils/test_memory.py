@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 
 from utils.memory import (
     held_by_others,
@@ -39,6 +44,29 @@ def test_the_peak_of_this_process_grows_with_what_it_holds():
     del held
     reset_peak_memory(cpu)
     assert peak_memory(cpu) < high
+
+
+FRESH_PAGES = """
+import resource, sys
+import torch
+from utils.memory import keep_freed_memory
+if len(sys.argv) > 1:
+    keep_freed_memory(torch.device("cpu"))
+for step in range(5):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(20 << 20) for _ in range(3)]  # 80 MiB each: glibc gives them back at once
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_what_a_step_frees_is_there_for_the_next():
+    plain, kept = (int(subprocess.run([sys.executable, "-c", FRESH_PAGES, *argv], cwd=str(ROOT),
+                                      stdout=subprocess.PIPE, check=True).stdout)
+                   for argv in ((), ("keep",)))
+    assert plain >= 3 * 3 * (80 << 20) // resource.getpagesize() and kept < plain / 5
 
 
 @pytest.fixture
