@@ -215,7 +215,11 @@ def open_onnx(path: str, device: str = "cpu",
 def _open_om(path: str) -> Session:
     """What runs an Ascend model, on card `ASCEND_DEVICE_ID` (0)."""
     interface = require("ais_bench.infer.interface")
-    session = interface.InferSession(int(os.environ.get("ASCEND_DEVICE_ID", "0")), path)
+    text = os.environ.get("ASCEND_DEVICE_ID", "0")
+    card = whole_number(text)
+    if card is None:
+        raise UserError(f"ASCEND_DEVICE_ID is '{text}', expected the number of a card")
+    session = interface.InferSession(card, path)
     return lambda values: session.infer([values])
 
 

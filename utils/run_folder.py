@@ -287,9 +287,8 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
     """The folder in `project` that a training writes to, found again or made; a name that is taken
     gets a number: `name-2`.
 
-    The folder that it had `before`, when the checkpoint was written that it goes on from, is used,
-    and made again where it was removed. Where torch's launcher has `restarted` the training without
-    a checkpoint, it goes on in the folder that the attempt before it made.
+    The folder that it had `before`, at the checkpoint that it goes on from, is used or made again;
+    one that torch's launcher has `restarted` without a checkpoint takes that of its last attempt.
 
     Raises:
         UserError: the folder cannot be made, or `name` is no name of a folder.
@@ -314,6 +313,7 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
             os.mkdir(path)
             return RunFolder(path, run_id)
         except FileExistsError:
+            remove_abandoned(path)  # of a run that was killed before it had saved anything
             number += 1
             path = os.path.join(project, f"{name}-{number}")
         except OSError as error:

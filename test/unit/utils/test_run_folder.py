@@ -44,8 +44,13 @@ def resumed(project, run_id, before, restarted=False):
 
 
 def test_names_that_are_taken_get_numbers(tmp_path):
-    paths = [make(tmp_path / "runs", "x").path for _ in range(3)]
+    first = make(tmp_path / "runs", "x").path
+    left = os.path.join(first, ".config.yaml.0123abcd.tmp")
+    with open(left, "w") as stream:
+        stream.write("of a process that was killed")
+    paths = [first] + [make(tmp_path / "runs", "x").path for _ in range(2)]
     assert [os.path.basename(path) for path in paths] == ["x", "x-2", "x-3"]
+    assert not os.path.exists(left)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", " x", "x\n", "\\x"])
