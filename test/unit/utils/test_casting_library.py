@@ -12,7 +12,7 @@ from torch import nn
 from helpers.casting_library import Real, library  # noqa: F401 - a fixture
 from layers.fused_ops import without_casts
 from train import train_step
-from unit.utils.engine.test_amp_runs import run_train, shapes  # noqa: F401 - a fixture
+from unit.utils.engine.test_amp_runs import run_train
 from unit.utils.test_amp import Criterion, Part, Stub
 from utils import amp
 from utils import device as devices
@@ -156,7 +156,7 @@ def test_frozen_parameters_keep_their_float32_values(device, library):  # noqa: 
 # Whole runs.
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
-def test_a_resumed_run_is_the_undisturbed_one(shapes, tmp_path, request, capsys,  # noqa: F811
+def test_a_resumed_run_is_the_undisturbed_one(shapes, tmp_path, request, capsys,
                                               monkeypatch, device, library, level):  # noqa: F811
     if device.type == "cpu" and (level == "O2" or not library.casts):
         pytest.skip("half precision is refused on the CPU of PyTorch 1.x")
