@@ -52,8 +52,8 @@ import torch
 from utils.memory import keep_freed_memory
 if len(sys.argv) > 1:
     keep_freed_memory(torch.device("cpu"))
-for step in range(5):
-    if step == 2:
+for step in range(20):
+    if step == 15:  # the first steps find out what has to be kept
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     held = [torch.ones(20 << 20) for _ in range(3)]  # 80 MiB each: glibc gives them back at once
     del held
@@ -66,7 +66,7 @@ def test_what_a_step_frees_is_there_for_the_next():
     plain, kept = (int(subprocess.run([sys.executable, "-c", FRESH_PAGES, *argv], cwd=str(ROOT),
                                       stdout=subprocess.PIPE, check=True).stdout)
                    for argv in ((), ("keep",)))
-    assert plain >= 3 * 3 * (80 << 20) // resource.getpagesize() and kept < plain / 2
+    assert plain >= 5 * 3 * (80 << 20) // resource.getpagesize() and kept < plain / 5
 
 
 @pytest.fixture

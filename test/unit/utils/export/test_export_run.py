@@ -99,8 +99,8 @@ def test_run_py_is_one_file_of_ours(weights, tmp_path):
     modules |= {name.name for node in tree.body if isinstance(node, ast.Import)
                 for name in node.names}
     assert modules <= {"__future__", "argparse", "colorsys", "contextlib", "cv2", "dataclasses",
-                       "difflib", "errno", "hashlib", "importlib", "json", "numpy", "os", "pathlib", "re",
-                       "stat", "sys", "typing"}
+                       "difflib", "errno", "hashlib", "importlib", "json", "numpy", "os", "pathlib",
+                       "re", "stat", "sys", "typing"}
     assert ast.get_docstring(tree).startswith("Find objects with an exported YOLACT")
     defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     assert len(defined) == len(set(defined)) and {"UserError", "draw_instances",
