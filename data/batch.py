@@ -103,11 +103,7 @@ def pack(batch: Batch) -> PackedBatch:
     """Pack a batch on the host; `PackedBatch.unpack` gives it back, its masks as bool."""
     fields = dict(vars(batch))
     for name in MASK_FIELDS:
-        masks = fields[name].numpy()
-        packed = np.zeros(masks.shape[:-1] + (-(-masks.shape[-1] // 8),), np.uint8)
-        used = masks.reshape(masks.shape[:2] + (-1,)).max(axis=2) > 0  # most slots are empty
-        packed[used] = np.packbits(masks[used], axis=-1)
-        fields[name] = torch.from_numpy(packed)
+        fields[name] = torch.from_numpy(np.packbits(fields[name].numpy(), axis=-1))
     return PackedBatch(**fields)
 
 

@@ -7,12 +7,11 @@ train.py, `--set`, `--config FILE` and the table in docs/training.md all read th
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Mapping, Optional, Sequence, Union
 
 from utils.cli import str2bool
 from utils.errors import nearest
-from utils.parsing import LARGEST
+from utils.parsing import LARGEST, is_number
 
 _WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}
 
@@ -68,10 +67,8 @@ def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
         kind: type of the field, as `typing.get_type_hints` gives it.
         declared: metadata of a field from `option`.
     """
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"expected at most {LARGEST}"
     if not _fits(value, kind):
-        return f"expected {expectation(kind)}"
+        return f"expected {expectation(kind)}" + f" of at most {LARGEST}" * (kind is int)
     above, least, most = declared["above"], declared["at_least"], declared["at_most"]
     if (above is not None and not value > above) or (least is not None and value < least) or (
             most is not None and value > most):
@@ -90,10 +87,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is bool or kind is str:
         return isinstance(value, kind)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and (
-            math.isfinite(value))
+        return is_number(value) and not isinstance(value, bool)
     parts = kind.__args__
     if kind.__origin__ is Union:
         return any(_fits(value, part) for part in parts)

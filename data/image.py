@@ -296,7 +296,7 @@ def read_header(path: Union[str, Path]) -> Header:
 
 
 class _Content(io.BufferedReader):
-    """A file that takes memory for what is in it, not for what Pillow reads in it that there is."""
+    """A file of which Pillow asks for as much as a header promises, and gets what there is."""
 
     def read(self, size: Optional[int] = -1) -> bytes:
         """At most `size` bytes."""

@@ -81,7 +81,7 @@ class Bounded:
         return value
 
     def __str__(self) -> str:
-        return f"{_EXPECTED[self.kind]} of at least {self.minimum:g} (at most {LARGEST})"
+        return f"{_EXPECTED[self.kind]} from {self.minimum:g} to {LARGEST}"
 
 
 _EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}

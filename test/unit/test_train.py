@@ -21,6 +21,7 @@ import train
 from data.coco import CocoDataset
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
+from utils.device import has_autocast
 from utils.engine.setup import plan_validation
 from utils.errors import UserError
 from utils.inference.evaluation import Evaluation
@@ -61,6 +62,18 @@ def test_log_and_files(flags, tmp_path, capsys):
         ".yolact_shapes.lock", ".yolact_shapes.training",
         "yolact_shapes_0_4.pth", "yolact_shapes_0_4.state",
         "yolact_shapes_1_6.pth", "yolact_shapes_1_6.state"]
+
+
+@pytest.mark.skipif(not has_autocast(), reason="this PyTorch has no half precision on the CPU")
+@pytest.mark.parametrize("level, computes", [("O0", True), ("O0", False), ("O1", True)])
+def test_bfloat16_is_offered_where_the_processor_computes_it(flags, capsys, monkeypatch, device,
+                                                             level, computes):
+    monkeypatch.setattr("utils.engine.summary.cpu_computes_bfloat16", lambda: computes)
+    more = ["--amp_dtype=bfloat16"] * (level == "O1")
+    assert train.main(flags + ["--max_iter=1", f"--opt_level={level}", *more]) == 0
+    offered = "Faster       : this processor computes bfloat16: --opt_level=O1" in (
+        capsys.readouterr().out)
+    assert offered == (computes and level == "O0" and device.type == "cpu")
 
 
 def test_only_the_newest_file_stays_and_those_of_other_trainings(flags, tmp_path):
@@ -303,7 +316,7 @@ def test_interrupted_run_goes_on_exactly(flags, tmp_path):
     (["--bach_size=2"], "did you mean --batch_size"),
     (["--batch_size=two"], "--batch_size is 'two', expected a whole number"),
     (["--batch_size=99"], "lower --batch_size to 13"),
-    (["--batch_size=0"], "--batch_size is '0', expected a whole number of at least 1"),
+    (["--batch_size=0"], "--batch_size is '0', expected a whole number from 1 to"),
     (["--max_iter=0"], "--max_iter is '0', expected a whole number above 0"),
     (["--data=/nowhere"], "/nowhere"),
     (["--backbone_weights=missing.pth"], "--backbone_weights none"),

@@ -165,7 +165,7 @@ REFUSED = [
     (["--batch_size=dynamic", "--outputs=detections"], "has fixed shapes; give numbers"),
     (["--outputs=boxes"], "--outputs is 'boxes', expected one of raw, detections"),
     (["--opset=99"], "cannot write this network with opset 99"),
-    (["--opset=9"], "--opset is '9', expected a whole number of at least 11"),
+    (["--opset=9"], "--opset is '9', expected a whole number from 11 to"),
     (["--config=yolact_base"], "does not hold this network"),
 ]
 
