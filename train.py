@@ -176,15 +176,14 @@ def training_loop(training: Training, start: int, stop: StopRequest, observer: O
 def between_steps(training: Training, done: int, observer: Observer, record: RunRecord,
                   stop: StopRequest) -> bool:
     """Save and validate where it is time to; returns whether to stop early, agreed by all."""
-    early, epoch_size = False, training.loader.epoch_size
+    early, epoch_size, saver = False, training.loader.epoch_size, training.saver
     at_end, validation = done == training.schedule.max_iter, training.validation
     validates = validation is not None and (
         done % validation.interval == 0 or (validation.at_end and at_end))
-    saves = validates if at_end else done % training.saver.plan.interval == 0
     if done % epoch_size == 0:
         record.write("epoch", iteration=done, epoch=done // epoch_size)
-    if saves:
-        save_on_the_way(training, done, record, quiet=at_end)
+    if validates or (not at_end and saver.is_due(done)):
+        save_on_the_way(training, done, record, quiet=at_end or saver.is_passing(done))
     if validates:
         with observer.stopped():
             try:
@@ -192,7 +191,7 @@ def between_steps(training: Training, done: int, observer: Observer, record: Run
             except (RuntimeError, MemoryError):  # of the card's memory, or another process is lost
                 finish(training, Outcome(done, False, None), record)
                 raise
-        if saves and not at_end:
+        if not at_end:
             save_on_the_way(training, done, record, quiet=True)
         if training.config.early_stopping:
             early = broadcast_from_main(training.nothing_improves(), training.processes,

@@ -1,21 +1,28 @@
 """All measurements in one table, with the machine and the versions: docs/performance.md holds one.
 
     python test/benchmark/run.py /data/coco [--config=yolact_resnet50] [--rounds=10] [--images=20]
+                                 [--against=FOLDER]
 
 Of each pair both are run in turn in this process; the best CPU time of the rounds counts, so that
 other load on the machine does not, and the ratio is what to compare between machines. Behind the
 table stand the loader (`bench_loader.py`) and what follows the network (`bench_eval.py`).
+`--against` is a copy of the original (github.com/dbolya/yolact), for rows that compare with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,11 +31,20 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 import bench_eval  # noqa: E402
 import bench_loader  # noqa: E402
 
+from data.batch import Batch, collate  # noqa: E402
+from data.coco import CocoDataset  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
+from data.datasets import dataset_paths  # noqa: E402
+from data.loader import TrainDataset  # noqa: E402
+from layers.anchors import make_priors  # noqa: E402
+from train import train_step  # noqa: E402
 from utils.amp import INFERENCE_TYPES, build_precision, inference_dtype  # noqa: E402
 from utils.cli import ArgumentParser, Bounded, run_main  # noqa: E402
 from utils.device import describe  # noqa: E402
-from utils.inference.detector import LoadedModel  # noqa: E402
+from utils.distributed.processes import Processes  # noqa: E402
+from utils.distributed.sharing import Sharing  # noqa: E402
+from utils.engine.learner import assemble_learner  # noqa: E402
+from utils.inference.detector import Detector, LoadedModel, StageTimes  # noqa: E402
 from utils.memory import keep_freed_memory  # noqa: E402
 from utils.optimizer import build_optimizer  # noqa: E402
 from utils.weights.files import WeightsFile  # noqa: E402
@@ -44,10 +60,12 @@ class Cost:
     milliseconds, faults = float("inf"), sys.maxsize
 
     def take(self, work: Callable[[], Any]) -> None:
-        """Run it once more."""
+        """Run it once more; work of another process returns its milliseconds."""
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        work()
-        self.milliseconds = min(self.milliseconds, 1e3 * (time.process_time() - start))
+        spent = work()
+        if not isinstance(spent, float):
+            spent = 1e3 * (time.process_time() - start)
+        self.milliseconds = min(self.milliseconds, spent)
         self.faults = min(self.faults,
                           resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
@@ -95,14 +113,24 @@ def bench_optimizers(config: Config, rounds: int) -> None:
         row(f"{name}, the same with a test for NaN", found["guarded"], found["ours"])
 
 
+def random_model(config: Config) -> LoadedModel:
+    """A network that nobody has trained, as if it came from a file."""
+    return LoadedModel(build_yolact(config).eval(), config,
+                       LoadReport(WeightsFile("none", "random", {}), (), (), ()))
+
+
+def fast_types() -> List[str]:
+    """The values of --precision that this processor has instructions for."""
+    known = (torch.float32, inference_dtype("auto", CPU))
+    return [kind for kind, dtype in INFERENCE_TYPES.items() if dtype in known]
+
+
 def bench_network(config: Config, rounds: int) -> None:
     """One image through the network as it was trained, and as it finds objects."""
-    network = build_yolact(config).eval()
-    loaded = LoadedModel(network, config, LoadReport(WeightsFile("none", "random", {}), (), (), ()))
+    loaded = random_model(config)
+    network = loaded.model
     images = torch.randint(0, 256, (1, 3, config.max_size, config.max_size), dtype=torch.uint8)
-    fastest = inference_dtype("auto", CPU)
-    kinds = [kind for kind, dtype in INFERENCE_TYPES.items() if dtype in (torch.float32, fastest)]
-    ready = {kind: loaded.on(CPU, kind) for kind in kinds}
+    ready = {kind: loaded.on(CPU, kind) for kind in fast_types()}
     with torch.no_grad():
         found = costs({"plain": lambda: network(images),
                        **{kind: (lambda model=model: model(images))  # type: ignore[misc]
@@ -135,21 +163,101 @@ def bench_training(config: Config, rounds: int) -> None:
         found["half"])
 
 
+@contextlib.contextmanager
+def original(folder: str, config: Config, place: Sequence[str], augmented: Sequence[Any]
+             ) -> Iterator[Callable[[str], Callable[[], float]]]:
+    """The original on the same samples, see `original.py`: from a work's name to the work."""
+    arrays: Dict[str, Any] = {"images": np.stack([sample.image for sample in augmented])}
+    for n, sample in enumerate(augmented):
+        labels = (sample.labels - 1)[:, None].astype(np.float32)  # without background
+        arrays[f"targets{n}"] = np.hstack((sample.boxes, labels))
+        arrays[f"masks{n}"] = sample.masks
+    with tempfile.TemporaryDirectory() as scratch:
+        samples = str(Path(scratch) / "samples.npz")
+        np.savez(samples, **arrays)
+        command = [sys.executable, str(Path(__file__).with_name("original.py")), folder,
+                   config.name, *place, samples]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                              bufsize=1) as process:
+            assert process.stdin is not None and process.stdout is not None
+            lines, answers = process.stdin, process.stdout
+
+            def ask(work: str) -> float:
+                lines.write(work + "\n")
+                return float(answers.readline())
+
+            yield lambda work: lambda: ask(work)
+
+
+def bench_original(config: Config, data: str, folder: str, rounds: int) -> None:
+    """Whole training steps of four images, finding boxes in one, and loading twenty."""
+    place = dataset_paths(config.dataset, data, "train")
+    dataset = CocoDataset(*place)
+    samples = TrainDataset.from_config(dataset, config, lambda recipe: make_priors(recipe).numpy())
+    augment, make_targets = samples.paths[config.max_size]
+    rng = np.random.default_rng(0)
+    augmented = [augment(dataset[n], rng) for n in range(4)]
+    batch = collate([make_targets(sample, rng) for sample in augmented])
+    loaded, kinds = random_model(config), fast_types()
+
+    def find(detector: Detector) -> None:
+        detector.launch(batch.images[:1], StageTimes())
+
+    def load() -> None:
+        for n in range(min(20, len(dataset))):
+            collate([samples[0, n, config.max_size]])
+
+    detectors = {kind: Detector(loaded.on(CPU, kind), loaded.build_detect("fast"), CPU)
+                 for kind in kinds}
+    steps = {"float32": step_of(config, batch, "O0")}
+    if "bfloat16" in kinds:
+        steps["bfloat16"] = step_of(config, batch, "O1")
+    with original(folder, config, [str(part) for part in place], augmented) as theirs:
+        found = costs({"theirs": theirs("train"), **steps}, min(rounds, 3))
+        for kind in steps:
+            row(f"training step, four images, {kind}, the original's", found["theirs"], found[kind])
+        found = costs({"theirs": theirs("find"), **{
+            kind: (lambda detector=detector: find(detector))
+            for kind, detector in detectors.items()}}, rounds)
+        for kind in kinds:
+            row(f"boxes of one image, {kind}, the original's", found["theirs"], found[kind])
+        found = costs({"theirs": theirs("load"), "ours": load}, min(rounds, 3))
+        row("twenty training samples, the original's", found["theirs"], found["ours"])
+
+
+def step_of(config: Config, batch: Batch, level: str) -> Callable[[], None]:
+    """A whole training step on `batch`, without a value for `Cost.take`."""
+    precision = build_precision(level, None, "auto" if level == "O0" else "bfloat16", CPU)
+    learner = assemble_learner(config, build_yolact(config), precision, Processes(), CPU)
+    sharing = Sharing(Processes(), CPU)
+
+    def step() -> None:
+        train_step(learner.network, learner.criterion, learner.optimizer, [batch], 1e-3, sharing,
+                   precision)
+
+    return step
+
+
 def _run(argv: List[str]) -> int:
     parser = ArgumentParser(prog="run.py", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder in COCO's layout")
     parser.add_argument("--config", default="yolact_resnet50")
     parser.add_argument("--rounds", type=Bounded(int, 1), default=10)
     parser.add_argument("--images", type=Bounded(int, 1), default=20, help="of bench_eval.py")
+    parser.add_argument("--against", metavar="FOLDER", help="a copy of the original")
     args = parser.parse_args(argv)
     config = get_config(args.config)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     keep_freed_memory(CPU)  # as train.py and eval.py do
     print(f"{config.name}, {config.max_size} px; {_processor()}; {describe(CPU)}\n")
     print("| what, against what | CPU ms | ours | ratio | page faults |\n|---|---|---|---|---|")
     bench_optimizers(config, args.rounds)
     bench_network(config, args.rounds)
     bench_training(config, min(args.rounds, 2))
+    if args.against is not None:
+        bench_original(config, args.data, args.against, args.rounds)
     print(flush=True)
     bench_eval.main([args.data, f"--images={args.images}"])
     print(flush=True)

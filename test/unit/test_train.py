@@ -22,6 +22,7 @@ from data.coco import CocoDataset
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
 from utils.device import has_autocast
+from utils.engine import saving
 from utils.engine.setup import plan_validation
 from utils.errors import UserError
 from utils.inference.evaluation import Evaluation
@@ -87,6 +88,35 @@ def test_only_the_newest_file_stays_and_those_of_other_trainings(flags, tmp_path
         "yolact_base_0_1.pth", "yolact_shapes_433_2599.pth"]
     assert sorted(path.name for path in folder.glob("yolact_shapes-2/*.pth")) == [
         "yolact_shapes_0_4.pth", "yolact_shapes_1_6.pth"]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.glob("*.pth"))
+
+
+def test_a_checkpoint_stands_before_each_validation_and_makes_room_for_the_next(
+        flags, tmp_path, monkeypatch):
+    real, there = Evaluation.run, []
+
+    def watch(self, *args, **kwargs):
+        there.append(names_in(tmp_path / "weights"))
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluation, "run", watch)
+    assert train.main(flags + ["--validation_epoch=1", "--max_iter=20", "--save_interval=12"]) == 0
+    assert there == [["yolact_shapes_1_6.pth"], ["yolact_shapes_2_12.pth"],
+                     ["yolact_shapes_2_12.pth", "yolact_shapes_3_18.pth"]]
+    assert names_in(tmp_path / "weights") == ["yolact_shapes_2_12.pth", "yolact_shapes_3_20.pth"]
+
+
+def test_a_long_time_without_a_checkpoint_makes_one(flags, tmp_path, monkeypatch):
+    saved, real = [], saving.Saver.save
+    monkeypatch.setattr(saving, "LONGEST_UNSAVED", -1.0)
+    monkeypatch.setattr(saving.Saver, "save", lambda self, done, *args, **kwargs: (
+        saved.append(done), real(self, done, *args, **kwargs))[1])
+    assert train.main(flags + ["--max_iter=25"]) == 0
+    assert saved == [10, 20, 25]
+    assert names_in(tmp_path / "weights") == ["yolact_shapes_4_25.pth"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 
@@ -38,6 +39,12 @@ _MAY_CHANGE = ("lr", "max_iter", "epochs", "schedule", "lr_steps", "gamma", "lr_
 of them is compared, and said where it differs."""
 
 
+LONGEST_UNSAVED = 600.0
+"""Seconds of a training that a process killed without warning may lose, and a few steps."""
+_CLOCK_INTERVAL = 10
+"""Iterations between two looks at the clock."""
+
+
 class SavePlan(NamedTuple):
     """Where weights files are written, and when."""
 
@@ -45,7 +52,7 @@ class SavePlan(NamedTuple):
     """Of the configuration; the first part of the files' names."""
     folder: str
     interval: int
-    """Iterations between two files."""
+    """Iterations between two files that stay. Those in between are passing ones."""
     keep_latest_interval: Optional[int] = None
     """Only the newest file stays, and those of every so many iterations; None: all stay."""
     enabled: bool = True
@@ -126,6 +133,8 @@ class Saver:
         self.training_id = self._launch = launch
         self._is_main = is_main
         self.run_folder: Optional[str] = None
+        self._passing: Optional[str] = None
+        self._saved_at = time.monotonic()
         self._folder: Optional[WeightsFolder] = None
         self._learner, self._records, self._best = learner, records, best
         self._identity = dict(identity)
@@ -155,6 +164,16 @@ class Saver:
         if self._folder is not None:
             self._folder.close()
 
+    def is_passing(self, done: int) -> bool:
+        """Whether a checkpoint of iteration `done`, written on the way, makes room for the next."""
+        return done % self.plan.interval != 0
+
+    def is_due(self, done: int) -> bool:
+        """Whether to save on the way: at the interval, and when `LONGEST_UNSAVED` has passed."""
+        return not self.is_passing(done) or (
+            self._folder is not None and done % _CLOCK_INTERVAL == 0
+            and time.monotonic() - self._saved_at > LONGEST_UNSAVED)
+
     def path(self, done: int) -> str:
         """Weights file of iteration `done`."""
         return CheckpointName(self.plan.name, done // self._epoch_size, done).path(self.plan.folder)
@@ -177,8 +196,8 @@ class Saver:
     def save(self, done: int, interrupt: bool = False, finished: bool = False) -> Optional[str]:
         """Write the checkpoint of iteration `done`; returns its path, None where none is kept.
 
-        One of an `interrupt`, which does not come at an interval, replaces its like; `finished` is
-        noted of a training at its end.
+        One of an `interrupt`, which does not come at an interval, replaces its like; the next one
+        replaces one that `is_passing`. `finished` is noted of a training at its end.
         """
         plan = self.plan
         if self._folder is None:
@@ -192,6 +211,10 @@ class Saver:
             self._folder.saved(path, self._launch, finished)
         except UserError as error:  # the checkpoint is there: no reason to lose a training
             print(f"Warning: {error}; the training goes on", flush=True)
+        self._saved_at = time.monotonic()
+        if self._passing is not None and self._passing != path:
+            checkpoint.remove_checkpoint(self._passing)
+        self._passing = None if interrupt or finished or not self.is_passing(done) else path
         for old in older:
             parsed = CheckpointName.parse(old)
             assert parsed is not None

@@ -269,7 +269,8 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--save_folder", default="weights/", help="where weights files are written")
     group.add_argument("--save_interval", type=Bounded(int, 1), default=2000,
-                       help="iterations between files")
+                       help="iterations between files that stay; in between there is one on the "
+                            "way, of the last validation or at most ten minutes ago")
     add_switch(group, "--keep_latest",
                help="keep the newest file only (and every --keep_latest_interval); files of later "
                     "iterations stay")
