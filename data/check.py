@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from data.coco import CocoDataset
-from data.config import Config, get_config
+from data.config import Config
+from data.config_file import read_recipe
 from data.datasets import describe, open_dataset
 from data.tools.findings import (
     annotation_findings,
@@ -109,7 +110,8 @@ def check_parser() -> ArgumentParser:
     for name in ("train", "valid"):
         parser.add_argument(f"--{name}_images", default=None, metavar="FOLDER")
         parser.add_argument(f"--{name}_info", default=None, metavar="JSON")
-    parser.add_argument("--config", default="yolact_base", help="recipe the data is for")
+    parser.add_argument("--config", default="yolact_base", metavar="NAME|FILE.yaml",
+                        help="recipe the data is for, or a file as for train.py")
     parser.add_argument("--dataset", default=None, help="layout; default: the recipe's")
     add_switch(parser, "--strict", help="exit with 2 if anything is found")
     add_switch(parser, "--quick", help="look at the annotations only, open no image")
@@ -142,7 +144,7 @@ def _progress(done: int, total: int) -> None:
 def main(argv: Optional[List[str]] = None) -> int:
     """Command line entry: print everything; returns the exit code."""
     args = check_parser().parse_args(argv)
-    config = get_config(args.config)
+    config = read_recipe(args.config)[0]
     splits = _open_splits(args, args.dataset or config.dataset)
     if splits["train"].origin:
         print(splits["train"].origin)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data import convert
 from data.annotations.packed import load_annotations
+from data.config_file import read_recipe
 from data.description import parse_description
 from data.image import load_pil, read_header, read_image
 from data.tools.conversion import Conversion
@@ -36,7 +37,7 @@ from utils import plots, report
 from utils.checkpoint import load_for_inference, save_checkpoint
 from utils.cli import ArgumentParser, run_main, split_device
 from utils.distributed.processes import Processes
-from utils.engine.train_flags import parse_train_flags, read_recipe
+from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.exported import ExportedModel
 from utils.files import digest

@@ -25,6 +25,7 @@ from utils.inference.detector import (
     Detector,
     PendingDetections,
     StageTimes,
+    load_model,
     to_network_input,
 )
 from utils.inference.evaluation import EvaluationBatches, choose_images, load_batches
@@ -135,6 +136,20 @@ def test_a_network_that_knows_the_answers(data, config, batch_size, num_workers)
     assert results.mask.statistics["AP75"] == pytest.approx(1) and results.mask.ap > 0.85
     fewer = evaluate(model, config, dataset, max_images=3, num_workers=0)
     assert fewer.num_images == 3 and fewer.box.ap == pytest.approx(1)
+
+
+def test_a_file_of_a_recipe_is_taken_as_by_train(data, config, weights, tmp_path):
+    """What is stored beside weights wins over the recipe, and the file's changes over both."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("config: yolact_shapes\nset: {nms_thresh: 0.3}\n")
+    loaded = load_model(weights, config_name=str(recipe))
+    assert loaded.config == config.replace(nms_thresh=0.3)
+    alone = str(tmp_path / "plain.pth")
+    torch.save(torch.load(weights), alone)
+    recipe.write_text("config: yolact_shapes\nset: {max_size: 64}\n")
+    assert load_model(alone, config_name=str(recipe)).config == config
+    with pytest.raises(UserError, match="cannot read 'none.yaml'"):
+        load_model(weights, config_name="none.yaml")
 
 
 def run(capsys, *flags):

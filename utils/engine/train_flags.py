@@ -8,21 +8,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from data.config import Config, check_known, field_kinds, get_config, list_configs
+from data.config import Config, field_kinds, list_configs
 from data.config_fields import as_text, expected_value, parse, value_problem
+from data.config_file import parse_setting, read_recipe
 from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
-from utils.errors import UserError, counted, nearest
-from utils.files import read_whole
+from utils.errors import UserError, counted
 from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
-from utils.parsing import parse_yaml, whole_number
+from utils.parsing import whole_number
 
 AUTO = "auto"
 UNFINISHED = "unfinished"
 """What --resume alone means."""
-_FILE_KEYS = ("config", "set", "flags")
-"""What a file for --config may have."""
 
 
 class BatchSize(Bounded):
@@ -70,25 +68,6 @@ def train_parser() -> ArgumentParser:
     _add_logging(parser)
     _add_run_folder(parser)
     return parser
-
-
-def parse_setting(text: str) -> Tuple[str, Any]:
-    """Field and value of `--set field=value`.
-
-    Raises:
-        UserError: there is no such field, or no such value of its type.
-    """
-    name, separator, value = text.partition("=")
-    name = name.strip()
-    if not separator:
-        raise UserError(f"--set is '{text}', expected field=value, such as max_size=400")
-    check_known(name, "--set: a configuration")
-    kind = field_kinds()[name]
-    try:
-        return name, parse(value, kind)
-    except ValueError:
-        expected = expected_value(kind, Config.__dataclass_fields__[name].metadata)
-        raise UserError(f"--set {name} is '{value}', expected {expected}") from None
 
 
 def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -150,40 +129,6 @@ def _or_none(text: str) -> Optional[str]:
 def flagged_fields() -> List[str]:
     """Fields of a `Config` that have a flag."""
     return [field.name for field in dataclasses.fields(Config) if field.metadata["flags"]]
-
-
-def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
-    """Configuration and flags that a recipe's name or a file for --config means.
-
-    Args:
-        name: of a recipe; or a YAML file with `config`, a recipe's name, `set`, values by field,
-            and `flags`, values by flag, each of which may be missing.
-
-    Raises:
-        UserError: the file is missing, is no such file, or has a value out of its range.
-    """
-    if not name.endswith((".yaml", ".yml", ".json")):
-        return get_config(name), {}
-    try:
-        text = read_whole(name).decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config: cannot read '{name}': {error}") from None
-    content = parse_yaml(text, name)
-    if not isinstance(content, dict) or not isinstance(content.get("flags", {}), dict):
-        raise UserError(f"--config: '{name}' is no mapping with config, set and flags")
-    for key in [] if "program" in content else content:  # a run folder's has more
-        if key not in _FILE_KEYS:
-            raise UserError(f"--config: '{name}' has a key {key!r}{nearest(str(key), _FILE_KEYS)}; "
-                            f"known: {', '.join(_FILE_KEYS)}")
-    config, changes = content.get("config", "yolact_base"), content.get("set", {})
-    if isinstance(config, dict):  # config.json of an earlier version has all fields
-        return Config.from_dict(config), content.get("flags", {})
-    if not isinstance(config, str) or not isinstance(changes, dict):
-        raise UserError(f"--config: '{name}' needs the name of a recipe under config, and values "
-                        "by field under set")
-    settings = dict(parse_setting(f"{key}={value}") if isinstance(value, str) else (key, value)
-                    for key, value in changes.items())
-    return get_config(config).replace(**settings), content.get("flags", {})
 
 
 def _file_of_run(place: str) -> str:

@@ -32,7 +32,8 @@ def export_parser() -> ArgumentParser:
     parser.add_argument("weights", metavar="WEIGHTS",
                         help="weights file, run folder, latest or interrupt, as for eval.py")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder")
-    parser.add_argument("--config", default=None, help="recipe, where the weights do not say it")
+    parser.add_argument("--config", default=None, metavar="NAME|FILE.yaml",
+                        help="recipe, where the weights do not say it; or a file as for train.py")
     parser.add_argument("--save_folder", default="weights/",
                         help="where latest and interrupt are looked for")
     parser.add_argument("--outputs", choices=FORMS, default="raw",

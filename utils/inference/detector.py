@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from data.config import Config, get_config
+from data.config_file import read_recipe
 from layers.detection import Detect, Detections
 from layers.mask_iou import mask_scores
 from layers.masks import boxes_to_pixels, encode_masks
@@ -283,7 +284,8 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
         which: path of a weights file, of a run folder, or of what `utils.export` wrote (the folder
             or a model in it), or `latest` or `interrupt` in `save_folder`.
         save_folder: see `which`.
-        config_name: recipe; None for that stored with the weights, or of the file's name.
+        config_name: recipe, or a file with one; None for that stored with the weights, or of the
+            file's name. What is stored wins over the recipe, and a file's changes over both.
         max_num_detections: detections per image; None for the configuration's.
 
     Raises:
@@ -291,7 +293,7 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     """
     if is_export(which):
         return _load_export(which, config_name, max_num_detections)
-    wanted = get_config(config_name) if config_name else None
+    wanted = read_recipe(config_name)[0] if config_name else None
     name = wanted.name if wanted else None
     path = find_checkpoint(weights_of_run(which), save_folder, name)
     stored = checkpoint.load_for_inference(path)
@@ -304,8 +306,9 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
         raise UserError(f"'{path}' does not say which configuration it belongs to; give it with "
                         "--config")
     contents = stored.contents
-    changes = {} if contents is None or contents.num_classes is None else {
-        "num_classes": contents.num_classes + 1}
+    changes = {} if wanted is None else wanted.changes_from(get_config(wanted.name))
+    if contents is not None and contents.num_classes is not None:
+        changes["num_classes"] = contents.num_classes + 1
     if max_num_detections is not None:
         changes["max_num_detections"] = max_num_detections
         changes["nms_top_k"] = max(config.nms_top_k, max_num_detections)

@@ -46,8 +46,9 @@ def _add_weights(parser: ArgumentParser) -> None:
                             "them; or an export: its folder, or an .onnx or .om file in it")
     group.add_argument("--save_folder", default="weights/",
                        help="where latest and interrupt are looked for")
-    group.add_argument("--config", default=None,
-                       help="recipe; default: that of the .state file, or of the file's name")
+    group.add_argument("--config", default=None, metavar="NAME|FILE.yaml",
+                       help="recipe, or a file as for train.py; default: that of the .state file, "
+                            "or of the weights file's name")
 
 
 def _add_data(parser: ArgumentParser) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.config import Config, get_config
+from data.config import Config
+from data.config_file import read_recipe
 from layers.detection import Detect, Detections
 from utils.errors import UserError
 from utils.exported import ExportedModel
@@ -94,7 +95,7 @@ def config_of_export(network: ExportedNetwork, config_name: Optional[str],
     Raises:
         UserError: `config_name` is another recipe.
     """
-    if config_name is not None and get_config(config_name).name != network.config.name:
+    if config_name is not None and read_recipe(config_name)[0].name != network.config.name:
         raise UserError(f"'{network.path}' was exported from {network.config.name}, not "
                         f"{config_name}; leave --config out")
     if max_num_detections is None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from data.config import get_config
+from data.config_file import parse_setting
 from data.tools.statistics import anchor_shapes, fitted_scales, format_scales, shape_recall
 from utils.cli import run_main
-from utils.engine.train_flags import parse_setting, parse_train_flags
+from utils.engine.train_flags import parse_train_flags
 
 
 def test_anchor_shapes_are_the_priors_of_the_recipe():
