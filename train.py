@@ -261,7 +261,7 @@ def validate(training: Training, done: int, record: RunRecord, stop: StopRequest
         return
     results, recorded = evaluator.evaluate(), record.recorded_best()
     if recorded is not None:
-        training.best.consider(*recorded)
+        training.best.consider(recorded)
     is_best = training.best.update(done, results.mask.ap, results.box.ap)
     print_lines(results.notes + [results.table()])
     record.write("val", iteration=done, epoch=done // training.loader.epoch_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -41,19 +41,19 @@ def draw_plots(steps: Sequence[Row], results: Sequence[Row],
     """PNG files by name, without those for which there are no numbers: of the rows of log.jsonl,
     results.csv and per_class.csv, and of the confusion matrix with the classes' names.
     """
-    drawn = dict(_draw_curves(steps, results), class_ap=draw_class_bars(classes))
-    if matrix is not None:
-        drawn["confusion_matrix"] = draw_confusion(*matrix)
-    return {name: png for name, png in drawn.items() if png is not None}
-
-
-class _Line(NamedTuple):
-    """A curve of a plot."""
-
-    points: np.ndarray
-    """Iteration and value, `[n, 2]`."""
-    color: str
-    dashes: str = "-"
+    losses = {name[len("loss_"):]: (points(steps, name), color, "-") for name, color in zip(
+        (name for name in (steps[-1] if steps else {}) if name.startswith("loss_")),
+        itertools.cycle(_COLORS))}
+    losses["total"] = points(steps, TOTAL), INK, "-"
+    return _drawn(
+        losses=_draw_lines("Losses", "mean of 100 steps", losses, may_be_log=True),
+        learning_rate=_draw_lines("Learning rate", "", {"lr": (points(steps, "lr"), BLUE, "-")}),
+        average_precision=_draw_lines(
+            "Average precision on validation images", "percent",
+            {name: (points(results, name), color, dashes)
+             for name, (color, dashes) in _SCORES.items()}, best_of="mask_mAP"),
+        class_ap=draw_class_bars(classes),
+        confusion_matrix=None if matrix is None else draw_confusion(*matrix))
 
 
 def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> Dict[str, bytes]:
@@ -61,64 +61,54 @@ def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> 
     results.csv.
     """
     names, _ = drawable(list(runs))
-    colors = dict(zip(runs, itertools.cycle(_COLORS)))
-    shown = {run: name if names.count(name) == 1 else f"{number} {name}"
-             for number, (run, name) in enumerate(zip(runs, names), 1)}
-    drawn = {
-        "losses": _draw_lines("Loss", "mean of 100 steps", {
-            shown[name]: _Line(points(steps, TOTAL), colors[name])
-            for name, (steps, _) in runs.items()}, may_be_log=True),
-        "average_precision": _draw_lines("Mask mAP on validation images", "percent", {
-            shown[name]: _Line(points(results, "mask_mAP"), colors[name])
-            for name, (_, results) in runs.items()})}
-    return {name: png for name, png in drawn.items() if png is not None}
+    shown = [name if names.count(name) == 1 else f"{number} {name}"
+             for number, name in enumerate(names, 1)]
+    curves = list(zip(shown, runs.values(), itertools.cycle(_COLORS)))
+    return _drawn(
+        losses=_draw_lines("Loss", "mean of 100 steps", {
+            name: (points(steps, TOTAL), color, "-") for name, (steps, _), color in curves},
+            may_be_log=True),
+        average_precision=_draw_lines("Mask mAP on validation images", "percent", {
+            name: (points(results, "mask_mAP"), color, "-")
+            for name, (_, results), color in curves}))
 
 
-def _draw_curves(steps: Sequence[Row], results: Sequence[Row]) -> Dict[str, Optional[bytes]]:
-    names = [name for name in (steps[-1] if steps else {}) if name.startswith("loss_")]
-    losses = {name[len("loss_"):]: _Line(points(steps, name), color)
-              for name, color in zip(names, itertools.cycle(_COLORS))}
-    losses["total"] = _Line(points(steps, TOTAL), INK)
-    scores = {name: _Line(points(results, name), color, dashes)
-              for name, (color, dashes) in _SCORES.items()}
-    return {
-        "losses": _draw_lines("Losses", "mean of 100 steps", losses, may_be_log=True),
-        "learning_rate": _draw_lines("Learning rate", "", {"lr": _Line(points(steps, "lr"), BLUE)}),
-        "average_precision": _draw_lines("Average precision on validation images", "percent",
-                                         scores, best_of="mask_mAP")}
+def _drawn(**plots: Optional[bytes]) -> Dict[str, bytes]:
+    return {name: png for name, png in plots.items() if png is not None}
 
 
 def points(rows: Sequence[Row], column: str) -> np.ndarray:
     """Iteration and value where there is one, `[n, 2]`."""
-    return np.array([(float(row[ITERATION]), float(row[column])) for row in rows
-                     if row.get(column)]).reshape(-1, 2)
+    return np.array([(row[ITERATION], row[column]) for row in rows
+                     if row.get(column) is not None], np.float64).reshape(-1, 2)
 
 
-def _draw_lines(title: str, unit: str, lines: Mapping[str, _Line], may_be_log: bool = False,
-                best_of: str = "") -> Optional[bytes]:
-    """A curve for each line that has points; the highest point of the line `best_of` is named.
+def _draw_lines(title: str, unit: str, lines: Mapping[str, Tuple[np.ndarray, str, str]],
+                may_be_log: bool = False, best_of: str = "") -> Optional[bytes]:
+    """A curve for each line (points, colour, dashes) that has points; the highest point of the line
+    `best_of` is named.
 
     None where no line has two: a single point is no curve, and tables have its value.
     """
-    lines = {name: line for name, line in lines.items() if len(line.points)}
-    if max((len(line.points) for line in lines.values()), default=0) < 2:
+    lines = {name: line for name, line in lines.items() if len(line[0])}
+    if max((len(line) for line, _, _ in lines.values()), default=0) < 2:
         return None
     figure, axes = _new_figure(*_SIZE)
-    for name, line in lines.items():
-        axes.plot(line.points[:, 0], line.points[:, 1], line.dashes, color=line.color,
-                  label=name.replace("_", " "), linewidth=1.8 if name == "total" else 1.4,
-                  marker="o" if len(line.points) <= 40 else "", markersize=3.5)
-    values = np.concatenate([line.points for line in lines.values()])[:, 1]
+    for name, (line, color, dashes) in lines.items():
+        axes.plot(line[:, 0], line[:, 1], dashes, color=color, label=name.replace("_", " "),
+                  linewidth=1.8 if name == "total" else 1.4,
+                  marker="o" if len(line) <= 40 else "", markersize=3.5)
+    values = np.concatenate([line for line, _, _ in lines.values()])[:, 1]
     if may_be_log and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
     else:
         axes.set_ylim(min(0.0, values.min()), 1.15 * max(values.max(), 1e-6))
     if best_of in lines:
-        best = max(lines[best_of].points, key=lambda point: point[1])
+        best = max(lines[best_of][0], key=lambda point: point[1])
         axes.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
-        axes.annotate(f"best {best[1]:.2f}", best, xytext=(0, -16 if best[1] > 0.12 * values.max()
-                                                           else 9),
-                      fontsize=8.5, color=INK, textcoords="offset points", ha="center")
+        above = best[1] <= 0.12 * values.max()
+        axes.annotate(f"best {best[1]:.2f}", best, xytext=(0, 9 if above else -16), fontsize=8.5,
+                      color=INK, textcoords="offset points", ha="center")
     _style(axes, title, "iteration", unit)
     axes.margins(x=0.03)
     _label_iterations(axes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import csv
 import importlib.util
-import io
 import os
 import shlex
 import sys
@@ -22,35 +21,25 @@ from utils import plots
 from utils.cli import ArgumentParser, run_main
 from utils.errors import UserError
 from utils.files import read_whole, write_whole
-from utils.parsing import Form, is_number
 from utils.run_folder import (
+    CONFIG,
     ITERATION,
     REPORT,
     TOTAL,
     Row,
     RunFolder,
     best_row,
+    damage_refused,
     open_run_folder,
 )
 
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
 MATRIX = os.path.join("evaluation", "confusion_matrix.csv")
-_NUMBER_OR_NONE: Form = lambda value: value is None or is_number(value)  # noqa: E731
-_SCORES: Form = {**dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"),
-                                 _NUMBER_OR_NONE),
-                 "per_threshold": {str(number): _NUMBER_OR_NONE for number in range(50, 100, 5)}}
-SUMMARY_FORM: Form = {
-    "weights": str, "iteration": (int, type(None)), "time": str, "annotations": str, "images": int,
-    "images_in_file": int, "settings?": dict, "notes?": [str], "box": _SCORES, "mask": _SCORES,
-    "confusion_matrix?": dict, "pictures?": {"score_threshold": is_number, "shown": [
-        {"file": str, "image": str, "image_id": int, "objects": int, "detections": int}]}}
-"""What evaluation.json holds."""
 TEMPLATE = "report.html.j2"
 COMPARISON = "comparison.html"
 _MAX_ROWS = 400
 _MAX_PAIRS = 10
-_MAX_LEVELS = 8
 _OF_ONE_RUN = ("time", "command", "folder", "start_iteration", "class_names", "category_ids",
                "name", "project", "save_folder", "log_folder", "tensorboard", "sentences", "quiet",
                "objects_per_class")
@@ -84,40 +73,26 @@ def _missing(package: str, what: str, folder: RunFolder) -> str:
 
 def read_run(folder: RunFolder) -> Dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
-    evaluation, results = folder.read(SUMMARY, SUMMARY_FORM), folder.results()
+    evaluation = folder.read(SUMMARY)
     shown = evaluation.get("pictures", {}).get("shown", [])
     images = [(item, _read(folder, *item["file"].split("/"))) for item in shown]
+    classes, matrix = (_read(folder, name).decode("utf-8").splitlines(keepends=True)
+                       for name in (PER_CLASS, MATRIX))
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
-        "config": folder.read_config(), "sessions": folder.sessions(),
-        "steps": folder.training() or results,  # there was no log in earlier versions
-        "results": results, "evaluation": evaluation, "plots": {},
-        "classes": read_classes(_read(folder, PER_CLASS)),
-        "matrix": read_matrix(_read(folder, MATRIX)),
+        "config": folder.read(CONFIG), "sessions": folder.sessions(),
+        "steps": folder.training(), "results": folder.results(), "evaluation": evaluation,
+        "plots": {}, "classes": list(csv.DictReader(classes)), "matrix": read_matrix(matrix),
         "images": [(item, jpeg) for item, jpeg in images if jpeg],
         "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
 
 
-def read_classes(data: bytes) -> List[Row]:
-    """Rows of a per_class.csv; none for anything else."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "replace"))))
-        fits = all(row["name"] is not None and is_number(float(row[column] or 0)) for row in rows
-                   for column in ("objects", "mask_AP", "box_AP"))
-    except (KeyError, ValueError, csv.Error):
-        return []
-    return rows if fits else []
-
-
-def read_matrix(data: bytes) -> Optional[Tuple[np.ndarray, List[str]]]:
-    """Counts and class names of a confusion_matrix.csv; None for anything else."""
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8", "replace"))))
-        counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
-    except (ValueError, OverflowError, csv.Error):
+def read_matrix(lines: Sequence[str]) -> Optional[Tuple[np.ndarray, List[str]]]:
+    """Counts and class names of a confusion_matrix.csv; None where there is none."""
+    rows = list(csv.reader(lines))
+    if not rows:
         return None
-    names = rows[0][1:-1] if rows else []
-    return (counts, names) if counts.shape == (len(names) + 1,) * 2 else None
+    return np.array([row[1:] for row in rows[1:]], np.int64), rows[0][1:-1]
 
 
 def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
@@ -149,16 +124,16 @@ def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
     rows = [(name, *(_plain(fact.get(name, "")) for fact in facts))
             for name in dict.fromkeys(name for fact in facts for name in fact)]
     curves = {name: (run["steps"], run["results"]) for name, run in runs.items()}
-    page: Dict[str, Any] = dict.fromkeys(
+    absent: Dict[str, Any] = dict.fromkeys(
         ("steps", "results", "evaluation", "classes", "images", "config", "rows", "sessions",
          "weights", "columns", "figures", "best", "confusions"), {})
     html = _fill(dict(
-        page, title=" / ".join(runs), path=above, facts=[f"{len(runs)} runs of {above}"],
+        absent, title=" / ".join(runs), path=above, facts=[f"{len(runs)} runs of {above}"],
         plots=plots.draw_comparison(curves) if plots.is_available() else {},
         notes=[] if plots.is_available() else ["matplotlib is not installed: no curves"],
         comparison={"names": list(runs), "facts": [row for row in rows if len(set(row[1:])) > 1],
                     "scores": [(name, *_scores(run)) for name, run in runs.items()]}))
-    write_whole(path, lambda stream: stream.write(html))
+    write_whole(path, html)
     return [f"Comparison : {path}"]
 
 
@@ -178,22 +153,28 @@ def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
 def _scores(run: Mapping[str, Any]) -> List[str]:
     """Cells of a run in the table of scores: the best validation, the last loss and speed."""
     best, last = best_row(run["results"]) or {}, (run["steps"] or [{}])[-1]
-    return [_decimals(best.get(name)) for name in (
-        "mask_mAP", "mask_AP50", "mask_AP75", "box_mAP", "box_AP50")] + [
-        best.get(ITERATION, ""), last.get(ITERATION, ""), _decimals(last.get(TOTAL), 3),
-        _decimals(last.get("images_per_second"))]
+    cells = [(best, name, 2) for name in (
+        "mask_mAP", "mask_AP50", "mask_AP75", "box_mAP", "box_AP50")]
+    cells += [(best, ITERATION, 0), (last, ITERATION, 0), (last, TOTAL, 3),
+              (last, "images_per_second", 2)]
+    return [_decimals(row.get(name), digits) for row, name, digits in cells]
 
 
 def _fill(values: Mapping[str, Any]) -> bytes:
     """The page with these values."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    import jinja2
 
-    environment = Environment(loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
-                              autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, extensions=["jinja2.ext.do"])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        extensions=["jinja2.ext.do"])
     environment.filters.update(plain=_plain, percent=_percent, decimals=_decimals,
                                data_uri=_data_uri, quoted=shlex.quote)
-    return environment.get_template(TEMPLATE).render(values).encode("utf-8", "backslashreplace")
+    try:
+        page = environment.get_template(TEMPLATE).render(values)
+    except jinja2.UndefinedError as error:
+        raise LookupError(error) from error
+    return page.encode("utf-8", "backslashreplace")
 
 
 def _render(run: Dict[str, Any]) -> bytes:
@@ -208,7 +189,7 @@ def _facts(run: Mapping[str, Any]) -> List[str]:
     """What stands below the title."""
     facts = [run["config"].get("config")]
     if run["steps"]:
-        done, last = int(run["steps"][-1][ITERATION]), run["config"].get("run", {}).get("max_iter")
+        done, last = run["steps"][-1][ITERATION], run["config"].get("run", {}).get("max_iter")
         end = "trained to the end: " if last is not None and done >= last else ""
         facts.append(f"{end}iteration {done}" + ("" if last is None else f" of {last}"))
     elif not run["evaluation"]:
@@ -224,13 +205,13 @@ def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
     if best is not None:
         figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
                    (_decimals(best.get("box_mAP")) or "n/a", "box mAP there"),
-                   (best[ITERATION], "iteration of the best")]
+                   (str(best[ITERATION]), "iteration of the best")]
     elif evaluation:
         figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
                    for kind in ("mask", "box")]
     for column, name, digits in ((TOTAL, "loss, mean of 100 steps", 3),
                                  ("images_per_second", "images/s in training", 2)):
-        values = [row[column] for row in run["steps"] if row.get(column)]
+        values = [row[column] for row in run["steps"] if row[column] is not None]
         if values:
             figures.append((_decimals(values[-1], digits), name))
     names = run["config"].get("run", {}).get("class_names")
@@ -246,14 +227,12 @@ def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
         (name, name.replace("_", " "), 2) for name in measured]
 
 
-def _plain(value: Any, levels: int = _MAX_LEVELS) -> str:
-    """A value of a JSON file as a reader wants it; what lies deeper than `levels` is left out."""
-    if isinstance(value, (Mapping, list, tuple)) and not levels:
-        return "..."
+def _plain(value: Any) -> str:
+    """A value of a JSON file as a reader wants it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item, levels - 1)}" for key, item in value.items())
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_plain(item, levels - 1) for item in value)}]"
+        return f"[{', '.join(map(_plain, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -261,9 +240,9 @@ def _percent(value: Optional[float]) -> str:
     return "n/a" if value is None else f"{100 * value:.2f}"
 
 
-def _decimals(text: Optional[str], digits: Optional[int] = 2) -> str:
-    """A cell of a table to so many decimals; None leaves it as it is."""
-    return f"{float(text):.{digits}f}" if text and digits is not None else text or ""
+def _decimals(value: Any, digits: Optional[int] = 2) -> str:
+    """A number to so many decimals; None leaves it as it is."""
+    return "" if value is None else _plain(value) if digits is None else f"{value:.{digits}f}"
 
 
 def _data_uri(image: bytes) -> str:
@@ -297,11 +276,13 @@ def main(argv: List[str]) -> int:
                             "eval.py wrote); give one such as runs/yolact_base")
         folders.append(folder)
     for folder in folders:
-        print("\n".join(build_report(folder)))
+        with damage_refused(folder.path):
+            print("\n".join(build_report(folder)))
     if len(folders) > 1:
         shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
         out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
-        print("\n".join(compare(folders, out)))
+        with damage_refused(shared):
+            print("\n".join(compare(folders, out)))
     return 0
 
 

@@ -2,8 +2,8 @@
 
     config.yaml         recipe, changes and flags, as `train.py --config` and `--rerun` read them
     environment.json    versions, device, command line, source; an entry for each session
-    log.jsonl           a JSON object for each log line, each validation, each session
-    results.csv         a row for each epoch and each validation
+    log.jsonl           a JSON object for each log line, epoch, validation and session
+    results.csv         a row for each epoch and each validation, made from the log
     weights/            best.pth and last.pth, each with its .state
     evaluation/         scores by class, confusion matrix and images of the last evaluation
     plots/              curves and bars
@@ -24,32 +24,19 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    TextIO,
-)
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import yaml
 
 from utils.errors import UserError
 from utils.files import alone, read_whole, refuse_endless, remove_abandoned, write_whole
-from utils.parsing import Form, is_number, misfit, parse_json, parse_yaml, whole_number
+from utils.parsing import parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from utils.weights.files import Origin
 
 FORMAT = 2
 CONFIG = "config.yaml"
-OLD_CONFIG = "config.json"
-"""Of format 1, which had all fields of the configuration in place of recipe and changes."""
 ENVIRONMENT = "environment.json"
 LOG = "log.jsonl"
 RESULTS = "results.csv"
@@ -62,28 +49,22 @@ _MORE_COLUMNS = (TOTAL, "images_per_second", "skipped_steps", "images_scored", "
                  "box_AP50", "box_AP75", "mask_mAP", "mask_AP50", "mask_AP75")
 """Of results.csv, before and after the losses, which have the names that the network's loss has."""
 
-_LONGEST_NAME = 40
-"""Letters of a column of results.csv; losses have shorter names, damaged tables longer ones."""
-
-_SPLIT: Form = {"annotation_file?": str, "sentences?": [str], "objects_per_class?": {"*": int}}
-_CONFIG: Form = {
-    "format": int, "id?": str, "config?": (str, type(None)), "set?": dict,
-    "flags?": {"data?": (str, type(None))}, "data?": {"*": _SPLIT},
-    "run?": {"config?": dict, "max_iter?": int, "class_names?": (list, type(None))}}
-_OLD_CONFIG: Form = {"format": lambda value: value == 1, "config": dict, "changed?": [str],
-                     "run?": dict}
-_SESSIONS: Form = {"sessions": [{"packages?": dict, "command?": str}]}
-_EVENT: Form = {"type": str, f"{ITERATION}?": lambda value: type(value) is int and value < 2 ** 63}
-_OR_NONE = (int, float, type(None))  # NaN and infinity are written as null
-_TRAIN: Form = {ITERATION: int, "epoch": int, "losses": dict, **dict.fromkeys(
-    ("lr", "total", "skipped", "avg_fps", "fps"), _OR_NONE)}
-"""What the files hold: config.yaml of both formats, environment.json, and of log.jsonl all records
-and those of type train."""
-
 _NAME = re.compile(r"^[^/\\\x00-\x1f]+$")
 
-Row = Dict[str, str]
-"""Text by column; '' where there is no value."""
+Row = Dict[str, Any]
+"""Values by column of results.csv; None, or no entry, where there is none."""
+
+
+@contextlib.contextmanager
+def damage_refused(path: str) -> Iterator[None]:
+    """Turn what files that are not as this project writes them lead to into a `UserError`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError,
+            ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged "
+                        "or was written by another program; remove what is not this run's"
+                        ) from error
 
 
 class RunFolder:
@@ -104,31 +85,28 @@ class RunFolder:
         """Path of `best` or `last`."""
         return self.file(WEIGHTS, name + ".pth")
 
-    def read(self, name: str, form: Form) -> Dict[str, Any]:
-        """A JSON file of the folder; empty where there is none, or none that can be read.
+    def read(self, name: str) -> Dict[str, Any]:
+        """A JSON or YAML file of the folder; empty where there is none.
 
         Raises:
-            UserError: its values are not of this form.
+            UserError: it cannot be read or holds something else.
         """
-        values = _read_mapping(self.file(name), parse_json)
-        problem = misfit(values, form) if values else ""
-        if problem:
-            raise UserError(f"{self.file(name)}: {problem}, so it is damaged or was written by "
-                            "another program; remove it")
-        return values
+        path = self.file(name)
+        with damage_refused(path):
+            try:
+                text = read_whole(path).decode("utf-8")
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            return dict((parse_yaml if name == CONFIG else parse_json)(text, path))
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file for people: indented, names as they are."""
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
-        self.write_bytes(name, text.encode("utf-8"))
+        self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write any file of the folder."""
-        write_whole(self.file(name), lambda stream: stream.write(data))
-
-    def read_config(self) -> Dict[str, Any]:
-        """What `write_config` wrote; empty where there is nothing. See `read_run_config`."""
-        return read_run_config(self.path)
+        write_whole(self.file(name), data)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Write config.yaml: `values` after format and id of the run."""
@@ -146,59 +124,68 @@ class RunFolder:
 
     def sessions(self) -> List[Dict[str, Any]]:
         """What `add_session` has noted so far."""
-        found: List[Dict[str, Any]] = self.read(ENVIRONMENT, _SESSIONS).get("sessions", [])
+        return list(self.read(ENVIRONMENT).get("sessions", []))
+
+    def records(self) -> List[Dict[str, Any]]:
+        """The records of the log: `type` (session, train, epoch, val), `time`, what is known."""
+        found = []
+        with damage_refused(self.file(LOG)), contextlib.suppress(FileNotFoundError):
+            refuse_endless(self.file(LOG))
+            with open(self.file(LOG), encoding="utf-8", errors="replace") as stream:
+                for line in stream:
+                    with contextlib.suppress(ValueError):  # cut off by a crash
+                        record = json.loads(line)
+                        if isinstance(record, dict) and "type" in record:
+                            found.append(record)
         return found
 
-    def log_records(self) -> Iterator[Dict[str, Any]]:
-        """The records of log.jsonl: `type` (session, train, val), `time`, and what is known; those
-        of type train that others have written, as their keys show, are left out.
-        """
-        return (record for record in self._log()
-                if record["type"] != "train" or not misfit(record, _TRAIN))
-
-    def _log(self) -> Iterator[Dict[str, Any]]:
-        with _open(self.file(LOG)) as stream:
-            for line in stream:
-                record: Any = None
-                with contextlib.suppress(UserError):  # cut off by a crash
-                    record = parse_json(line, LOG)
-                if not misfit(record, _EVENT):
-                    yield record
-
     def training(self) -> List[Row]:
-        """A row for each log line, with columns of results.csv."""
-        return [_to_row(_to_text(train_cells(record))) for record in self.log_records()
-                if record["type"] == "train"]
+        """A row for each log line."""
+        with damage_refused(self.file(LOG)):
+            return [_train_row(record) for record in self.records() if record["type"] == "train"]
 
     def results(self) -> List[Row]:
-        """The rows of results.csv, one for an iteration."""
-        try:
-            with _open(self.file(RESULTS)) as stream:
-                rows = [_to_row(row) for row in csv.DictReader(stream)]
-        except csv.Error as problem:
-            raise UserError(f"{self.file(RESULTS)}: {problem}, so it is damaged; remove it"
-                            ) from None
-        return [row for row in rows if whole_number(row.get(ITERATION, "")) is not None]
-
-    def add_result(self, values: Mapping[str, Any]) -> None:
-        """Add a row to results.csv, or fill in that of the same iteration: `values` by column; what
-        fits none is left out, None and NaN leave a cell as it is.
+        """A row for each iteration at which an epoch ended or the network was scored, with the
+        losses of the last log line before it.
         """
-        row = _to_text(values)
-        with alone(Path(self.path)):
-            rows = {item[ITERATION]: item for item in self.results()}
-            old = rows.get(row[ITERATION], {})
-            rows[row[ITERATION]] = dict(old, **{name: cell for name, cell in row.items() if cell})
-            self._write_results(sorted(rows.values(), key=lambda item: int(item[ITERATION])))
+        rows: Dict[int, Row] = {}
+        latest: Row = {}
+        with damage_refused(self.file(LOG)):
+            for record in self.records():
+                if record["type"] == "train":
+                    latest = _train_row(record)
+                elif record["type"] in ("epoch", "val"):
+                    done = int(record[ITERATION])
+                    # eval.py may score an iteration that the training has left behind.
+                    known = latest if latest.get(ITERATION, 0) <= done else {}
+                    row = rows.setdefault(done, dict(known, iteration=done))
+                    row.update(time=timestamp(record["time"]),
+                               epoch=record.get("epoch", row.get("epoch")))
+                    row.update(_score_row(record) if record["type"] == "val" else {})
+        return [rows[done] for done in sorted(rows)]
 
-    def _write_results(self, rows: Sequence[Row]) -> None:
+    def add_record(self, kind: str, **values: Any) -> None:
+        """Add a line to the log and bring results.csv up to date."""
+        with alone(Path(self.path)):
+            append_record(self.file(LOG), kind, values)
+            self._write_results()
+
+    def update_results(self) -> None:
+        """Bring results.csv up to date with the log."""
+        with alone(Path(self.path)):
+            self._write_results()
+
+    def _write_results(self) -> None:
+        rows = self.results()
         losses = dict.fromkeys(name for row in rows for name in row
                                if name.startswith("loss_") and name != TOTAL)
         text = io.StringIO()
         table = csv.DictWriter(text, [*_COLUMNS, *losses, *_MORE_COLUMNS], restval="",
-                               extrasaction="ignore", lineterminator="\n")
+                               lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        for row in rows:
+            table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value
+                            for name, value in row.items()})
         self.write_bytes(RESULTS, text.getvalue().encode("utf-8"))
 
     def go_on_from(self, iteration: int) -> None:
@@ -206,13 +193,11 @@ class RunFolder:
         for part in ("", WEIGHTS, "evaluation"):
             remove_abandoned(self.file(part))
         if os.path.exists(self.file(LOG)):
-            lines = [json.dumps(record) + "\n" for record in self._log()
-                     if record.get(ITERATION, 0) <= iteration]
-            self.write_bytes(LOG, "".join(lines).encode("utf-8"))
-        if os.path.exists(self.file(RESULTS)):
-            with alone(Path(self.path)):
-                self._write_results([row for row in self.results()
-                                     if int(row[ITERATION]) <= iteration])
+            with alone(Path(self.path)), damage_refused(self.file(LOG)):
+                lines = [json.dumps(record) + "\n" for record in self.records()
+                         if record.get(ITERATION, 0) <= iteration]
+                self.write_bytes(LOG, "".join(lines).encode("utf-8"))
+                self._write_results()
 
     def keep_weights(self, path: str, name: str) -> None:
         """Make `best` or `last` the weights at `path`, with their state; a hard link if it works.
@@ -224,8 +209,8 @@ class RunFolder:
         target = self.weights(name)
         if os.path.exists(target) and os.path.samefile(path, target):
             return
-        new = [(path, target), (state_path(path), state_path(target))]
-        new = [(source, place) for source, place in new if os.path.exists(source)]
+        new = [(source, place) for source, place in (
+            (path, target), (state_path(path), state_path(target))) if os.path.exists(source)]
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with alone(Path(self.path)):
@@ -244,26 +229,22 @@ class RunFolder:
                             "--no_run_folder") from error
 
 
-def read_run_config(path: str) -> Dict[str, Any]:
-    """The configuration in the run folder at `path`, of any format; empty where there is none.
-
-    Returns:
-        `format`, `id`, `program`, `config` (the recipe's name), `set` (what differs from the
-        recipe), `flags`, `run` (derived facts, `config` with all fields among them) and `data`.
+def append_record(path: str, kind: str, values: Mapping[str, Any]) -> None:
+    """Add a JSON object to a log; it is on its way to the disk when this returns. What JSON does
+    not have, NaN and infinity, is null.
     """
-    stored = _read_mapping(os.path.join(path, CONFIG), parse_yaml)
-    old = {} if stored else _read_mapping(os.path.join(path, OLD_CONFIG), parse_json)
-    if not misfit(old, _OLD_CONFIG):
-        fields = old["config"]
-        stored = dict(old, format=FORMAT, config=fields.get("name"),
-                      run=dict(old.get("run", {}), config=fields),
-                      set={name: fields[name] for name in old.pop("changed", []) if name in fields})
-    return {} if misfit(stored, _CONFIG) else stored
+    text = json.dumps(dict({"type": kind, "time": time.time()}, **values))
+    plain = json.loads(text, parse_constant=lambda name: None)
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(plain) + "\n")
 
 
 def open_run_folder(path: str, run_id: Optional[str] = None) -> Optional[RunFolder]:
     """The run folder at `path`; None where there is none, or one of another run than `run_id`."""
-    values = read_run_config(path)
+    try:
+        values = RunFolder(path, "").read(CONFIG)
+    except UserError:
+        return None
     found = values.get("id")
     if values.get("format") != FORMAT or not isinstance(found, str) or run_id not in (None, found):
         return None
@@ -298,20 +279,18 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                         "around it; the place it is made in is --project")
     if os.path.exists(project) and not os.path.isdir(project):
         raise UserError(f"--project is '{project}', which is a file; give a folder")
+    found = None
     if before is not None:
         name, restarted = os.path.basename(before), True
         found = open_run_folder(before, run_id)
-        if found is not None:
-            return found
     path, number = os.path.join(project, name), 1
-    while True:
+    while found is None:
         found = open_run_folder(path, run_id) if restarted else None
-        if found is not None:
-            return found
         try:
-            os.makedirs(project, exist_ok=True)
-            os.mkdir(path)
-            return RunFolder(path, run_id)
+            if found is None:
+                os.makedirs(project, exist_ok=True)
+                os.mkdir(path)
+                found = RunFolder(path, run_id)
         except FileExistsError:
             remove_abandoned(path)  # of a run that was killed before it had saved anything
             number += 1
@@ -320,75 +299,35 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
             raise UserError(f"cannot make the run folder '{path}': {error.strerror or error}; "
                             "choose another place with --project, or leave it out with "
                             "--no_run_folder") from error
+    return found
 
 
-def timestamp() -> str:
-    """Now, in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def timestamp(seconds: Optional[float] = None) -> str:
+    """A time since the epoch, or now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def train_cells(record: Mapping[str, Any]) -> Dict[str, Any]:
-    """Cells of a log line in results.csv, from the values of a `train` record."""
+def _train_row(record: Mapping[str, Any]) -> Row:
     return dict({f"loss_{name}": value for name, value in record["losses"].items()},
-                iteration=record["iteration"], epoch=record["epoch"], lr=record["lr"],
+                iteration=int(record[ITERATION]), epoch=record["epoch"], lr=record["lr"],
                 loss_total=record["total"], skipped_steps=record["skipped"],
                 images_per_second=record["avg_fps"] or record["fps"])
 
 
-def score_cells(summary: Mapping[str, Any]) -> Dict[str, Any]:
-    """Cells of an evaluation in results.csv, in percent, from `CocoResults.summary()`."""
-    cells: Dict[str, Any] = {"images_scored": summary["images"]}
+def _score_row(record: Mapping[str, Any]) -> Row:
+    """Scores in percent, from `CocoResults.summary()`."""
+    row: Row = {"images_scored": record["images"]}
     for kind in ("box", "mask"):
         for column, key in (("mAP", "AP"), ("AP50", "AP50"), ("AP75", "AP75")):
-            value = summary[kind][key]
-            cells[f"{kind}_{column}"] = None if value is None else 100 * value
-    return cells
+            value = record[kind][key]
+            row[f"{kind}_{column}"] = None if value is None else 100.0 * value
+    return row
 
 
 def best_row(rows: Sequence[Row]) -> Optional[Row]:
     """The row with the best mask mAP, the first of equal ones; None where nothing was scored."""
-    scored = [row for row in rows if row.get("mask_mAP")]
-    return max(scored, key=lambda row: float(row["mask_mAP"])) if scored else None
-
-
-def _to_text(values: Mapping[str, Any]) -> Row:
-    return {name: "" if value is None or value != value else
-            f"{value:.6g}" if isinstance(value, float) else str(value)
-            for name, value in values.items()}
-
-
-def _to_row(cells: Mapping[Any, Any]) -> Row:
-    """The cells of a row as programs here write them: named by a word, numbers but for the time."""
-    return {name: cell if name == "time" or _is_number(cell) else ""
-            for name, cell in cells.items()
-            if isinstance(cell, str) and len(name) <= _LONGEST_NAME and name.isidentifier()}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return is_number(float(text))
-    except ValueError:
-        return False
-
-
-def _open(path: str) -> TextIO:
-    """A text file for reading; an empty one where there is none."""
-    try:
-        refuse_endless(path)
-        return open(path, encoding="utf-8", errors="replace", newline="")  # noqa: SIM115
-    except FileNotFoundError:
-        return io.StringIO()
-    except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem}") from None
-
-
-def _read_mapping(path: str, parse: Callable[[str, str], Any]) -> Dict[str, Any]:
-    """What a JSON or YAML file holds; empty where it cannot be read or holds something else."""
-    try:
-        values = parse(read_whole(path).decode("utf-8"), path)
-    except (OSError, ValueError, UserError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    scored = [row for row in rows if row.get("mask_mAP") is not None]
+    return max(scored, key=lambda row: row["mask_mAP"]) if scored else None
 
 
 def _link(source: str, target: str) -> None:

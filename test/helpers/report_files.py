@@ -40,9 +40,9 @@ def write_run(project, names=NASTY, steps=30, validations=3, name="run"):
         "avg_fps": 12.5}) + "\n" for step in range(10, steps * 10 + 1, 10)]
     folder.write_bytes("log.jsonl", "".join(lines).encode("utf-8"))
     for number in range(1, validations + 1):
-        folder.add_result({"iteration": number * 100, "epoch": number, "loss_total": 1.0 / number,
-                           "mask_mAP": 10.0 * number, "box_mAP": 11.0 * number,
-                           "mask_AP50": 20.0 * number, "box_AP50": 22.0 * number})
+        folder.add_record("val", iteration=number * 100, epoch=number, images=3,
+                          mask={"AP": 0.1 * number, "AP50": 0.2 * number, "AP75": None},
+                          box={"AP": 0.11 * number, "AP50": 0.22 * number, "AP75": None})
     if validations:
         write_evaluation(folder, names)
     return folder

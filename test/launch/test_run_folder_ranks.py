@@ -39,5 +39,5 @@ def test_only_the_main_process_writes(tmp_path, request):
     assert os.listdir(str(tmp_path / "runs")) == ["yolact_shapes"]
     assert "Run folder" in outputs[0] and "Run folder" not in outputs[1]
     rows = RunFolder(str(tmp_path / "runs" / "yolact_shapes"), "").results()
-    assert [row["iteration"] for row in rows] == ["3", "6"]
-    assert all(row["images_scored"] == "4" for row in rows)
+    assert [row["iteration"] for row in rows] == [3, 6]
+    assert all(row["images_scored"] == 4 for row in rows)

@@ -69,19 +69,18 @@ class SkippedStep(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a log line says of the steps so far.
-
-    `losses` and `total` are means over the last `WINDOW` steps that were applied (NaN if none was);
-    `skipped` are the steps skipped since the last report; `in_a_row` is the longest run of skipped
-    steps that touches the steps since the last report, without those that a lower loss scale
-    answers. `scale` is that of the last step, None without one.
-    """
+    """What a log line says of the steps so far."""
 
     losses: Dict[str, float]
+    """Means over the last `WINDOW` steps that were applied; NaN if none was."""
     total: float
     skipped: List[SkippedStep]
+    """Since the last report."""
     in_a_row: int
+    """Longest run of skipped steps that touches those since the last report, without steps that a
+    lower loss scale answers."""
     scale: Optional[float] = None
+    """Of the last step."""
 
 
 class StepRecords:
@@ -151,9 +150,11 @@ class StepRecords:
         self._since_report.clear()
         self.total_skipped += len(skipped)
 
-        means = self._means(rows[rows[:, count] > 0])
+        applied_rows = rows[rows[:, count] > 0, :count].astype(np.float64)
+        none = np.full(count, np.nan)
+        means = (applied_rows.mean(axis=0) if len(applied_rows) else none).tolist()
         last_scale = float(rows[-1, count + 1]) if rows.shape[1] > count + 1 else None
-        return Report(means, sum(means.values()), skipped, longest, last_scale)
+        return Report(dict(zip(self._names, means)), sum(means), skipped, longest, last_scale)
 
     def take_back(self, count: int) -> None:
         """Forget the last steps, which were skipped and reported: they come again."""
@@ -177,11 +178,6 @@ class StepRecords:
         on_any_card = self._on_any_card(bad_losses.to(self._ring.device)).cpu().numpy()
         return overflows & (on_any_card == 0)
 
-    def _means(self, applied: np.ndarray) -> Dict[str, float]:
-        if not len(applied):
-            return {name: float("nan") for name in self._names}
-        return dict(zip(self._names, applied.astype(np.float64).mean(axis=0).tolist()))
-
     def state_dict(self) -> Dict[str, object]:
         """Plain types and a CPU tensor, so that averages go on after a resume."""
         return {"names": self._names, "ring": self._turned(self._ring, self._steps),
@@ -202,7 +198,7 @@ class StepRecords:
 
 
 class Mark(NamedTuple):
-    """A moment of a training."""
+    """A moment of a training: steps since its beginning, and seconds without pauses."""
 
     steps: int
     seconds: float
@@ -211,25 +207,6 @@ class Mark(NamedTuple):
         """Mean of the steps between two moments; 0 where there are none."""
         steps = self.steps - since.steps
         return (self.seconds - since.seconds) / steps if steps > 0 else 0.0
-
-
-class StepClock:
-    """Counts steps, and the seconds that they take; `clock` is for tests."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._began = clock, clock()
-        self.steps = 0
-
-    def now(self) -> Mark:
-        """Steps and seconds since the beginning, without pauses."""
-        return Mark(self.steps, self._clock() - self._began)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
-        before = self._clock()
-        yield
-        self._began += self._clock() - before
 
 
 def format_line(epoch: int, iteration: int, losses: Mapping[str, float], total: float, eta: str,
@@ -261,8 +238,7 @@ class Observer:
         epoch_size: iterations in an epoch.
         images_per_step: of all cards.
         fps_start: steps of this session left out of the mean speed.
-        loader_timeout: seconds that a batch may take; 0 waits for ever.
-        step_timeout: seconds that a step may take; 0 waits for ever.
+        loader_timeout, step_timeout: seconds that a batch and a step may take; 0 waits for ever.
         quiet: no bar, and no log line among a progress's lines.
     """
 
@@ -274,14 +250,17 @@ class Observer:
         self._records, self._device, self._rank = records, device, rank
         self._start, self._max_iter, self._epoch_size = start, max_iter, epoch_size
         self._images, self._fps_start = images_per_step, fps_start
-        self._clock = StepClock()
-        self._first = self._last_line = self._clock.now()
+        self._began, self._steps = time.perf_counter(), 0
+        self._first = self._last_line = self._now()
         self._window = Mark(fps_start, self._first.seconds)
         self._bar = ProgressBar(max_iter, sys.stderr, beside=sys.stdout,
                                 enabled=rank == 0 and not quiet)
         self._quiet = quiet
         self._first_waited = 0.0
         self._step_timeout, self._resumed_at = step_timeout, 0
+
+    def _now(self) -> Mark:
+        return Mark(self._steps, time.perf_counter() - self._began)
 
     @property
     def images_per_second(self) -> float:
@@ -299,7 +278,7 @@ class Observer:
         one that hangs. The first ones, and those after a pause, may take longer.
         """
         limit = self._step_timeout
-        if self._clock.steps - self._resumed_at < UNHURRIED_STEPS:
+        if self._steps - self._resumed_at < UNHURRIED_STEPS:
             limit *= FIRST_FACTOR
         return time_limit(limit, self._rank, f"iteration {iteration} was not done after {limit:g} "
                           "s (--step_timeout); a card or a process of this run hangs")
@@ -308,23 +287,23 @@ class Observer:
         """Count a finished step; the bar is drawn from what the host knows."""
         self._records.count(done - 1, tuple(
             number for batch in micro_batches for number in batch.image_ids.tolist()))
-        self._clock.steps += 1
+        self._steps += 1
         if self._bar.is_due:
-            now = self._clock.now()
+            now = self._now()
             waited = (self.watched.seconds - self._first_waited) / max(
                 now.steps - self._first.steps, 1)
             self._bar.show(done, step_parts(
                 self._max_iter - done, now.seconds_per_step(self._first), waited,
                 memory_reserved(self._device)))
-        if self._clock.steps == self._fps_start:
+        if self._steps == self._fps_start:
             synchronize(self._device)
-            self._window = self._clock.now()
+            self._window = self._now()
 
     def progress(self, done: int, lr: float) -> Progress:
         """Fetch the losses (this waits for the device) and put the log line together."""
         self._bar.clear()
         report = self._records.report()
-        now, epoch = self._clock.now(), (done - 1) // self._epoch_size
+        now, epoch = self._now(), (done - 1) // self._epoch_size
         seconds, self._last_line = now.seconds_per_step(self._last_line), now
         fps, average = self._images / seconds if seconds else 0.0, self.images_per_second
         eta = duration((self._max_iter - done) * now.seconds_per_step(self._first))
@@ -346,9 +325,10 @@ class Observer:
         """Leave out the time spent inside."""
         self._bar.clear()
         synchronize(self._device)
-        with self._clock.paused():
-            yield
-        self._resumed_at = self._clock.steps
+        before = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - before
+        self._resumed_at = self._steps
 
     def finish(self) -> str:
         """Remove the bar; returns a sentence about the waits for data."""

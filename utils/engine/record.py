@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
-import math
 import os
 import platform
 import shlex
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, TextIO
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, save_checkpoint
@@ -34,12 +32,12 @@ from utils.run_folder import (
     LOG,
     REPORT,
     WEIGHTS,
+    Row,
     RunFolder,
+    append_record,
     best_row,
     folder_of_run,
-    score_cells,
     timestamp,
-    train_cells,
 )
 
 REPORT_SECONDS = 60
@@ -76,9 +74,8 @@ class RunRecord:
                  board: Optional[str] = None, start: int = 0) -> None:
         self.notes: List[str] = []
         self._folder = folder
-        self._latest: Dict[str, Any] = {}
         self._said: Set[str] = set()
-        logs = [] if log is None else [log]
+        self._logs = [] if log is None else [log]
         self._boards = []
         if board is not None:
             try:
@@ -87,13 +84,19 @@ class RunRecord:
                 raise UserError(f"--tensorboard needs the package tensorboard ({error}); install "
                                 "it or leave the flag out") from error
         if folder is not None:
-            logs.append(folder.file(LOG))
+            self._logs.append(folder.file(LOG))
             try:
                 self._boards.append(_open_board(folder.path, start))
             except ImportError:
                 self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
                                   "install tensorboard)")
-        self._logs = [_open_log(path) for path in logs]
+        for path in self._logs:
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                open(path, "a").close()
+            except OSError as error:
+                raise UserError(f"cannot write the log '{path}': {error.strerror}; choose another "
+                                "folder with --log_folder, or give --no_log") from error
 
     @property
     def path(self) -> Optional[str]:
@@ -101,28 +104,16 @@ class RunRecord:
         return None if self._folder is None else self._folder.path
 
     def write(self, kind: str, **values: Any) -> None:
-        """Add a record; it is on the disk when this returns.
-
-        An `epoch` goes to results.csv alone, with the losses of the last log line, so that nothing
-        is asked of the device for it; a `val`, a summary of scores, also there; a `train`, as
-        `Observer.progress` puts it together, to all logs and boards. In logs, NaN and infinity are
-        null.
+        """Add a record to all logs: `session`; `train`, as `Observer.progress` puts it together;
+        `epoch`; or `val`, a summary of scores. Of the last two there is a row in results.csv.
         """
-        if kind == "train":
-            self._latest = train_cells(values)
-        elif kind in ("epoch", "val") and self._folder is not None:
+        for path in self._logs:
+            with self._trying(f"the log '{path}'"):
+                append_record(path, kind, values)
+        if kind in ("epoch", "val") and self._folder is not None:
             with self._trying("results.csv"):
-                self._folder.add_result(dict(
-                    self._latest, iteration=values["iteration"], epoch=values["epoch"],
-                    time=timestamp(), **(score_cells(values) if kind == "val" else {})))
-        if kind == "epoch":
-            return
-        record = _finite(dict({"type": kind, "time": time.time()}, **values))
-        for log in self._logs:
-            with self._trying(f"the log '{log.name}'"):
-                log.write(json.dumps(record, allow_nan=False) + "\n")
-                log.flush()
-        for board in self._boards if "iteration" in values else []:
+                self._folder.update_results()
+        for board in self._boards if kind in ("train", "val") else []:
             with self._trying("TensorBoard's events"):
                 for key, value in flatten(values).items():
                     board.add_scalar(f"{kind}/{key}", value, values["iteration"])
@@ -145,19 +136,11 @@ class RunRecord:
                 finally:
                     remove_checkpoint(new)
 
-    def recorded_best(self) -> Optional[Sequence[Any]]:
-        """Iteration, mask and box AP in [0, 1] of the best row of results.csv, if there is one.
-
-        It may be one that eval.py scored and that the training does not know.
-        """
-        row = None
-        if self._folder is not None:
-            with self._trying("results.csv"):
-                row = best_row(self._folder.results())
-        if row is None:
-            return None
-        box = float(row["box_mAP"]) / 100 if row.get("box_mAP") else None
-        return int(row["iteration"]), float(row["mask_mAP"]) / 100, box
+    def recorded_best(self) -> Optional[Row]:
+        """The best row of results.csv; eval.py may have made it, unknown to the training."""
+        with self._trying("results.csv"):
+            return None if self._folder is None else best_row(self._folder.results())
+        return None
 
     def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> List[str]:
         """Keep what the best weights found; the report is drawn anew if it is a minute old.
@@ -177,10 +160,7 @@ class RunRecord:
         return self._drawn(draw)
 
     def finish(self) -> List[str]:
-        """Close the logs and draw the report; returns lines for the user."""
-        for log in self._logs:
-            with self._trying(f"the log '{log.name}'"):
-                log.close()
+        """Close what is open and draw the report; returns lines for the user."""
         for board in self._boards:
             with self._trying("TensorBoard's events"):
                 board.close()
@@ -219,24 +199,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             flat[prefix + key] = value
     return flat
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for each number in it that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _open_log(path: str) -> TextIO:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the log '{path}': {error.strerror}; choose another folder "
-                        "with --log_folder, or give --no_log") from error
 
 
 def _open_board(folder: str, start: int) -> Any:

@@ -63,20 +63,16 @@ class SavePlan(NamedTuple):
 
 @dataclass
 class BestScore:
-    """Best average precision of masks over the validations of a training.
-
-    Attributes:
-        mask_ap: best average precision of masks, in [0, 1]; None before the first validation, and
-            where no validation image had ground truth.
-        box_ap: that of boxes in the same validation.
-        iteration: steps done when the best validation ran.
-        since: validations that have followed the best one, none of them better.
-    """
+    """Best average precision of masks over the validations of a training."""
 
     mask_ap: Optional[float] = None
+    """In [0, 1]; None before the first validation, and where no image had ground truth."""
     box_ap: Optional[float] = None
+    """In the same validation."""
     iteration: int = 0
+    """Steps done by then."""
     since: int = 0
+    """Validations that have followed, none of them better."""
 
     def update(self, iteration: int, mask_ap: Optional[float], box_ap: Optional[float]) -> bool:
         """Take the scores of a validation; returns whether they are the best so far.
@@ -90,22 +86,12 @@ class BestScore:
         self.iteration, self.since = int(iteration), 0
         return True
 
-    def consider(self, iteration: int, mask_ap: float, box_ap: Optional[float]) -> None:
-        """Take the scores that eval.py found for an iteration, if they are the best.
-
-        They are rounded, as results.csv has them: an equal score is not a better one.
-        """
-        if iteration != self.iteration and mask_ap > _value(self.mask_ap) + 1e-6:
-            self.mask_ap, self.box_ap, self.iteration = mask_ap, box_ap, iteration
-
-    def state_dict(self) -> Dict[str, Any]:
-        """Plain types, for the state of training."""
-        return asdict(self)
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
-        for name in asdict(self):
-            setattr(self, name, state[name])
+    def consider(self, row: Mapping[str, Any]) -> None:
+        """Take the scores of a row of results.csv, which eval.py may have found, if the best."""
+        mask_ap, box_ap = row["mask_mAP"] / 100, row["box_mAP"]
+        if row["iteration"] != self.iteration and mask_ap > _value(self.mask_ap) + 1e-6:
+            self.mask_ap, self.iteration = mask_ap, row["iteration"]
+            self.box_ap = None if box_ap is None else box_ap / 100
 
 
 def _value(score: Optional[float]) -> float:
@@ -114,16 +100,12 @@ def _value(score: Optional[float]) -> float:
 
 
 class Saver:
-    """Write and read the checkpoints of one training.
+    """Write and read the checkpoints of one training; only the main process writes.
 
     `identity` is what makes this run the same training: configuration, class names, seed, batch,
     schedule; plain types. It stands at the top level of the state, so that evaluation finds the
     configuration and the class names without knowing about training. `launch` of this process is
-    also the training's id, unless it goes on from a checkpoint. Only the main process writes.
-
-    Attributes:
-        training_id: stays the same however often the training is stopped and goes on.
-        run_folder: path of the run folder that the state remembers; None without one.
+    also the training's id, unless it goes on from a checkpoint. The state remembers `run_folder`.
     """
 
     def __init__(self, learner: Learner, plan: SavePlan, records: StepRecords, best: BestScore,
@@ -143,9 +125,6 @@ class Saver:
     def open_folder(self, resumed: Optional[str] = None) -> List[str]:
         """Take the folder that this training writes to; returns a sentence if it is not the one
         that was asked for, because that has files of another.
-
-        Raises:
-            UserError: it cannot be written, or the same training still runs.
         """
         if not (self.plan.enabled and self._is_main):
             return []
@@ -184,7 +163,7 @@ class Saver:
         state = dict(
             self._identity, iteration=done, epoch=done // self._epoch_size,
             position=done % self._epoch_size, optimizer=learner.optimizer.state_dict(),
-            records=self._records.state_dict(), best=self._best.state_dict(),
+            records=self._records.state_dict(), best=dict(vars(self._best)),
             loss_scale=learner.precision.state_dict(), rng=rng_state())
         if learner.average is not None:
             state["raw_weights"] = checkpoint.on_cpu(learner.raw_weights())
@@ -233,9 +212,6 @@ class Saver:
         the weights file has them and the state the raw weights. Weights alone (the original's
         files, for one) start a fresh optimiser at `start_iter`, or if that is negative at the
         iteration in the name.
-
-        Raises:
-            UserError: the checkpoint is of another training.
         """
         learner = self._learner
         state = checkpoint.load_state(weights_path)
@@ -257,7 +233,7 @@ class Saver:
         learner.optimizer.load_state_dict(state["optimizer"])
         self._records.load_state_dict(state["records"], learner.device)
         if "best" in state:  # a state written before there was one leaves it as it is
-            self._best.load_state_dict(state["best"])
+            vars(self._best).update(state["best"])
         learner.precision.load_state_dict(state.get("loss_scale", {}))
         set_rng_state(state["rng"])
         folder = state.get("run_folder") or {}
@@ -270,13 +246,8 @@ class Saver:
 
 def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                         weights_path: str) -> List[str]:
-    """Refuse to resume a training that would not be the same one.
-
-    Returns:
-        a sentence for each part of the schedule that is not as it was.
-
-    Raises:
-        UserError: names the first part that differs, with both values.
+    """Refuse to resume a training that would not be the same one; returns a sentence for each part
+    of the schedule that is not as it was.
     """
     changed: List[str] = []
     for key, value in identity.items():

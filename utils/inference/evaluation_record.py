@@ -24,13 +24,14 @@ from data.coco import CocoDataset
 from utils.distributed.processes import launch_id
 from utils.drawing import draw_instances, side_by_side
 from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
-from utils.report import MATRIX, PER_CLASS, SUMMARY, SUMMARY_FORM, build_report
+from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
 from utils.run_folder import (
+    CONFIG,
     RunFolder,
     best_row,
+    damage_refused,
     folder_of_weights,
     open_run_folder,
-    score_cells,
     timestamp,
 )
 from utils.weights.files import Origin
@@ -68,20 +69,14 @@ class ScoredEvaluation(NamedTuple):
 
 
 def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str) -> List[str]:
-    """Put an evaluation into a run folder and draw its report.
+    """Put an evaluation into a run folder and draw its report; returns lines for the user.
 
     Where the training did not validate at the weights' iteration, its row of results.csv gets the
     scores of a comparable evaluation, and the weights of the best of all rows are best.pth.
 
-    Args:
-        choice: of the folder: `none`; `auto` for that of the run that made the weights, if it is
-            there; or a path, which is made if it does not exist. With a path an evaluation of more
-            images, or with the default settings, is replaced; with `auto` it stays.
-        evaluation: with `weights` a path.
-        config_name: of the network's recipe, for a folder that is made.
-
-    Returns:
-        Lines for the user.
+    `choice` is `none`; `auto` for the folder of the run that made the weights, if it is there; or a
+    path, which is made if it does not exist. With a path an evaluation of more images, or with the
+    default settings, is replaced; with `auto` it stays.
 
     Raises:
         UserError: the folder cannot be written.
@@ -89,20 +84,22 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
     folder = _folder_for(choice, evaluation, config_name)
     if folder is None:
         return []
-    before, images, lines = folder.read(SUMMARY, SUMMARY_FORM), len(evaluation.evaluator), []
-    if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
-            images < before["images"] or (evaluation.settings and not before.get("settings"))):
-        settings = "" if before.get("settings") else " with the default settings"
-        kind = f"{before['images']} images{settings}"
-        if choice == AUTO:
-            return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
-                    f"--run_folder={folder.path} replaces it"]
-        lines.append(f"Run folder : this replaces the evaluation of {kind}")
-    write_evaluation(folder, evaluation)
-    if evaluation.is_comparable and evaluation.origin is not None and (
-            evaluation.origin.run_id == folder.run_id):
-        _fill_row(folder, evaluation, str(evaluation.origin.iteration))
-    return lines + build_report(folder)
+    lines, images = [], len(evaluation.evaluator)
+    with damage_refused(folder.path):
+        before = folder.read(SUMMARY)
+        if before and _same_file(before["annotations"], evaluation.dataset.annotation_file) and (
+                images < before["images"] or (evaluation.settings and not before["settings"])):
+            settings = "" if before["settings"] else " with the default settings"
+            kind = f"{before['images']} images{settings}"
+            if choice == AUTO:
+                return [f"Run folder : {folder.path} keeps its evaluation of {kind}; "
+                        f"--run_folder={folder.path} replaces it"]
+            lines.append(f"Run folder : this replaces the evaluation of {kind}")
+        write_evaluation(folder, evaluation)
+        if evaluation.is_comparable and evaluation.origin is not None and (
+                evaluation.origin.run_id == folder.run_id):
+            _add_scores(folder, evaluation, int(evaluation.origin.iteration or 0))
+        return lines + build_report(folder)
 
 
 def _folder_for(choice: str, evaluation: ScoredEvaluation,
@@ -120,21 +117,21 @@ def _same_file(first: str, second: str) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)
 
 
-def _fill_row(folder: RunFolder, evaluation: ScoredEvaluation, iteration: str) -> None:
+def _add_scores(folder: RunFolder, evaluation: ScoredEvaluation, iteration: int) -> None:
     """Give an iteration its scores, unless it has some or these are of other data."""
-    config = folder.read_config()
-    data = config.get("data", {})
-    known = data.get("val", {}).get("annotation_file")
-    if known is not None and not _same_file(known, evaluation.dataset.annotation_file):
+    config = folder.read(CONFIG)
+    known = config.setdefault("data", {}).get("val")
+    if known is not None and not _same_file(known["annotation_file"],
+                                            evaluation.dataset.annotation_file):
         return
-    if any(row["iteration"] == iteration and row.get("mask_mAP") for row in folder.results()):
+    if any(row["iteration"] == iteration and "mask_mAP" in row for row in folder.results()):
         return
     if known is None:
-        config["data"] = dict(data, val=describe_data(evaluation.dataset))
+        config["data"]["val"] = describe_data(evaluation.dataset)
         folder.write_config(config)
     size = config.get("run", {}).get("iterations_per_epoch")
-    folder.add_result(dict(score_cells(evaluation.results.summary()), iteration=iteration,
-                           epoch=int(iteration) // size if size else None))
+    folder.add_record("val", iteration=iteration, epoch=size and iteration // size,
+                      **evaluation.results.summary())
     best = best_row(folder.results())
     if best is not None and best["iteration"] == iteration:
         folder.keep_weights(evaluation.weights, "best")
@@ -199,15 +196,10 @@ def count_confusions(images: Iterable[ScoredImage], category_ids: Sequence[int],
     Crowd regions are no objects; an unmatched detection that lies in one (by `iou_threshold` of its
     mask) does not count, as in COCO's evaluation.
 
-    Args:
-        images: detections and ground truth.
-        category_ids: in the order of the rows and columns.
-        score_threshold: smallest score of the masks that takes part.
-        iou_threshold: smallest IoU of a pair.
-
     Returns:
-        int64 `[n + 1, n + 1]`: rows are objects, columns detections. The last column are objects
-        that were missed, the last row detections that nothing was left for: false or double.
+        int64 `[n + 1, n + 1]` in the order of `category_ids`: rows are objects, columns detections.
+        The last column are objects that were missed, the last row detections that nothing was left
+        for: false or double.
     """
     place = {int(number): n for n, number in enumerate(category_ids)}
     counts = np.zeros((len(place) + 1, len(place) + 1), np.int64)
@@ -269,12 +261,8 @@ def images_to_draw(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> Li
 
 
 def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str]) -> bytes:
-    """Ground truth beside prediction, as a JPEG file.
-
-    Args:
-        image: detections and objects; detections from `SCORE_THRESHOLD` on are drawn.
-        pixels: uint8 `[h, w, 3]` BGR.
-        names: of all classes, by category id.
+    """Ground truth beside prediction, as a JPEG file; `pixels` are uint8 `[h, w, 3]` BGR, `names`
+    those of all classes by category id.
     """
     longer = max(pixels.shape[:2])
     scale = float(np.clip(longer, _SHORTEST, _LONGEST)) / longer

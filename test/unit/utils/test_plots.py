@@ -66,12 +66,12 @@ def test_no_state_of_the_process_changes():
 
 def test_curves_without_numbers_are_none():
     assert plots.draw_plots([], [], [], None) == {}
-    assert plots.draw_plots([{"iteration": "1", "lr": ""}], [], [], None) == {}
+    assert plots.draw_plots([{"iteration": 1, "lr": None}], [], [], None) == {}
 
 
 def test_values_of_zero_are_drawn_and_a_single_point_is_not():
-    rows = [{"iteration": number, "lr": "0", "loss_B": "0", "loss_total": "0", "mask_mAP": "0"}
-            for number in ("1", "2")]
+    rows = [{"iteration": number, "lr": 0.0, "loss_B": 0.0, "loss_total": 0.0, "mask_mAP": 0.0}
+            for number in (1, 2)]
     assert set(plots.draw_plots(rows, rows, [], None)) == {
         "losses", "learning_rate", "average_precision"}
     assert plots.draw_plots(rows[:1], rows[:1], [], None) == {}
@@ -88,7 +88,7 @@ def test_without_jinja_there_are_plots_and_a_line(tmp_path, monkeypatch):
 
 
 def test_runs_whose_names_begin_alike_have_curves_of_their_own(monkeypatch):
-    seen, rows = [], [{"iteration": number, "loss_total": number} for number in ("1", "2")]
+    seen, rows = [], [{"iteration": number, "loss_total": number} for number in (1, 2)]
     monkeypatch.setattr(plots, "_draw_lines", lambda title, unit, lines, **more: seen.append(lines))
     assert plots.draw_comparison({30 * "a" + "1": (rows, []), 30 * "a" + "2": (rows, [])}) == {}
     assert [len(lines) for lines in seen] == [2, 2]

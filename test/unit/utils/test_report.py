@@ -13,11 +13,13 @@ from conftest import ROOT
 
 from helpers.report_files import NASTY, POLICY, write_evaluation, write_run
 from utils import plots, report
+from utils.cli import run_main
 from utils.report import build_report, read_run
 from utils.run_folder import CONFIG
 
 pytest.importorskip("jinja2")
 
+NOTHING = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 SECTIONS = ["training", "scores", "classes", "confusion", "pictures", "data", "configuration",
             "environment"]
 
@@ -106,17 +108,6 @@ def test_without_matplotlib_the_tables_are_there(folder, monkeypatch):
     assert not os.path.exists(folder.file("plots"))
 
 
-def test_a_folder_of_the_first_format(folder):
-    stored = folder.read_config()
-    folder.write("config.json", dict(
-        stored, format=1, config=stored["run"].pop("config"), changed=["max_size"]))
-    os.unlink(folder.file(CONFIG))
-    page = built(folder)
-    assert [tag["id"] for tag in page.all("section")] == SECTIONS
-    assert "yolact_shapes" in page.text
-    assert '<td class="changed">160</td>' in page.source
-
-
 def test_commands_to_copy(folder):
     folder.write_bytes("weights/best.pth", b"")
     page = built(folder)
@@ -128,17 +119,8 @@ def test_commands_to_copy(folder):
         assert line in page.text
 
 
-def test_a_folder_of_before_there_was_a_log(folder):
-    """It had training.csv; what results.csv says is drawn."""
-    pytest.importorskip("matplotlib")
-    os.rename(folder.file("log.jsonl"), folder.file("training.csv"))
-    page = built(folder)
-    assert len(page.all("img")) == 4 + 2  # no learning rates
-    assert "iteration 300 of 300" in page.text
-
-
 def test_settings_that_are_not_the_default_are_told(folder):
-    evaluation = folder.read(report.SUMMARY, {})
+    evaluation = folder.read(report.SUMMARY)
     folder.write(report.SUMMARY, dict(evaluation, settings={"score_threshold": 0.3}))
     assert "Not with the default settings: score_threshold 0.3" in built(folder).text
 
@@ -155,9 +137,21 @@ def test_an_evaluation_alone(tmp_path):
     assert "25.00" in built(folder).text
 
 
-def test_broken_files_are_left_out(folder):
+@pytest.mark.parametrize("name, content", [
+    ("evaluation/confusion_matrix.csv", "a,b\nc,d\n"), ("evaluation/evaluation.json", '{"box": 1}'),
+    ("evaluation/evaluation.json", "[1]"), ("environment.json", "{"),
+    ("log.jsonl", '{"type": "train", "iteration": 30}\n')])
+def test_a_damaged_folder_is_one_sentence(folder, name, content, capsys):
+    with open(folder.file(*name.split("/")), "w") as stream:
+        stream.write(content)
+    assert run_main(report.main, [folder.path]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and folder.path in error
+
+
+def test_missing_files_are_left_out(folder):
     for name in ("evaluation/confusion_matrix.csv", "evaluation/pictures/000000000000.jpg"):
-        open(folder.file(*name.split("/")), "w").close()
+        os.unlink(folder.file(*name.split("/")))
     run = read_run(folder)
     assert run["matrix"] is None and len(run["images"]) == 1
     built(folder)
@@ -165,15 +159,15 @@ def test_broken_files_are_left_out(folder):
 
 def test_small_scores_and_empty_images_are_not_praised(folder):
     assert "no detection in these images has that score yet" not in built(folder).text
-    evaluation = folder.read(report.SUMMARY, {})
+    evaluation = folder.read(report.SUMMARY)
     for item in evaluation["pictures"]["shown"]:
         item["detections"] = 0
     folder.write(report.SUMMARY, evaluation)
     page = built(folder)
     assert "no detection in these images has that score yet" in page.text
     assert page.source.count('class="figure best"') == page.source.count('tr class="best"') == 1
-    rows = [dict(row, mask_mAP="0") for row in folder.results()]
-    folder._write_results(rows)
+    folder.go_on_from(0)
+    folder.add_record("val", iteration=100, epoch=1, images=3, mask=NOTHING, box=NOTHING)
     page = built(folder)
     assert 'class="figure best"' not in page.source and 'tr class="best"' not in page.source
 
@@ -182,7 +176,7 @@ def test_runs_side_by_side(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     first = write_run(tmp_path / "runs", name="first")
     second = write_run(tmp_path / "runs", name="se<i>cond", validations=2)
-    stored = second.read_config()
+    stored = second.read(CONFIG)
     stored["run"]["config"]["max_size"] = 320
     stored["data"]["train"]["images"] = 9
     second.write_config(stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import re
 import shutil
@@ -20,13 +20,12 @@ from utils.engine.record import describe_session
 from utils.errors import UserError
 from utils.run_folder import (
     CONFIG,
-    OLD_CONFIG,
     RunFolder,
+    append_record,
     best_row,
     folder_of_run,
     folder_of_weights,
     open_run_folder,
-    read_run_config,
 )
 from utils.weights.files import Origin
 
@@ -164,11 +163,10 @@ def test_weights_belong_to_the_folder_they_lie_in_or_come_from(tmp_path, monkeyp
     assert folder_of_weights(outside, None) is None
 
 
-@pytest.mark.parametrize("name", [CONFIG, OLD_CONFIG])
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 99, "id": "a"}', '{"format": 1}'])
-def test_other_folders_are_no_run_folders(tmp_path, content, name):
+def test_other_folders_are_no_run_folders(tmp_path, content):
     assert open_run_folder(str(tmp_path)) is None
-    (tmp_path / name).write_text(content)
+    (tmp_path / CONFIG).write_text(content)
     assert open_run_folder(str(tmp_path)) is None
 
 
@@ -176,29 +174,16 @@ def test_a_configuration_goes_round(tmp_path):
     values = {"config": "yolact_base", "set": {"lr": 1e-05, "pred_scales": ((24.0,), (48.0,))},
               "flags": {"data": "/\u732b: #1", "cuda": True, "seed": None, "name": "007"}}
     RunFolder(str(tmp_path), "12").write_config(values)
-    stored = read_run_config(str(tmp_path))
+    stored = RunFolder(str(tmp_path), "").read(CONFIG)
     assert stored.pop("format") == 2 and stored.pop("id") == "12"
     assert stored == dict(values, set={"lr": 1e-05, "pred_scales": [[24.0], [48.0]]})
     assert "\u732b" in (tmp_path / CONFIG).read_text(encoding="utf-8")
 
 
-def test_a_folder_of_the_first_format_is_read_like_one_of_this(tmp_path):
-    fields = {"name": "yolact_base", "lr": 0.5, "gamma": 0.1}
-    (tmp_path / OLD_CONFIG).write_text(json.dumps({
-        "format": 1, "id": "a", "program": "train.py", "flags": {"seed": 3}, "config": fields,
-        "changed": ["lr"], "run": {"max_iter": 7}, "data": {}}))
-    folder = open_run_folder(str(tmp_path))
-    assert folder.run_id == "a"
-    stored = folder.read_config()
-    assert (stored["config"], stored["set"]) == ("yolact_base", {"lr": 0.5})
-    assert stored["run"] == {"max_iter": 7, "config": fields}
-    assert stored["flags"] == {"seed": 3}
-
-
 def test_best_row_is_the_first_of_equal_ones():
-    rows = [{"iteration": "1", "mask_mAP": ""}, {"iteration": "2", "mask_mAP": "3.5"},
-            {"iteration": "3", "mask_mAP": "3.50"}, {"iteration": "4", "mask_mAP": "1"}]
-    assert best_row(rows)["iteration"] == "2"
+    rows = [{"iteration": 1, "mask_mAP": None}, {"iteration": 2, "mask_mAP": 3.5},
+            {"iteration": 3, "mask_mAP": 3.5}, {"iteration": 4}]
+    assert best_row(rows)["iteration"] == 2
     assert best_row(rows[:1]) is None and best_row([]) is None
 
 
@@ -225,67 +210,55 @@ def folder(tmp_path):
     return RunFolder(str(tmp_path / "run"), "a")
 
 
-def results(folder):
+def table(folder):
     with open(folder.file("results.csv")) as stream:
-        text = stream.read()
-    names = "box_mAP,box_AP50,box_AP75,mask_mAP,mask_AP50,mask_AP75"
-    text = text.replace(f"loss_total,images_per_second,skipped_steps,images_scored,{names}", "...")
-    return text.replace(",,,,,,,\n", "\n").replace("iteration,epoch,time,lr", "it")
+        return list(csv.DictReader(stream))
+
+
+def log(folder, *iterations, losses=("B",)):
+    for iteration in iterations:
+        append_record(folder.file("log.jsonl"), "train", {
+            "iteration": iteration, "epoch": 0, "lr": 0.1, "total": 2.0, "skipped": 0, "fps": 1.0,
+            "losses": {name: iteration / 7 for name in losses}, "avg_fps": 0.0})
+
+
+def scores(value):
+    return dict.fromkeys(("AP", "AP50", "AP75"), value)
 
 
 def test_rows_of_results_and_their_empty_cells(folder):
-    folder.add_result({"iteration": 10, "loss_B": 1.23456789, "other": 5})
-    folder.add_result({"iteration": 20, "loss_B": float("nan"), "mask_AP75": None})
-    folder.add_result({"iteration": 30, "mask_AP75": 0.0})
-    assert results(folder) == "it,loss_B,...\n10,,,,1.23457,,,\n20,,,,,,,\n30,,,,,,,,,,,,,,0\n"
-    assert [row["loss_B"] for row in folder.results()] == ["1.23457", "", ""]
-
-
-def test_a_row_of_the_same_iteration_is_filled_in(folder):
-    for step in (10, 20, 30):
-        folder.add_result({"iteration": step, "loss_total": step})
-    for step in (30, 10, 15):
-        folder.add_result({"iteration": step, "mask_mAP": step / 10, "loss_total": None})
-    assert [(row["iteration"], row["loss_total"], row["mask_mAP"]) for row in folder.results()] == [
-        ("10", "10", "1"), ("15", "", "1.5"), ("20", "20", ""), ("30", "30", "3")]
-
-
-def test_the_losses_are_those_that_the_rows_bring(folder):
-    folder.add_result({"iteration": 1, "mask_AP75": 0.5})
-    folder.add_result({"iteration": 2, "loss_B": 1.0, "loss_total": 1.0})
-    folder.add_result({"iteration": 3, "loss_X": 4.0, "loss_total": 4.0})
-    assert results(folder) == ("it,loss_B,loss_X,...\n1,,,,,,,,,,,,,,,0.5\n2,,,,1,,1,,\n"
-                               "3,,,,,4,4,,\n")
-
-
-def test_columns_of_an_older_version_are_brought_up_to_date(folder):
-    folder.write_bytes("results.csv", b"iteration,mask_AP75,gone\n1,2,3\n")
-    folder.add_result({"iteration": 5, "loss_B": 6})
-    assert results(folder) == "it,loss_B,...\n1,,,,,,,,,,,,,,2\n5,,,,6,,,\n"
-
-
-def log(folder, *iterations):
-    with open(folder.file("log.jsonl"), "a") as stream:
-        for iteration in iterations:
-            stream.write(json.dumps({
-                "type": "train", "iteration": iteration, "epoch": 0, "lr": 0.1, "total": 2.0,
-                "losses": {"B": iteration / 7}, "skipped": 0, "fps": 1.0, "avg_fps": 0.0}) + "\n")
+    folder.add_record("epoch", iteration=5, epoch=1)
+    log(folder, 10, 20)
+    folder.add_record("epoch", iteration=24, epoch=2)
+    folder.add_record("val", iteration=24, epoch=2, images=3, box=scores(None), mask=scores(0.5))
+    log(folder, 30, losses=("B", "X"))
+    folder.add_record("val", iteration=36, epoch=3, images=3, box=scores(0.0), mask=scores(0.25))
+    folder.add_record("val", iteration=8, epoch=1, images=3, box=scores(0.0), mask=scores(0.1))
+    rows = table(folder)
+    assert list(rows[0]) == [
+        "iteration", "epoch", "time", "lr", "loss_B", "loss_X", "loss_total", "images_per_second",
+        "skipped_steps", "images_scored", "box_mAP", "box_AP50", "box_AP75", "mask_mAP",
+        "mask_AP50", "mask_AP75"]
+    assert [(row["iteration"], row["epoch"], row["loss_B"], row["loss_X"], row["box_mAP"],
+             row["mask_AP50"]) for row in rows] == [
+        ("5", "1", "", "", "", ""), ("8", "1", "", "", "0", "10"),
+        ("24", "2", "2.85714", "", "", "50"), ("36", "3", "4.28571", "4.28571", "0", "25")]
 
 
 def test_a_resumed_run_takes_back_what_it_makes_again(folder):
+    folder.add_record("session")
     for step in (10, 20, 30):
-        folder.add_result({"iteration": step, "loss_B": step})
-    with open(folder.file("log.jsonl"), "w") as stream:
-        stream.write('{"type": "session"}\n')
-    log(folder, 10, 20, 30)
+        log(folder, step)
+        folder.add_record("epoch", iteration=step, epoch=step // 10)
     folder.go_on_from(20)
-    folder.add_result({"iteration": 30, "loss_B": 7})
+    assert [row["iteration"] for row in table(folder)] == ["10", "20"]
     log(folder, 30)
-    assert [row["loss_B"] for row in folder.results()] == ["10", "20", "7"]
-    assert [row["iteration"] for row in folder.training()] == ["10", "20", "30"]
+    folder.add_record("epoch", iteration=30, epoch=3)
+    assert [row["iteration"] for row in folder.results()] == [10, 20, 30]
+    assert [row["iteration"] for row in folder.training()] == [10, 20, 30]
     folder.go_on_from(5)
-    assert folder.results() == [] == folder.training()
-    assert list(folder.log_records()) == [{"type": "session"}]
+    assert folder.results() == [] == folder.training() == table(folder)
+    assert [record["type"] for record in folder.records()] == ["session"]
 
 
 @pytest.mark.parametrize("torn", [
@@ -296,17 +269,17 @@ def test_a_line_that_was_cut_off_is_dropped(folder, torn):
     log(folder, 10)
     with open(folder.file("log.jsonl"), "ab") as stream:
         stream.write(torn.encode("utf-8")[:-1])
-    assert [row["iteration"] for row in folder.training()] == ["10"]
+    assert [row["iteration"] for row in folder.training()] == [10]
     folder.go_on_from(10)
     log(folder, 40)
     row, _ = folder.training()
-    assert row == {"iteration": "10", "epoch": "0", "lr": "0.1", "loss_B": "1.42857",
-                   "loss_total": "2", "skipped_steps": "0", "images_per_second": "1"}
+    assert row == {"iteration": 10, "epoch": 0, "lr": 0.1, "loss_B": 10 / 7, "loss_total": 2.0,
+                   "skipped_steps": 0, "images_per_second": 1.0}
 
 
 def test_a_full_disk_leaves_the_results_as_they_were(folder, monkeypatch):
-    folder.add_result({"iteration": 10, "loss_B": 10})
-    before = folder.results()
+    folder.add_record("epoch", iteration=10, epoch=1)
+    before = table(folder)
 
     def full(stream):
         raise OSError(28, "No space left on device")
@@ -314,10 +287,10 @@ def test_a_full_disk_leaves_the_results_as_they_were(folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="results.csv.*No space left"):
-            folder.add_result({"iteration": 20, "loss_B": 20})
-    assert folder.results() == before
-    folder.add_result({"iteration": 20, "loss_B": 20})
-    assert len(folder.results()) == 2
+            folder.add_record("epoch", iteration=20, epoch=2)
+    assert table(folder) == before
+    folder.update_results()
+    assert len(table(folder)) == 2
 
 
 def test_two_writers_lose_no_row_and_mix_no_pair(tmp_path, folder):
@@ -329,7 +302,7 @@ def test_two_writers_lose_no_row_and_mix_no_pair(tmp_path, folder):
             for suffix in (".pth", ".state"):
                 (tmp_path / (name + suffix)).write_text(name)
             for iteration in range(first, first + 40):
-                folder.add_result({"iteration": iteration, "mask_mAP": 1.0})
+                folder.add_record("epoch", iteration=iteration, epoch=0)
                 folder.keep_weights(str(tmp_path / (name + ".pth")), "best")
         except (UserError, OSError) as error:
             failed.append(error)
@@ -340,7 +313,7 @@ def test_two_writers_lose_no_row_and_mix_no_pair(tmp_path, folder):
         writer.start()
     for writer in writers:
         writer.join()
-    assert failed == [] and len(folder.results()) == 80
+    assert failed == [] and len(table(folder)) == 80
     kept = [Path(folder.file("weights", "best" + suffix)).read_text()
             for suffix in (".pth", ".state")]
     assert kept[0] == kept[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.engine import observer
-from utils.engine.observer import WINDOW, StepClock, StepRecords, format_line
+from utils.engine.observer import WINDOW, StepRecords, format_line
 
 
 def test_line_to_the_byte():
@@ -30,29 +30,10 @@ class Clock:
         return self.now
 
 
-def test_the_mean_leaves_out_warm_up_and_pauses():
-    time = Clock()
-    clock = StepClock(time)
-    assert clock.now().seconds_per_step(clock.now()) == 0.0
-    time.now += 100  # warm-up
-    clock.steps += 1
-    window = clock.now()
-    for _ in range(2):
-        time.now += 2
-        clock.steps += 1
-    assert clock.now().seconds_per_step(window) == 2
-    with clock.paused():
-        time.now += 1000  # validation
-    assert clock.now().seconds_per_step(window) == 2
-    time.now += 11
-    clock.steps += 1
-    assert clock.now().seconds_per_step(window) == 5
-
-
 def observe(monkeypatch, seconds, fps_start=1, pauses=()):
     """Log lines of a training of 4 images a step, each step of which takes so long."""
     time = Clock()
-    monkeypatch.setattr(observer, "StepClock", lambda: StepClock(time))
+    monkeypatch.setattr(observer.time, "perf_counter", time)
     records = StepRecords()
     watch = observer.Observer([], records, torch.device("cpu"), rank=0, start=0, max_iter=100,
                               epoch_size=50, images_per_step=4, fps_start=fps_start,

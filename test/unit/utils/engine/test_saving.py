@@ -33,11 +33,9 @@ def test_no_score_is_never_better():
     assert best == BestScore(0.0, 0.0, 5, 2)
 
 
-def test_state_goes_round():
-    best = BestScore()
-    best.update(10, 0.5, 0.6)
-    best.update(20, 0.4, 0.6)
-    other = BestScore()
-    other.load_state_dict(best.state_dict())
-    assert other == best
-    assert not other.update(30, 0.45, 1) and other.since == 2
+def test_what_eval_found_is_the_best_where_it_is_better():
+    best = BestScore(0.5, 0.6, 10, 1)
+    best.consider({"iteration": 5, "mask_mAP": 50.0, "box_mAP": None})
+    assert best == BestScore(0.5, 0.6, 10, 1)
+    best.consider({"iteration": 5, "mask_mAP": 75.0, "box_mAP": None})
+    assert best == BestScore(0.75, None, 5, 1)

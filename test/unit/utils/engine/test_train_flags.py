@@ -88,11 +88,11 @@ def test_the_command_line_wins_over_the_file_and_flags_over_set(tmp_path):
     assert (args.num_workers, args.accumulate) == (7, 2)
 
 
-def test_a_run_folder_of_an_earlier_version_is_rerun(tmp_path):
+def test_a_run_folder_is_rerun(tmp_path):
     config = get_config("yolact_shapes", lr=0.125)
-    (tmp_path / "config.json").write_text(json.dumps({
-        "format": 1, "id": "x", "program": "train.py", "changed": ["lr"],
-        "flags": {"seed": 5, "fused_optimizer": False}, "config": config.to_dict()}))
+    (tmp_path / "config.yaml").write_text(
+        "{format: 2, id: x, program: train.py, config: yolact_shapes, set: {lr: 0.125}, "
+        "flags: {seed: 5, fused_optimizer: false}}")
     args = parse_train_flags([f"--rerun={tmp_path}", "--max_iter=7"])
     assert args.recipe == config.replace(max_iter=7) and args.seed == 5
     assert parse_train_flags([f"--rerun={tmp_path}", "--config=yolact_base"]).recipe.name == (
