@@ -8,6 +8,7 @@ SIGTERM, 129 SIGHUP.
 from __future__ import annotations
 
 import argparse
+import configparser
 import contextlib
 import difflib
 import errno
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import (
     Any,
     Callable,
+    Dict,
     Iterator,
     List,
     Mapping,
@@ -108,6 +110,18 @@ def add_device_flags(target: Any, *names: str) -> None:
                help="False is the original's spelling of --device=cpu")
 
 
+def foreign_words(program: str) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """Other tools' words, from foreign_flags.ini: with the flag of `program` that means the same,
+    and with a sentence on what there is in place of theirs.
+    """
+    table = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    table.read(os.path.join(os.path.dirname(__file__), "foreign_flags.ini"), encoding="utf-8")
+    same, instead = table[f"{program}: same"], table[f"{program}: instead"]
+    return ({word: flag for flag, words in same.items() for word in words.split()},
+            {word: " ".join(answer.split()) for words, answer in instead.items()
+             for word in words.split()})
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     """Says the default of every flag whose sentence does not."""
 
@@ -127,8 +141,7 @@ class ArgumentParser(argparse.ArgumentParser):
     `error: <sentence>` on stderr.
 
     Args:
-        same: other tools' words (see `utils.foreign_flags`) and the flag that means the same.
-        instead: other tools' words and a sentence on what there is in their place.
+        same, instead: see `foreign_words`.
     """
 
     def __init__(self, *args: Any, same: Optional[Mapping[str, str]] = None,

@@ -13,9 +13,15 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from data.config import Config, field_kinds, list_configs
 from data.config_fields import as_text, expected_value, parse, value_problem
 from data.config_file import parse_setting, read_recipe
-from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
+from utils.cli import (
+    ArgumentParser,
+    Bounded,
+    add_device_flags,
+    add_switch,
+    foreign_words,
+    refuse_two_cards,
+)
 from utils.errors import UserError, counted
-from utils.foreign_flags import TRAIN_INSTEAD, TRAIN_SAME
 from utils.parsing import whole_number
 
 AUTO = "auto"
@@ -58,8 +64,9 @@ def train_parser() -> ArgumentParser:
     """Parser of train.py; a flag of the recipe that is left out is None."""
     fields = {name: f"it is a field of the recipe: --set {name}=VALUE" for name in field_kinds()
               if name not in flagged_fields()}
+    same, instead = foreign_words("train")
     parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.",
-                            same=TRAIN_SAME, instead={**fields, **TRAIN_INSTEAD})
+                            same=same, instead={**fields, **instead})
     _add_data(parser)
     _add_recipe(parser)
     _add_schedule(parser)
@@ -133,12 +140,11 @@ def flagged_fields() -> List[str]:
 
 def _file_of_run(place: str) -> str:
     """The configuration in a run folder, or the file itself."""
-    for path in [place] if os.path.isfile(place) else [
-            os.path.join(place, name) for name in ("config.yaml", "config.json")]:
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"--rerun is '{place}', which is no run folder of train.py (looked for "
-                    f"'{os.path.join(place, 'config.yaml')}')")
+    path = place if os.path.isfile(place) else os.path.join(place, "config.yaml")
+    if not os.path.isfile(path):
+        raise UserError(f"--rerun is '{place}', which is no run folder of train.py (looked for "
+                        f"'{path}')")
+    return path
 
 
 def images_per_card(args: argparse.Namespace, default: int, cards: int) -> int:

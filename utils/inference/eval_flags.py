@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, Sequence
 
-from utils.cli import ArgumentParser, Bounded, add_device_flags, add_switch, refuse_two_cards
+from utils.cli import (
+    ArgumentParser,
+    Bounded,
+    add_device_flags,
+    add_switch,
+    foreign_words,
+    refuse_two_cards,
+)
 from utils.errors import UserError
-from utils.foreign_flags import EVAL_INSTEAD, EVAL_SAME
 
 
 def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -26,9 +32,10 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def eval_parser() -> ArgumentParser:
     """Parser of eval.py."""
+    same, instead = foreign_words("eval")
     parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
-                            "dataset, or draw what they find in an image.", same=EVAL_SAME,
-                            instead=EVAL_INSTEAD)
+                            "dataset, or draw what they find in an image.", same=same,
+                            instead=instead)
     _add_weights(parser)
     _add_data(parser)
     _add_images(parser)

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from helpers.paths import ROOT
-from utils import foreign_flags
+from utils.cli import foreign_words
 from utils.engine.train_flags import parse_train_flags, train_parser
 from utils.inference.eval_flags import eval_parser, parse_eval_flags
 
-PARSERS = {"train": (train_parser, foreign_flags.TRAIN_SAME, foreign_flags.TRAIN_INSTEAD),
-           "eval": (eval_parser, foreign_flags.EVAL_SAME, foreign_flags.EVAL_INSTEAD)}
+PARSERS = {"train": (train_parser, *foreign_words("train")),
+           "eval": (eval_parser, *foreign_words("eval"))}
 
 TAKEN = """
 train ultralytics  --epochs=3             epochs 3
