@@ -39,8 +39,7 @@ from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_fl
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
 from utils.inference.evaluator import CocoEvaluator
-from utils.inference.outputs import PredictionOptions
-from utils.inference.predict import PredictionRun
+from utils.inference.predict import PredictionOptions, PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory, keep_freed_memory
 

@@ -19,6 +19,9 @@ from torch import Tensor
 from layers.box_ops import crop as crop_masks
 from layers.box_ops import sanitize_coordinates
 
+Rle = Dict[str, Any]
+"""`{"size": [h, w], "counts": str}`, compressed run lengths in COCO's format."""
+
 THRESHOLD = 0.5
 _CROP_PADDING = 1
 
@@ -80,8 +83,8 @@ def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                 crop_to_box: bool = True, chunk_size: int = 128) -> List[Dict[str, Any]]:
-    """Masks of `assemble_masks` as COCO run lengths: `{"size": [h, w], "counts": str}` each.
+                 crop_to_box: bool = True, chunk_size: int = 128) -> List[Rle]:
+    """Masks of `assemble_masks` as COCO run lengths.
 
     Runs on the host. Down a column of the image a soft mask is linear between two prototype rows,
     so it crosses the threshold at most once there: the ends of the runs are computed, not searched
@@ -94,7 +97,7 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
     flat = proto.cpu().float().transpose(0, 1).reshape(proto_width * proto_height, -1).t()
     flat = flat.contiguous()
     coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
-    runs: List[Dict[str, Any]] = []
+    runs: List[Rle] = []
     for start in range(0, len(coefficients), chunk_size):
         chosen = slice(start, start + chunk_size)
         soft = torch.matmul(coefficients[chosen], flat).sigmoid_()

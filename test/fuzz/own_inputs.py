@@ -41,9 +41,8 @@ from utils.export.__main__ import export_parser, plan_of
 from utils.export.folder import PRIORS
 from utils.inference.detector import load_model
 from utils.inference.eval_flags import eval_parser, parse_eval_flags
-from utils.inference.outputs import PredictionOptions
-from utils.inference.predict import PredictionRun
-from utils.inference.prediction import Prediction
+from utils.inference.predict import PredictionOptions, PredictionRun
+from utils.inference.predictor import Prediction
 from utils.inference.video import VideoWriter
 from utils.weights.files import read_weights
 from utils.weights.paddle import write_pdparams

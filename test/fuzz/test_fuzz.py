@@ -41,8 +41,7 @@ from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.exported import ExportedModel
 from utils.files import digest
-from utils.inference.outputs import PredictionOptions
-from utils.inference.predict import PredictionRun
+from utils.inference.predict import PredictionOptions, PredictionRun
 from utils.parsing import parse_yaml
 
 ROUNDS = 6
@@ -195,19 +194,15 @@ def test_a_header_that_promises_gigabytes(tmp_path, start):
         read_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("name, content, said", [
-    ("environment.json", "[" * 20000, ""), ("environment.json", '{"sessions": "x"}', "sessions is"),
-    ("evaluation/evaluation.json", '{"box": 1}', "weights is missing"),
-    ("log.jsonl", '{"type": "train", "iteration": "x"}\n', ""),
-    ("results.csv", "iteration,mask_mAP\n1,x\n\u00b2,1\n", "")])
-def test_a_damaged_run_folder(tmp_path, name, content, said):
+@pytest.mark.parametrize("name, content", [
+    ("environment.json", "[" * 20000), ("environment.json", '{"sessions": "x"}'),
+    ("evaluation/evaluation.json", '{"box": 1}'),
+    ("log.jsonl", '{"type": "train", "iteration": "x"}\n')])
+def test_a_damaged_run_folder(tmp_path, name, content):
     folder = write_run(tmp_path, steps=2, validations=1)
     (tmp_path / "run" / name).write_text(content, encoding="utf-8")
     with mock.patch.object(plots, "is_available", lambda: False):
-        if said:
-            assert said in refused(report.main, folder.path)
-        else:
-            assert report.main([folder.path]) == 0
+        assert folder.path in refused(report.main, folder.path)
 
 
 @pytest.mark.parametrize("side", [15000, 60000])

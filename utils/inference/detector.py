@@ -32,14 +32,13 @@ from data.config import Config, get_config
 from data.config_file import read_recipe
 from layers.detection import Detect, Detections
 from layers.mask_iou import mask_scores
-from layers.masks import boxes_to_pixels, encode_masks
+from layers.masks import Rle, boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.amp import inference_dtype
 from utils.device import prefers_channels_last
 from utils.errors import UserError
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork, config_of_export
-from utils.inference.prediction import Rle
 from utils.progress import ProgressBar, image_parts
 from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
@@ -56,6 +55,14 @@ def to_network_input(image_bgr: np.ndarray, side: int) -> np.ndarray:
     """Resize `[h, w, 3]` BGR to planes `[3, side, side]` RGB, uint8; the aspect is not kept."""
     resized = cv2.resize(image_bgr, (side, side), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))
+
+
+def to_network_batch(images_bgr: Sequence[np.ndarray], side: int, count: int) -> Tensor:
+    """Uint8 `[count, 3, side, side]`, black behind the images."""
+    planes = np.zeros((count, 3, side, side), np.uint8)
+    for n, image in enumerate(images_bgr):
+        planes[n] = to_network_input(image, side)
+    return torch.from_numpy(planes)
 
 
 class StageTimes:
@@ -137,21 +144,17 @@ class PendingDetections(NamedTuple):
 
 @dataclass
 class Detector:
-    """Finds objects in batches of images.
-
-    Attributes:
-        model: on `device`; in evaluation mode when it is used.
-        detect: from predictions to detections, see `LoadedModel.build_detect`.
-        device: that the work is done on.
-        crop: cut masks off outside their boxes.
-        score_threshold: only boxes with a higher score; 0 for all.
-    """
+    """Finds objects in batches of images."""
 
     model: Union[Yolact, ExportedNetwork]
+    """On `device`; in evaluation mode when it is used."""
     detect: Callable[[Dict[str, Tensor]], Detections]
+    """From predictions to detections, see `LoadedModel.build_detect`."""
     device: torch.device
     crop: bool = True
+    """Cut masks off outside their boxes."""
     score_threshold: float = 0.0
+    """Only boxes with a higher score; 0 for all."""
 
     @property
     def full_batches(self) -> bool:
@@ -166,13 +169,8 @@ class Detector:
         """Yield each image with its objects, in order.
 
         The host finishes a batch after the next one is launched, so that device and host work
-        together.
-
-        Args:
-            batches: uint8 images `[B, 3, S, S]`, and for each of them what it is to the caller,
-                with height and width of the stored image. There may be fewer than B.
-            times: waiting for `batches` is its stage "loading". Counts the images.
-            progress: shown after each batch, and finished.
+        together. `batches` are uint8 images `[B, 3, S, S]`, and for each of them (there may be
+        fewer than B) what it is to the caller, with height and width of the stored image.
         """
         before: Optional[Tuple[Sequence[Tuple[Item, int, int]], PendingDetections]] = None
         try:
@@ -246,10 +244,8 @@ class LoadedModel(NamedTuple):
            ) -> Union[Yolact, ExportedNetwork]:
         """The network, ready for `device`; of one that is no export a copy, folded.
 
-        Args:
-            device: that it is to run on.
-            precision: `float32`, `bfloat16`, `float16` or `auto`, see `utils.amp.inference_dtype`;
-                what scores masks stays float32, and so does what follows the network.
+        `precision` is that of `utils.amp.inference_dtype`; what scores masks stays float32, and so
+        does what follows the network.
 
         Raises:
             UserError: `device` cannot compute in that type, or an export is to have another.

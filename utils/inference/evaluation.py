@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Callable, Generator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,7 +19,7 @@ from utils.distributed.failures import WatchedLoader
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_bytes, gather_state, raise_together, shard
 from utils.errors import UserError
-from utils.inference.detector import Detector, StageTimes, to_network_input
+from utils.inference.detector import Detector, StageTimes, to_network_batch
 from utils.inference.evaluator import CocoEvaluator
 from utils.inference.ground_truth import GroundTruth
 from utils.progress import ProgressBar
@@ -30,14 +29,8 @@ ImageBatch = Tuple[Tensor, List[Tuple[int, int, int]]]
 
 
 class EvaluationBatches(Dataset):
-    """Batches of a dataset's images, resized for a network.
-
-    Args:
-        dataset: with the images.
-        indices: of the images.
-        batch_size: B.
-        side: S, the network's input side.
-        full: black images fill up the last batch.
+    """Batches of B of a dataset's images, resized for a network whose input side is S; with `full`
+    black images fill up the last one.
     """
 
     def __init__(self, dataset: CocoDataset, indices: Sequence[int], batch_size: int,
@@ -51,17 +44,13 @@ class EvaluationBatches(Dataset):
     def __getitem__(self, number: int) -> Union[ImageBatch, UserError]:
         """Return a batch, or an image's error: raised in a worker it would lose its type."""
         indices = self._indices[number]
-        count = self.batch_size if self.full else len(indices)
-        planes = np.zeros((count, 3, self.side, self.side), np.uint8)
-        facts = []
         try:
-            for n, index in enumerate(indices):
-                sample = self.dataset[index]
-                planes[n] = to_network_input(sample.image, self.side)
-                facts.append((sample.image_id, *sample.image.shape[:2]))
+            samples = [self.dataset[index] for index in indices]
         except UserError as error:
             return error
-        return torch.from_numpy(planes), facts
+        planes = to_network_batch([sample.image for sample in samples], self.side,
+                                  self.batch_size if self.full else len(indices))
+        return planes, [(sample.image_id, *sample.image.shape[:2]) for sample in samples]
 
 
 def load_batches(batches: EvaluationBatches, num_workers: int = 0,
@@ -84,28 +73,21 @@ def choose_images(total: int, max_images: int, shuffle: bool = False,
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which images of which dataset are scored, and how they are read.
-
-    Attributes:
-        dataset: images and ground truth.
-        category_ids: of each class of the network by 0-based class index; None for one that the
-            dataset does not have.
-        indices: of the images, as from `choose_images`.
-        batch_size: images that pass the network together.
-        num_workers: processes that read images; 0 reads in this one.
-        processes: that share the images.
-        show_progress: on the terminal of the main process.
-        loader_timeout: seconds that a batch may take; 0 waits for ever.
-    """
+    """Which images of which dataset are scored, and how they are read."""
 
     dataset: CocoDataset
     category_ids: Sequence[Optional[int]]
+    """Of each class of the network; None for one that the dataset does not have."""
     indices: Sequence[int]
+    """Of the images, as from `choose_images`."""
     batch_size: int = 4
     num_workers: int = 2
+    """Processes that read images; 0 reads in this one."""
     processes: Processes = Processes()
+    """That share the images."""
     show_progress: bool = False
     loader_timeout: float = 0
+    """Seconds that a batch may take; 0 waits for ever."""
     _truth: GroundTruth = field(init=False)
     """Read once, however often the network is scored."""
 

@@ -21,10 +21,10 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Un
 import numpy as np
 import pycocotools.mask
 
+from layers.masks import Rle
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.inference.ground_truth import COCO, COCOeval, GroundTruth, ImageSizes, coco_of
-from utils.inference.prediction import Rle
 
 _BOX_DECIMALS = 3
 _SCORE_DIGITS = 6
@@ -108,7 +108,7 @@ class CocoResults:
             cells = [box.ap, box.ap50, mask.ap, mask.ap50]
             writer.writerow([box.category_id, box.name, box.objects] + [
                 "" if value is None else f"{100 * value:.2f}" for value in cells])
-        write_whole(path, lambda stream: stream.write(text.getvalue().encode("utf-8")))
+        write_whole(path, text.getvalue().encode("utf-8"))
 
 
 class ScoredImage(NamedTuple):
@@ -151,10 +151,10 @@ class CocoEvaluator:
     def add(self, image_id: int, boxes_px: np.ndarray, masks_rle: Sequence[Rle],
             classes: Sequence[int], scores: Sequence[float],
             mask_scores: Optional[Sequence[float]] = None) -> None:
-        """Add the n detections of one image; n may be 0.
+        """Add the n detections of one image, once; n may be 0.
 
         Args:
-            image_id: COCO image id; each image can be added once.
+            image_id: COCO's.
             boxes_px: `[n, 4]` x1 y1 x2 y2 in pixels.
             masks_rle: n run lengths at the image's size.
             classes: `[n]`, 0-based.
@@ -165,8 +165,7 @@ class CocoEvaluator:
         if image_id in self._detections:
             raise ValueError(f"image {image_id} was added before")
         boxes = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
-        if mask_scores is None:
-            mask_scores = scores
+        mask_scores = scores if mask_scores is None else mask_scores
         if not (len(boxes) == len(masks_rle) == len(classes) == len(scores) == len(mask_scores)):
             raise ValueError(f"image {image_id}: {len(boxes)} boxes, {len(masks_rle)} masks, "
                              f"{len(classes)} classes, {len(scores)} and {len(mask_scores)} scores")
@@ -230,22 +229,20 @@ class CocoEvaluator:
 
     def write_json(self, bbox_path: str, mask_path: str) -> None:
         """Write two files in COCO's result format, each whole or not at all."""
-        for path, kind in ((bbox_path, "bbox"), (mask_path, "segmentation")):
-            write_whole(path, functools.partial(self._write_kind, kind))
+        write_whole(bbox_path, functools.partial(self._write_kind, "bbox", "score"))
+        write_whole(mask_path, functools.partial(self._write_kind, "segmentation", "mask_score"))
 
-    def _write_kind(self, kind: str, stream: Any) -> None:
+    def _write_kind(self, kind: str, score: str, stream: Any) -> None:
+        separator = ""
         stream.write(b"[")
-        for n, record in enumerate(self._records(kind)):
-            text = json.dumps(record, separators=(",", ":"))
-            stream.write(((",\n" if n else "") + text).encode("ascii"))
-        stream.write(b"]\n")
-
-    def _records(self, kind: str) -> Iterable[Dict[str, Any]]:
-        score = "score" if kind == "bbox" else "mask_score"
         for image_id, found in self._detections.items():
-            for detection in found:
-                yield {"image_id": image_id, "category_id": detection["category_id"],
-                       kind: detection[kind], "score": detection[score]}
+            for item in found:
+                record = {"image_id": image_id, "category_id": item["category_id"],
+                          kind: item[kind], "score": item[score]}
+                text = separator + json.dumps(record, separators=(",", ":"))
+                stream.write(text.encode("ascii"))
+                separator = ",\n"
+        stream.write(b"]\n")
 
     def _ground_truth(self) -> COCO:
         truth = self._truth.coco
@@ -260,18 +257,15 @@ class CocoEvaluator:
         """The detections as COCOeval takes them. Areas are those of what is matched."""
         records: List[Dict[str, Any]] = []
         for image_id, found in self._detections.items():
-            if iou_type == "segm":
-                areas = pycocotools.mask.area([item["segmentation"] for item in found]).tolist() \
-                    if found else []
-            else:
-                areas = [item["bbox"][2] * item["bbox"][3] for item in found]
+            areas = [item["bbox"][2] * item["bbox"][3] for item in found]
+            if iou_type == "segm" and found:
+                areas = pycocotools.mask.area([item["segmentation"] for item in found]).tolist()
             for item, area in zip(found, areas):
-                record = {"id": len(records) + 1, "image_id": image_id, "iscrowd": 0, "area": area,
-                          "category_id": item["category_id"], "bbox": item["bbox"],
-                          "score": item["score"]}
-                if iou_type == "segm":
-                    record.update(segmentation=item["segmentation"], score=item["mask_score"])
-                records.append(record)
+                of_kind = {"score": item["score"]} if iou_type == "bbox" else {
+                    "score": item["mask_score"], "segmentation": item["segmentation"]}
+                records.append(dict(
+                    of_kind, id=len(records) + 1, image_id=image_id, iscrowd=0, area=area,
+                    category_id=item["category_id"], bbox=item["bbox"]))
         return records
 
     def _score(self, truth: COCO, iou_type: str) -> Scores:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
-import numpy as np
 import pycocotools.mask
 
-from data.annotations.kept_arrays import KeptArrays, keep
+from layers.masks import Rle
 from utils.errors import UserError
-from utils.inference.prediction import Rle
 
 try:
     from faster_coco_eval import COCO
@@ -37,16 +34,15 @@ class GroundTruth:
 
     Outlines are run lengths; an annotation without a usable one is left out. Box, area and crowd
     flag may be missing in annotations that people made themselves, and one with id 0 would never
-    count as found (COCOeval takes 0 for "no match"). What was read is kept in the user's cache.
+    count as found (COCOeval takes 0 for "no match").
 
     Args:
-        source: path of the file, or pycocotools' COCO object (left unchanged).
-        image_sizes: for files that leave them out.
+        source: path of the file, or pycocotools' object, which is left unchanged.
+        image_sizes: width and height by image id, for files that leave them out.
     """
 
     def __init__(self, source: Union[str, COCO], image_sizes: ImageSizes) -> None:
         self._source, self._image_sizes = source, image_sizes
-        self._kept: Optional[KeptArrays] = None
         self._coco: Optional[COCO] = None
 
     @property
@@ -57,7 +53,7 @@ class GroundTruth:
     @property
     def is_annotated(self) -> bool:
         """Whether the file has annotations to score against (test-dev's has none)."""
-        return bool(self._read().facts["annotated"])
+        return "annotations" in self.coco.dataset
 
     @property
     def coco(self) -> COCO:
@@ -67,41 +63,32 @@ class GroundTruth:
             UserError: the file is not COCO's.
         """
         if self._coco is None:
-            self._coco = coco_of(*_records(self._read()))
-        return self._coco
-
-    def _read(self) -> KeptArrays:
-        if self._kept is None:
             try:
-                self._kept = self._pack() if not isinstance(self._source, str) else keep(
-                    "ground_truth", self._source, [Path(__file__)], self._pack)
+                self._coco = self._read()
             except (OSError, ValueError, KeyError, TypeError, AttributeError,
                     OverflowError) as error:
                 raise UserError(f"cannot read {self.name} as a COCO annotation file: "
                                 f"{error or type(error).__name__}") from error
-        return self._kept
+        return self._coco
 
-    def _pack(self) -> KeptArrays:
+    def _read(self) -> COCO:
         if isinstance(self._source, str):
             with open(self._source, encoding="utf-8-sig") as stream:
                 document = json.load(stream)
         else:
             document = self._source.dataset
-        sizes, given = {}, True
+        images = []
         for image in document["images"]:
             size = image.get("width"), image.get("height")
             if None in size:
-                given = False
                 size = self._image_sizes.get(image["id"], size)
             if None in size:
                 raise UserError(f"{self.name}: image {image['id']} has no width and height")
-            sizes[image["id"]] = int(size[0]), int(size[1])
-        facts = {"annotated": "annotations" in document,
-                 "categories": document.get("categories", [])}
-        return KeptArrays(facts, {
-            "image_ids": np.array(list(sizes), np.int64).reshape(-1),
-            "image_sizes": np.array(list(sizes.values()), np.int64).reshape(-1, 2),
-            **_columns(document.get("annotations", []), sizes)}, lasting=given)
+            images.append({"id": image["id"], "width": int(size[0]), "height": int(size[1])})
+        annotations = None
+        if "annotations" in document:
+            annotations = _usable(document["annotations"], {image["id"]: image for image in images})
+        return coco_of(images, document.get("categories", []), annotations)
 
 
 def coco_of(images: List[Dict[str, Any]], categories: List[Any],
@@ -116,52 +103,29 @@ def coco_of(images: List[Dict[str, Any]], categories: List[Any],
     return made
 
 
-def _columns(annotations: Iterable[Dict[str, Any]],
-             sizes: Dict[int, Tuple[int, int]]) -> Dict[str, np.ndarray]:
-    """Annotations that have an outline, as arrays; `sizes` are width and height by image."""
-    ids, boxes, areas, rles = [], [], [], []
+def _usable(annotations: Iterable[Dict[str, Any]],
+            images: Dict[int, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Annotations that have an outline, each with all its fields; `images` by id."""
+    found = []
     for annotation in annotations:
-        image_id = annotation["image_id"]
-        if image_id not in sizes:
-            raise UserError(f"annotation {annotation.get('id')} refers to image id {image_id}, "
-                            "which is not in 'images'")
-        rle = _to_rle(annotation.get("segmentation"), *sizes[image_id])
-        if rle is None:
-            continue
-        area = annotation.get("area")
-        ids.append((annotation.get("id", 0), image_id, annotation["category_id"],
-                    int(annotation.get("iscrowd") or 0)))
-        areas.append(float(pycocotools.mask.area(rle) if area is None else area))
-        boxes.append(annotation.get("bbox") or pycocotools.mask.toBbox(rle).tolist())
-        rles.append(rle)
-    counts = [rle["counts"] if isinstance(rle["counts"], bytes) else rle["counts"].encode("ascii")
-              for rle in rles]
-    columns = {"ids": np.array(ids, np.int64).reshape(-1, 4),
-               "boxes": np.array(boxes, np.float64).reshape(-1, 4), "areas": np.array(areas),
-               "rle_sizes": np.array([rle["size"] for rle in rles], np.int64).reshape(-1, 2),
-               "rle_stops": np.cumsum([len(text) for text in counts], dtype=np.int64),
-               "rle_bytes": np.frombuffer(b"".join(counts), np.uint8)}
-    if (columns["ids"][:, 0] == 0).any():
-        columns["ids"][:, 0] = np.arange(len(ids)) + 1
-    return columns
-
-
-def _records(kept: KeptArrays) -> Tuple[List[Any], List[Any], Optional[List[Dict[str, Any]]]]:
-    """Images, categories and annotations as dictionaries."""
-    arrays = kept.arrays
-    images = [{"id": number, "width": width, "height": height} for number, (width, height) in zip(
-        arrays["image_ids"].tolist(), arrays["image_sizes"].tolist())]
-    if not kept.facts["annotated"]:
-        return images, kept.facts["categories"], None
-    data, start, annotations = arrays["rle_bytes"].tobytes(), 0, []
-    for (number, image_id, category_id, crowd), box, area, size, stop in zip(*(
-            arrays[name].tolist() for name in ("ids", "boxes", "areas", "rle_sizes", "rle_stops"))):
-        annotations.append({
-            "id": number, "image_id": image_id, "category_id": category_id, "iscrowd": crowd,
-            "bbox": box, "area": area,
-            "segmentation": {"size": size, "counts": data[start:stop]}})
-        start = stop
-    return images, kept.facts["categories"], annotations
+        if annotation["image_id"] not in images:
+            raise UserError(f"annotation {annotation.get('id')} refers to image id "
+                            f"{annotation['image_id']}, which is not in 'images'")
+        image = images[annotation["image_id"]]
+        rle = _to_rle(annotation.get("segmentation"), image["width"], image["height"])
+        if rle is not None:
+            area = annotation.get("area")
+            found.append({
+                "id": annotation.get("id", 0), "image_id": image["id"],
+                "category_id": annotation["category_id"],
+                "iscrowd": int(annotation.get("iscrowd") or 0),
+                "bbox": annotation.get("bbox") or pycocotools.mask.toBbox(rle).tolist(),
+                "area": float(pycocotools.mask.area(rle) if area is None else area),
+                "segmentation": rle})
+    if any(record["id"] == 0 for record in found):
+        for number, record in enumerate(found, 1):
+            record["id"] = number
+    return found
 
 
 def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:

@@ -6,48 +6,85 @@ and left out; the rest goes on.
 
 from __future__ import annotations
 
+import functools
+import glob
 import itertools
+import json
 import os
+import re
+from collections import Counter
 from contextlib import closing
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, TextIO, Tuple
+from dataclasses import dataclass
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    TextIO,
+    Tuple,
+)
 
 import cv2
 import numpy as np
 
-from data.image import read_image
+from data.image import SUFFIXES, read_image
 from utils.drawing import draw_corner_text
 from utils.errors import UserError
-from utils.files import refuse_unwritable, refuse_unwritable_file
+from utils.files import refuse_unwritable, refuse_unwritable_file, write_whole
 from utils.inference.detector import Item, StageTimes
-from utils.inference.outputs import (
-    RESULTS,
-    ImageFile,
-    PredictionOptions,
-    PredictionOutput,
-    find_images,
-    output_pair,
-    split_pair,
-)
-from utils.inference.predictor import Predictor
-from utils.inference.video import (
-    Frame,
-    VideoReader,
-    VideoWriter,
-    read_ahead,
-    refuse_window,
-    show_in_window,
-)
+from utils.inference.predictor import Prediction, Predictor
+from utils.inference.video import FrameOutput, VideoReader, read_ahead, refuse_window
 from utils.parsing import whole_number
 from utils.progress import ProgressBar
 
+RESULTS = "results"
+EXIT_FAILURES = 1
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 _PIXELS_IN_BATCH = 64_000_000
 """A batch is closed early when its images reach this: bounds the memory."""
 
-EXIT_FAILURES = 1
+
+class ImageFile(NamedTuple):
+    """One image of a run."""
+
+    source: str
+    target: str
+    """File that is drawn."""
+    image_id: int
+    """Of the records in JSON."""
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What is shown of the objects that were found, and what is written beside the drawings."""
+
+    top_k: Optional[int] = 5
+    """At most this many objects an image, best first; None for all."""
+    score_threshold: float = 0.0
+    masks: bool = True
+    boxes: bool = True
+    text: bool = True
+    scores: bool = True
+    speed: bool = False
+    """Frames per second, written onto the frames of a video."""
+    json: bool = False
+    """Records in COCO's result format."""
+    polygons: bool = False
+    """Outlines instead of run lengths in them."""
+    crops: bool = False
+    """Each object cut out, with a transparent background."""
+    benchmark: bool = False
+    """Wait for the device after each stage, so that its time is its own."""
+    show_progress: bool = True
 
 
 class PredictionRun:
-    """One run of a predictor.
+    """One run of a predictor; what fails in it is said and counted.
 
     Args:
         predictor: finds the objects.
@@ -55,6 +92,11 @@ class PredictionRun:
         say: prints a line of the result.
         warn: prints a line about something that failed.
         stream: for progress.
+
+    Attributes:
+        objects: shown so far.
+        files: drawn so far.
+        times: of the stages, "drawing" and "writing" behind those of `Predictor.find`.
     """
 
     def __init__(self, predictor: Predictor, options: PredictionOptions,
@@ -63,30 +105,30 @@ class PredictionRun:
         self.predictor, self.options = predictor, options
         self.say, self.warn, self.stream = say, warn, stream
         self.times = StageTimes()
+        self.objects = self.files = 0
+        self._records: List[str] = []
+        self._failures: List[UserError] = []  # a list, since images are read in another thread
+        self._stem, self._crops_folder, self._strict = "", "", False
 
     def image(self, value: str) -> int:
         """`--image=IN[:OUT]`; an image that cannot be read or written is a `UserError`."""
         source, target = output_pair(value, ".png")
         refuse_unwritable_file(target)
-        output = self._start(os.path.splitext(target)[0], strict=True)
-        self._draw_files([ImageFile(source, target, 1)], output)
-        return self._end(f"{output.objects} objects drawn in {target}", output,
-                         speed=self.options.benchmark)
+        self._strict = True
+        self._start(os.path.splitext(target)[0])
+        self._draw_files([ImageFile(source, target, 1)])
+        return self._end(f"{self.objects} objects drawn in {target}", speed=self.options.benchmark)
 
     def images(self, value: str) -> int:
         """`--images=FOLDER[:OUT]`."""
         files, folder, others = find_images(value)
         self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
         refuse_unwritable(folder)
-        output = self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
-        interrupted: Optional[KeyboardInterrupt] = None
-        try:
-            self._draw_files(files, output)
-        except KeyboardInterrupt as stop:  # what was found so far is written
-            interrupted = stop
-        code = self._end(f"{output.images} of {len(files)} images drawn in {folder}, "
-                         f"{output.objects} objects", output)
-        if interrupted is not None:
+        self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
+        interrupted = _interrupt_in(lambda: self._draw_files(files))
+        code = self._end(f"{self.files} of {len(files)} images drawn in {folder}, "
+                         f"{self.objects} objects")
+        if interrupted is not None:  # what was found so far is written
             raise interrupted
         return code
 
@@ -100,54 +142,69 @@ class PredictionRun:
         else:
             refuse_unwritable_file(target)
         with closing(VideoReader(source)) as reader:
-            output = self._start(os.path.splitext(
-                target or os.path.join(RESULTS, "camera" + source))[0])
-            shown = _Frames(reader, target)
-            interrupted: Optional[KeyboardInterrupt] = None
+            self._start(os.path.splitext(target or os.path.join(RESULTS, "camera" + source))[0])
+            shown = FrameOutput(reader, target)
             try:
-                self._draw_frames(reader, shown, output)
-            except KeyboardInterrupt as stop:
-                interrupted = stop
+                interrupted = _interrupt_in(lambda: self._draw_frames(reader, shown))
             finally:
-                is_whole = output.attempt(shown.close)
+                is_whole = self._attempt(shown.close)
             if not self.times.images and interrupted is None:
                 raise UserError(f"{source}: no frame of it can be decoded; it may be incomplete, "
                                 "or in a format that this OpenCV cannot read")
             if reader.missing:
-                output.fail(UserError(
+                self._fail(UserError(
                     f"{source}: the last {reader.missing} of {reader.total} frames cannot be "
                     "read; the file may be incomplete"), reader.missing)
             place = f" drawn in {target}" if target is not None and is_whole else ""
-            code = self._end(f"{self.times.images} frames{place}, {output.objects} objects", output)
+            code = self._end(f"{self.times.images} frames{place}, {self.objects} objects")
             # Ctrl-C is how a recording ends.
             if interrupted is not None and not reader.is_camera:
                 raise interrupted
             return code
 
-    def _start(self, stem: str, crops_folder: str = "", strict: bool = False) -> PredictionOutput:
+    def _start(self, stem: str, crops_folder: str = "") -> None:
         """Start the clock and whatever is written beside the images."""
+        self._stem, self._crops_folder = stem, crops_folder or stem + "_crops"
         if self.options.json:
             refuse_unwritable_file(stem + ".json")
         if self.options.benchmark:
             self.predictor.warm_up()
         self.times = StageTimes(self.predictor.synchronize if self.options.benchmark else None)
-        return PredictionOutput(self.options, self.warn, self.times, stem + ".json",
-                                crops_folder or stem + "_crops", strict)
 
-    def _draw_files(self, files: Sequence[ImageFile], output: PredictionOutput) -> None:
+    def _fail(self, error: UserError, times: int = 1) -> None:
+        """Say what failed and count it `times` times; raise it where nothing may fail."""
+        if self._strict:
+            raise error
+        self.warn(f"failed: {error}")
+        self._failures += [error] * times
+
+    def _attempt(self, action: Callable[[], Any]) -> bool:
+        """Whether `action` ended without a `UserError`, which is counted."""
+        try:
+            action()
+        except UserError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _draw_files(self, files: Sequence[ImageFile]) -> None:
         def readable() -> Iterator[Tuple[ImageFile, np.ndarray]]:
             for file in files:
                 try:
                     yield file, read_image(file.source)
                 except UserError as error:
-                    output.fail(error)
+                    self._fail(error)
 
         with closing(read_ahead(readable())) as ahead, closing(self.predictor.find(
                 self._batches(ahead), self.times, self._progress(len(files)))) as found:
             for file, prediction in found:
-                output.write(prediction, file)
+                drawn = self._draw(prediction, file.image_id, _stem(file.target),
+                                   {"file_name": os.path.basename(file.source)})
+                with self.times.stage("writing"):
+                    self.files += self._attempt(functools.partial(
+                        write_image, file.target, drawn))
 
-    def _draw_frames(self, reader: VideoReader, shown: _Frames, output: PredictionOutput) -> None:
+    def _draw_frames(self, reader: VideoReader, shown: FrameOutput) -> None:
         """Draw until the end, or until the user leaves the window."""
         before = 0
         with closing(read_ahead(reader)) as ahead, closing(self.predictor.find(
@@ -156,13 +213,39 @@ class PredictionRun:
                 self.times, self._progress(reader.total))) as found:
             for frame, prediction in found:
                 for lost in range(before + 1, frame.number):
-                    output.fail(UserError(f"{reader.source}: frame {lost} cannot be decoded"))
-                drawn = output.draw(prediction, frame.number, f"{frame.number:06d}")
+                    self._fail(UserError(f"{reader.source}: frame {lost} cannot be decoded"))
+                drawn = self._draw(prediction, frame.number, f"{frame.number:06d}", {})
                 if self.options.speed:
                     draw_corner_text(drawn, f"{self.times.images_per_second():.1f} fps")
                 with self.times.stage("writing"):
                     shown.add(drawn, frame, lost=frame.number - before - 1)
                 before = frame.number
+
+    def _draw(self, prediction: Prediction, image_id: int, name: str,
+              facts: Dict[str, str]) -> np.ndarray:
+        """Draw an image's objects and return it; `name` is of its cut-outs, `facts` go with the
+        id into each record.
+        """
+        options = self.options
+        shown = prediction.best(options.top_k, options.score_threshold)
+        with self.times.stage("drawing"):
+            drawn = shown.draw(None, 0, options.masks, options.boxes, options.text, options.scores)
+        self.objects += len(shown)
+        with self.times.stage("writing"):
+            if options.crops:
+                self._attempt(lambda: self._write_cut_outs(shown, name))
+            if options.json:
+                self._records += [
+                    json.dumps(dict(record, **facts), separators=(",", ":"), ensure_ascii=False)
+                    for record in shown.to_coco(image_id, options.polygons)]
+        return drawn
+
+    def _write_cut_outs(self, shown: Prediction, name: str) -> None:
+        """Write each object as `<name>_<number>_<class>.png` with a transparent background."""
+        for n, cut_out in shown.cut_outs():
+            label = _NOT_IN_NAMES.sub("_", shown.class_names[n])
+            write_image(os.path.join(self._crops_folder, f"{name}_{n + 1:02d}_{label}.png"),
+                        cut_out)
 
     def _progress(self, total: int) -> ProgressBar:
         return ProgressBar(total, self.stream, enabled=self.options.show_progress and total != 1)
@@ -180,53 +263,113 @@ class PredictionRun:
         if batch:
             yield batch
 
-    def _end(self, sentence: str, output: PredictionOutput, speed: bool = True) -> int:
+    def _end(self, sentence: str, speed: bool = True) -> int:
         """Write the JSON file and say what was done; returns the exit code."""
-        for line in [sentence] + output.close():
-            self.say(line)
+        self.say(sentence)
+        path, text = self._stem + ".json", "[" + ",\n".join(self._records) + "]\n"
+        if self.options.json and self._attempt(lambda: write_whole(path, text.encode("utf-8"))):
+            self.say(f"{len(self._records)} records in {path}")
         if speed:
             self.say(self.times.sentence(stages=self.options.benchmark))
-        if output.failed:
-            self.say(f"{output.failed} failed")
-            return EXIT_FAILURES
-        return 0
+        if self._failures:
+            self.say(f"{len(self._failures)} failed")
+        return EXIT_FAILURES if self._failures else 0
 
 
-class _Frames:
-    """The drawn frames of a video in order, on their way into a file or a window.
+def _interrupt_in(action: Callable[[], None]) -> Optional[KeyboardInterrupt]:
+    """The interrupt, if any, that has ended `action`."""
+    try:
+        action()
+    except KeyboardInterrupt as stop:
+        return stop
+    return None
 
-    A frame that could not be decoded is replaced by the last one, so that the video keeps its
-    length. From a camera a frame is written as often as the time since the last one demands.
+
+def split_pair(value: str) -> Tuple[str, Optional[str]]:
+    """`in:out` -> both, or None for an output left out. Drives and addresses (://) stay whole."""
+    source, separator, target = value.rpartition(":")
+    is_drive = len(source) == 1 and source.isalpha() and target[:1] in ("\\", "/")
+    if not separator or is_drive or target.startswith("//"):
+        return value, None
+    return source, target or None
+
+
+def output_pair(value: str, ending: str) -> Tuple[str, str]:
+    """Paths of `in.jpg[:out.png]`; an output left out is `results/in` with the ending.
+
+    Raises:
+        UserError: both are the same file.
     """
+    source, target = split_pair(value)
+    if target is None:
+        target = os.path.join(RESULTS, _stem(source) + ending)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError(f"'{source}' is both input and output; choose another name for the output")
+    return source, target
 
-    def __init__(self, reader: VideoReader, target: Optional[str]) -> None:
-        self._reader, self._target = reader, target
-        self._writer: Optional[VideoWriter] = None
-        self._last: Optional[np.ndarray] = None
-        self._start = 0.0
-        self.left = False
-        """Whether the user has closed the window."""
 
-    def add(self, drawn: np.ndarray, frame: Frame, lost: int) -> None:
-        """Write and show a frame, before which so many were lost."""
-        if self._target is None:
-            self.left = self.left or not show_in_window(drawn)
-            return
-        if self._writer is None:
-            self._writer = VideoWriter(self._target, self._reader.fps, drawn.shape[1::-1])
-            self._start = frame.seconds
-        times = 1
-        if self._reader.is_camera:
-            due = int(round((frame.seconds - self._start) * self._reader.fps)) + 1
-            times = max(due - self._writer.frames, 0)
-        elif self._last is not None:
-            self._writer.write(self._last, lost)
-        self._writer.write(drawn, times)
-        self._last = drawn
+def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
+    """Resolve `--images=in_dir[:out_dir]`; `in_dir` may be a pattern such as `in/*.jpg`.
 
-    def close(self) -> None:
-        """Finish the file; a `UserError` if it lacks frames."""
-        if self._target is None:
-            cv2.destroyAllWindows()
-        if self._writer is not None:
-            self._writer.close()
+    Taken are files with an image's ending or without any, but not hidden ones.
+
+    Returns:
+        The images in the order of their names, the output folder, and how many other files there
+        were. Image ids are the numbers that the files' names are, as in COCO; if they are not all
+        different numbers, 1, 2, 3, ...
+
+    Raises:
+        UserError: no such folder, no images in it, or both folders are the same.
+    """
+    source, target = split_pair(value)
+    is_folder = os.path.isdir(source)
+    folder = target or os.path.join(RESULTS, os.path.basename(os.path.abspath(
+        source if is_folder else os.path.dirname(source))))
+    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
+    if not paths and not is_folder:
+        raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
+                        "it as a pattern; give a folder with images")
+    files = [path for path in paths if os.path.isfile(path)]
+    chosen = [path for path in files
+              if os.path.splitext(path)[1].lower() in SUFFIXES + ("",)]
+    if not chosen:
+        raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
+                        f"(known: {' '.join(SUFFIXES)})")
+    if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder) for path in chosen):
+        raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
+                        "folder; choose another output folder, e.g. "
+                        f"--images={source}:{os.path.join(RESULTS, 'drawn')}")
+    stems = [_stem(path) for path in chosen]
+    # Compared without case: some file systems do not know it.
+    counts = Counter(stem.lower() for stem in stems)
+    ids = list(range(1, len(stems) + 1))
+    if all(stem.isdigit() and stem.isascii() for stem in stems) and (
+            len({int(stem) for stem in stems}) == len(stems)):
+        ids = [int(stem) for stem in stems]
+    # Endings stay where names without them would be the same.
+    names = [stem if counts[stem.lower()] == 1 else os.path.basename(path)
+             for stem, path in zip(stems, chosen)]
+    images = [ImageFile(path, os.path.join(folder, name + ".png"), image_id)
+              for path, name, image_id in zip(chosen, names, ids)]
+    return images, folder, len(files) - len(chosen)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def write_image(path: str, image: np.ndarray) -> None:
+    """Encode an image as its name says (PNG without an ending) and write it whole.
+
+    Raises:
+        UserError: OpenCV does not know the ending, or the file cannot be written.
+    """
+    ending = os.path.splitext(path)[1] or ".png"
+    try:
+        written, data = cv2.imencode(ending, image)
+    except cv2.error:
+        written = False
+    if not written:
+        raise UserError(f"cannot write '{path}': OpenCV does not write {ending} files of "
+                        f"{image.shape[1]}x{image.shape[0]} pixels; try .png")
+    write_whole(path, data.tobytes())

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generator, Iterable, Iterator, NamedTuple, Tuple, TypeVar
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar
 
 import cv2
 import numpy as np
@@ -199,6 +199,46 @@ class VideoWriter:
         is_last_there = capture.read()[0]
         capture.release()
         return found if is_last_there else max(found - 1, 0)
+
+
+class FrameOutput:
+    """The drawn frames of a video in order, on their way into a file or a window.
+
+    A frame that could not be decoded is replaced by the last one, so that the video keeps its
+    length. From a camera a frame is written as often as the time since the last one demands.
+    """
+
+    def __init__(self, reader: VideoReader, target: Optional[str]) -> None:
+        self._reader, self._target = reader, target
+        self._writer: Optional[VideoWriter] = None
+        self._last: Optional[np.ndarray] = None
+        self._start = 0.0
+        self.left = False
+        """Whether the user has closed the window."""
+
+    def add(self, drawn: np.ndarray, frame: Frame, lost: int) -> None:
+        """Write and show a frame, before which so many were lost."""
+        if self._target is None:
+            self.left = self.left or not show_in_window(drawn)
+            return
+        if self._writer is None:
+            self._writer = VideoWriter(self._target, self._reader.fps, drawn.shape[1::-1])
+            self._start = frame.seconds
+        times = 1
+        if self._reader.is_camera:
+            due = int(round((frame.seconds - self._start) * self._reader.fps)) + 1
+            times = max(due - self._writer.frames, 0)
+        elif self._last is not None:
+            self._writer.write(self._last, lost)
+        self._writer.write(drawn, times)
+        self._last = drawn
+
+    def close(self) -> None:
+        """Finish the file; a `UserError` if it lacks frames."""
+        if self._target is None:
+            cv2.destroyAllWindows()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def refuse_window(source: str) -> None:

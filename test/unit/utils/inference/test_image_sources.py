@@ -16,10 +16,9 @@ import eval as evaluation
 from data.image import image_from_array, image_from_pil, read_image
 from helpers.prediction_weights import IDS, full_disk, noise, save_weights
 from utils.errors import UserError
-from utils.inference.detector import StageTimes
-from utils.inference.outputs import (
+from utils.inference.predict import (
     PredictionOptions,
-    PredictionOutput,
+    PredictionRun,
     find_images,
     output_pair,
     split_pair,
@@ -272,14 +271,15 @@ def test_json_that_cannot_be_written(tmp_path):
     said = []
     (tmp_path / "file").write_text("")
 
-    def output(path):
-        return PredictionOutput(PredictionOptions(json=True), said.append, StageTimes(), str(path),
-                                "crops")
+    def end(stem):
+        made = PredictionRun(None, PredictionOptions(json=True), said.append, said.append, None)
+        made._stem = str(stem)
+        return made._end("done", speed=False)
 
-    failing = output(tmp_path / "file" / "p.json")
-    assert failing.close() == [] and failing.failed == 1
-    assert "p.json" in said[0] and os.listdir(str(tmp_path)) == ["file"]
-    assert output(tmp_path / "deep" / "empty.json").close()[0].startswith("0 records in ")
+    assert end(tmp_path / "file" / "p") == 1
+    assert "p.json" in said[1] and said[2] == "1 failed" and os.listdir(str(tmp_path)) == ["file"]
+    assert end(tmp_path / "deep" / "empty") == 0
+    assert said[4].startswith("0 records in ")
     assert json.loads((tmp_path / "deep" / "empty.json").read_text()) == []
 
 

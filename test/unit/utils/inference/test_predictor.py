@@ -27,7 +27,7 @@ from utils.device import half_type_problem
 from utils.errors import UserError
 from utils.inference import Predictor
 from utils.inference.detector import Detector, load_model
-from utils.inference.prediction import Prediction, decode_window, outline
+from utils.inference.predictor import Prediction, decode_window, outline
 from yolact import build_yolact
 
 GOLDEN = ROOT / "test" / "golden"
