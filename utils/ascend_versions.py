@@ -11,6 +11,8 @@ import os
 import re
 from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
+from utils.files import first_match
+
 # CANN: (plugin, ..). The torch is the plugin without its suffix.
 TABLE: Dict[str, Tuple[str, ...]] = {
     "9.1.0": ("2.12.0", "2.11.0", "2.10.0", "2.10.0.post4", "2.9.0.post3", "2.9.0.post6",
@@ -129,19 +131,19 @@ def _number(version: str) -> int:
 
 def read_plugin(folder: str) -> Optional[str]:
     """Version of the plugin in `folder`, read without importing it."""
-    return _value(os.path.join(folder, "version.py"), r"__version__\s*=\s*['\"]([^'\"]+)")
+    return first_match(os.path.join(folder, "version.py"), r"__version__\s*=\s*['\"]([^'\"]+)")
 
 
 def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
     """Version of the CANN whose environment is set, else of the one that is installed."""
     homes = [environ.get("ASCEND_HOME_PATH"), environ.get("ASCEND_TOOLKIT_HOME")]
-    noted = _value(os.path.join(root, _INSTALL_NOTE), r".*Install_Path[^=]*=\s*(\S+)")
+    noted = first_match(os.path.join(root, _INSTALL_NOTE), r".*Install_Path[^=]*=\s*(\S+)")
     for base in (noted, os.path.join(root, _INSTALLED)):
         homes += [os.path.join(base, name) for name in _TOOLKITS] if base else []
     for home in filter(None, homes):
         for name, version in _VERSION_FILES:
             for path in sorted(glob.glob(os.path.join(home, name))):
-                found = _value(path, version)
+                found = first_match(path, version)
                 if found:
                     return found
     return None
@@ -150,17 +152,4 @@ def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
 def read_driver(root: str = "/") -> Optional[str]:
     """Version of the installed driver."""
     path = os.path.join(root, _DRIVER)
-    return _value(path, r"package_version=\s*(\S+)") or _value(path, r"Version=\s*(\S+)")
-
-
-def _value(path: str, pattern: str) -> Optional[str]:
-    """First group of the first line that `pattern` matches from its start."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                match = re.match(pattern, line.strip())
-                if match:
-                    return match.group(1)
-    except OSError:
-        pass
-    return None
+    return first_match(path, r"package_version=\s*(\S+)") or first_match(path, r"Version=\s*(\S+)")

@@ -18,8 +18,8 @@ _MOST_BYTES = 1 << 29
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
-def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file through `write(stream)` so that `path` never holds half of it.
+def write_whole(path: str, content: Union[bytes, Callable[[BinaryIO], Any]]) -> None:
+    """Write bytes, or through `content(stream)`, so that `path` never holds half of them.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then take the
     name. Whatever fails before leaves the old file as it was and no temporary file behind. A link
@@ -28,13 +28,13 @@ def write_whole(path: str, write: Callable[[BinaryIO], Any]) -> None:
     """
     try:
         if _is_special(path):
-            with open(path, "wb") as stream:
-                _write_through(stream, write)
+            with open(path, "wb") as special:
+                _write_through(special, content)
             return
         target = os.path.realpath(path)
         with open_temporary(target) as stream:
             try:
-                _write_through(stream, write)
+                _write_through(stream, content)
                 stream.flush()
                 os.fsync(stream.fileno())
                 os.replace(stream.name, target)
@@ -98,6 +98,18 @@ def read_whole(path: Union[str, Path]) -> bytes:
         return stream.read()
 
 
+def first_match(path: str, pattern: str) -> Optional[str]:
+    """First group in the first line that `pattern` matches from its start; None where there is no
+    such line, or no file.
+    """
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            match = re.match(pattern, line.strip())
+            if match:
+                return match.group(1)
+    return None
+
+
 def digest(path: str) -> str:
     """SHA-256 of a file, in hexadecimal; an `OSError` if it cannot be read."""
     refuse_endless(path)
@@ -150,7 +162,7 @@ def refuse_unwritable(folder: str) -> None:
     """
     remove_abandoned(folder)
     probe = os.path.join(folder, f".writable.{os.getpid()}")
-    write_whole(probe, lambda stream: None)
+    write_whole(probe, b"")
     os.unlink(probe)
 
 
@@ -187,14 +199,17 @@ class _Recorder:
         self._stream.flush()
 
 
-def _write_through(stream: BinaryIO, write: Callable[[Any], Any]) -> None:
-    """Call `write`, and raise the disk's error where the writer makes another one of it.
+def _write_through(stream: BinaryIO, content: Union[bytes, Callable[[Any], Any]]) -> None:
+    """Write, and raise the disk's error where the writer makes another one of it.
 
     `torch.save` turns a full disk into a RuntimeError about file positions.
     """
     recorder = _Recorder(stream)
     try:
-        write(recorder)
+        if isinstance(content, bytes):
+            recorder.write(content)
+        else:
+            content(recorder)
     except RuntimeError as error:
         if recorder.error is not None:
             raise recorder.error from error

@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import re
 import traceback
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 
 from utils.device import device_runtime, memory_reserved, synchronize
 from utils.errors import UserError, first_line
+from utils.files import first_match
 
 GIB = float(1 << 30)
 MARGIN = 0.1
@@ -44,11 +45,11 @@ def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
     if free is None:
         return None
     limits = [free]
-    group_limit = _first_number(f"{cgroup}/memory.max", r"(\d+)$")  # "max" is no limit
-    group_used = _first_number(f"{cgroup}/memory.current", r"(\d+)$")
-    if group_limit is not None and group_used is not None:
-        reclaimable = _first_number(f"{cgroup}/memory.stat", r"inactive_file (\d+)") or 0
-        limits.append(max(0, group_limit - group_used + reclaimable))
+    limit = first_match(f"{cgroup}/memory.max", r"(\d+)$")  # "max" is no limit
+    used = first_match(f"{cgroup}/memory.current", r"(\d+)$")
+    if limit is not None and used is not None:
+        reclaimable = first_match(f"{cgroup}/memory.stat", r"inactive_file (\d+)") or "0"
+        limits.append(max(0, int(limit) - int(used) + int(reclaimable)))
     import resource  # not on Windows, which has no /proc either
 
     space = resource.getrlimit(resource.RLIMIT_AS)[0] if space_limit is None else space_limit
@@ -60,18 +61,8 @@ def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
 
 def proc_bytes(path: str, key: str) -> Optional[int]:
     """The bytes in a line `key: N kB` of a file below /proc; None where there is none."""
-    found = _first_number(path, re.escape(key) + r":\s+(\d+) kB")
-    return None if found is None else found << 10
-
-
-def _first_number(path: str, pattern: str) -> Optional[int]:
-    """The number in the first line that `pattern` matches from its start."""
-    lines: List[str] = []
-    with contextlib.suppress(OSError):
-        with open(path, encoding="ascii", errors="replace") as stream:
-            lines = stream.read().splitlines()
-    matches = (re.match(pattern, line) for line in lines)
-    return next((int(match.group(1)) for match in matches if match), None)
+    found = first_match(path, re.escape(key) + r":\s+(\d+) kB")
+    return None if found is None else int(found) << 10
 
 
 def memory_info(device: torch.device) -> Tuple[int, int]:

@@ -60,8 +60,8 @@ class WeightsFolder:
         self._write()
 
     def _write(self) -> None:
-        data = json.dumps(self.note._asdict()).encode("ascii")
-        write_whole(_note_path(self.path, self.note.config_name), lambda stream: stream.write(data))
+        write_whole(_note_path(self.path, self.note.config_name),
+                    json.dumps(self.note._asdict()).encode("ascii"))
 
 
 def claim_folder(folder: str, config_name: str, training_id: str,
@@ -85,12 +85,12 @@ def claim_folder(folder: str, config_name: str, training_id: str,
                                     "weights (--weights=FILE)")
                 return WeightsFolder(place, lock, note)
         for place in _candidates(folder, config_name, resumed):
-            if _is_free(place, config_name, resumed):
-                lock = _lock(place, config_name)
-                # What another has saved until now is only seen with the lock.
-                if lock is not None and _is_free(place, config_name, resumed):
-                    return WeightsFolder(place, lock, TrainingNote(training_id, config_name))
-        raise AssertionError("there is always another number")
+            lock = _lock(place, config_name) if _is_free(place, config_name, resumed) else None
+            # What another has saved until now is only seen with the lock.
+            if lock is not None and _is_free(place, config_name, resumed):
+                break
+        assert lock is not None
+        return WeightsFolder(place, lock, TrainingNote(training_id, config_name))
     except OSError as error:
         raise UserError(f"cannot write '{os.path.join(folder, '')}': {error.strerror or error}; "
                         "free some space or choose another folder with --save_folder") from error
@@ -204,29 +204,22 @@ def whole_checkpoint(path: str) -> str:
     Raises:
         UserError: what is wrong with `path`, where there is no other.
     """
-    name = CheckpointName.parse(path)
-    older = [] if name is None else [
-        other for other in list_checkpoints(os.path.dirname(path) or ".", name.config)
-        if os.path.isfile(state_path(other)) and not os.path.samefile(other, path)
-        and _iteration(other) <= name.iteration]
-    problem: Optional[UserError] = None
+    before = itertools.takewhile(lambda other: not os.path.samefile(other, path), list_checkpoints(
+        os.path.dirname(path) or ".", recipe_of(path)))
+    older = [other for other in before if os.path.isfile(state_path(other))]
+    problems: List[UserError] = []
     for candidate in [path] + older[::-1]:
         try:
             if "weights_sha256" not in (load_state(candidate) or {}):
                 read_weights(candidate)
         except UserError as error:
-            problem = problem or error
+            problems.append(error)
             continue
-        if problem is not None:
-            print(f"Warning: {problem}; '{candidate}', the last before it, is taken", flush=True)
+        if problems:
+            print(f"Warning: {problems[0]}; '{candidate}', the last before it, is taken",
+                  flush=True)
         return candidate
-    assert problem is not None
-    raise problem
-
-
-def _iteration(path: str) -> int:
-    name = CheckpointName.parse(path)
-    return -1 if name is None else name.iteration
+    raise problems[0]
 
 
 def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:

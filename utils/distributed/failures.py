@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Type
+from types import FrameType
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional
 
 from utils.errors import UserError
 
@@ -60,9 +60,9 @@ def new_record(rank: int, cause: str) -> Dict[str, Any]:
 
 
 def write_record(path: str, record: Mapping[str, Any]) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record, whole or not at all; a full disk must not hide the failure itself."""
     temporary = f"{path}.{os.getpid()}"
-    with contextlib.suppress(OSError):  # a full disk must not hide the failure itself
+    with contextlib.suppress(OSError):
         with open(temporary, "w", encoding="utf-8") as stream:
             json.dump(record, stream)
         os.replace(temporary, path)
@@ -216,8 +216,7 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._restore()
 
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:

@@ -75,13 +75,8 @@ def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
 
 
 class Supervisor:
-    """One program, from its start to the record of its end.
-
-    Args:
-        output: folder that holds a folder for each rank of this host.
-        name: of the program; the log is `<output>/<number>/<name>_<number>.log`.
-        command: program and arguments.
-        environ: of this process.
+    """One program, from its start to the record of its end; its log is
+    `<output>/<number>/<name>_<number>.log`.
     """
 
     def __init__(self, output: str, name: str, command: Sequence[str],
@@ -101,20 +96,15 @@ class Supervisor:
         self.command = list(command)
         if first_device:
             self.command.append(f"--device_id={first_device + self.local_rank}")
-        self.environ = self._program_environ(environ)
+        self.environ = dict(
+            environ, RANK_ID=str(self.rank), RANK_SIZE=environ["WORLD_SIZE"],
+            ASCEND_DEVICE_ID=str(number), **{FILE_VARIABLE: os.path.abspath(self.record)})
         bind(first_device + self.local_rank, first_device + int(environ.get("NPROC") or 1), environ)
         # The launcher's shell may die without a word, and torch's launcher below it.
         self._above = [int(environ[LAUNCHER_VARIABLE])] if LAUNCHER_VARIABLE in environ else []
         self._parent = os.getppid()
         self._signal: Optional[int] = None
         self._deadline: Optional[float] = None
-
-    def _program_environ(self, environ: Mapping[str, str]) -> Dict[str, str]:
-        own = dict(environ)
-        own.update(RANK_ID=str(self.rank), RANK_SIZE=environ["WORLD_SIZE"],
-                   ASCEND_DEVICE_ID=os.path.basename(self.folder))
-        own[FILE_VARIABLE] = os.path.abspath(self.record)
-        return own
 
     def run(self) -> int:
         """Start the program and wait for its end; returns the exit code for the launcher."""
