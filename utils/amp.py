@@ -44,11 +44,8 @@ HIGHEST_SCALE = 2.0 ** 127
 
 class LossScale:
     """What the loss is multiplied by: fixed, or halved after an overflow and doubled after 2000
-    good steps in a row, the numbers of torch.amp.GradScaler and of its forerunner.
-
-    Attributes:
-        value: 0-d float32 tensor, always the same one.
-        used: what `value` was before the last update, 0-d.
+    good steps in a row, the numbers of torch.amp.GradScaler and of its forerunner. `value` is
+    always the same 0-d float32 tensor; `used` is what it was before the last update.
     """
 
     def __init__(self, device: torch.device, fixed: Optional[float] = None) -> None:
@@ -92,12 +89,8 @@ class Precision:
     the weights of the first. Its scaler is not used: it asks the device for the verdict of each
     step.
 
-    Args:
-        level: one of `LEVELS`.
-        device: that the network is on.
-        dtype: torch.float16 or torch.bfloat16; not used at O0.
-        scale: None for an unscaled loss.
-        library: casts at O1 where PyTorch does not.
+    `level` is one of `LEVELS`, `dtype` float16 or bfloat16 (not used at O0), `scale` None for an
+    unscaled loss; `library` casts at O1 where PyTorch does not.
     """
 
     def __init__(self, level: str = "O0", device: Optional[torch.device] = None,
@@ -250,11 +243,7 @@ def batch_norm_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
 
 def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
                     device: torch.device) -> Precision:
-    """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype.
-
-    Raises:
-        UserError: an unknown value, or what this device or this PyTorch cannot do.
-    """
+    """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype."""
     for flag, value, known in (("opt_level", opt_level, LEVELS), ("amp_dtype", amp_dtype, TYPES)):
         if value not in known:
             raise UserError(f"--{flag} is '{value}'{nearest(value, known) or '.'} Known: "
@@ -283,12 +272,8 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
 
 
 def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Type in which a network finds objects: one of `INFERENCE_TYPES`, or what `auto` takes.
-
-    `auto` is bfloat16 on a CPU or a CUDA card that computes it, and float32 elsewhere.
-
-    Raises:
-        UserError: this device or this PyTorch cannot compute in that type.
+    """Type in which a network finds objects: one of `INFERENCE_TYPES`, or for `auto` bfloat16 on a
+    CPU or a CUDA card that computes it, and float32 elsewhere.
     """
     if precision == "auto":
         computes = device.type == "cuda" or (device.type == "cpu" and cpu_computes_bfloat16())

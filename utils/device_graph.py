@@ -31,9 +31,6 @@ def prepare_graphs(device: torch.device) -> None:
     """Make ready for `GraphedStep`, before anything else is done on `device`.
 
     From now on all work goes to a stream of its own: the device's first one cannot be recorded.
-
-    Raises:
-        UserError: this device, or this PyTorch, records no graphs.
     """
     runtime, problem = device_runtime(device), ""
     if device.type not in CLASSES:
@@ -53,12 +50,8 @@ def prepare_graphs(device: torch.device) -> None:
 
 
 class GraphedStep:
-    """`step`, recorded after some calls for each place of its batches and replayed from then on.
-
-    Args:
-        step: called with batches, and whether it is void; what it returns is dropped.
-        device: made ready by `prepare_graphs`.
-        shared: several processes train together.
+    """`step`, which is called with batches and whether it is void, recorded after some calls for
+    each place of its batches and replayed from then on.
     """
 
     def __init__(self, step: Callable[..., None], device: torch.device, shared: bool) -> None:
@@ -79,12 +72,8 @@ class GraphedStep:
         self._graphs[place].replay()
 
     def _record(self, batches: Sequence[Batch]) -> Any:
-        """The graph of a step, which has not run by then.
-
-        One memory for all graphs: they run one after the other, and leave nothing in it.
-
-        Raises:
-            UserError: an operator of the step cannot be recorded.
+        """The graph of a step, which has not run by then. One memory for all graphs: they run one
+        after the other, and leave nothing in it.
         """
         runtime = device_runtime(self._device)
         graph = getattr(runtime, CLASSES[self._device.type])()

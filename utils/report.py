@@ -23,10 +23,7 @@ from utils.errors import UserError
 from utils.files import read_whole, write_whole
 from utils.run_folder import (
     CONFIG,
-    ITERATION,
     REPORT,
-    TOTAL,
-    Row,
     RunFolder,
     best_row,
     damage_refused,
@@ -62,7 +59,10 @@ def build_report(folder: RunFolder) -> List[str]:
         lines.append(_missing("matplotlib", "plots", folder))
     if importlib.util.find_spec("jinja2") is None:
         return lines + [_missing("jinja2", REPORT, folder)]
-    folder.write_bytes(REPORT, _render(dict(run, notes=lines)))
+    folder.write_bytes(REPORT, _fill(dict(
+        run, notes=lines, rows=run["results"][-_MAX_ROWS:], best=best_row(run["results"]),
+        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"]),
+        comparison=None)))
     return lines + [f"Report : {folder.file(REPORT)}"]
 
 
@@ -124,16 +124,13 @@ def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
     rows = [(name, *(_plain(fact.get(name, "")) for fact in facts))
             for name in dict.fromkeys(name for fact in facts for name in fact)]
     curves = {name: (run["steps"], run["results"]) for name, run in runs.items()}
-    absent: Dict[str, Any] = dict.fromkeys(
-        ("steps", "results", "evaluation", "classes", "images", "config", "rows", "sessions",
-         "weights", "columns", "figures", "best", "confusions"), {})
-    html = _fill(dict(
-        absent, title=" / ".join(runs), path=above, facts=[f"{len(runs)} runs of {above}"],
-        plots=plots.draw_comparison(curves) if plots.is_available() else {},
-        notes=[] if plots.is_available() else ["matplotlib is not installed: no curves"],
-        comparison={"names": list(runs), "facts": [row for row in rows if len(set(row[1:])) > 1],
-                    "scores": [(name, *_scores(run)) for name, run in runs.items()]}))
-    write_whole(path, html)
+    write_whole(path, _fill({
+        "title": " / ".join(runs), "path": above,
+        "plots": plots.draw_comparison(curves) if plots.is_available() else {},
+        "notes": [] if plots.is_available() else ["matplotlib is not installed: no curves"],
+        "comparison": {"facts": [row for row in rows if len(set(row[1:])) > 1],
+                       "runs": [(name, best_row(run["results"]) or {}, (run["steps"] or [{}])[-1])
+                                for name, run in runs.items()]}}))
     return [f"Comparison : {path}"]
 
 
@@ -148,16 +145,6 @@ def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
     parts += [(f"{split}: ", values) for split, values in config.get("data", {}).items()]
     return {f"{prefix}{name}": value for prefix, values in parts for name, value in values.items()
             if name not in _OF_ONE_RUN}
-
-
-def _scores(run: Mapping[str, Any]) -> List[str]:
-    """Cells of a run in the table of scores: the best validation, the last loss and speed."""
-    best, last = best_row(run["results"]) or {}, (run["steps"] or [{}])[-1]
-    cells = [(best, name, 2) for name in (
-        "mask_mAP", "mask_AP50", "mask_AP75", "box_mAP", "box_AP50")]
-    cells += [(best, ITERATION, 0), (last, ITERATION, 0), (last, TOTAL, 3),
-              (last, "images_per_second", 2)]
-    return [_decimals(row.get(name), digits) for row, name, digits in cells]
 
 
 def _fill(values: Mapping[str, Any]) -> bytes:
@@ -175,56 +162,6 @@ def _fill(values: Mapping[str, Any]) -> bytes:
     except jinja2.UndefinedError as error:
         raise LookupError(error) from error
     return page.encode("utf-8", "backslashreplace")
-
-
-def _render(run: Dict[str, Any]) -> bytes:
-    rows = run["results"][-_MAX_ROWS:]
-    return _fill(dict(
-        run, facts=_facts(run), figures=_figures(run), rows=rows, columns=_columns(rows),
-        best=best_row(rows), comparison=None,
-        confusions=None if run["matrix"] is None else sum_up_matrix(*run["matrix"])))
-
-
-def _facts(run: Mapping[str, Any]) -> List[str]:
-    """What stands below the title."""
-    facts = [run["config"].get("config")]
-    if run["steps"]:
-        done, last = run["steps"][-1][ITERATION], run["config"].get("run", {}).get("max_iter")
-        end = "trained to the end: " if last is not None and done >= last else ""
-        facts.append(f"{end}iteration {done}" + ("" if last is None else f" of {last}"))
-    elif not run["evaluation"]:
-        facts.append("no steps yet")
-    if run["sessions"]:
-        facts += [run["sessions"][-1].get("device"), f"started {run['sessions'][0].get('time')}"]
-    return [fact for fact in facts if fact]
-
-
-def _figures(run: Mapping[str, Any]) -> List[Tuple[str, str]]:
-    """The numbers that everybody asks for first, and what they are."""
-    best, evaluation, figures = best_row(run["results"]), run["evaluation"], []
-    if best is not None:
-        figures = [(_decimals(best["mask_mAP"]), "best mask mAP, percent"),
-                   (_decimals(best.get("box_mAP")) or "n/a", "box mAP there"),
-                   (str(best[ITERATION]), "iteration of the best")]
-    elif evaluation:
-        figures = [(_percent(evaluation[kind]["AP"]), f"{kind} mAP, percent")
-                   for kind in ("mask", "box")]
-    for column, name, digits in ((TOTAL, "loss, mean of 100 steps", 3),
-                                 ("images_per_second", "images/s in training", 2)):
-        values = [row[column] for row in run["steps"] if row[column] is not None]
-        if values:
-            figures.append((_decimals(values[-1], digits), name))
-    names = run["config"].get("run", {}).get("class_names")
-    return figures + ([] if names is None else [(str(len(names)), "classes")])
-
-
-def _columns(rows: Sequence[Row]) -> List[Tuple[str, str, Optional[int]]]:
-    """Columns of results.csv that are shown, with their heads and decimals."""
-    losses = [name for name in (rows[-1] if rows else {})
-              if name.startswith("loss_") and any(row.get(name) for row in rows)]
-    measured = losses + ["box_mAP", "box_AP50", "mask_mAP", "mask_AP50", "mask_AP75"]
-    return [("iteration", "iteration", None), ("epoch", "epoch", None), ("lr", "lr", None)] + [
-        (name, name.replace("_", " "), 2) for name in measured]
 
 
 def _plain(value: Any) -> str:

@@ -148,11 +148,7 @@ def interrupted_after(seconds: float, sentence: str) -> Iterator[None]:
 class WatchedLoader:
     """Iterate `source`; an item that takes longer than `limit` seconds (0: no limit) is a
     `UserError`. Where that does not get through, because foreign code hangs, the process ends a
-    little later.
-
-    Attributes:
-        seconds: spent waiting for items so far.
-        items: received so far.
+    little later. `seconds` were spent waiting for `items` so far.
     """
 
     def __init__(self, source: Iterable[Any], limit: float, rank: int = 0) -> None:

@@ -107,12 +107,9 @@ class StepRecords:
 
     def add(self, losses: Dict[str, Tensor], applied: Tensor,
             scale: Optional[Tensor] = None) -> None:
-        """Queue the record of a step on the device; `count` follows.
-
-        Args:
-            losses: 0-d tensors without a gradient, by name; the same names in every step.
-            applied: 0-d, 0 where the optimiser left the parameters alone.
-            scale: 0-d, what the loss was multiplied by; in every step or in none.
+        """Queue the record of a step on the device; `count` follows. All tensors are 0-d: the
+        losses, of the same names in every step; 0 where the optimiser left the parameters alone;
+        and what the loss was multiplied by, in every step or in none.
         """
         row = [value.float() for value in losses.values()] + [applied.float()]
         row += [] if scale is None else [scale]
@@ -231,10 +228,8 @@ class Observer:
     Args:
         loader: the batches; `watched` is to be iterated in its place.
         records: has a row for each step.
-        device: of this process.
-        rank: of this process; the bar is drawn by rank 0.
-        start: iteration that this session goes on from.
-        max_iter: iteration at which the schedule ends.
+        device, rank: of this process; the bar is drawn by rank 0.
+        start, max_iter: iterations that this session goes on from and that the schedule ends at.
         epoch_size: iterations in an epoch.
         images_per_step: of all cards.
         fps_start: steps of this session left out of the mean speed.

@@ -57,17 +57,11 @@ class RunRecord:
     is no reason to lose a training.
 
     Args:
-        folder: of the run; gets log.jsonl, results.csv, weights, the report and, where TensorBoard
-            is installed, its events.
+        folder: of the run; gets log, results, weights, the report and, where TensorBoard is
+            installed, its events; where it is not, `notes` says so.
         log: path of another log, with the same lines, that the user asked for.
         board: folder of TensorBoard events that the user asked for.
         start: iteration that the run goes on from; what earlier events say of later ones is void.
-
-    Attributes:
-        notes: sentences for the user on what is not written.
-
-    Raises:
-        UserError: something cannot be written, or `board` is given and TensorBoard not installed.
     """
 
     def __init__(self, folder: Optional[RunFolder] = None, log: Optional[str] = None,
@@ -119,22 +113,20 @@ class RunRecord:
                     board.add_scalar(f"{kind}/{key}", value, values["iteration"])
                 board.flush()
 
-    def keep_weights(self, path: str) -> None:
-        """Make a checkpoint the run folder's last one."""
+    def keep_weights(self, path: str, name: str = "last") -> None:
+        """Make a checkpoint the run folder's last or best one."""
         if self._folder is not None:
-            with self._trying("the run folder's last weights"):
-                self._folder.keep_weights(path, "last")
+            with self._trying(f"the run folder's {name} weights"):
+                self._folder.keep_weights(path, name)
 
     def keep_best(self, learner: Learner, saver: Saver, done: int) -> None:
         """Make the weights that were scored the run folder's best ones."""
         if self._folder is not None:
             new = self._folder.file(WEIGHTS, ".best.new.pth")
             with self._trying("the run folder's best weights"):
-                try:
-                    save_checkpoint(new, learner.weights(), saver.state(done))
-                    self._folder.keep_weights(new, "best")
-                finally:
-                    remove_checkpoint(new)
+                save_checkpoint(new, learner.weights(), saver.state(done))
+            self.keep_weights(new, "best")
+            remove_checkpoint(new)
 
     def recorded_best(self) -> Optional[Row]:
         """The best row of results.csv; eval.py may have made it, unknown to the training."""
@@ -143,10 +135,8 @@ class RunRecord:
         return None
 
     def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> List[str]:
-        """Keep what the best weights found; the report is drawn anew if it is a minute old.
-
-        Returns:
-            A line for the user, if something went wrong.
+        """Keep what the best weights found; the report is drawn anew if it is a minute old. Returns
+        a line for the user, if something went wrong.
         """
         def draw(folder: RunFolder) -> List[str]:
             if is_best:
@@ -211,11 +201,7 @@ def _open_board(folder: str, start: int) -> Any:
 
 
 def open_record(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
-    """Open what the command line asks for, and print where it is.
-
-    Raises:
-        UserError: something cannot be written.
-    """
+    """Open what the command line asks for, and print where it is."""
     if not training.processes.is_main:
         return RunRecord()
     flags = {name: value for name, value in vars(args).items()

@@ -68,19 +68,14 @@ def to_network_batch(images_bgr: Sequence[np.ndarray], side: int, count: int) ->
 class StageTimes:
     """Wall time of the stages of a loop, from construction on.
 
-    Args:
-        synchronize: called at the end of each stage, so that work queued on the device is counted
-            where it was queued; None leaves the device alone and the stages overlap.
-
-    Attributes:
-        seconds: by stage, in the order in which they first ended.
-        images: finished.
+    `synchronize` is called at the end of each stage, so that work queued on the device is counted
+    where it was queued; without it the stages overlap.
     """
 
     def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
         self._synchronize = synchronize
-        self.seconds: Dict[str, float] = {}
-        self.images = 0
+        self.seconds: Dict[str, float] = {}  # by stage, in the order in which they first ended
+        self.images = 0  # finished
         self._start = time.perf_counter()
 
     @contextlib.contextmanager

@@ -86,17 +86,8 @@ class PredictionOptions:
 class PredictionRun:
     """One run of a predictor; what fails in it is said and counted.
 
-    Args:
-        predictor: finds the objects.
-        options: what is shown and written.
-        say: prints a line of the result.
-        warn: prints a line about something that failed.
-        stream: for progress.
-
-    Attributes:
-        objects: shown so far.
-        files: drawn so far.
-        times: of the stages, "drawing" and "writing" behind those of `Predictor.find`.
+    `say` prints a line of the result, `warn` one about something that failed; `stream` is for
+    progress.
     """
 
     def __init__(self, predictor: Predictor, options: PredictionOptions,
@@ -105,7 +96,7 @@ class PredictionRun:
         self.predictor, self.options = predictor, options
         self.say, self.warn, self.stream = say, warn, stream
         self.times = StageTimes()
-        self.objects = self.files = 0
+        self.objects = self.files = 0  # shown, and drawn, so far
         self._records: List[str] = []
         self._failures: List[UserError] = []  # a list, since images are read in another thread
         self._stem, self._crops_folder, self._strict = "", "", False
