@@ -78,13 +78,20 @@ def save_checkpoint(path: str, state_dict: Mapping[str, Tensor], state: Mapping[
     """Write weights to `path`, whose folder is made, and beside them the full state: tensors and
     plain types, to which `format` and the weights' digest are added. Returns the path.
     """
-    weights = io.BytesIO()
-    torch.save(on_cpu(state_dict), weights)
-    full = dict(state, format=STATE_FORMAT,
-                weights_sha256=hashlib.sha256(weights.getbuffer()).hexdigest())
-    write_whole(state_path(path), lambda stream: torch.save(full, stream))
-    write_whole(path, lambda stream: stream.write(weights.getbuffer()))
+    weights = serialise(on_cpu(state_dict))
+    write_whole(state_path(path), serialise(dict(
+        state, format=STATE_FORMAT, weights_sha256=hashlib.sha256(weights).hexdigest())))
+    write_whole(path, weights)
     return path
+
+
+def serialise(values: Any) -> memoryview:
+    """The file that torch.save makes; on a disk that is full it would raise a RuntimeError about
+    file positions.
+    """
+    file = io.BytesIO()
+    torch.save(values, file)
+    return file.getbuffer()
 
 
 def on_cpu(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:

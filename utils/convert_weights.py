@@ -29,9 +29,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     `kind` of `KINDS` its ending says it.
     """
     # Here, as --help and mistakes in flags need not wait for PyTorch.
-    import torch
-
-    from utils.checkpoint import load_for_inference, state_path
+    from utils.checkpoint import load_for_inference, serialise, state_path
     from utils.weights.files import metadata_of
     from utils.weights.names import paddle_names, published_names
     from utils.weights.paddle import write_pdparams
@@ -53,7 +51,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
     metadata = metadata_of(source.config, source.class_names)
     writers: Dict[str, Callable[[BinaryIO], Any]] = {
-        "pth": lambda stream: torch.save(tensors, stream),
+        "pth": lambda stream: stream.write(serialise(tensors)),
         "safetensors": lambda stream: write_safetensors(stream, tensors, metadata),
         "pdparams": lambda stream: write_pdparams(stream, tensors),
     }

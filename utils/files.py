@@ -15,11 +15,13 @@ from utils.errors import UserError
 
 _MOST_BYTES = 1 << 29
 """Of a file that is read at once: as many as the largest picture has without compression."""
+Content = Union[bytes, memoryview, Callable[[BinaryIO], Any]]
+"""Of a file, or what writes it to a stream."""
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
-def write_whole(path: str, content: Union[bytes, Callable[[BinaryIO], Any]]) -> None:
-    """Write bytes, or through `content(stream)`, so that `path` never holds half of them.
+def write_whole(path: str, content: Content) -> None:
+    """Write a file so that `path` never holds half of it.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then take the
     name. Whatever fails before leaves the old file as it was and no temporary file behind. A link
@@ -29,12 +31,12 @@ def write_whole(path: str, content: Union[bytes, Callable[[BinaryIO], Any]]) -> 
     try:
         if _is_special(path):
             with open(path, "wb") as special:
-                _write_through(special, content)
+                _write(special, content)
             return
         target = os.path.realpath(path)
         with open_temporary(target) as stream:
             try:
-                _write_through(stream, content)
+                _write(stream, content)
                 stream.flush()
                 os.fsync(stream.fileno())
                 os.replace(stream.name, target)
@@ -181,36 +183,8 @@ def refuse_unwritable_file(path: str) -> None:
                         "folder") from error
 
 
-class _Recorder:
-    """What a writer sees of a stream: `write`, which remembers why it failed."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.error: Optional[OSError] = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._stream.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def _write_through(stream: BinaryIO, content: Union[bytes, Callable[[Any], Any]]) -> None:
-    """Write, and raise the disk's error where the writer makes another one of it.
-
-    `torch.save` turns a full disk into a RuntimeError about file positions.
-    """
-    recorder = _Recorder(stream)
-    try:
-        if isinstance(content, bytes):
-            recorder.write(content)
-        else:
-            content(recorder)
-    except RuntimeError as error:
-        if recorder.error is not None:
-            raise recorder.error from error
-        raise
+def _write(stream: BinaryIO, content: Content) -> None:
+    if callable(content):
+        content(stream)
+    else:
+        stream.write(content)

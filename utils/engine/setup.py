@@ -174,7 +174,7 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
     if asked is not None and asked < 1:
         return None, ""
     if asked is None:
-        absent = _absent_validation(args, config)
+        absent = absent_validation(args, config)
         if broadcast_from_main(bool(absent), processes, device):  # hosts may see different disks
             return None, absent
     try:
@@ -195,7 +195,7 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
                       loader_timeout=args.loader_timeout), ""
 
 
-def _absent_validation(args: argparse.Namespace, config: Config) -> str:
+def absent_validation(args: argparse.Namespace, config: Config) -> str:
     """Why this run validates nothing where it is not asked to; empty if there is a set for it."""
     if args.train_performance:
         return "--train_performance measures speed alone"

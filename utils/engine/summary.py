@@ -18,14 +18,13 @@ from backbone import SyncBatchNorm2d
 from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import NOT_FROZEN
-from data.datasets import find_dataset
 from layers.multibox_loss import cross_entropy
 from utils.amp import cpu_computes_bfloat16
 from utils.cli import print_lines
 from utils.device import describe, has_autocast
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import raise_together
-from utils.engine.setup import Training
+from utils.engine.setup import Training, absent_validation
 from utils.errors import UserError, counted
 from utils.progress import duration
 
@@ -247,18 +246,10 @@ def _images_to_score(args: argparse.Namespace, training: Training) -> List[str]:
     """Where eval.py finds them: validation images if there are some, else those of training."""
     if args.valid_images is not None:
         return [f"--valid_images={args.valid_images}", f"--valid_info={args.valid_info}"]
-    if args.data is not None and _has_validation_images(training, args.data):
+    if args.data is not None and not absent_validation(args, training.config):
         return [f"--val_data={args.data}"]
     return [f"--valid_images={training.dataset.images_dir}",
             f"--valid_info={training.dataset.annotation_file}"]
-
-
-def _has_validation_images(training: Training, root: str) -> bool:
-    try:
-        find_dataset(training.config.dataset, root, None, None, "val")
-    except UserError:
-        return False
-    return True
 
 
 def without_flag(argv: Sequence[str], flag: str) -> List[str]:

@@ -363,4 +363,4 @@ def write_image(path: str, image: np.ndarray) -> None:
     if not written:
         raise UserError(f"cannot write '{path}': OpenCV does not write {ending} files of "
                         f"{image.shape[1]}x{image.shape[0]} pixels; try .png")
-    write_whole(path, data.tobytes())
+    write_whole(path, data.data)

@@ -130,7 +130,7 @@ def test_the_end_card_counts_the_updates_that_were_left_out(skipped, words):
 
 
 def args_of(*flags, **values):
-    return SimpleNamespace(**dict(
+    return SimpleNamespace(train_performance=False, **dict(
         dict(cuda=True, node_device="auto", device_id=None, valid_images=None, valid_info=None,
              data=None, command_line=["python", "train.py", *flags]), **values))
 
