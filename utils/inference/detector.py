@@ -38,7 +38,7 @@ from utils.amp import inference_dtype
 from utils.device import prefers_channels_last
 from utils.errors import UserError
 from utils.exported import is_export
-from utils.inference.exported_network import ExportedNetwork, config_of_export
+from utils.inference.exported_network import ExportedNetwork
 from utils.progress import ProgressBar, image_parts
 from utils.weights.files import WeightsFile
 from utils.weights.loading import LoadReport, load_network
@@ -300,20 +300,25 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     changes = {} if wanted is None else wanted.changes_from(get_config(wanted.name))
     if contents is not None and contents.num_classes is not None:
         changes["num_classes"] = contents.num_classes + 1
-    if max_num_detections is not None:
-        changes["max_num_detections"] = max_num_detections
-        changes["nms_top_k"] = max(config.nms_top_k, max_num_detections)
-    config = config.replace(**changes)
+    config = _with_detections(config.replace(**changes), max_num_detections)
     model = build_yolact(config)
     return LoadedModel(model.eval(), config, load_network(model, stored))
 
 
-def _load_export(path: str, config_name: Optional[str],
-                 max_num_detections: Optional[int]) -> LoadedModel:
+def _with_detections(config: Config, most: Optional[int]) -> Config:
+    if most is None:
+        return config
+    return config.replace(max_num_detections=most, nms_top_k=max(config.nms_top_k, most))
+
+
+def _load_export(path: str, config_name: Optional[str], most: Optional[int]) -> LoadedModel:
     network = ExportedNetwork(path)
-    facts = network.facts
+    config, facts = network.config, network.facts
+    if config_name is not None and read_recipe(config_name)[0].name != config.name:
+        raise UserError(f"'{path}' was exported from {config.name}, not {config_name}; leave "
+                        "--config out")
     source = WeightsFile(os.path.normpath(path), f"export of {facts['weights']['file']}, "
                          f"{facts['form']}", {}, class_names=facts["class_names"],
                          category_ids=facts["category_ids"])
-    return LoadedModel(network.eval(), config_of_export(network, config_name, max_num_detections),
+    return LoadedModel(network.eval(), _with_detections(config, most),
                        LoadReport(source, (), (), ()))

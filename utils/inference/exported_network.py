@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.config import Config
-from data.config_file import read_recipe
 from layers.detection import Detect, Detections
 from utils.errors import UserError
 from utils.exported import ExportedModel
@@ -86,19 +85,3 @@ class _MaskIou(nn.Module):
     def forward(self, masks: Tensor) -> Tensor:
         model = self._network[0].exported(masks.device.type)
         return torch.from_numpy(model.mask_iou(masks.cpu().numpy())).to(masks.device)
-
-
-def config_of_export(network: ExportedNetwork, config_name: Optional[str],
-                     max_num_detections: Optional[int]) -> Config:
-    """Configuration of an export, with what the flags change of it.
-
-    Raises:
-        UserError: `config_name` is another recipe.
-    """
-    if config_name is not None and read_recipe(config_name)[0].name != network.config.name:
-        raise UserError(f"'{network.path}' was exported from {network.config.name}, not "
-                        f"{config_name}; leave --config out")
-    if max_num_detections is None:
-        return network.config
-    return network.config.replace(max_num_detections=max_num_detections, nms_top_k=max(
-        network.config.nms_top_k, max_num_detections))
