@@ -38,8 +38,6 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
             raise UserError(f"--config: '{name}' has a key {key!r}{nearest(str(key), _FILE_KEYS)}; "
                             f"known: {', '.join(_FILE_KEYS)}")
     config, changes = content.get("config", "yolact_base"), content.get("set", {})
-    if isinstance(config, dict):  # config.json of an earlier version has all fields
-        return Config.from_dict(config), content.get("flags", {})
     if not isinstance(config, str) or not isinstance(changes, dict):
         raise UserError(f"--config: '{name}' needs the name of a recipe under config, and values "
                         "by field under set")
