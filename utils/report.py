@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import csv
 import importlib.util
+import io
 import os
 import shlex
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -44,10 +45,8 @@ _OF_ONE_RUN = ("time", "command", "folder", "start_iteration", "class_names", "c
 
 
 def build_report(folder: RunFolder) -> List[str]:
-    """Draw the plots and write the page.
-
-    Returns:
-        Lines for the user: what is missing, and where the page is.
+    """Draw the plots and write the page; returns lines for the user: what is missing, and where the
+    page is.
     """
     run = read_run(folder)
     lines = []
@@ -76,7 +75,7 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
     evaluation = folder.read(SUMMARY)
     shown = evaluation.get("pictures", {}).get("shown", [])
     images = [(item, _read(folder, *item["file"].split("/"))) for item in shown]
-    classes, matrix = (_read(folder, name).decode("utf-8").splitlines(keepends=True)
+    classes, matrix = (io.StringIO(_read(folder, name).decode("utf-8"))
                        for name in (PER_CLASS, MATRIX))
     return {
         "title": os.path.basename(os.path.abspath(folder.path)), "path": folder.path,
@@ -87,7 +86,7 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
         "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
 
 
-def read_matrix(lines: Sequence[str]) -> Optional[Tuple[np.ndarray, List[str]]]:
+def read_matrix(lines: Iterable[str]) -> Optional[Tuple[np.ndarray, List[str]]]:
     """Counts and class names of a confusion_matrix.csv; None where there is none."""
     rows = list(csv.reader(lines))
     if not rows:
@@ -111,10 +110,8 @@ def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
 
 
 def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
-    """Write a page with the curves of several runs, their scores and what differs between them.
-
-    Returns:
-        Lines for the user: what is missing, and where the page is.
+    """Write a page with the curves of several runs, their scores and what differs between them;
+    returns lines for the user, as `build_report`.
     """
     if importlib.util.find_spec("jinja2") is None:
         return ["jinja2 is not installed: the runs are not compared (pip install jinja2)"]

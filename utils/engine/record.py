@@ -40,8 +40,8 @@ from utils.run_folder import (
     timestamp,
 )
 
-REPORT_SECONDS = 60
-"""Between two reports of a training that validates often."""
+REPORT_SECONDS, RESULTS_SECONDS = 60, 10
+"""Between two reports of a training that validates often, and two results.csv of short epochs."""
 _PACKAGES = ("torch", "numpy", "cv2", "PIL", "matplotlib")
 _GIT_SECONDS = 10
 _NOT_RERUN = ("command_line", "recipe", "settings", "config", "rerun", "resume", "start_iter",
@@ -69,6 +69,7 @@ class RunRecord:
         self.notes: List[str] = []
         self._folder = folder
         self._said: Set[str] = set()
+        self._updated = 0.0
         self._logs = [] if log is None else [log]
         self._boards = []
         if board is not None:
@@ -104,9 +105,8 @@ class RunRecord:
         for path in self._logs:
             with self._trying(f"the log '{path}'"):
                 append_record(path, kind, values)
-        if kind in ("epoch", "val") and self._folder is not None:
-            with self._trying("results.csv"):
-                self._folder.update_results()
+        if kind == "val" or (kind == "epoch" and time.time() - self._updated > RESULTS_SECONDS):
+            self._update_results()
         for board in self._boards if kind in ("train", "val") else []:
             with self._trying("TensorBoard's events"):
                 for key, value in flatten(values).items():
@@ -151,10 +151,17 @@ class RunRecord:
 
     def finish(self) -> List[str]:
         """Close what is open and draw the report; returns lines for the user."""
+        self._update_results()
         for board in self._boards:
             with self._trying("TensorBoard's events"):
                 board.close()
         return self._drawn(build_report)
+
+    def _update_results(self) -> None:
+        if self._folder is not None:
+            with self._trying("results.csv"):
+                self._folder.update_results()
+            self._updated = time.time()
 
     @contextlib.contextmanager
     def _trying(self, name: str) -> Iterator[None]:

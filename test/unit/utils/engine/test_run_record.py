@@ -94,6 +94,21 @@ def test_results_that_cannot_be_written_are_left_out(tmp_path, monkeypatch, caps
     assert [row["iteration"] for row in folder.results()] == [5, 10, 20]
 
 
+def test_short_epochs_do_not_write_all_results_each_time(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path), "a")
+    record, written = RunRecord(folder), []
+    real = folder.update_results
+    monkeypatch.setattr(folder, "update_results", lambda: written.append(1) or real())
+    for iteration in range(1, 6):
+        record.write("epoch", iteration=iteration, epoch=iteration)
+    assert len(written) == 1
+    record.write("val", iteration=5, epoch=5, **SCORES)
+    assert len(written) == 2
+    record.write("epoch", iteration=6, epoch=6)
+    record.finish()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 6
+
+
 def test_other_processes_keep_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = RunRecord()
