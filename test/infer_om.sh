@@ -42,6 +42,10 @@ if [[ -z $om_path ]]; then
     step export "$PYTHON" -u -m utils.export "$pth_path" --out="$output_path/export" --format=om \
         --soc="$soc" --batch_size="$batch_size"
     om_path=$output_path/export/model_$soc.om
+    if [[ ! -e $om_path ]]; then
+        echo "[Error] ATC made no $om_path; see $output_path/export.log" >&2
+        exit 2
+    fi
 fi
 step preprocess "$PYTHON" -u -m utils.export.offline preprocess "$om_path" \
     --val_data="$data_path" --max_images="$max_images" --out="$output_path/bin"

@@ -15,10 +15,13 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import digest
-from utils.parsing import Form, is_number, misfit, parse_json, whole_number
+from utils.parsing import LARGEST, Form, is_number, misfit, parse_json, whole_number
 
-FORMS = ("raw", "detections")
-"""What the models of an export give."""
+OUTPUTS = {"raw": {"mask": 3, "conf": 3, "loc": 3, "proto": 4},
+           "detections": {"boxes": 3, "scores": 2, "classes": 2, "coefficients": 3, "count": 1,
+                          "proto": 4}}
+"""Dimensions of what the models of an export give, in its order, by its form."""
+FORMS = tuple(OUTPUTS)
 INPUT_TYPES = ("float32", "uint8")
 """Of their images."""
 
@@ -32,16 +35,36 @@ INSTALL = {"onnx": "pip install onnx",
            "cuda": "pip install onnxruntime-gpu", "npu": "pip install onnxruntime-cann",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
 
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value <= LARGEST
+
+
+def _are_three(value: Any, lowest: float = -1e30) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(
+        is_number(number) and number > lowest for number in value)
+
+
+def _is_input(value: Any) -> bool:
+    own: Form = {"layout": lambda layout: layout in ("NCHW", "NHWC"),
+                 "type": lambda kind: kind in INPUT_TYPES}
+    return not misfit(value, own) and (value["type"] == "uint8" or not misfit(value, {
+        "mean": _are_three, "std": lambda std: _are_three(std, 0)}))
+
+
 _FILE: Dict[str, Any] = {
     "file": lambda value: isinstance(value, str) and os.path.basename(value) == value,
     "sha256": (str, type(None))}
 _DESCRIPTION: Form = {
-    "format": lambda value: value == DESCRIPTION_FORMAT, "form": str, "config": dict,
-    "class_names": [str], "category_ids": [int], "image": {"size": int}, "weights": {"file": str},
-    "priors": _FILE["file"], "outputs": [{"name": str, "shape": list}],
-    "thresholds": dict.fromkeys(("score", "iou", "top_k", "max_detections"), is_number),
+    "format": lambda value: value == DESCRIPTION_FORMAT, "form": lambda value: value in FORMS,
+    "config": dict, "class_names": [str], "category_ids": [int], "image": {"size": _is_count},
+    "weights": {"file": str}, "priors": _FILE["file"], "outputs": [{"name": str, "shape": list}],
+    "thresholds": {"score": is_number, "iou": is_number, "top_k": _is_count,
+                   "max_detections": _is_count},
     "mask_iou": lambda value: value is None or not misfit(value, _FILE),
-    "models": [{**_FILE, "batch": (int, type(None)), "input": {"layout": str, "type": str}}]}
+    "models": [{**_FILE, "batch": lambda value: value is None or _is_count(value),
+                "input": _is_input}]}
 """What `model.yaml` holds."""
 
 Session = Callable[[np.ndarray], List[np.ndarray]]
@@ -69,11 +92,26 @@ def read_description(folder: str) -> Dict[str, Any]:
     if isinstance(version, int) and version != DESCRIPTION_FORMAT:
         raise UserError(f"'{path}' has format {version}, this version reads "
                         f"{DESCRIPTION_FORMAT}; export the weights again")
-    problem = misfit(facts, _DESCRIPTION)
+    problem = misfit(facts, _DESCRIPTION) or _contradiction(facts)
     if problem:
         raise UserError(f"'{path}' is damaged: {problem}; export the weights again")
     found: Dict[str, Any] = facts
     return found
+
+
+def _contradiction(facts: Dict[str, Any]) -> str:
+    """Where the parts of a description do not fit each other; an empty string if they do."""
+    outputs = {output["name"]: len(output["shape"]) for output in facts["outputs"]}
+    if list(outputs.items()) != list(OUTPUTS[facts["form"]].items()):
+        return f"its outputs are not those of form {facts['form']}"
+    side, classes = facts["config"].get("max_size"), facts["config"].get("num_classes")
+    if facts["image"]["size"] != side:
+        return f"image.size is {facts['image']['size']}, config.max_size {side}"
+    for name in ("class_names", "category_ids"):
+        if len(facts[name]) + 1 != classes:
+            return (f"there are {len(facts[name])} {name}, config.num_classes is {classes} (one "
+                    "of them the background)")
+    return ""
 
 
 class ExportedModel:
@@ -121,6 +159,7 @@ class ExportedModel:
             raise UserError(f"'{self.folder}' has no model that runs on {self.device}; export the "
                             "weights again")
         names = [output["name"] for output in self.facts["outputs"]]
+        shapes = [output["shape"][1:] for output in self.facts["outputs"]]
         parts: List[List[np.ndarray]] = []
         start = 0
         while start < len(planes):
@@ -133,8 +172,11 @@ class ExportedModel:
             if count < size:
                 images = np.concatenate((images, np.zeros((size - count,) + images.shape[1:],
                                                           images.dtype)))
-            outputs = self.session(entry["file"])(prepare(images, entry["input"]))
-            parts.append([np.asarray(output)[:count] for output in outputs])
+            outputs = self._run(entry["file"], prepare(images, entry["input"]))
+            if [list(output.shape[1:]) for output in outputs] != shapes:
+                raise UserError(f"'{entry['file']}' gives other outputs than {DESCRIPTION} beside "
+                                "it describes; export the weights again")
+            parts.append([output[:count] for output in outputs])
             start += size
         return dict(zip(names, (np.concatenate(arrays) for arrays in zip(*parts))))
 
@@ -147,14 +189,25 @@ class ExportedModel:
         except Exception as error:  # NumPy's reader of headers is Python's own, with all it raises
             raise UserError(f"'{path}' cannot be read ({first_line(error)}); export the weights "
                             "again") from None
-        if priors.ndim != 2 or priors.shape[1] != 4 or priors.dtype != np.float32:
+        count = next((output["shape"][1] for output in self.facts["outputs"]
+                      if output["name"] == "loc"), len(priors) if priors.ndim else 0)
+        if priors.shape != (count, 4) or priors.dtype != np.float32:
             raise UserError(f"'{path}' is {priors.dtype} {list(priors.shape)}, expected float32 "
-                            "[priors, 4]; export the weights again")
+                            f"[{count}, 4]; export the weights again")
         return priors
 
     def mask_iou(self, masks: np.ndarray) -> np.ndarray:
         """Predicted IoU of soft masks float32 `[n, 1, h, w]` for every class (YOLACT++)."""
-        return np.asarray(self.session(self.facts["mask_iou"]["file"])(masks)[0])
+        return self._run(self.facts["mask_iou"]["file"], masks)[0]
+
+    def _run(self, file: str, values: np.ndarray) -> List[np.ndarray]:
+        session = self.session(file)
+        try:
+            return [np.asarray(output) for output in session(values)]
+        except Exception as error:  # the runtimes' own types
+            raise UserError(f"'{os.path.join(self.folder, file)}' does not run with {values.dtype} "
+                            f"{list(values.shape)} ({first_line(error)[:300]}); export the weights "
+                            "again") from None
 
     def session(self, file: str) -> Session:
         """What runs a file of the folder; opened when it is first asked for."""
@@ -166,8 +219,10 @@ class ExportedModel:
             if not os.path.isfile(path) or expected not in (None, digest(path)):
                 raise UserError(f"'{path}' is missing or not the file that {DESCRIPTION} "
                                 "describes; export the weights again")
+            # What scores masks is small, and no OM.
+            device = "cpu" if self.models[0]["file"].endswith(".om") else self.device
             self._sessions[file] = (_open_om(path) if file.endswith(".om")
-                                    else open_onnx(path, self.device)[0])
+                                    else open_onnx(path, device)[0])
         return self._sessions[file]
 
 

@@ -34,7 +34,9 @@ def misfit(value: Any, form: Form, name: str = "the whole") -> str:
         parts = [(f"{name}[{number}]", item, form[0]) for number, item in enumerate(value)]
     elif isinstance(form, (dict, list)) or not (
             isinstance(value, form) if isinstance(form, (type, tuple)) else form(value)):
-        return f"{name} is {'nothing' if value is None else f'a {type(value).__name__}'}"
+        kind = repr(value)[:60] if callable(form) and not isinstance(form, type) \
+            else f"a {type(value).__name__}"
+        return f"{name} is {'nothing' if value is None else kind}"
     return next(filter(None, (misfit(item, part, place) for place, item, part in parts)), "")
 
 

@@ -29,7 +29,7 @@ from layers.detection import Detect  # noqa: E402
 from utils.checkpoint import CheckpointName, save_checkpoint  # noqa: E402
 from utils.cli import run_main  # noqa: E402
 from utils.export.__main__ import main as export  # noqa: E402
-from utils.export.folder import example_images  # noqa: E402
+from utils.export.check import example_images  # noqa: E402
 from utils.export.graph import prepared  # noqa: E402
 from utils.export.run import Segmenter, soft_masks  # noqa: E402
 from utils.exported import ExportedModel  # noqa: E402

@@ -196,9 +196,11 @@ def export(rng):
     np.save("in/priors.npy", np.zeros((9, 4), np.float32))
     known = hashlib.sha256(b"no model").hexdigest()
     facts = {
-        "format": 1, "class_names": ["a"], "category_ids": [1], "form": "raw", "priors": PRIORS,
-        "image": {"size": 64}, "mask_iou": rng.choice([None, {"file": "m.onnx", "sha256": known}]),
-        "outputs": [{"name": "loc", "shape": ["batch", 9, 4]}], "weights": {"file": "w.pth"},
+        "format": 1, "class_names": ["a", "b", "c", "d"], "category_ids": [1, 2, 3, 4],
+        "form": "raw", "priors": PRIORS, "image": {"size": 160}, "weights": {"file": "w.pth"},
+        "mask_iou": rng.choice([None, {"file": "m.onnx", "sha256": known}]),
+        "outputs": [{"name": name, "shape": ["batch", 9, 4] + [4] * (name == "proto")}
+                    for name in ("mask", "conf", "loc", "proto")],
         "thresholds": {"score": 0.05, "iou": 0.5, "top_k": 200, "max_detections": 100},
         "models": [{"file": "model.onnx", "batch": 1, "sha256": known, "half": False, "input": {
             "name": "images", "type": "uint8", "layout": "NCHW"}}],

@@ -92,6 +92,14 @@ def test_a_step_that_fails_ends_the_flow(launch, data, tmp_path):
     assert done.returncode == 1 and 'para "pth_path" must be confing' in done.stdout
 
 
+def test_without_atc_the_flow_ends_and_says_so(launch, data, weights, tmp_path):
+    (tmp_path / "ascend" / "atc").unlink()
+    done, output = launch(data, f"--pth_path={weights}")
+    assert done.returncode == 2 and not (output / "bin").exists()
+    assert "ATC is not installed here. Where CANN is: source " in done.stdout
+    assert re.search(r"\[Error\] ATC made no .*/export/model_310P3.om; see ", done.stdout)
+
+
 @pytest.mark.parametrize("arguments, sentence", [
     (["preprocess", "{weights}"], "is no exported model"),
     (["score", "{folder}", "--results={folder}"], "_0.bin, the result of image"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from yolact import Yolact
 
 DYNAMIC = "dynamic"
+DEFAULT_SOC, DEFAULT_SECONDS, HALF_MODE = "310P3", 3600.0, "force_fp16"
 
 
 def export_parser() -> ArgumentParser:
@@ -48,12 +49,13 @@ def export_parser() -> ArgumentParser:
     om = parser.add_argument_group("Ascend's OM, beside ONNX")
     om.add_argument("--format", choices=("onnx", "om"), default="onnx",
                     help="om: run ATC, or, where it is not installed, write atc.sh")
-    om.add_argument("--soc", default="310P3", metavar="NAME,NAME,..",
-                    help="chips to make models for, as 'npu-smi info' names them")
-    om.add_argument("--precision_mode", choices=PRECISION_MODES, default="",
-                    help="of ATC; default: ATC's own, with --half force_fp16")
-    om.add_argument("--atc_seconds", type=Bounded(float, 1), default=3600.0,
-                    help="time that ATC may take for a model")
+    om.add_argument("--soc", default=None, metavar="NAME,NAME,..",
+                    help="chips to make models for, as 'npu-smi info' names them; default "
+                         + DEFAULT_SOC)
+    om.add_argument("--precision_mode", choices=PRECISION_MODES, default=None,
+                    help=f"of ATC; default: ATC's own, with --half {HALF_MODE}")
+    om.add_argument("--atc_seconds", type=Bounded(float, 1), default=None,
+                    help=f"time that ATC may take for a model; default {DEFAULT_SECONDS:g}")
     return parser
 
 
@@ -77,16 +79,23 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise UserError(f"--batch_size is {DYNAMIC}, but a model for Ascend has a fixed one; give "
                         "numbers, such as 1,8")
     # ATC takes single precision and normalised images; it sees to the rest itself.
-    return Plan(args.outputs, batches, "float32", False, args.opset)
+    return Plan(args.outputs, batches, "float32", False, args.opset, for_atc=True)
 
 
 def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
     """What the flags ask of ATC; None where they ask for ONNX alone."""
-    socs = parse_socs(args.soc)
     if args.format == "onnx":
+        for flag in ("soc", "precision_mode", "atc_seconds"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag} is for Ascend's models; add --format=om, or leave it "
+                                "out")
         return None
-    return AtcPlan(socs, args.precision_mode or ("force_fp16" if args.half else ""),
-                   args.input == "uint8", args.atc_seconds)
+    if args.half and args.precision_mode not in (None, HALF_MODE):
+        raise UserError(f"--half is --precision_mode={HALF_MODE}, but --precision_mode is "
+                        f"{args.precision_mode}; leave one of them out")
+    return AtcPlan(parse_socs(DEFAULT_SOC if args.soc is None else args.soc),
+                   args.precision_mode or (HALF_MODE if args.half else ""), args.input == "uint8",
+                   args.atc_seconds or DEFAULT_SECONDS)
 
 
 def main(argv: List[str]) -> int:
@@ -94,8 +103,8 @@ def main(argv: List[str]) -> int:
     args = export_parser().parse_args(argv)
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
-    from utils.export.folder import differences, new_folder, write_description, write_models
-    from utils.export.graph import has_deform_conv
+    from utils.export.check import differences
+    from utils.export.folder import new_folder, write_description, write_models
     from utils.inference.detector import load_model
 
     plan, atc = plan_of(args), atc_plan_of(args)
@@ -105,9 +114,6 @@ def main(argv: List[str]) -> int:
         raise UserError(f"'{args.weights}' is an export already; give the weights it came from")
     loaded = load_model(args.weights, args.save_folder, args.config)
     network = cast("Yolact", loaded.model)
-    if atc is not None and has_deform_conv(network):
-        raise UserError(f"{loaded.config.name} has deformable convolutions, which ATC does not "
-                        "take from ONNX; export it with --format=onnx")
     print(f"Weights : {loaded.report}", flush=True)
     with new_folder(args.out) as folder:
         facts = write_models(loaded, network, plan, folder)
@@ -120,6 +126,9 @@ def main(argv: List[str]) -> int:
         write_description(facts, folder)
     print("Checked : largest relative difference from PyTorch: "
           + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
+    if plan.form == "detections" and "detections" not in apart:
+        print("          the network finds nothing in the images of the check: no detections were "
+              "compared")
     for entry in onnx_models:
         path = os.path.join(args.out, entry["file"])
         print(f"Wrote   : {path}, batch {entry['batch'] or DYNAMIC}, opset {entry['opset']}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,24 +17,27 @@ from data.config import Config
 from utils.errors import UserError, nearest
 from utils.files import digest
 
-SOCS = ("310", "310B1", "310B4", "310P1", "310P3", "910A", "910ProA", "910B", "910B1", "910B2",
-        "910B2C", "910B3", "910B4", "910_9391", "910_9392")
+SOCS = ("310", "310B1", "310B2", "310B3", "310B4", "310P1", "310P3", "310P5", "310P7", "910A",
+        "910B", "910PremiumA", "910ProA", "910ProB", "910B1", "910B2", "910B2C", "910B3", "910B4",
+        "910B4-1", "910_9362", "910_9372", "910_9381", "910_9382", "910_9391", "910_9392")
 """Chips as `npu-smi info` and ATC's --soc_version name them, without `Ascend`."""
 PRECISION_MODES = ("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16",
                    "must_keep_origin_dtype", "allow_mix_precision")
 SCRIPT, AIPP = "atc.sh", "aipp.cfg"
+ATC_ENDING = "_atc.onnx"
+"""Of a model that ATC takes in the place of the one without it."""
 SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
 _LAST_LINES = 5
 
 
 def parse_socs(text: str) -> List[str]:
-    """The chips of `310P3,Ascend910B3`; one that is not known is a `UserError`."""
-    socs = [word.strip().replace("Ascend", "", 1) for word in text.split(",")]
+    """The different chips of `310P3,Ascend910B3`; one that is not known is a `UserError`."""
+    socs = [re.sub("(?i)^ascend", "", word.strip()) for word in text.split(",")]
     for soc in socs:
         if soc not in SOCS:
             raise UserError(f"--soc names '{soc}', which is no known chip{nearest(soc, SOCS)}; "
                             f"known: {', '.join(SOCS)} ('npu-smi info' shows that of a host)")
-    return socs
+    return list(dict.fromkeys(socs))
 
 
 class AtcPlan(NamedTuple):
@@ -61,7 +65,7 @@ def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: 
     if plan.aipp:
         with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:
             stream.write(aipp_config(config))
-    entries = [_om_entry(entry, config, soc, plan)
+    entries = [_om_entry(entry, config, soc, plan, folder)
                for soc in plan.socs for entry in facts["models"]]
     facts["models"] = facts["models"] + entries
     if shutil.which("atc") is None:
@@ -76,11 +80,14 @@ def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: 
             for entry in entries]
 
 
-def _om_entry(entry: Dict[str, Any], config: Config, soc: str, plan: AtcPlan) -> Dict[str, Any]:
+def _om_entry(entry: Dict[str, Any], config: Config, soc: str, plan: AtcPlan,
+              folder: str) -> Dict[str, Any]:
     """How `model.yaml` describes the OM that `atc` makes of the ONNX model `entry`."""
-    name = f"{os.path.splitext(entry['file'])[0]}_{soc}"
-    side = config.max_size
-    command = ["atc", "--framework=5", f"--model={entry['file']}", f"--output={name}",
+    stem = os.path.splitext(entry["file"])[0]
+    name, side = f"{stem}_{soc}", config.max_size
+    has_own = os.path.exists(os.path.join(folder, stem + ATC_ENDING))
+    command = ["atc", "--framework=5",
+               f"--model={stem + ATC_ENDING if has_own else entry['file']}", f"--output={name}",
                "--input_format=NCHW",
                f"--input_shape={entry['input']['name']}:{entry['batch']},3,{side},{side}",
                "--log=error", f"--soc_version=Ascend{soc}"]

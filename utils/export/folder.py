@@ -1,7 +1,4 @@
-"""What an exported folder holds: models, `model.yaml`, `priors.npy` and `run.py`.
-
-The models are compared with the network that they came from on the spot.
-"""
+"""What an exported folder holds: models, `model.yaml`, `priors.npy` and `run.py`."""
 
 from __future__ import annotations
 
@@ -12,29 +9,26 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.classes import find_classes
-from data.config import Config
-from data.shapes import draw_scene
-from layers.detection import Detect
 from utils.errors import UserError
 from utils.export import graph
-from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, ExportedModel, require
-from utils.files import digest
-from utils.inference.detector import LoadedModel, to_network_input
+from utils.export.atc import ATC_ENDING
+from utils.export.deformable import write_for_atc
+from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, require
+from utils.files import alone, digest
+from utils.inference.detector import LoadedModel
 from yolact import Yolact
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PRIORS, MASK_IOU, RUN = "priors.npy", "mask_iou.onnx", "run.py"
 _COMMENT = ("# What this folder holds. YAML in JSON's subset: run.py reads it without a library, "
             "and does not run without it.\n")
-TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
-"""Largest difference, relative to the largest value of its output."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,8 @@ class Plan:
     half: bool = False
     opset: Optional[int] = None
     """None for the lowest that the network can do with."""
+    for_atc: bool = False
+    """Whether ATC is to make Ascend's models of these; it takes the float32 ones."""
 
     def model_name(self, batch: Optional[int]) -> str:
         """File name, without ending, of the model with this batch."""
@@ -60,25 +56,38 @@ class Plan:
 def new_folder(path: str) -> Iterator[str]:
     """Give a folder to fill, which takes the name `path` at the end; after an error none is left.
 
+    What a killed export has left there goes first.
+
     Raises:
         UserError: there is something at `path` already, or nothing can be written there.
     """
     path = os.path.abspath(path)
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        raise UserError(f"'{path}' exists and is not an empty folder; choose another --out, or "
-                        "remove it")
-    temporary = f"{path}.{os.getpid()}.tmp"
+    _refuse_taken(path)
+    hidden = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.export")
+    new = [str(parent) for parent in Path(path).parents if not parent.exists()]
     try:
-        os.makedirs(temporary)
-        yield temporary
-        if os.path.isdir(path):
-            os.rmdir(path)
-        os.replace(temporary, path)
+        with alone(Path(hidden)), contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+            _refuse_taken(path)  # by the one that this one has waited for
+            for name in os.listdir(hidden):
+                os.unlink(os.path.join(hidden, name))
+            yield hidden
+            if os.path.isdir(path):
+                os.rmdir(path)
+            os.replace(hidden, path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
                         "choose another folder") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one holds the folder, or ATC's output
+            for parent in new:
+                os.rmdir(parent)
+
+
+def _refuse_taken(path: str) -> None:
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise UserError(f"'{path}' exists and is not an empty folder; choose another --out, or "
+                        "remove it")
 
 
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
@@ -91,11 +100,13 @@ def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
         raise UserError(f"--opset is {opset}, but {config.name} has deformable convolutions, which "
                         f"ONNX has from opset {graph.DEFORM_CONV_OPSET} on; leave --opset out")
     ready = graph.prepared(network)
-    module = graph.RawOutputs(ready) if plan.form == "raw" else graph.DetectionOutputs(ready,
-                                                                                       config)
+    module = graph.outputs_module(ready, config, plan.form)
     for batch in plan.batches:
-        graph.write_network(module, os.path.join(folder, plan.model_name(batch) + ".onnx"), config,
-                            plan.form, batch, plan.input_type, opset, plan.half)
+        path = os.path.join(folder, plan.model_name(batch))
+        graph.write_network(module, path + ".onnx", config, plan.form, batch, plan.input_type,
+                            opset, plan.half)
+        if plan.for_atc and deformable:
+            write_for_atc(network, path + ATC_ENDING, config, plan.form, cast(int, batch))
     np.save(os.path.join(folder, PRIORS), network.priors[config.max_size].numpy())
     if network.maskiou_net is not None:
         graph.write_mask_iou(network.maskiou_net, os.path.join(folder, MASK_IOU), config, opset)
@@ -174,76 +185,3 @@ def bundle(path: str, known: Optional[Set[str]] = None) -> str:
                       and node.module == "__future__")
         lines = lines[future.lineno:]
     return "\n".join(lines) + "\n"
-
-
-def example_images(side: int, count: int) -> np.ndarray:
-    """Drawn scenes and noise in turn, uint8 `[count, 3, side, side]` RGB."""
-    rng = np.random.RandomState(0)
-    return np.stack([
-        to_network_input(draw_scene(0, "val", n).image, side) if n % 2 == 0
-        else rng.randint(0, 256, (3, side, side)).astype(np.uint8) for n in range(count)])
-
-
-@torch.no_grad()
-def differences(network: Yolact, config: Config, folder: str, half: bool) -> Dict[str, float]:
-    """Largest difference of every output of the models in `folder`, relative to its values.
-
-    Of detections, the distance of each from the nearest of its class in the other's; those that
-    the last bits of a score let in or out are left aside, and in half precision the worst tenth:
-    there an overlap at the threshold may be decided otherwise.
-
-    Raises:
-        UserError: a difference above the tolerance; names it.
-    """
-    model = ExportedModel(folder, "cpu")
-    largest = sum(entry["batch"] or 3 for entry in model.models)
-    planes = example_images(config.max_size, largest)
-    images = torch.from_numpy(planes)
-    network = network.eval()
-    predictions = network(images)
-    found = {name: torch.from_numpy(values) for name, values in model(planes).items()}
-    apart = {"proto": _relative(predictions["proto"], found["proto"])}
-    if "conf" in found:
-        wanted = dict(predictions, conf=predictions["conf"].softmax(2))
-        apart.update({name: _relative(wanted[name], found[name]) for name in found})
-    else:
-        apart["detections"] = _detections_apart(predictions, found, config, half)
-    if network.maskiou_net is not None:
-        masks = torch.rand(3, 1, config.proto_size, config.proto_size)
-        apart["mask_iou"] = _relative(network.maskiou_net(masks),
-                                      torch.from_numpy(model.mask_iou(masks.numpy())))
-    tolerance = HALF_TOLERANCE if half else TOLERANCE
-    worst = max(apart, key=lambda name: apart[name])
-    if not apart[worst] <= tolerance:  # NaN, too
-        raise UserError(f"the exported model differs from PyTorch: {worst} by {apart[worst]:.2g} "
-                        f"of its largest value, at most {tolerance:g} is expected; choose another "
-                        "--opset or onnxruntime, and report it with the versions")
-    return apart
-
-
-def _relative(wanted: Tensor, found: Tensor) -> float:
-    if wanted.shape != found.shape:
-        return float("inf")
-    scale = wanted.abs().max().clamp(min=1e-6)
-    return float((wanted - found).abs().max() / scale)
-
-
-def _detections_apart(predictions: Dict[str, Tensor], found: Dict[str, Tensor], config: Config,
-                      half: bool) -> float:
-    wanted = Detect.from_config(config)(predictions)
-    apart: List[float] = [0.0]
-    for n in range(len(wanted.count)):
-        rows = wanted.of_image(n)
-        floor = config.nms_conf_thresh
-        if len(rows.scores) == config.max_num_detections:
-            floor = max(floor, float(rows.scores[-1]))
-        count = int(found["count"][n])
-        ours, theirs = (torch.cat((boxes, scores.unsqueeze(1), coefficients), 1)
-                        for boxes, scores, coefficients in (
-                            (rows.boxes, rows.scores, rows.coefficients),
-                            (found["boxes"][n, :count], found["scores"][n, :count],
-                             found["coefficients"][n, :count])))
-        for row, kind in zip(ours[rows.scores > floor + TOLERANCE], rows.classes):
-            same = theirs[found["classes"][n, :count] == kind]
-            apart.append(float((same - row).abs().max(1)[0].min()) if len(same) else float("inf"))
-    return float(np.quantile(apart, 0.9 if half else 1.0))

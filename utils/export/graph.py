@@ -88,6 +88,11 @@ class DetectionOutputs(nn.Module):
                 found.count.int(), predictions["proto"])
 
 
+def outputs_module(network: Yolact, config: Config, form: str) -> nn.Module:
+    """What gives the outputs of a form from a network that is ready for export."""
+    return RawOutputs(network) if form == "raw" else DetectionOutputs(network, config)
+
+
 class _MaskIouOutput(nn.Module):
     """`MaskIouNet`, whose pooling takes its window from a shape."""
 
@@ -146,21 +151,27 @@ def write_network(module: nn.Module, path: str, config: Config, form: str, batch
     `uint8` those as read. With `half` weights and arithmetic of the network are in half precision;
     single precision stays what comes before and after it, and the types of inputs and outputs.
     """
+    trace_network(module, path, config, form, batch, input_type, opset)
+    simplify(path)
+    if half:
+        _to_half(path)
+    check(path)
+
+
+def trace_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
+                  input_type: str, opset: int) -> None:
+    """The first step of `write_network`: what PyTorch writes."""
     side = config.max_size
     images = torch.zeros((batch or 1, 3, side, side), dtype=getattr(torch, input_type))
     names = [output.name for output in outputs_of(config, form)]
     _write(module, images, path, INPUT_NAME, names, opset, batch is None)
-    _simplify(path)
-    if half:
-        _to_half(path)
-    _check(path)
 
 
 def write_mask_iou(network: MaskIouNet, path: str, config: Config, opset: int) -> None:
     """Write the network that re-scores masks (YOLACT++): float32 `[n,1,h,w] -> [n,C-1]`."""
     masks = torch.zeros((1, 1, config.proto_size, config.proto_size))
     _write(_MaskIouOutput(network), masks, path, "masks", ["iou"], opset, True)
-    _check(path)
+    check(path)
 
 
 def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names: List[str],
@@ -176,13 +187,13 @@ def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names
             warnings.simplefilter("ignore")
             torch.onnx.export(module, (example,), path, input_names=[input_name],
                               output_names=names, opset_version=opset, dynamic_axes=axes, **more)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"PyTorch {torch.__version__} cannot write this network with opset {opset} "
-                        f"({first_line(error)[:300]}); choose another --opset, or leave it "
-                        "out") from error
+                        f"({first_line(error)[:300]}); choose another --opset, or a newer "
+                        "PyTorch") from error
 
 
-def _simplify(path: str) -> None:
+def simplify(path: str) -> None:
     """Compute what does not depend on the image: shapes, index tables; ONNX's own operators stay.
 
     ONNX Runtime does so whenever it opens a file, other runtimes need not.
@@ -213,11 +224,32 @@ def _to_half(path: str) -> None:
     model = float16.convert_float_to_float16(
         model, keep_io_types=True, node_block_list=outside,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, "DeformConv"])
+    _join_casts(model.graph)
     require("onnxruntime.transformers.onnx_model").OnnxModel.graph_topological_sort(model.graph)
     onnx.save(model, path)
 
 
-def _check(path: str) -> None:
+def _join_casts(graph: Any) -> None:
+    """Let single precision pass between nodes that have it: the converter makes it half and single
+    again after each.
+    """
+    onnx = require("onnx")
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    halves, singles = ([node for node in casts if node.attribute[0].i == kind]
+                       for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT))
+    source = {node.output[0]: node.input[0] for node in halves}
+    for node in singles:
+        if node.input[0] in source:
+            node.CopyFrom(onnx.helper.make_node("Identity", [source[node.input[0]]], node.output,
+                                                name=node.name))
+    used = {name for node in graph.node for name in node.input}
+    for node in halves:
+        if node.output[0] not in used:
+            graph.node.remove(node)
+
+
+def check(path: str) -> None:
+    """A `UserError` where ONNX's checker refuses a file."""
     checker = require("onnx").checker
     try:
         checker.check_model(path, full_check=True)

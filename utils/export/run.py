@@ -97,7 +97,15 @@ class Segmenter:
             image: of any size.
             top_k: at most this many, best first; None for all.
             score_threshold: only objects with a higher score; 0 for all.
+
+        Raises:
+            UserError: the image has another shape or type.
         """
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+                and image.shape[2] == 3 and image.size):
+            found = (f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray)
+                     else f"a {type(image).__name__}")
+            raise UserError(f"image is {found}, expected an array uint8 [height, width, 3]")
         side = self.facts["image"]["size"]
         resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
         planes = np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1))[None]
@@ -236,22 +244,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--top_k", type=int, default=5, help="objects an image, best first")
     parser.add_argument("--score_threshold", type=float, default=0.0)
     args = parser.parse_args(argv)
+    if args.top_k < 0 or not 0 <= args.score_threshold <= 1:
+        parser.error("--top_k has to be at least 0, --score_threshold 0 to 1")
     try:
-        segmenter = Segmenter(args.model, args.device)
-        records = []
-        for number, path in enumerate(args.images, 1):
-            found = segmenter(read_image(path), args.top_k, args.score_threshold)
-            records += [dict(record, file_name=path) for record in found.records(number)]
-            if args.out is not None:
-                os.makedirs(args.out, exist_ok=True)
-                name = os.path.splitext(os.path.basename(path))[0] + ".png"
-                if not cv2.imwrite(os.path.join(args.out, name), found.draw()):
-                    raise UserError(f"cannot write '{os.path.join(args.out, name)}'")
+        print(json.dumps(find(args)), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(records))
+    except OSError as error:
+        place = "standard output" if error.filename is None else f"'{error.filename}'"
+        print(f"error: cannot write {place}: {error.strerror}", file=sys.stderr)
+        sys.stdout = None  # type: ignore[assignment]  # else its rest is tried again at the end
+        return 2
     return 0
+
+
+def find(args: argparse.Namespace) -> List[Dict[str, Any]]:
+    """Find the objects of all images, and draw them where a folder is given."""
+    segmenter = Segmenter(args.model, args.device)
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in args.images]
+    records = []
+    for number, (path, stem) in enumerate(zip(args.images, stems), 1):
+        found = segmenter(read_image(path), args.top_k, args.score_threshold)
+        records += [dict(record, file_name=path) for record in found.records(number)]
+        if args.out is not None:
+            os.makedirs(args.out, exist_ok=True)
+            name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
+            target = os.path.join(args.out, name + ".png")
+            drawn = cv2.imencode(".png", found.draw())[1]
+            with open(target, "wb") as stream:
+                stream.write(drawn.tobytes())
+    return records
 
 
 if __name__ == "__main__":

@@ -34,7 +34,10 @@ class ExportedNetwork(nn.Module):
         self.path = path
         self._exported = ExportedModel(path)
         self.facts = self._exported.facts
-        self.config = Config.from_dict(self.facts["config"])
+        limits = self.facts["thresholds"]
+        self.config = Config.from_dict(self.facts["config"]).replace(
+            nms_conf_thresh=limits["score"], nms_thresh=limits["iou"], nms_top_k=limits["top_k"],
+            max_num_detections=limits["max_detections"])
         self.input_size = self.config.max_size
         self.maskiou_net = _MaskIou(self) if self.facts["mask_iou"] else None
         self.priors = torch.from_numpy(self._exported.priors())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,13 +25,15 @@ from helpers.deterministic import (
     small_plus_config,
 )
 from helpers.exports import export, require_onnx
-from helpers.prediction_weights import IDS, NAMES, noise, save_weights
+from helpers.paths import ROOT
+from helpers.prediction_weights import IDS, NAMES, full_disk, noise, save_weights
 from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.cli import run_main
 from utils.errors import UserError
-from utils.export import folder as folder_module
+from utils.export import check
 from utils.export.__main__ import main
+from utils.export.run import Segmenter
 from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
 from yolact import build_yolact
@@ -118,6 +122,13 @@ def test_half_precision_is_near(form, weights, tmp_path, capsys):
     assert facts["models"][0]["half"] and 1e-5 < facts["differences"]["proto"] < 2e-2
 
 
+def test_what_follows_the_network_keeps_single_precision(weights, tmp_path):
+    image = noise(300, 200)
+    inside, outside = (Predictor(export(weights, tmp_path / form, "--half", f"--outputs={form}"),
+                                 device="cpu")(image) for form in ("detections", "raw"))
+    assert_same_objects(inside, outside, 1e-6)
+
+
 def test_the_folder_describes_itself(weights, tmp_path):
     folder = export(weights, tmp_path / "out", "--batch_size=1,8")
     assert sorted(os.listdir(folder)) == ["model.yaml", "model_bs1.onnx", "model_bs8.onnx",
@@ -189,6 +200,29 @@ def test_files_in_the_way_stay(weights, tmp_path, capsys):
     assert os.listdir(str(tmp_path)) == ["mine.txt"]
 
 
+def test_folders_made_for_an_export_that_fails_go_with_it(weights, tmp_path, capsys):
+    refused(capsys, weights, f"--out={tmp_path / 'a' / 'b' / 'c'}", "--opset=99")
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_killed_export_leaves_no_folder_and_the_next_removes_its_files(weights, tmp_path):
+    code = ("import os, signal, sys; from utils.export import folder, __main__ as command;"
+            "folder.write_description = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+            "command.main(sys.argv[1:])")
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", code, weights, f"--out={out}"], cwd=str(ROOT))
+    assert done.returncode == -signal.SIGKILL
+    assert os.listdir(str(tmp_path)) == [".out.export"]
+    export(weights, out)
+    assert os.listdir(str(tmp_path)) == ["out"] and "model.onnx" in os.listdir(str(out))
+
+
+def test_a_full_disk(weights, tmp_path, capsys):
+    with full_disk(1 << 20):
+        assert "cannot write" in refused(capsys, weights, f"--out={tmp_path / 'out'}")
+    assert os.listdir(str(tmp_path)) == []
+
+
 def test_weights_that_are_no_network(tmp_path, capsys):
     path = tmp_path / "yolact_shapes_1_2.pth"
     path.write_bytes(b"nothing")
@@ -202,7 +236,7 @@ def test_an_export_is_no_source_of_another(weights, tmp_path, capsys):
 
 
 def test_a_model_that_differs_is_not_kept(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(folder_module, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(check, "TOLERANCE", 1e-12)
     error = refused(capsys, weights, f"--out={tmp_path / 'out'}")
     assert "the exported model differs from PyTorch" in error
     assert os.listdir(str(tmp_path)) == []
@@ -257,6 +291,44 @@ def test_a_damaged_folder_is_a_sentence(damage, sentence, weights, tmp_path, cap
     damage(Path(folder))
     code, error = predict(capsys, tmp_path, f"--trained_model={folder}")
     assert code == 2 and sentence in error and error.count("\n") == 1
+
+
+def edited(folder, change):
+    """Change what model.yaml of a folder says."""
+    facts = read_description(folder)
+    change(facts)
+    with open(os.path.join(folder, "model.yaml"), "w", encoding="utf-8") as stream:
+        json.dump(facts, stream)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda facts: facts["models"][0].update(batch=-1), "models[0].batch is -1"),
+    (lambda facts: facts["models"][0].update(batch=3), "does not run with float32 [3, 3, 64, 64]"),
+    (lambda facts: facts["models"][0]["input"].pop("mean"), "models[0].input is {"),
+    (lambda facts: facts["models"][0]["input"].update(std=[0, 1, 1]), "models[0].input is {"),
+    (lambda facts: facts["image"].update(size=65), "image.size is 65, config.max_size 64"),
+    (lambda facts: facts.update(form="detections"), "its outputs are not those of form detections"),
+    (lambda facts: facts["outputs"].reverse(), "its outputs are not those of form raw"),
+    (lambda facts: facts["outputs"][0].update(shape=[1, 2, 3]), "gives other outputs than"),
+    (lambda facts: facts["class_names"].pop(), "there are 3 class_names, config.num_classes is 5"),
+    (lambda facts: facts["thresholds"].update(top_k=1.5), "thresholds.top_k is 1.5"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_an_edited_description_is_a_sentence(change, sentence, weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    edited(folder, change)
+    for find in (lambda: Segmenter(folder)(noise()), lambda: Predictor(folder, "cpu")(noise())):
+        with pytest.raises(UserError) as caught:
+            find()
+        assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_edited_thresholds_are_those_of_eval_and_run_py(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    before = Predictor(folder, device="cpu")(noise())
+    edited(folder, lambda facts: facts["thresholds"].update(score=0.3, iou=0.2))
+    after, alone = Predictor(folder, device="cpu")(noise()), Segmenter(folder)(noise())
+    assert 0 < len(after) < len(before) and after.scores.min() > 0.3
+    np.testing.assert_allclose(after.scores, alone.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("flags, sentence", [

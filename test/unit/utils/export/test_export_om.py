@@ -14,12 +14,17 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import noise, save_weights
+from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.cli import run_main
+from utils.errors import UserError
+from utils.export import deformable
 from utils.export.__main__ import main
 from utils.exported import read_description
 from utils.inference import Predictor
+from yolact import build_yolact
 
 onnx, onnxruntime = require_onnx()
 pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
@@ -124,6 +129,8 @@ def test_an_atc_that_fails(body, flags, sentence, weights, tmp_path, atc, capsys
 
 @pytest.mark.parametrize("flags, sentence", [
     (["--soc=310P4"], "--soc names '310P4', which is no known chip; did you mean '310P"),
+    (["--soc="], "--soc names '', which is no known chip"),
+    (["--half", "--precision_mode=force_fp32"], "--half is --precision_mode=force_fp16, but"),
     (["--batch_size=dynamic"], "a model for Ascend has a fixed one"),
     (["--format=caffe"], "--format is 'caffe', expected one of onnx, om"),
     (["--precision_mode=half"], "--precision_mode is 'half', expected one of force_fp16"),
@@ -132,6 +139,80 @@ def test_bad_input(flags, sentence, weights, tmp_path, capsys):
     assert run_main(main, [weights, f"--out={tmp_path / 'out'}", "--format=om", *flags]) == 2
     assert sentence in capsys.readouterr().err
     assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("flag", ["--soc=910B3", "--precision_mode=force_fp16",
+                                  "--atc_seconds=9"])
+def test_flags_of_atc_are_not_left_aside(flag, weights, tmp_path, capsys):
+    assert run_main(main, [weights, f"--out={tmp_path / 'out'}", flag]) == 2
+    name = flag.split("=")[0]
+    assert f"{name} is for Ascend's models; add --format=om" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("soc", ["Ascend910B4-1", "ascend910_9382", "310P3,310P3"])
+def test_chips_as_their_hosts_name_them(soc, weights, tmp_path):
+    folder = export(weights, tmp_path / "out", "--format=om", f"--soc={soc}")
+    models = read_description(folder)["models"]
+    chip = soc.split(",")[0][6:] if "," not in soc else "310P3"
+    assert [entry.get("soc") for entry in models] == [None, chip]
+    assert models[1]["command"].endswith(f"--soc_version=Ascend{chip}")
+
+
+def plus_network():
+    config = small_plus_config("yolact_plus_resnet50")
+    network = load_deterministic_weights(build_yolact(config)).eval()
+    with torch.no_grad():
+        network.prediction_layers[0].conf_layer.weight.mul_(6)
+    return config, network
+
+
+def test_deformable_convolutions_are_written_as_modelzoo_writes_them(tmp_path, atc):
+    config, network = plus_network()
+    path = save_checkpoint(CheckpointName(config.name, 1, 20).path(str(tmp_path / "weights")),
+                           network.state_dict(), {"config": config.to_dict(), "class_names": None})
+    calls = atc("shutil.copy(flags['model'].replace('_atc', ''), flags['output'] + '.om')")
+    folder = export(path, tmp_path / "out", "--format=om", "--batch_size=2")
+    assert calls()[0][0][1] == "--model=model_atc.onnx"
+    model = onnx.load(os.path.join(folder, "model_atc.onnx"))
+    assert [entry.version for entry in model.opset_import] == [11]
+    assert [value.name for value in [*model.graph.input, *model.graph.output]] == [
+        "input.1", "mask", "conf", "loc", "proto"]
+    kinds = [node.op_type for node in model.graph.node]
+    # deformable_conv2d_plugin.cc and sigmoid_plugin.cc there; the others are those of test_export.
+    assert set(kinds) == {"Add", "Concat", "Conv", "DeformableConv2D", "MaxPool", "Relu", "Reshape",
+                          "Resize", "Sigmoid", "Softmax", "Split", "Tanh", "Transpose"}
+    nodes = [node for node in model.graph.node if node.op_type == "DeformableConv2D"]
+    assert len(nodes) == 13
+    assert {attribute.name: onnx.helper.get_attribute_value(attribute)
+            for attribute in nodes[0].attribute} == {
+        "strides": [2, 2], "pads": [1, 1], "dilations": [1, 1], "groups": 1,
+        "defomable_groups": 1}
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    assert [sizes[nodes[0].input[n]] for n in (1, 3)] == [[128, 128, 3, 3], [128]]
+    # All values have been computed before they are used: the nodes are back in their places.
+    known = {value.name for value in model.graph.input} | set(sizes)
+    for node in model.graph.node:
+        assert set(node.input) - {""} <= known
+        known |= set(node.output)
+
+
+def test_another_operator_is_noticed(tmp_path, monkeypatch):
+    config, network = plus_network()
+    right, node = deformable._convolve, deformable._Node.symbolic
+
+    def refused():
+        with pytest.raises(UserError) as caught:
+            deformable.write_for_atc(network, str(tmp_path / "x.onnx"), config, "raw", 1)
+        return str(caught.value)
+
+    with monkeypatch.context() as patch:  # a file that does not say what PyTorch computes
+        patch.setattr(deformable._Node, "symbolic",
+                      lambda g, *given: node(g, *given[:-1], 0))
+        assert "differs from PyTorch: DeformableConv2D" in refused()
+    with monkeypatch.context() as patch:  # y before x
+        patch.setattr(deformable, "_convolve", lambda x, weight, offsets, *more: right(
+            x, weight, torch.cat([offsets.chunk(3, 1)[n] for n in (1, 0, 2)], 1), *more))
+        assert "differs from PyTorch: conf" in refused()
 
 
 class InferSession:

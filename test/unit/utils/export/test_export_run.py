@@ -19,7 +19,8 @@ from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import noise, save_weights
 from utils.checkpoint import CheckpointName, save_checkpoint
-from utils.export.run import run_lengths
+from utils.errors import UserError
+from utils.export.run import Segmenter, run_lengths
 from yolact import build_yolact
 
 require_onnx()
@@ -120,6 +121,7 @@ def test_run_py_is_imported(weights, tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (["absent.png"], "'absent.png' is missing or no image that OpenCV can read"),
     (["a.png", "--model=/absent"], "no exported model '/absent'"),
+    (["a.png", "--out=a.png"], "cannot write 'a.png': File exists"),
 ])
 def test_run_py_says_what_is_wrong(arguments, sentence, weights, tmp_path):
     folder = export(weights, tmp_path / "out")
@@ -127,6 +129,36 @@ def test_run_py_says_what_is_wrong(arguments, sentence, weights, tmp_path):
     code, out, errors = run_alone(folder, tmp_path, *arguments)
     assert code == 2 and out == ""
     assert errors.startswith("error: ") and sentence in errors and errors.count("\n") == 1
+
+
+def test_run_py_draws_images_of_one_name_apart(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    (tmp_path / "b").mkdir()
+    for name in ("a.png", "b/a.png"):
+        cv2.imwrite(str(tmp_path / name), noise())
+    code, _, errors = run_alone(folder, tmp_path, "a.png", "b/a.png", "--out=drawn")
+    assert code == 0, errors
+    assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a_1.png", "a_2.png"]
+
+
+@pytest.mark.parametrize("flag", ["--top_k=-1", "--score_threshold=nan", "--score_threshold=2"])
+def test_run_py_takes_no_senseless_numbers(flag, weights, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    folder = export(weights, tmp_path / "out")
+    code, out, errors = run_alone(folder, tmp_path, "a.png", flag)
+    assert code == 2 and out == "" and "--top_k has to be at least 0" in errors
+
+
+@pytest.mark.parametrize("image, found", [
+    (None, "a NoneType"), (np.zeros((5, 5), np.uint8), "uint8 [5, 5]"),
+    (np.zeros((5, 5, 4), np.uint8), "uint8 [5, 5, 4]"),
+    (np.zeros((5, 5, 3), np.float32), "float32 [5, 5, 3]"),
+    (np.zeros((0, 5, 3), np.uint8), "uint8 [0, 5, 3]")], ids=str)
+def test_an_array_that_is_no_image_is_a_sentence(image, found, weights, tmp_path):
+    segmenter = Segmenter(export(weights, tmp_path / "out"))
+    with pytest.raises(UserError) as caught:
+        segmenter(image)
+    assert f"image is {found}, expected an array uint8" in str(caught.value)
 
 
 def test_run_lengths_are_those_of_coco():
