@@ -28,11 +28,11 @@ import torch
 
 from data.classes import match_categories
 from data.datasets import open_dataset
-from utils.cli import run_main
+from utils.cli import print_lines, run_main
 from utils.device import cards_of_host, describe, select_device, synchronize
 from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import refuse_unwritable_file
 from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
 from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
@@ -68,9 +68,8 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     files = result_files(evaluation, evaluator, args)
     weights = loaded.source.path
     if is_main:
-        print("\n".join([describe(detector.device), f"Weights : {loaded.report}", *notes,
-                         f"{os.path.basename(weights)}: {len(evaluation.indices)} images of "
-                         f"{truth}"]), flush=True)
+        print_lines([describe(detector.device), f"Weights : {loaded.report}", *notes,
+                     f"{os.path.basename(weights)}: {len(evaluation.indices)} images of {truth}"])
     times = StageTimes((lambda: synchronize(detector.device)) if args.benchmark else None)
     evaluation.run(detector, evaluator, times)
     print(times.sentence(stages=args.benchmark), flush=True)
@@ -87,11 +86,11 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     results = evaluator.evaluate()
     if args.per_class_file:
         results.write_per_class(args.per_class_file)
-    print("\n".join(results.notes + [results.statistics_table(), "", results.table()]), flush=True)
+    print_lines([*results.notes, *results.statistics_table().split("\n"), "",
+                 *results.table().split("\n")])
     scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.source.origin,
                               changed_settings(args))
-    for line in keep_evaluation(args.run_folder, scored, loaded.config.name):
-        print(line, flush=True)
+    print_lines(keep_evaluation(args.run_folder, scored, loaded.config.name))
     return 0
 
 
@@ -114,14 +113,15 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
 def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel) -> int:
     """Draw what is found in images or a video; returns the exit code."""
     start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
-    print(f"Weights : {loaded.report}", flush=True)
+    print_lines([f"Weights : {loaded.report}"])
     options = PredictionOptions(
         top_k=args.top_k, score_threshold=args.score_threshold, masks=args.display_masks,
         boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,
         speed=args.display_fps, json=args.output_json, polygons=args.json_masks == "polygon",
         crops=args.crops, benchmark=args.benchmark, show_progress=not args.no_bar)
-    run = PredictionRun(predictor, options, lambda line: print(line, flush=True),
-                        lambda line: print(start + line, file=sys.stderr, flush=True), sys.stderr)
+    run = PredictionRun(predictor, options, lambda line: print_lines([line]),
+                        lambda line: print(start + printable(line), file=sys.stderr, flush=True),
+                        sys.stderr)
     if args.image is not None:
         return run.image(args.image)
     return run.images(args.images) if args.images is not None else run.video(args.video)

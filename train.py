@@ -263,7 +263,7 @@ def validate(training: Training, done: int, record: RunRecord, stop: StopRequest
     if recorded is not None:
         training.best.consider(recorded)
     is_best = training.best.update(done, results.mask.ap, results.box.ap)
-    print_lines(results.notes + [results.table()])
+    print_lines([*results.notes, *results.table().split("\n")])
     record.write("val", iteration=done, epoch=done // training.loader.epoch_size,
                  **results.summary())
     if is_best:

@@ -24,7 +24,14 @@ from data.tools.findings import (
     turned_notes,
 )
 from data.tools.statistics import suggestions, table
-from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, run_main
+from utils.cli import (
+    EXIT_USER_ERROR,
+    ArgumentParser,
+    Bounded,
+    add_switch,
+    print_lines,
+    run_main,
+)
 from utils.drawing import draw_instances, side_by_side
 from utils.errors import UserError, counted
 from utils.files import write_whole
@@ -146,27 +153,25 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = check_parser().parse_args(argv)
     config = read_recipe(args.config)[0]
     splits = _open_splits(args, args.dataset or config.dataset)
-    if splits["train"].origin:
-        print(splits["train"].origin)
-    print("\n".join(table(splits)), flush=True)
+    print_lines([splits["train"].origin] * bool(splits["train"].origin) + table(splits))
     found = annotation_findings(splits)
     if not args.quick:
         found += image_findings(splits, args.num_workers, _progress)
     found += copy_findings(splits, same_name=args.quick)
     if "val" not in splits:
-        print("\nno validation split: training cannot be scored")
-    print(f"\n{counted(len(found), 'finding')}:" if found else "\nNothing wrong was found.")
-    print("\n".join("  - " + text for text in found) + ("\n" if found else ""))
+        print_lines(["", "no validation split: training cannot be scored"])
+    print_lines(["", f"{counted(len(found), 'finding')}:" if found else "Nothing wrong was found.",
+                 *("  - " + text for text in found), ""])
     for note in turned_notes(splits) if not args.quick else ():
-        print(f"{note}\n")
-    print(f"For {config.name}:")
-    print("\n".join("  - " + text for text in suggestions(splits["train"], config)))
+        print_lines([note, ""])
+    print_lines([f"For {config.name}:",
+                 *("  - " + text for text in suggestions(splits["train"], config))])
     if args.pictures and not args.quick:
         try:
             count = write_first_batch(splits["train"], config, args.pictures, seed=args.seed)
             print(f"The first {count} images as the network sees them: {args.pictures}")
         except UserError as problem:
-            print(f"The first batch cannot be drawn: {problem}")
+            print_lines([f"The first batch cannot be drawn: {problem}"])
     return EXIT_USER_ERROR if found and args.strict else 0
 
 

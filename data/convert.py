@@ -13,7 +13,7 @@ from typing import List, Optional
 from data.description import FOLDER_FILE
 from data.tools.conversion import Conversion, refuse_foreign_files, write_dataset
 from data.tools.formats import FORMATS, convert
-from utils.cli import ArgumentParser, add_switch, run_main
+from utils.cli import ArgumentParser, add_switch, print_lines, run_main
 from utils.errors import UserError, nearest, some
 
 _BOXES = ("yolo", "voc")
@@ -70,7 +70,7 @@ def main(argv: List[str]) -> int:
     if argv[0] not in FORMATS:
         raise UserError(f"unknown format '{argv[0]}'{nearest(argv[0], FORMATS) or '.'} Known: "
                         f"{', '.join(FORMATS)}.")
-    print("\n".join(convert_into(argv[0], parser_of(argv[0]).parse_args(argv[1:]))))
+    print_lines(convert_into(argv[0], parser_of(argv[0]).parse_args(argv[1:])))
     return 0
 
 

@@ -32,7 +32,7 @@ from typing import (
 )
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
-from utils.errors import UserError, nearest, one_line
+from utils.errors import UserError, nearest, one_line, printable
 from utils.parsing import LARGEST, whole_number
 
 EXIT_USER_ERROR = 2
@@ -344,6 +344,8 @@ def run_main(main: Callable[[List[str]], Optional[int]],
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print at once, if there is anything."""
+    """Print at once, if there is anything; names in them can neither add lines nor drive a
+    terminal.
+    """
     if lines:
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(printable, lines)), flush=True)

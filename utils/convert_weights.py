@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, List, Optional
 
-from utils.cli import ArgumentParser, run_main
+from utils.cli import ArgumentParser, print_lines, run_main
 from utils.errors import UserError, some
 from utils.files import write_whole
 
@@ -104,7 +104,7 @@ def main(argv: List[str]) -> int:
     parser.add_argument("--to", default=None, choices=KINDS, help="kind of OUT, where its ending "
                         "does not say")
     args = parser.parse_args(argv)
-    print("\n".join(convert(args.source, args.target, args.to)))
+    print_lines(convert(args.source, args.target, args.to))
     return 0
 
 

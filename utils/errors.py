@@ -39,10 +39,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """A line for a terminal: what would drive it, or begin another line, is escaped."""
+    return "".join(letter if letter.isprintable() else
+                   letter.encode("unicode_escape").decode("ascii") for letter in text)
+
+
 def one_line(text: str) -> str:
     """A sentence for a terminal: what cannot be printed is escaped, what is endless is cut."""
-    shown = "".join(letter if letter.isprintable() else
-                    letter.encode("unicode_escape").decode("ascii") for letter in text)
+    shown = printable(text)
     if len(shown) <= _LONGEST:
         return shown
     return f"{shown[:_LONGEST // 2]} ... {shown[-_LONGEST // 2:]}"

@@ -17,6 +17,8 @@ _MOST_BYTES = 1 << 29
 """Of a file that is read at once: as many as the largest picture has without compression."""
 Content = Union[bytes, memoryview, Callable[[BinaryIO], Any]]
 """Of a file, or what writes it to a stream."""
+_LONGEST_NAME = 200
+"""Bytes of a file's name that its temporary file has too; file systems take 255."""
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
@@ -56,6 +58,7 @@ def open_temporary(path: str, ending: str = "") -> BinaryIO:
     import fcntl  # exports hold this module, too, and run where there is none
 
     folder, name = os.path.split(os.path.abspath(path))
+    name = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
     os.makedirs(folder, exist_ok=True)
     stream = open(os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp{ending}"),  # noqa: SIM115
                   "xb")

@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from utils import plots
-from utils.cli import ArgumentParser, run_main
+from utils.cli import ArgumentParser, print_lines, run_main
 from utils.errors import UserError
 from utils.files import read_whole, write_whole
 from utils.run_folder import (
@@ -211,12 +211,12 @@ def main(argv: List[str]) -> int:
         folders.append(folder)
     for folder in folders:
         with damage_refused(folder.path):
-            print("\n".join(build_report(folder)))
+            print_lines(build_report(folder))
     if len(folders) > 1:
         shared = os.path.commonpath([os.path.abspath(folder.path) for folder in folders])
         out = args.out or os.path.join(os.path.relpath(shared), COMPARISON)
         with damage_refused(shared):
-            print("\n".join(compare(folders, out)))
+            print_lines(compare(folders, out))
     return 0
 
 

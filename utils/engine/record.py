@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, save_checkpoint
+from utils.cli import print_lines
 from utils.device import describe
 from utils.distributed.processes import is_restart
 from utils.engine.learner import Learner
@@ -219,7 +220,7 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     log, board = os.path.join(args.log_folder, training.config.name + ".log"), args.tensorboard
     record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board, start)
     if folder is not None:
-        print("\n".join([f"Run folder : {folder.path}"] + record.notes), flush=True)
+        print_lines([f"Run folder : {folder.path}"] + record.notes)
     record.write("session", config=training.config.to_dict(), args=flags,
                  device=describe(training.learner.device))
     return record

@@ -14,6 +14,7 @@ import torch
 from data.config import Config
 from utils import checkpoint
 from utils.checkpoint import CheckpointName, rng_state, set_rng_state, state_path
+from utils.cli import print_lines
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_bytes, raise_together
 from utils.engine.learner import Learner
@@ -217,7 +218,7 @@ class Saver:
         state = checkpoint.load_state(weights_path)
         changed = [] if state is None else check_same_training(self._identity, state, weights_path)
         with learner.precision.float32_weights(learner.model):
-            print(f"Weights : {load_network(learner.model, read_weights(weights_path))}")
+            print_lines([f"Weights : {load_network(learner.model, read_weights(weights_path))}"])
         if state is None:
             if learner.average is not None:
                 learner.average.restart()
@@ -240,7 +241,7 @@ class Saver:
         self.run_folder = folder.get("path")
         self.training_id = str(state.get("training") or folder.get("id") or self._launch)
         start = int(state["iteration"])
-        print("\n".join([f"Resumed : {weights_path} at iteration {start}"] + changed))
+        print_lines([f"Resumed : {weights_path} at iteration {start}"] + changed)
         return start
 
 

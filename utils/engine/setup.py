@@ -19,6 +19,7 @@ from layers.anchors import make_priors
 from layers.deform_conv import convolve_recordably
 from layers.detection import Detect
 from utils.amp import Precision, build_precision
+from utils.cli import print_lines
 from utils.device import pin_memory_supported
 from utils.device_graph import GraphedStep, prepare_graphs
 from utils.distributed.processes import Processes
@@ -189,8 +190,8 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
         if asked is not None:
             raise
         raise UserError(f"{error}; --validation_epoch=-1 trains without validation") from error
-    if processes.is_main and notes:
-        print("\n".join(notes), flush=True)
+    if processes.is_main:
+        print_lines(notes)
     return Evaluation(dataset, ids, indices, num_workers=args.num_workers, processes=processes,
                       loader_timeout=args.loader_timeout), ""
 

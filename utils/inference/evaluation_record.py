@@ -23,7 +23,13 @@ import pycocotools.mask
 from data.coco import CocoDataset
 from utils.distributed.processes import launch_id
 from utils.drawing import draw_instances, side_by_side
-from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage
+from utils.inference.evaluator import (
+    THRESHOLDS,
+    CocoEvaluator,
+    CocoResults,
+    ScoredImage,
+    text_cell,
+)
 from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
 from utils.run_folder import (
     CONFIG,
@@ -237,7 +243,7 @@ def _overlaps(found: Sequence[Dict[str, Any]], others: Sequence[Dict[str, Any]],
 
 def matrix_csv(counts: np.ndarray, names: Sequence[str]) -> bytes:
     """The counts with a first row and column of names."""
-    text, labels = io.StringIO(), list(names) + ["background"]
+    text, labels = io.StringIO(), [*map(text_cell, names), "background"]
     csv.writer(text, lineterminator="\n").writerows(
         [["object \\ detection"] + labels]
         + [[label] + row for label, row in zip(labels, counts.tolist())])

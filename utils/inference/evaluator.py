@@ -106,7 +106,7 @@ class CocoResults:
                          "mask_AP50"])
         for box, mask in zip(self.box.per_class, self.mask.per_class):
             cells = [box.ap, box.ap50, mask.ap, mask.ap50]
-            writer.writerow([box.category_id, box.name, box.objects] + [
+            writer.writerow([box.category_id, text_cell(box.name), box.objects] + [
                 "" if value is None else f"{100 * value:.2f}" for value in cells])
         write_whole(path, text.getvalue().encode("utf-8"))
 
@@ -289,6 +289,11 @@ class CocoEvaluator:
             per_class=[ClassScore(number, truth.cats[number]["name"], objects[number],
                                   _mean(precision[:, :, k]), _mean(precision[0, :, k]))
                        for k, number in enumerate(evaluation.params.catIds)])
+
+
+def text_cell(text: str) -> str:
+    """A text for a cell of a CSV file that no spreadsheet takes for a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _round_score(score: float) -> float:

@@ -45,6 +45,7 @@ from utils.progress import ProgressBar
 RESULTS = "results"
 EXIT_FAILURES = 1
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+_OUR_RECORDS = re.compile(rb'\[(\]\n|\{"image_id":\d+,"category_id":\d+,"category_name":)')
 _PIXELS_IN_BATCH = 64_000_000
 """A batch is closed early when its images reach this: bounds the memory."""
 
@@ -158,6 +159,7 @@ class PredictionRun:
         self._stem, self._crops_folder = stem, crops_folder or stem + "_crops"
         if self.options.json:
             refuse_unwritable_file(stem + ".json")
+            refuse_foreign_records(stem + ".json")
         if self.options.benchmark:
             self.predictor.warm_up()
         self.times = StageTimes(self.predictor.synchronize if self.options.benchmark else None)
@@ -258,7 +260,8 @@ class PredictionRun:
         """Write the JSON file and say what was done; returns the exit code."""
         self.say(sentence)
         path, text = self._stem + ".json", "[" + ",\n".join(self._records) + "]\n"
-        if self.options.json and self._attempt(lambda: write_whole(path, text.encode("utf-8"))):
+        content = text.encode("utf-8", "backslashreplace")  # a name need not be text
+        if self.options.json and self._attempt(lambda: write_whole(path, content)):
             self.say(f"{len(self._records)} records in {path}")
         if speed:
             self.say(self.times.sentence(stages=self.options.benchmark))
@@ -347,6 +350,17 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
 
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def refuse_foreign_records(path: str) -> None:
+    """Raise a `UserError` where records would replace a file that holds something else."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as stream:
+        start = stream.read(100)
+    if start and not _OUR_RECORDS.match(start):
+        raise UserError(f"'{path}', where --output_json writes, is there and was not written by "
+                        "it; it is not replaced: choose another output, or move it away")
 
 
 def write_image(path: str, image: np.ndarray) -> None:
