@@ -68,7 +68,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     files = result_files(evaluation, evaluator, args)
     weights = loaded.source.path
     if is_main:
-        print_lines([describe(detector.device), f"Weights : {loaded.report}", *notes,
+        print_lines([describe(detector.device), *f"Weights : {loaded.report}".split("\n"), *notes,
                      f"{os.path.basename(weights)}: {len(evaluation.indices)} images of {truth}"])
     times = StageTimes((lambda: synchronize(detector.device)) if args.benchmark else None)
     evaluation.run(detector, evaluator, times)
@@ -113,7 +113,7 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
 def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel) -> int:
     """Draw what is found in images or a video; returns the exit code."""
     start = "\r\033[K" if sys.stderr.isatty() else ""  # what fails goes over the progress line
-    print_lines([f"Weights : {loaded.report}"])
+    print(f"Weights : {loaded.report}", flush=True)
     options = PredictionOptions(
         top_k=args.top_k, score_threshold=args.score_threshold, masks=args.display_masks,
         boxes=args.display_bboxes, text=args.display_text, scores=args.display_scores,

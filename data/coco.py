@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
@@ -162,7 +163,7 @@ class CocoDataset:
         image = read_image(path, f"image {image_id} of {self.annotation_file}", (width, height))
         found = image.shape[1::-1]
         if found != (width, height):
-            turned = " (turned, with no EXIF orientation that says so)" \
+            turned = " (turned, and by no EXIF orientation that may be left out)" \
                 if found == (height, width) else ""
             raise UserError(f"image {image_id}: {path} is {found[0]} x {found[1]} pixels (width x "
                             f"height), but {self.annotation_file} says {width} x {height}{turned}; "
@@ -190,7 +191,17 @@ def missing_hint(images_dir: str, file_name: str) -> str:
     for above in list(Path(folder).parents)[:_UP]:
         if os.path.isfile(os.path.join(str(above), file_name)):
             return f"; it is found where {above} is given as the image folder"
-    base = file_name.replace("\\", "/").rsplit("/", 1)[-1]
+    slashes = file_name.replace("\\", "/")
+    base = slashes.rsplit("/", 1)[-1]
     if base != file_name and os.path.isfile(os.path.join(folder, base)):
         return f"; {base} itself is there: leave the folders out of file_name"
+    place, _ = os.path.split(os.path.join(folder, slashes))
+    for name in os.listdir(place) if os.path.isdir(place) else ():
+        if _folded(name) == _folded(base):
+            return (f"; {os.path.join(place, name)!a} is there, whose name differs in case, "
+                    "blanks, slashes or the form of its accents: the names have to be equal")
     return ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()

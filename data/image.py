@@ -27,10 +27,11 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", "
 Size = Tuple[int, int]
 """Width and height in pixels."""
 
-_BRIGHTEST = 2.0
-"""Floats above this are no overshoot of 0..1; they were meant as 0..255."""
+_OVERSHOOT = 0.5
+"""Floats further outside 0..1 were meant as another range, such as 0..255 or -1..1."""
 
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum
 _JPEG_START = b"\xff\xd8"
@@ -153,6 +154,7 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
     # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
     if not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         flags = _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS
+        _set_log_level(0)  # what OpenCV cannot decode, Pillow may
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:
@@ -238,13 +240,18 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
+        if 0 < array.max() < 256:
+            raise ValueError(f"the image is uint16 up to {array.max()}, expected values up to "
+                             "65535, of which the upper 8 bits are read; convert to uint8")
         return (array >> 8).astype(np.uint8)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "f":
-        if (array > _BRIGHTEST).any():
-            raise ValueError(f"the image is {array.dtype} up to {np.nanmax(array):g}, expected "
-                             "floats in 0..1; divide by 255 or convert to uint8")
+        outside = (array < -_OVERSHOOT) | (array > 1 + _OVERSHOOT)
+        if outside.any() or np.isnan(array).all():
+            lowest, highest = np.fmin.reduce(array, None), np.fmax.reduce(array, None)
+            raise ValueError(f"the image is {array.dtype} from {lowest:g} to {highest:g}, expected "
+                             "floats in 0..1; scale it, or convert to uint8")
         # Not a number becomes black.
         return np.nan_to_num(np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
     raise ValueError(f"the image is {array.dtype} from {array.min()} to {array.max()}, expected "

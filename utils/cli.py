@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -168,8 +169,11 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"error: {one_line(message)}\n")
 
     def _own_word(self, word: str) -> str:
-        """A flag as it is declared here; anything else as it is."""
+        """A flag as it is declared here, with `~` in its value, which shells leave there, as the
+        user's home; anything else as it is.
+        """
         flag, equals, value = word.partition("=")
+        value = re.sub("(?:(?<=:)|^)~(?=/|$)", lambda _: os.path.expanduser("~"), value)
         if flag.startswith("--") and flag not in self._option_string_actions:
             name = flag[2:].replace("-", "_")
             flag = self._same.get(name, f"--{name}")

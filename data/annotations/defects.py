@@ -172,7 +172,11 @@ class Inspection:
     def _compare(self, extents: np.ndarray) -> List[str]:
         """Compare the boxes that the file gives with the outlines of the objects."""
         ids, given = self.columns.ids, self.columns.boxes
-        rows = np.flatnonzero(self.usable & (ids[:, 3] == 0) & given.any(axis=1))
+        solid = self.usable & (ids[:, 3] == 0)
+        if solid.any() and (extents[solid] <= 1).all():
+            raise UserError(f"{self.file}: all {solid.sum()} outlines lie between 0 and 1; COCO's "
+                            "are in pixels: multiply them by width and height of their images")
+        rows = np.flatnonzero(solid & given.any(axis=1))
         missed = _overlap(_corners(given[rows]), extents[rows]) < _DISAGREE
         if not missed.any():
             return []

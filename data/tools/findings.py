@@ -28,7 +28,8 @@ _SHOWN = 10
 _SAME = 1e-4
 """Boxes whose corners differ by less, relative to the image, are the same."""
 _MANY_CROWDS = 0.25
-"""Share of crowds among the annotations above which they are hardly meant."""
+"""Share of crowds among the annotations above which they are hardly meant; nor are they where a
+class has nothing else."""
 
 
 def annotation_findings(splits: Splits) -> List[str]:
@@ -41,12 +42,16 @@ def annotation_findings(splits: Splits) -> List[str]:
 
 
 def _crowds(dataset: CocoDataset) -> List[str]:
-    crowds, objects = dataset.report.crowds, dataset.report.objects
-    if crowds <= _MANY_CROWDS * (crowds + objects):
+    packed, objects = dataset.annotations, dataset.report.objects_per_category
+    crowds = np.bincount(packed.labels[packed.crowd], minlength=len(objects) + 1)[1:]
+    only = [name for (name, count), hidden in zip(objects.items(), crowds) if hidden and not count]
+    total = int(crowds.sum())
+    if total <= _MANY_CROWDS * (total + dataset.report.objects) and not only:
         return []
-    return [f"{crowds} of {crowds + objects} annotations have iscrowd 1, so they are neither "
-            "learned nor scored; where they outline single objects (CVAT marks every brush mask "
-            "so), set iscrowd to 0"]
+    return [f"{total} of {total + dataset.report.objects} annotations have iscrowd 1"
+            + (f" (all of {some(only)})" if only else "") + ", so they are neither learned nor "
+            "scored; where they outline single objects (CVAT marks every brush mask so), set "
+            "iscrowd to 0"]
 
 
 def duplicates(dataset: CocoDataset) -> np.ndarray:

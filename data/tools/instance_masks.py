@@ -76,7 +76,8 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
     for path in strays:
         with conversion.left_out():
             raise UserError(f"{path}: is a mask without an image")
-    name, images, black_and_white = (conversion.classes or [_CLASS])[0], [], True
+    name, images = (conversion.classes or [_CLASS])[0], []
+    black_and_white = one_number = True
     for path, masks in marked.items():
         with conversion.left_out():
             image = open_image(path, str(path.parent))
@@ -84,13 +85,16 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
                 with conversion.left_out():
                     values = _read(mask.path, image)
                     numbers = np.unique(values[values > 0]).tolist()
-                    black_and_white &= mask.numbered and numbers in ([], [255])
+                    one_number &= mask.numbered and len(numbers) < 2
+                    black_and_white &= mask.numbered and numbers in ([], [255], [0xffffff])
                     _add(image, mask, values, numbers, name)
             images.append(image)
     if black_and_white and images:
         raise UserError(f"{folder}: masks such as {marked[images[0].path][0].path} are black and "
                         "white, which does not tell objects of an image apart; expected a number "
                         "for each object (1, 2, ..), or a file for each object")
+    if one_number and len(images) > 1:
+        notes.append("no mask holds more than one number, so no image has more than one object")
     if len(pairs) > len(marked):
         notes.append(f"left out: {counted(len(pairs) - len(marked), 'image')} without a mask")
     return images
@@ -150,8 +154,10 @@ def _read(path: Path, image: FoundImage) -> np.ndarray:
         opened = load_pil(read_whole(path))
     except (OSError, ValueError) as problem:
         raise UserError(f"{path}: {problem}") from None
-    values = np.array(opened.convert("L") if opened.mode in ("LA", "RGB", "RGBA", "PA")
-                      else opened)
+    values = np.array(opened)
+    if opened.mode in ("LA", "RGB", "RGBA", "PA"):  # a colour is a number; nothing is transparent
+        colours = np.asarray(opened.convert("RGBA"))
+        values = colours[..., :3] @ np.array([1, 1 << 8, 1 << 16]) * (colours[..., 3] > 0)
     if values.dtype.kind == "f":
         raise UserError(f"{path}: holds {values.dtype}, expected whole numbers")
     return values

@@ -24,7 +24,7 @@ from data.tools.conversion import (
     open_image,
     run_lengths,
 )
-from data.tools.source_files import list_files, listed_stems
+from data.tools.source_files import by_stem, list_files, listed_stems
 from utils.errors import UserError
 from utils.files import read_whole
 
@@ -40,15 +40,15 @@ _MOST_BYTES = 1 << 28
 def is_sbd_folder(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are laid out as those of SBD."""
     return (folder / "img").is_dir() and any(
-        path.suffix == ".mat" and path.parent == folder / "inst" for path in files)
+        path.suffix.lower() == ".mat" and path.parent == folder / "inst" for path in files)
 
 
 def read_sbd(folder: Path, conversion: Conversion) -> Found:
     """Images with objects of each list; all as `train` where there is no train.txt."""
-    known = {path.stem: path for path in list_files(folder / "img")}
-    files = {path.stem: path for path in list_files(folder / "inst", (".mat",))}
+    known = by_stem(list_files(folder / "img"))
+    files = by_stem(list_files(folder / "inst", (".mat",)))
     splits: Dict[str, List[FoundImage]] = {}
-    for split, stems in listed_stems([folder], sorted(files)).items():
+    for split, stems in (listed_stems([folder]) or {"train": sorted(files)}).items():
         splits[split] = []
         for stem in stems:
             with conversion.left_out():

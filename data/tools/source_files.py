@@ -60,20 +60,41 @@ def split_folders(folder: Path) -> Dict[str, Path]:
             for name in reversed(names) if (folder / name).is_dir()}
 
 
-def listed_stems(folders: Sequence[Path], stems: Sequence[str]) -> Dict[str, List[str]]:
-    """Names in train.txt and val.txt of the first folder that has a train.txt; else `stems`."""
+def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
+    """Files by their names without endings.
+
+    Raises:
+        UserError: two of them have the same.
+    """
+    found: Dict[str, Path] = {}
+    for path in paths:
+        if found.setdefault(path.stem, path) != path:
+            raise UserError(f"{found[path.stem]} and {path} have the same name, which says to what "
+                            "they belong; rename one of them or move it away")
+    return found
+
+
+def listed_stems(folders: Sequence[Path]) -> Dict[str, List[str]]:
+    """Names in train.txt (else trainval.txt) and val.txt of the first folder that has such a list;
+    empty where none has.
+    """
     for folder in folders:
-        if (folder / "train.txt").is_file():
-            lists = {split: folder / f"{split}.txt" for split in ("train", "val")}
+        train = [folder / name for name in ("train.txt", "trainval.txt")
+                 if (folder / name).is_file()]
+        if train:
+            lists = {"train": train[0], "val": folder / "val.txt"}
             found = {split: [line.split()[0] for line in read_text(path).splitlines()
                              if line.strip()] for split, path in lists.items() if path.is_file()}
             return {split: names for split, names in found.items() if names}
-    return {"train": list(stems)}
+    return {}
 
 
 def by_split(folder: Path, read: Callable[[Path], T]) -> Dict[str, T]:
-    """What `read` finds in the folders of training and validation, or in `folder` as one."""
+    """What `read` finds in the folders of training and validation, or in `folder` as one.
+
+    A folder `train` alone may be one of trains, and beside a folder `test` it is not.
+    """
     places = split_folders(folder)
-    if "train" in places and "val" in places:
-        return {split: read(places[split]) for split in ("train", "val")}
+    if "train" in places and len(places) > 1:
+        return {split: read(places[split]) for split in ("train", "val") if split in places}
     return {"train": read(folder)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,8 +22,8 @@ from data.tools.conversion import (
     rectangle,
     run_lengths,
 )
-from data.tools.source_files import list_files, listed_stems, read_text
-from utils.errors import UserError
+from data.tools.source_files import by_stem, list_files, listed_stems, read_text
+from utils.errors import UserError, counted
 from utils.files import read_whole
 
 _VOID = 255
@@ -38,7 +38,7 @@ Listed = Tuple[ElementTree.Element, str, str, List[float]]
 def is_voc_folder(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are laid out as those of Pascal VOC."""
     return (folder / "JPEGImages").is_dir() and any(
-        path.suffix == ".xml" and folder / "Annotations" in path.parents for path in files)
+        path.suffix.lower() == ".xml" and folder / "Annotations" in path.parents for path in files)
 
 
 def read_voc(folder: Path, conversion: Conversion) -> Found:
@@ -52,13 +52,14 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
         if not place.is_dir():
             raise UserError(f"{folder.absolute()}: no folder {place.name}; give the folder that "
                             "holds Annotations, JPEGImages and SegmentationObject")
-    known = {path.stem: path for path in list_files(images_folder)}
-    files = {path.stem: path for path in list_files(annotations, (".xml",))}
+    known = by_stem(list_files(images_folder))
+    files = by_stem(list_files(annotations, (".xml",)))
     if not files:
         raise UserError(f"{annotations}: no XML files")
     splits: Dict[str, List[FoundImage]] = {}
-    lists = [folder / name for name in _LIST_FOLDERS]
-    for split, stems in listed_stems(lists, sorted(files)).items():
+    listed = listed_stems([folder / name for name in _LIST_FOLDERS])
+    unmarked = 0 if listed else len(set(known) - set(files))
+    for split, stems in (listed or {"train": sorted(files)}).items():
         splits[split] = []
         for stem in stems:
             with conversion.left_out():
@@ -66,14 +67,15 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
                     raise UserError(f"{annotations / (stem + '.xml')}: image '{stem}' of the "
                                     f"{split} list has no annotation")
                 splits[split].append(_image(files[stem], known, folder, conversion))
-    return Found(splits)
+    notes = [f"left out: {counted(unmarked, 'image')} without an XML file"] if unmarked else []
+    return Found(splits, notes=notes)
 
 
 def _image(file: Path, known: Dict[str, Path], folder: Path,
            conversion: Conversion) -> FoundImage:
     root = _parse(file)
     name = Path((root.findtext("filename") or "").replace("\\", "/")).stem
-    path = known.get(name) or known.get(file.stem)
+    path = known.get(file.stem) or known.get(name)  # files are renamed, what is in them is not
     if path is None:
         raise UserError(f"{file}: its image '{root.findtext('filename') or file.stem}' was not "
                         "found")
@@ -118,18 +120,18 @@ def _listed(file: Path, position: int, node: ElementTree.Element) -> Listed:
 
 def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, where: str,
            boxes_as_masks: bool, mask_file: Path) -> Outline:
-    """Outline from the XML alone: its polygon (x1, y1, x2, ...), or the box where allowed."""
-    points: List[List[Optional[float]]] = []
-    drawn = node.find("polygon")
-    while drawn is not None:
-        point = [number(drawn.findtext(axis + str(len(points) + 1))) for axis in "xy"]
-        if None in point:
-            break
-        points.append(point)
-    if not points and not boxes_as_masks:
+    """Outline from the XML alone: its polygons (x1, y1, x2, ...), or the box where allowed."""
+    parts: List[Any] = []
+    for drawn in node.findall("polygon"):
+        points = [[number(drawn.findtext(f"{axis}{n + 1}")) for axis in "xy"]
+                  for n in range(len(drawn) // 2)]
+        if len(drawn) % 2 or any(None in point for point in points):
+            raise UserError(f"{where}: a polygon that is not x1, y1, x2, y2, .. as numbers")
+        parts += polygon(points, image.size, where)
+    if not parts and not boxes_as_masks:
         raise UserError(f"{where}: has a box only ({mask_file} does not exist), but masks are "
                         "learned; add masks, or take boxes as masks with --boxes_as_masks")
-    return polygon(points or rectangle(*box), image.size, where)
+    return parts or polygon(rectangle(*box), image.size, where)
 
 
 def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def is_yolo_folder(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are YOLO's: its description, or texts beside their images."""
     if find_description(folder) is not None:
         return True
-    texts = {path for path in files if path.suffix == ".txt"}
+    texts = {path for path in files if path.suffix.lower() == ".txt"}
     return bool(texts) and any(
         path.suffix.lower() in SUFFIXES and _label_file(path) in texts for path in files)
 
@@ -77,6 +77,7 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     else:
         folders, names = _described(path)
     splits: Dict[str, List[FoundImage]] = {}
+    image_folders: Set[Path] = set()
     for split, places_ in folders.items():
         paths = [path for place in places_ for path in _list(place)]
         if not paths:
@@ -86,7 +87,26 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
         for path in paths:
             with conversion.left_out():
                 splits[split].append(_image(path, names, conversion))
+        image_folders.update(path.parent for path in paths)
+    for path in _strays(image_folders):
+        with conversion.left_out():
+            raise UserError(f"{path}: is the label file of no image; its name has to be the "
+                            "image's, letter by letter, with .txt")
     return Found(splits, names)
+
+
+def _strays(image_folders: Iterable[Path]) -> List[Path]:
+    """Label files that no image of these folders has, where they lie in a folder of their own."""
+    found: List[Path] = []
+    for folder in sorted(image_folders):
+        labels = _label_file(folder / "image").parent
+        if labels != folder and labels.is_dir():
+            wanted = {_label_file(path) for path in folder.iterdir()
+                      if path.suffix.lower() in SUFFIXES}
+            found += [path for path in sorted(labels.iterdir()) if path.suffix.lower() == ".txt"
+                      and path not in wanted and path.name not in _NAME_FILES
+                      and not path.name.startswith("._")]
+    return found
 
 
 def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
@@ -94,6 +114,9 @@ def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
     content = parse_yaml(read_text(path), str(path))
     if not is_yolo(content):
         raise UserError(f"{path}: expected YOLO's keys train, val and names")
+    if "kpt_shape" in content:
+        raise UserError(f"{path}: has kpt_shape, so its lines are boxes with keypoints; expected "
+                        "outlines")
     folders = {split: _sources(path, content, split) for split in SPLITS if content.get(split)}
     return ({split: places for split, places in folders.items() if places},
             _names(path, content.get("names")))
@@ -109,8 +132,9 @@ def _names(path: Path, value: Any) -> List[str]:
                             f"{len(value) - 1}")
         value = [by_number[key] for key in range(len(value))]
     if not isinstance(value, list) or not value or not all(
-            isinstance(name, (str, int, float)) for name in value):
-        raise UserError(f"{path}: names is {shown(value)}, expected a list of class names")
+            type(name) in (str, int, float) for name in value):
+        raise UserError(f"{path}: names is {shown(value)}, expected a list of class names; put "
+                        "them in quotes (YAML reads no, yes, on, off as truth values)")
     names = [str(name) for name in value]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names holds the same class twice")

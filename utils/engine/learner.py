@@ -18,7 +18,6 @@ from layers.fused_ops import CROSS_ENTROPY_ROWS, kernel_problem, npu_cross_entro
 from layers.multibox_loss import MultiBoxLoss, RowLosses, cross_entropy
 from utils.amp import Precision, batch_norm_parameters
 from utils.checkpoint import load_for_inference
-from utils.cli import print_lines
 from utils.device import prefers_channels_last
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import wrap
@@ -107,7 +106,7 @@ def build_model(args: argparse.Namespace, config: Config, per_card: int, cards: 
     model = build_yolact(config)
     report, pretrained = load_start_weights(model, args, config.backbone_weights, class_names)
     if report is not None:
-        print_lines([str(report)])
+        print(report)
     if config.freeze != NOT_FROZEN:
         if not pretrained:
             raise UserError(f"--freeze={config.freeze} keeps the backbone as it starts, and it "

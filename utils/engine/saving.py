@@ -218,7 +218,7 @@ class Saver:
         state = checkpoint.load_state(weights_path)
         changed = [] if state is None else check_same_training(self._identity, state, weights_path)
         with learner.precision.float32_weights(learner.model):
-            print_lines([f"Weights : {load_network(learner.model, read_weights(weights_path))}"])
+            print(f"Weights : {load_network(learner.model, read_weights(weights_path))}")
         if state is None:
             if learner.average is not None:
                 learner.average.restart()

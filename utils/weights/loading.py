@@ -9,7 +9,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError, some
+from utils.errors import UserError, printable, some
 from utils.weights.files import WeightsFile, read_weights
 from utils.weights.names import COUNTER
 
@@ -40,7 +40,7 @@ class LoadReport(NamedTuple):
         if self.unused:
             parts.append(f"{len(self.unused)} unused ({some(self.unused)})")
         first = f"{self.source}: {'; '.join(parts)}" if parts else str(self.source)
-        return "\n".join([first] + self.source.warnings)
+        return "\n".join(map(printable, [first] + self.source.warnings))
 
 
 def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:

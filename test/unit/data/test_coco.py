@@ -116,10 +116,15 @@ def test_check_images_exist(dataset):
     ("images/a.png", "found where {folder} is given as the image folder"),
     ("C:\\data\\a.png", "a.png itself is there: leave the folders out of file_name"),
     ("train/a.png", "a.png itself is there"), ("x/y.png", "x/y.png (image 10)"),
+    ("A.PNG", "images/a.png' is there, whose name differs in case"), ("a.png ", "images/a.png'"),
+    ("caf\u00e9.png", "images/cafe\\u0301.png' is there"), ("sub\\b.png", "images/sub/b.png'"),
 ])
 def test_a_missing_image_is_looked_for_nearby(tmp_path, file_name, words):
     content = document()
     images = write_images(tmp_path)
+    (images / "sub").mkdir()
+    for other in ("cafe\u0301.png", "sub/b.png"):
+        (images / other).write_bytes(b"")
     content["images"][1]["file_name"] = file_name
     dataset = CocoDataset(images, write_json(tmp_path, content))
     with pytest.raises(UserError) as error:

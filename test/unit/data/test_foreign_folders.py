@@ -206,6 +206,8 @@ MISTAKES = {
     "no image at all": (lambda raw: text(raw / "masks" / "c.png", "x"), "not an image"),
     "a photo": (lambda raw: cv2.imwrite(str(raw / "masks" / "c.png"), np.arange(
         SIDE * SIDE, dtype=np.uint16).repeat(9).reshape(3 * SIDE, 3 * SIDE)), "says 192 x 192"),
+    "white in colour": (lambda raw: [cv2.imwrite(str(raw / "masks" / f"{name}.png"), np.full(
+        (SIDE, SIDE, 3), 255, np.uint8)) for name in NAMES], "black and white"),
     "nothing": (lambda raw: [mask(raw / "masks" / f"{name}.png", [0, 0]) for name in NAMES],
                 "black and white"),
 }
@@ -242,3 +244,59 @@ def test_nuclei_as_they_were_published_are_the_same_dataset(tmp_path):
         assert [item["counts"] for item in sample.segmentations] == [
             item["counts"] for item in same.segmentations]
         assert np.array_equal(sample.boxes, same.boxes) and np.array_equal(sample.image, same.image)
+
+
+def test_colours_and_transparency_tell_objects_apart(tmp_path):
+    numbers_beside_images(tmp_path / "raw")
+    pixels = np.full((SIDE, SIDE, 4), 255, np.uint8)
+    pixels[..., 3] = 0  # white, but nobody sees it
+    for (x1, y1, x2, y2), colour in zip(BOXES, [(76, 0, 0), (0, 0, 29)]):  # of the same brightness
+        pixels[y1:y2, x1:x2, :3], pixels[y1:y2, x1:x2, 3] = colour, 255
+    cv2.imwrite(str(tmp_path / "raw" / "masks" / "a.png"), pixels)
+    dataset = opened(tmp_path / "raw")
+    names = [dataset.image_info(n)[0] for n in range(len(dataset))]
+    found = masks_of(dataset, [Path(name).stem for name in names].index("a"))
+    assert sorted(int(mask.sum()) for mask in found) == [480, 884]
+
+
+def test_masks_of_one_number_each_are_said(tmp_path):
+    numbers_beside_images(tmp_path / "raw")
+    assert "no mask holds more" not in opened(tmp_path / "raw").origin
+    for name in NAMES:
+        mask(tmp_path / "raw" / "masks" / f"{name}.png", [1, 1])
+    assert "no mask holds more than one number, so no image has more than one object" in opened(
+        tmp_path / "raw").origin
+
+
+def test_images_of_a_test_split_are_not_trained_on(tmp_path):
+    for split in ("train", "test"):
+        labelme(tmp_path / "raw" / split)
+    assert "6 images, 12 objects (train 5, val 1)" in opened(tmp_path / "raw").origin
+    (tmp_path / "raw" / "test").rename(tmp_path / "raw" / "bus")  # train is a class, too
+    assert "12 images, 24 objects" in opened(tmp_path / "raw").origin
+
+
+def test_label_files_without_an_image_are_a_mistake(tmp_path):
+    yolo(tmp_path / "raw")
+    labels = tmp_path / "raw" / "train" / "labels"
+    for other in ("classes.txt", "._a.txt"):
+        text(labels / other, "cat\n")
+    assert len(opened(tmp_path / "raw")) == 4
+    for other in ("A.txt", "a.TXT", "a .txt"):
+        (labels / "a.txt").rename(labels / other)
+        assert f"{other}: is the label file of no image" in mistake(tmp_path / "raw")
+        (labels / other).rename(labels / "a.txt")
+
+
+def test_files_that_one_name_does_not_tell_apart(tmp_path):
+    voc(tmp_path / "raw")
+    place = next((tmp_path / "raw").iterdir())
+    picture(place / "JPEGImages" / "more" / "a.jpg")
+    assert "a.jpg have the same name" in mistake(tmp_path / "raw")
+
+
+def test_images_without_a_file_of_voc_are_counted(tmp_path):
+    voc(tmp_path / "raw")
+    place = next((tmp_path / "raw").iterdir())
+    picture(place / "JPEGImages" / "z.jpg")
+    assert "left out: 1 image without an XML file" in opened(tmp_path / "raw").origin

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from helpers.paths import ROOT
-from utils.cli import ArgumentParser, LastingStream, add_switch, run_main, str2bool
+from utils.cli import ArgumentParser, LastingStream, add_switch, print_lines, run_main, str2bool
 from utils.errors import UserError
 
 
@@ -163,6 +163,12 @@ def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
                           stderr=subprocess.PIPE, env=dict(os.environ, PYTHONIOENCODING="ascii"))
     assert (done.returncode, done.stdout, done.stderr) == (
         2, b"caf\\xe9\n", b"error: class \\ud800\n")
+
+
+def test_names_neither_add_lines_nor_drive_a_terminal(capsys):
+    print_lines(["class \x1b[2J\nError : none", "\u88c2\u7f1d caf\u00e9"])
+    assert capsys.readouterr().out == (
+        "class \\x1b[2J\\nError : none\n\u88c2\u7f1d caf\u00e9\n")
 
 
 class Broken:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from data.annotations.packed import load_annotations
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
+from utils.errors import UserError
 
 
 def _load(folder, content):
@@ -53,3 +56,12 @@ def test_report_sentences(tmp_path):
         "7 of 11 annotations were dropped")
     assert sentences[1:] == ["dropped 7 annotations with a bbox of zero or negative size: "
                              "id 200, 201, 202, 203, 204, ..."]
+
+
+def test_coordinates_relative_to_the_image_are_refused(tmp_path):
+    content = document()
+    for annotation in content["annotations"]:
+        annotation.update(segmentation=[[0.1, 0.2, 0.9, 0.2, 0.9, 1.0]], bbox=[0.1, 0.2, 0.8, 0.8],
+                          iscrowd=0)
+    with pytest.raises(UserError, match="all 4 outlines lie between 0 and 1; COCO's are in pixels"):
+        _load(tmp_path, content)

@@ -158,7 +158,7 @@ FILE_DEFECTS = {
 def test_findings_in_files(tmp_path, capsys, name):
     change, expected = FILE_DEFECTS[name]
     path = described(tmp_path)
-    assert run(capsys, path, "--pictures=")[1].count("  - train: ") == 1  # the class 'cup'
+    assert run(capsys, path, "--pictures=")[1].count("  - train: ") == 2  # of the class 'cup'
     change(tmp_path / "train" / "images")
     code, out = run(capsys, path, "--pictures=", "--strict")
     assert code == 2 and expected in out
@@ -275,9 +275,9 @@ def test_quick_check_before_training(tmp_path):
     described(tmp_path)
     train = CocoDataset(tmp_path / "train" / "images", tmp_path / "train" / "instances.json")
     lines = quick_check(train, None, config)
-    assert lines[0].startswith("Data check : 1 finding in the annotations; python -m data.check")
-    assert lines[1] == "  train: 1 of 3 classes has no object: cup"
-    assert lines[2].startswith("  suggestion: anchors that fit better: --pred_scales=")
+    assert lines[0].startswith("Data check : 2 findings in the annotations; python -m data.check")
+    assert "(all of cup)" in lines[1] and lines[2] == "  train: 1 of 3 classes has no object: cup"
+    assert lines[3].startswith("  suggestion: anchors that fit better: --pred_scales=")
     leak(tmp_path / "train" / "images")
     val = CocoDataset(tmp_path / "val" / "images", tmp_path / "val" / "instances.json")
     with pytest.raises(UserError, match="the data check found: .* in train too: b.jpg"):

@@ -283,6 +283,16 @@ def test_yolo_names_by_number(tmp_path, capsys, names):
     assert opened(tmp_path / "out").class_names == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("more, expected", [
+    ("names: [cat, no]", "names is ['cat', False], expected a list of class names"),
+    ("names: [cat]\nkpt_shape: [2, 2]", "its lines are boxes with keypoints"),
+])
+def test_yolo_descriptions_that_mean_something_else(tmp_path, capsys, more, expected):
+    yolo(tmp_path / "raw", yaml="train: train/images\nval: val/images\n" + more)
+    code, message = run(capsys, "yolo", tmp_path / "raw", "--out", tmp_path / "out")
+    assert code == 2 and expected in message
+
+
 def test_file_names_that_are_not_text(tmp_path, capsys):
     """A Chinese Windows' archive unpacked on Linux."""
     yolo(tmp_path / "raw")

@@ -87,6 +87,48 @@ def test_voc_polygons_and_boxes(tmp_path, capsys):
     assert abs(int(cat.sum()) - 128) < 12 and (dog == drawn(30, 10, 50, 40)).all()
 
 
+POLYGON = "<polygon><x1>4</x1><y1>4</y1><x2>20</x2><y2>4</y2><x3>20</x3><y3>20</y3>{}</polygon>"
+
+
+def test_all_polygons_of_an_object_are_taken(tmp_path, capsys):
+    other = POLYGON.format("").replace(">4<", ">30<").replace(">20<", ">46<")
+    voc(tmp_path / "raw", "a", [BOXES[0] + (POLYGON.format("") + other,)])
+    assert run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o", "--val_fraction=0")[0] == 0
+    (_, mask), = masks_of(opened(tmp_path / "o"), 0)
+    assert mask[:, :25].any() and mask[:, 30:].any()
+
+
+@pytest.mark.parametrize("more", ["<x5>4</x5><y5>20</y5>", "<x4></x4><y4>20</y4>", "<x4>4</x4>",
+                                  "<pt><x>4</x><y>20</y></pt>"])
+def test_no_point_of_a_polygon_is_dropped(tmp_path, capsys, more):
+    voc(tmp_path / "raw", "a", [BOXES[0] + (POLYGON.format(more),)])
+    code, message = run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o",
+                        "--boxes_as_masks")
+    assert code == 2 and "a polygon that is not x1, y1, x2, y2, .. as numbers" in message
+
+
+def test_files_that_were_renamed_together(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for stem in ("a", "b"):
+        voc(raw, stem, BOXES, instances())
+        path = raw / "Annotations" / (stem + ".xml")
+        path.write_text(path.read_text().replace(stem + ".jpg", "a.jpg"))
+    assert run(capsys, "voc", raw, "--out", tmp_path / "o", "--val_fraction=0")[0] == 0
+    dataset = opened(tmp_path / "o")
+    assert [dataset.image_info(n)[0] for n in (0, 1)] == ["a.jpg", "b.jpg"]
+
+
+def test_images_of_a_test_list_are_not_trained_on(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for stem in "abc":
+        voc(raw, stem, BOXES, instances())
+    (raw / "ImageSets" / "Main").mkdir(parents=True)
+    (raw / "ImageSets" / "Main" / "trainval.txt").write_text("a\nb\n")
+    (raw / "ImageSets" / "Main" / "test.txt").write_text("c\n")
+    code, out = run(capsys, "voc", raw, "--out", tmp_path / "o", "--val_fraction=0")
+    assert code == 0 and "train.json: 2 images" in out
+
+
 @pytest.mark.parametrize("objects,changes,expected", [
     ([("cat", (4, 4, 20, 20))], {}, "instance 2 fits no object"),
     (BOXES + [("cup", (0, 40, 9, 48))], {}, "object 3 ('cup'): no instance of"),

@@ -138,6 +138,9 @@ def test_csv_goes_round_with_any_name():
     found, back = read_matrix(io.StringIO(text))
     assert np.array_equal(found, counts) and back == names
     assert read_matrix([]) is None
+    for name in ("=1+1", "+a", "-a", "@a", "\ta"):  # a spreadsheet would compute them
+        text = evaluation_record.matrix_csv(counts, [name, "b", "c"]).decode("utf-8")
+        assert read_matrix(io.StringIO(text))[1] == ["'" + name, "b", "c"]
 
 
 def test_worst_confusions_leave_out_the_diagonal_and_the_background():

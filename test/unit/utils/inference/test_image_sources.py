@@ -117,17 +117,23 @@ def test_arrays():
     assert (image_from_array(colors(), rgb=True) == BGR).all()
     assert (image_from_array(grey > 99)[:, :, 0] == 255 * (grey > 99)).all()
     assert (image_from_array(noise().astype(np.float32) / 255) == noise()).all()
-    assert image_from_array(np.full((2, 2), np.nan)).max() == 0
+    assert image_from_array(np.array([[np.nan, 0.0]])).max() == 0
     assert image_from_array(np.full((2, 2), 1.5)).min() == 255  # overshoot of filters
-    with pytest.raises(ValueError, match="float64 up to 200, expected floats in 0..1"):
-        image_from_array(np.full((2, 2), 200.0))
+    assert image_from_array(np.full((2, 2), -0.5)).max() == 0
+    for wrong, words in (([0, 200], "0 to 200"), ([-1, 1], "-1 to 1"), ([np.nan, -9], "-9 to -9"),
+                         ([np.nan, np.nan], "nan to nan"), ([0, np.inf], "0 to inf")):
+        with pytest.raises(ValueError, match=f"float64 from {words}, expected floats in 0..1"):
+            image_from_array(np.array([wrong], np.float64))
+    assert image_from_array(np.zeros((2, 2), np.uint16)).max() == 0
+    with pytest.raises(ValueError, match="uint16 up to 255, expected values up to 65535"):
+        image_from_array(np.full((2, 2), 255, np.uint16))  # 8 bits in 16: all of it would be black
     for wrong in (np.zeros((2, 2, 2)), np.zeros((0, 4, 3)), np.zeros(3), np.zeros((4, 4), int)):
         with pytest.raises(ValueError, match="the image is"):
             image_from_array(wrong)
 
 
 @pytest.mark.parametrize("values, words", [
-    (np.full((9, 9), 200, np.float32), "float32 up to 200, expected floats in 0..1"),
+    (np.full((9, 9), 200, np.float32), "float32 from 200 to 200, expected floats in 0..1"),
     (np.full((9, 9), 200, np.int32), "int32 from 200 to 200, expected"),
     (np.full((9, 9), -1, np.int32), "int32 from -1"),
     (np.full((9, 9), 70000, np.int32), "int32 from 70000"),
@@ -227,6 +233,39 @@ def test_one_picture_beside_its_json(weights, tmp_path, capsys):
     records = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
     assert len(records) == 2
     assert all(isinstance(part, list) for record in records for part in record["segmentation"])
+
+
+@pytest.mark.parametrize("content", ["{}", "[{\"mine\": 1}]", "x"])
+def test_records_replace_no_file_of_others(weights, tmp_path, capsys, content):
+    source = make_folder(tmp_path, 1) / "000000000020.png"
+    for target in ("--image={0}:{1}/predictions.png", "--images={0}:{1}"):
+        path = tmp_path / "out" / "predictions.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        flags = "--trained_model=" + weights, "--output_json", target.format(source, path.parent)
+        code, _, err = run(capsys, *flags)
+        assert code == 2 and "predictions.json', where --output_json writes, is there and" in err
+        assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+        path.unlink()
+        assert run(capsys, *flags)[0] == run(capsys, *flags)[0] == 0  # its own it replaces
+        for file in path.parent.iterdir():
+            file.unlink()
+
+
+def test_hostile_and_foreign_names(weights, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = ["a\nSaved.png", "\x1b[2J.png", "x" * 251 + ".png", os.fsdecode(b"\xc1\xd1.png")]
+    for name in names:
+        (folder / name).write_bytes(cv2.imencode(".png", noise())[1].tobytes())
+    (folder / "broken\n\x1b[2J.png").write_bytes(b"x")
+    code, text, err = run(capsys, "--trained_model=" + weights, "--output_json", "--top_k=1",
+                          f"--images={folder}:{out}")
+    assert code == 1 and err.count("\n") == 1 and "broken\\n\\x1b[2J.png is not" in err
+    assert "4 of 5 images drawn" in text and "\x1b" not in text
+    records = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    assert {record["file_name"] for record in records} == set(names)
+    assert set(os.listdir(str(out))) == set(names) | {"predictions.json"}
 
 
 def test_display_flags(weights, tmp_path, capsys):
