@@ -27,7 +27,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 
 from data.classes import match_categories
-from data.datasets import open_dataset
+from data.datasets import open_dataset, refuse_empty
 from utils.cli import print_lines, run_main
 from utils.device import cards_of_host, describe, select_device, synchronize
 from utils.distributed.failures import record_failure
@@ -53,6 +53,8 @@ def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
     if not evaluator.has_ground_truth and not files:
         raise UserError(f"{evaluation.dataset.annotation_file} has no annotations to score "
                         "against; --output_coco_json writes the result files")
+    if not files:
+        refuse_empty(evaluation.dataset, evaluation.indices)
     evaluation.dataset.check_images_exist(evaluation.indices)
     for path in files + ([args.per_class_file] if args.per_class_file and not args.detect else []):
         refuse_unwritable_file(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
 
 from data.coco import CocoDataset
 from data.description import (
@@ -61,13 +63,22 @@ def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
     if described is not None:
         _check_names(described, dataset)
         dataset.origin = described.origin
-    report = dataset.report
-    if report.objects == 0 and not allow_empty:
+    if not allow_empty:
+        refuse_empty(dataset, range(len(dataset)))
+    return dataset
+
+
+def refuse_empty(dataset: CocoDataset, indices: Sequence[int]) -> None:
+    """Raise a `UserError` if there is no object to learn or score in these images."""
+    report, packed = dataset.report, dataset.annotations
+    if report.objects == 0:
         lost = "".join(f"; {text}" for text in report.sentences()[1:])
         raise UserError(f"{report.file}: of {report.annotations} annotations none is an object to "
                         f"learn or score ({report.crowds} are crowds, {report.dropped} were "
                         f"dropped{lost}); python -m data.check shows what the file holds")
-    return dataset
+    if not np.isin(packed.owners[~packed.crowd], indices).any():
+        raise UserError(f"{report.file}: none of the {len(indices)} images that were chosen shows "
+                        "an object to score; choose more")
 
 
 def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],

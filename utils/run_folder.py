@@ -190,8 +190,7 @@ class RunFolder:
 
     def go_on_from(self, iteration: int) -> None:
         """Take back what the log and the results say of later iterations: they are made again."""
-        for part in ("", WEIGHTS, "evaluation"):
-            remove_abandoned(self.file(part))
+        _remove_abandoned_below(self.path)
         if os.path.exists(self.file(LOG)):
             with alone(Path(self.path)), damage_refused(self.file(LOG)):
                 lines = [json.dumps(record) + "\n" for record in self.records()
@@ -292,7 +291,7 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                 os.mkdir(path)
                 found = RunFolder(path, run_id)
         except FileExistsError:
-            remove_abandoned(path)  # of a run that was killed before it had saved anything
+            _remove_abandoned_below(path)  # of a run that was killed, and that nobody goes on with
             number += 1
             path = os.path.join(project, f"{name}-{number}")
         except OSError as error:
@@ -300,6 +299,11 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                             "choose another place with --project, or leave it out with "
                             "--no_run_folder") from error
     return found
+
+
+def _remove_abandoned_below(path: str) -> None:
+    for place, _, _ in os.walk(path):
+        remove_abandoned(place)
 
 
 def timestamp(seconds: Optional[float] = None) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import alone, digest, user_cache, write_whole
+from utils.files import alone, digest, remove_abandoned, user_cache, write_whole
 
 _START = struct.Struct("<8sII")
 """What it is, the CRC-32 of all that follows, and the length of the directory (JSON)."""
@@ -122,6 +122,7 @@ def _write(path: Path, kept: KeptArrays) -> None:
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
     pieces.insert(0, _START.pack(_MAGIC, checksum, len(directory)))
+    remove_abandoned(str(path.parent))
     _remove_unused(path.parent)
     write_whole(str(path), lambda stream: [stream.write(piece) for piece in pieces])
 

@@ -25,7 +25,7 @@ from pycocotools import mask as mask_utils
 from data.description import FOLDER_FILE, SPLITS, format_dataset_file
 from data.image import Size, read_header
 from utils.errors import UserError, nearest
-from utils.files import write_whole
+from utils.files import remove_abandoned, write_whole
 
 _SHOWN_PROBLEMS = 20
 _SIGNATURE = "converted by python -m data.convert"
@@ -271,6 +271,7 @@ def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
         out: folder.
         portable: paths are relative to `out` in the description.
     """
+    remove_abandoned(str(out))
     described, lines = {}, []
     for split, part in parts.items():
         file = part.annotations

@@ -157,12 +157,15 @@ while kind == "operations" or tried < (40 if kind == "moments" else 20):
         text = stream.read()
     assert code == 0 and "Traceback" not in text, (place, code, text[-2000:])
     assert equal(final(place), whole), place
+    if saved and "no unfinished training" in text:  # killed after its end: another one clears up
+        assert end(start(place, FLAGS)) == 0
     left_over += sum(name.endswith(".tmp") for _, _, names in os.walk(place) for name in names)
     os.chdir(folder)
     shutil.rmtree(place)  # 50 MB each
 print(f"{kind}: {killed} kills, {went_on} went on, {began_anew} had saved nothing and began anew, "
       f"all ended bit-equal; {left_over} temporary files left"
       + (f"; no process was left after {longest:.1f} s" if longest else ""))
+assert not left_over
 '''
 
 

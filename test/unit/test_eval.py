@@ -237,6 +237,23 @@ def test_weights_by_name_and_plain_weights(data, weights, tmp_path, capsys):
                *flags)[0] == 0
 
 
+def test_nothing_to_score_is_an_error(data, weights, tmp_path, capsys):
+    with open(str(data / "annotations" / "instances_val2017.json")) as stream:
+        content = json.load(stream)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(content))
+    for flags, words in (
+            ([f"--valid_info={tmp_path}/crowds.json", f"--valid_images={data}/val2017"],
+             "none is an object to learn or score"),
+            ([f"--val_data={data}", "--max_images=1"], "none of the 1 images that were chosen")):
+        flags += ["--trained_model=" + weights, "--per_class_file="]
+        code, _, err = run(capsys, *flags)
+        assert code == 2 and words in err
+        flags += [f"--{kind}_det_file={tmp_path}/{kind}.json" for kind in ("bbox", "mask")]
+        assert run(capsys, *flags, "--output_coco_json", "--detect")[0] == 0
+
+
 def test_other_class_count(data, weights, tmp_path, capsys):
     info = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     info["categories"].append({"id": 50, "name": "sun"})

@@ -13,7 +13,7 @@ import torch
 from data.classes import class_factors, match_categories
 from data.coco import CocoDataset
 from data.config import Config
-from data.datasets import find_dataset, open_dataset
+from data.datasets import find_dataset, open_dataset, refuse_empty
 from data.loader import TrainDataset, TrainLoader
 from layers.anchors import make_priors
 from layers.deform_conv import convolve_recordably
@@ -182,6 +182,7 @@ def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequ
         dataset = open_dataset(config.dataset, args.data, args.valid_images, args.valid_info,
                                "val")
         indices = choose_images(len(dataset), args.validation_size)
+        refuse_empty(dataset, indices)
         dataset.check_images_exist(indices)
         ids, notes = match_categories(class_names, len(class_names), dataset.categories,
                                       "the training data", dataset.annotation_file,
