@@ -50,6 +50,13 @@ def write_whole(path: str, content: Content) -> None:
                         "choose another folder") from error
 
 
+def temporary_name(path: str, ending: str = "") -> str:
+    """A random name beside `path`, of those that `remove_abandoned` knows."""
+    folder, name = os.path.split(os.path.abspath(path))
+    name = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+    return os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp{ending}")
+
+
 def open_temporary(path: str, ending: str = "") -> BinaryIO:
     """A new file beside `path`, whose folder is made; its name ends in `.tmp` and `ending`.
 
@@ -57,11 +64,9 @@ def open_temporary(path: str, ending: str = "") -> BinaryIO:
     """
     import fcntl  # exports hold this module, too, and run where there is none
 
-    folder, name = os.path.split(os.path.abspath(path))
-    name = os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
-    os.makedirs(folder, exist_ok=True)
-    stream = open(os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp{ending}"),  # noqa: SIM115
-                  "xb")
+    name = temporary_name(path, ending)
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    stream = open(name, "xb")  # noqa: SIM115
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return stream
@@ -76,6 +81,12 @@ def remove_abandoned(folder: str) -> None:
             with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(stream.name)
+
+
+def clean_below(folder: str) -> None:
+    """Remove such files in a folder and in all below it."""
+    for place, _, _ in os.walk(folder):
+        remove_abandoned(place)
 
 
 def _is_special(path: str) -> bool:

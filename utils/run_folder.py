@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, 
 import yaml
 
 from utils.errors import UserError
-from utils.files import alone, read_whole, refuse_endless, remove_abandoned, write_whole
+from utils.files import alone, clean_below, read_whole, refuse_endless, temporary_name, write_whole
 from utils.parsing import parse_json, parse_yaml
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class RunFolder:
 
     def go_on_from(self, iteration: int) -> None:
         """Take back what the log and the results say of later iterations: they are made again."""
-        _remove_abandoned_below(self.path)
+        clean_below(self.path)
         if os.path.exists(self.file(LOG)):
             with alone(Path(self.path)), damage_refused(self.file(LOG)):
                 lines = [json.dumps(record) + "\n" for record in self.records()
@@ -208,21 +208,21 @@ class RunFolder:
         target = self.weights(name)
         if os.path.exists(target) and os.path.samefile(path, target):
             return
-        new = [(source, place) for source, place in (
+        new = [(source, temporary_name(place), place) for source, place in (
             (path, target), (state_path(path), state_path(target))) if os.path.exists(source)]
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with alone(Path(self.path)):
-                for source, place in new:
-                    _link(source, place + ".new")
+                for source, name, _ in new:
+                    _link(source, name)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(state_path(target))
-                for _, place in new:
-                    os.replace(place + ".new", place)
+                for _, name, place in new:
+                    os.replace(name, place)
         except OSError as error:
-            for _, place in new:
+            for _, name, _ in new:
                 with contextlib.suppress(OSError):
-                    os.unlink(place + ".new")
+                    os.unlink(name)
             raise UserError(f"cannot write '{target}': {error.strerror or error}; free some space, "
                             "choose another folder with --project, or leave it out with "
                             "--no_run_folder") from error
@@ -291,7 +291,7 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                 os.mkdir(path)
                 found = RunFolder(path, run_id)
         except FileExistsError:
-            _remove_abandoned_below(path)  # of a run that was killed, and that nobody goes on with
+            clean_below(path)  # of a run that was killed, and that nobody goes on with
             number += 1
             path = os.path.join(project, f"{name}-{number}")
         except OSError as error:
@@ -299,11 +299,6 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
                             "choose another place with --project, or leave it out with "
                             "--no_run_folder") from error
     return found
-
-
-def _remove_abandoned_below(path: str) -> None:
-    for place, _, _ in os.walk(path):
-        remove_abandoned(place)
 
 
 def timestamp(seconds: Optional[float] = None) -> str:
@@ -335,8 +330,6 @@ def best_row(rows: Sequence[Row]) -> Optional[Row]:
 
 
 def _link(source: str, target: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target)
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file system without links

@@ -159,7 +159,7 @@ while kind == "operations" or tried < (40 if kind == "moments" else 20):
     assert equal(final(place), whole), place
     if saved and "no unfinished training" in text:  # killed after its end: another one clears up
         assert end(start(place, FLAGS)) == 0
-    left_over += sum(name.endswith(".tmp") for _, _, names in os.walk(place) for name in names)
+    left_over += sum(".tmp" in name for _, _, names in os.walk(place) for name in names)
     os.chdir(folder)
     shutil.rmtree(place)  # 50 MB each
 print(f"{kind}: {killed} kills, {went_on} went on, {began_anew} had saved nothing and began anew, "

@@ -27,12 +27,12 @@ from utils.engine.saving import Saver
 from utils.engine.setup import Training
 from utils.engine.train_flags import flagged_fields
 from utils.errors import UserError
+from utils.files import temporary_name
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
 from utils.report import build_report
 from utils.run_folder import (
     LOG,
     REPORT,
-    WEIGHTS,
     Row,
     RunFolder,
     append_record,
@@ -123,7 +123,7 @@ class RunRecord:
     def keep_best(self, learner: Learner, saver: Saver, done: int) -> None:
         """Make the weights that were scored the run folder's best ones."""
         if self._folder is not None:
-            new = self._folder.file(WEIGHTS, ".best.new.pth")
+            new = temporary_name(self._folder.weights("best"), ".pth")
             with self._trying("the run folder's best weights"):
                 save_checkpoint(new, learner.weights(), saver.state(done))
             self.keep_weights(new, "best")
