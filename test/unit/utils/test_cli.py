@@ -165,6 +165,15 @@ def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
         2, b"caf\\xe9\n", b"error: class \\ud800\n")
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = ArgumentParser()
+    parser.add_argument("--path")
+    for word, expected in (("~/a:~/b", "/home/me/a:/home/me/b"), ("~", "/home/me"),
+                           ("a~/b", "a~/b"), ("~you/b", "~you/b")):
+        assert parser.parse_args(["--path=" + word]).path == expected
+
+
 def test_names_neither_add_lines_nor_drive_a_terminal(capsys):
     print_lines(["class \x1b[2J\nError : none", "\u88c2\u7f1d caf\u00e9"])
     assert capsys.readouterr().out == (

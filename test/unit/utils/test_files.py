@@ -9,7 +9,13 @@ import threading
 import pytest
 
 from utils.errors import UserError
-from utils.files import open_temporary, refuse_unwritable, refuse_unwritable_file, write_whole
+from utils.files import (
+    clean_below,
+    open_temporary,
+    refuse_unwritable,
+    refuse_unwritable_file,
+    write_whole,
+)
 
 
 def test_replaces_the_old_file(tmp_path):
@@ -101,6 +107,15 @@ def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path):
         refuse_unwritable(str(tmp_path))
         assert sorted(os.listdir(str(tmp_path))) == sorted(
             [os.path.basename(stream.name)] + names[2:])
+
+
+def test_they_go_from_the_folders_below_too(tmp_path):
+    place = tmp_path / "evaluation" / "pictures"
+    place.mkdir(parents=True)
+    for name in (".a.jpg.0123abcd.tmp", ".b.pth.0123abcd.tmp.state", ".a.jpg", "b.tmp"):
+        (place / name).write_bytes(b"")
+    clean_below(str(tmp_path))
+    assert sorted(path.name for path in place.iterdir()) == [".a.jpg", "b.tmp"]
 
 
 def test_what_is_planted_is_not_written_through(tmp_path, monkeypatch):
