@@ -18,14 +18,14 @@ LAUNCH_VARIABLES = ("ASCEND_DEVICE_ID", "RANK_ID", "RANK_SIZE", "RANK", "WORLD_S
 TRAIN = """
 import sys, train
 from utils.engine import learner as run
-from utils.engine import train_flags
+from data import config_file
 from data.config import get_config
 {prepare}
 sys.exit(train.main(sys.argv[1:]))
 """
 
 PLAIN_SGD = """
-train_flags.get_config = lambda name: get_config(name).replace(
+config_file.get_config = lambda name: get_config(name).replace(
     optimizer="sgd", lr=0.002, lr_warmup_until=0)
 """
 """AdamW's first steps have the size of the learning rate however small a gradient is: rounding

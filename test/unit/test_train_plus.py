@@ -11,6 +11,7 @@ import torch
 
 import eval as evaluation
 import train
+from data import config_file
 from data.shapes import write_dataset
 from helpers.deterministic import small_plus_config
 from helpers.loss_reference import target_batch
@@ -20,7 +21,6 @@ from train import train_step
 from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine import train_flags
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
 
@@ -62,7 +62,7 @@ def smaller(monkeypatch):
     def get_config(name, **changes):
         return small_plus_config(name[:-len("_config")]).replace(**changes)
 
-    monkeypatch.setattr(train_flags, "get_config", get_config)
+    monkeypatch.setattr(config_file, "get_config", get_config)
 
 
 def test_train_and_evaluate_from_the_command_line(smaller, tmp_path, capsys, request):

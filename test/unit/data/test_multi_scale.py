@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from data import config_file
 from data.config import get_config
 from data.loader import TrainDataset
 from data.shapes import write_dataset
@@ -20,7 +21,6 @@ from train import train_step
 from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.engine import train_flags
 from utils.errors import UserError
 from utils.optimizer import build_optimizer
 from yolact import build_yolact
@@ -91,7 +91,7 @@ def test_each_side_brings_its_shapes_once(device):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, monkeypatch, request, workers):
-    monkeypatch.setattr(train_flags, "get_config", lambda name: get_config(name).replace(**SMALL))
+    monkeypatch.setattr(config_file, "get_config", lambda name: get_config(name).replace(**SMALL))
     sides, forward = [], MultiBoxLoss.forward
 
     def seen(self, predictions, batch, *args, **kwargs):

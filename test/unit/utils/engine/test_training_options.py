@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import train
+from data import config_file
 from data.config import get_config
 from data.shapes import write_dataset
 from utils import ema
 from utils.checkpoint import load_state
-from utils.engine import train_flags
 from utils.inference.detector import load_model
 from utils.inference.evaluation import Evaluation
 from yolact import build_yolact
@@ -31,7 +31,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def flags(shapes, tmp_path, request, monkeypatch):
-    monkeypatch.setattr(train_flags, "get_config", lambda name: get_config(name).replace(
+    monkeypatch.setattr(config_file, "get_config", lambda name: get_config(name).replace(
         max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10))
     monkeypatch.setattr(ema, "RAMP", 2)  # else averages of so few steps forget where they began
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
