@@ -34,8 +34,11 @@ def misfit(value: Any, form: Form, name: str = "the whole") -> str:
         parts = [(f"{name}[{number}]", item, form[0]) for number, item in enumerate(value)]
     elif isinstance(form, (dict, list)) or not (
             isinstance(value, form) if isinstance(form, (type, tuple)) else form(value)):
-        kind = repr(value)[:60] if callable(form) and not isinstance(form, type) \
-            else f"a {type(value).__name__}"
+        # Never the whole of what a file brings: it may be endless.
+        shown = value[:60] if isinstance(value, str) else value
+        simple = isinstance(value, (str, float)) or (isinstance(value, int)
+                                                     and abs(value) <= LARGEST)
+        kind = repr(shown) if simple and not isinstance(form, type) else f"a {type(value).__name__}"
         return f"{name} is {'nothing' if value is None else kind}"
     return next(filter(None, (misfit(item, part, place) for place, item, part in parts)), "")
 

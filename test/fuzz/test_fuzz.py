@@ -233,11 +233,12 @@ def test_aliases_that_multiply(tmp_path):
         parse_yaml(BOMB, "a.yaml")
 
 
-@pytest.mark.parametrize("name, value", [
-    ("class_names", 5), ("category_ids", ["a"]), ("iteration", "x"), ("run_folder", [1])])
-def test_a_damaged_state(tmp_path, name, value):
+@pytest.mark.parametrize("name, value, found", [
+    ("class_names", 5, "5"), ("class_names", 2 ** 40, "a int"),
+    ("category_ids", ["a"], "a list"), ("iteration", "x", "a str"), ("run_folder", [1], "a list")])
+def test_a_damaged_state(tmp_path, name, value, found):
     path = save_checkpoint(str(tmp_path / "w.pth"), {"a.weight": torch.ones(2)}, {name: value})
-    with pytest.raises(UserError, match=f"is damaged: {name} is a"):
+    with pytest.raises(UserError, match=f"is damaged: {name} is {found};"):
         load_for_inference(path)
 
 
