@@ -235,7 +235,7 @@ def test_aliases_that_multiply(tmp_path):
 
 @pytest.mark.parametrize("name, value, found", [
     ("class_names", 5, "5"), ("class_names", 2 ** 40, "a int"),
-    ("category_ids", ["a"], "a list"), ("iteration", "x", "a str"), ("run_folder", [1], "a list")])
+    ("category_ids", ["a"], "a list"), ("iteration", "x", "'x'"), ("run_folder", [1], "a list")])
 def test_a_damaged_state(tmp_path, name, value, found):
     path = save_checkpoint(str(tmp_path / "w.pth"), {"a.weight": torch.ones(2)}, {name: value})
     with pytest.raises(UserError, match=f"is damaged: {name} is {found};"):
