@@ -304,8 +304,8 @@ def edited(folder, change):
 @pytest.mark.parametrize("change, sentence", [
     (lambda facts: facts["models"][0].update(batch=-1), "models[0].batch is -1"),
     (lambda facts: facts["models"][0].update(batch=3), "does not run with float32 [3, 3, 64, 64]"),
-    (lambda facts: facts["models"][0]["input"].pop("mean"), "models[0].input is {"),
-    (lambda facts: facts["models"][0]["input"].update(std=[0, 1, 1]), "models[0].input is {"),
+    (lambda facts: facts["models"][0]["input"].pop("mean"), "models[0].input is a dict"),
+    (lambda facts: facts["models"][0]["input"].update(std=[0, 1, 1]), "models[0].input is a dict"),
     (lambda facts: facts["image"].update(size=65), "image.size is 65, config.max_size 64"),
     (lambda facts: facts.update(form="detections"), "its outputs are not those of form detections"),
     (lambda facts: facts["outputs"].reverse(), "its outputs are not those of form raw"),
