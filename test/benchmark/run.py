@@ -44,6 +44,7 @@ from utils.device import describe  # noqa: E402
 from utils.distributed.processes import Processes  # noqa: E402
 from utils.distributed.sharing import Sharing  # noqa: E402
 from utils.engine.learner import assemble_learner  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 from utils.inference.detector import Detector, LoadedModel, StageTimes  # noqa: E402
 from utils.memory import keep_freed_memory  # noqa: E402
 from utils.optimizer import build_optimizer  # noqa: E402
@@ -246,6 +247,8 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--images", type=Bounded(int, 1), default=20, help="of bench_eval.py")
     parser.add_argument("--against", metavar="FOLDER", help="a copy of the original")
     args = parser.parse_args(argv)
+    if args.against is not None and not (Path(args.against) / "yolact.py").is_file():
+        raise UserError(f"--against={args.against}: no copy of the original (has no yolact.py)")
     config = get_config(args.config)
     torch.manual_seed(0)
     torch.set_num_threads(1)
