@@ -243,7 +243,11 @@ def batch_norm_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
 
 def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
                     device: torch.device) -> Precision:
-    """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype."""
+    """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype.
+
+    Raises:
+        UserError: an unknown value, or what this device or this PyTorch cannot do.
+    """
     for flag, value, known in (("opt_level", opt_level, LEVELS), ("amp_dtype", amp_dtype, TYPES)):
         if value not in known:
             raise UserError(f"--{flag} is '{value}'{nearest(value, known) or '.'} Known: "
@@ -272,8 +276,12 @@ def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
 
 
 def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Type in which a network finds objects: one of `INFERENCE_TYPES`, or for `auto` bfloat16 on a
-    CPU or a CUDA card that computes it, and float32 elsewhere.
+    """Type in which a network finds objects: one of `INFERENCE_TYPES`, or what `auto` takes.
+
+    `auto` is bfloat16 on a CPU or a CUDA card that computes it, and float32 elsewhere.
+
+    Raises:
+        UserError: this device or this PyTorch cannot compute in that type.
     """
     if precision == "auto":
         computes = device.type == "cuda" or (device.type == "cpu" and cpu_computes_bfloat16())

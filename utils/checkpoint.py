@@ -75,8 +75,12 @@ def state_path(weights_path: str) -> str:
 
 
 def save_checkpoint(path: str, state_dict: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
-    """Write weights to `path`, whose folder is made, and beside them the full state: tensors and
-    plain types, to which `format` and the weights' digest are added. Returns the path.
+    """Write weights to `path` and the full state beside them; returns the path.
+
+    Args:
+        path: of the weights file; its folder is made if it does not exist.
+        state_dict: the network's tensors on any device; copied to the CPU one by one.
+        state: tensors and plain types; `format` and the weights' digest are added.
     """
     weights = serialise(on_cpu(state_dict))
     write_whole(state_path(path), serialise(dict(
@@ -116,8 +120,11 @@ def recipe_of(path: str) -> Optional[str]:
 
 
 def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
-    """Full state beside a weights file, or None where there is none; a damaged one, or one written
-    beside other weights or by a newer version, is a `UserError`.
+    """Full state beside a weights file, or None where there is none.
+
+    Raises:
+        UserError: the file is damaged, was written by a newer version of this project, or beside
+            other weights.
     """
     state = _read_state(weights_path)
     if state is not None and not _is_pair(weights_path, state):

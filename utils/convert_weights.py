@@ -27,6 +27,9 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
 
     The target is written whole or not at all; it may exist, but may not be the source. Without a
     `kind` of `KINDS` its ending says it.
+
+    Raises:
+        UserError: the source is not such a file, or the target's kind cannot be told.
     """
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.checkpoint import load_for_inference, serialise, state_path

@@ -31,6 +31,9 @@ def prepare_graphs(device: torch.device) -> None:
     """Make ready for `GraphedStep`, before anything else is done on `device`.
 
     From now on all work goes to a stream of its own: the device's first one cannot be recorded.
+
+    Raises:
+        UserError: this device, or this PyTorch, records no graphs.
     """
     runtime, problem = device_runtime(device), ""
     if device.type not in CLASSES:
@@ -50,8 +53,12 @@ def prepare_graphs(device: torch.device) -> None:
 
 
 class GraphedStep:
-    """`step`, which is called with batches and whether it is void, recorded after some calls for
-    each place of its batches and replayed from then on.
+    """`step`, recorded after some calls for each place of its batches and replayed from then on.
+
+    Args:
+        step: called with batches, and whether it is void; what it returns is dropped.
+        device: made ready by `prepare_graphs`.
+        shared: several processes train together.
     """
 
     def __init__(self, step: Callable[..., None], device: torch.device, shared: bool) -> None:

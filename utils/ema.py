@@ -29,8 +29,12 @@ class WeightAverage:
 
     An update is a dozen operators for the whole network and asks the device for nothing. A step
     that was not applied changes nothing. How many were applied is the optimiser's count, so there
-    is no other state than the average itself. `model` is in training mode: statistics of frozen
-    batch norm are left alone. `decay` is the final one, in (0, 1).
+    is no other state than the average itself.
+
+    Args:
+        model: the network in training mode; statistics of frozen batch norm are left alone.
+        optimizer: of its parameters.
+        decay: final decay, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, optimizer: FlatOptimizer, decay: float) -> None:
@@ -77,7 +81,11 @@ class WeightAverage:
             dist.broadcast(self._statistics, 0)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the averages from a saved network."""
+        """Take the averages from a saved network.
+
+        Raises:
+            UserError: a tensor is missing or of another shape.
+        """
         for name, view in self._views.items():
             if name not in tensors or tensors[name].shape != view.shape:
                 raise UserError(f"the weights to resume from have no average of '{name}'; the file "

@@ -36,7 +36,6 @@ INSTALL = {"onnx": "pip install onnx",
            "ais_bench": "pip install the aclruntime and ais_bench wheels of Ascend's tools"}
 
 
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 < value <= LARGEST
 

@@ -200,6 +200,9 @@ def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) 
 def whole_checkpoint(path: str) -> str:
     """`path`, or if it or its state is damaged the last one before it in its folder that is not;
     what is left out is said.
+
+    Raises:
+        UserError: what is wrong with `path`, where there is no other.
     """
     before = itertools.takewhile(lambda other: not os.path.samefile(other, path), list_checkpoints(
         os.path.dirname(path) or ".", recipe_of(path)))
@@ -227,8 +230,12 @@ def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
 
 
 def unfinished_training(folder: str) -> str:
-    """Newest file of a training in `folder` that is not at its end, whatever its note names as
-    saved: a kill may have come between the file and the note.
+    """Newest file of a training in `folder` that is not at its end.
+
+    Whatever its note names as saved: a kill may have come between the file and the note.
+
+    Raises:
+        UserError: there is none.
     """
     found = [path for place, note in _notes(folder) if not note.finished
              for path in list_checkpoints(place, note.config_name)
@@ -241,7 +248,11 @@ def unfinished_training(folder: str) -> str:
 
 
 def weights_of_run(path: str) -> str:
-    """Where `path` is a run folder, its best weights, else its last; any other path as it is."""
+    """Where `path` is a run folder, its best weights, else its last; any other path as it is.
+
+    Raises:
+        UserError: the folder has neither.
+    """
     if not os.path.isdir(path):
         return path
     for name in ("best.pth", "last.pth"):
@@ -253,7 +264,11 @@ def weights_of_run(path: str) -> str:
 
 
 def run_to_resume(run: str, save_folder: str) -> Tuple[str, str]:
-    """A run folder and its last checkpoint; without `run` those of the unfinished training."""
+    """A run folder and its last checkpoint; those of the unfinished training where `run` is empty.
+
+    Raises:
+        UserError: there is none.
+    """
     if run:
         path = os.path.join(run, "weights", "last.pth")
         if not os.path.isfile(path):

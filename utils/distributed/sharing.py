@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 class Sharing:
     """How the batch of a step is divided, and what the processes agree on in every step.
 
-    A step of B x W x N images runs as N `micro_batches`, one after the other, on each of W cards.
+    A step of B x W x N images runs as N micro-batches, one after the other, on each of W cards.
+
+    Args:
+        processes: all of the run.
+        device: that the batches lie on.
+        micro_batches: N, batches of a step on each card.
     """
 
     def __init__(self, processes: Processes, device: torch.device, micro_batches: int = 1) -> None:
@@ -171,8 +176,12 @@ def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List
 
 def gather_state(state: List[Any], image_ids: Sequence[int], processes: Processes,
                  device: torch.device) -> List[Any]:
-    """Bring the processes' `CocoEvaluator.state()` together, in the order of `image_ids`; returns
-    everything in the main process, nothing in the others.
+    """Bring the processes' `CocoEvaluator.state()` together, in the order of `image_ids`.
+
+    Returns everything in the main process, nothing in the others.
+
+    Raises:
+        RuntimeError: an image was evaluated by nobody or twice.
     """
     received = gather_bytes(json.dumps(state, separators=(",", ":")).encode("ascii"), processes,
                             device)

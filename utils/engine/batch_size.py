@@ -76,6 +76,9 @@ def measure(build: Callable[[], Learner], row: Dict[str, Any], step: TrainStep,
 
     `build` makes a network with all that trains it, for one process; its weights do not matter.
     One `row` of a batch is enough: all take as much, their shapes do not depend on the image.
+
+    Raises:
+        UserError: not even a step of one image fits.
     """
     state = rng_state()
     try:
@@ -115,7 +118,11 @@ def _try_steps(learner: Learner, row: Dict[str, Any], step: TrainStep, device: t
 
 def available_bytes(device: torch.device, num_workers: int,
                     environ: Mapping[str, str]) -> Tuple[int, str]:
-    """Bytes that one process of the training may take, and where, in words."""
+    """Bytes that one process of the training may take, and where, in words.
+
+    Raises:
+        UserError: the system does not say.
+    """
     available, total = memory_info(device)
     if not available or (device.type == "cpu" and not peak_memory(device)):
         raise UserError(f"--batch_size=auto: this system does not tell how much memory {device} "
@@ -136,7 +143,13 @@ def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: P
 
     The largest even number that leaves a tenth of the memory free and is within all limits. Even,
     because kernels and a later --accumulate like it; a power of two would leave up to half of the
-    memory unused. `limits` are images that something else allows, by what it is in words.
+    memory unused.
+
+    `available` comes from `available_bytes`; `limits` are images per card that something else
+    allows, by what it is in words.
+
+    Raises:
+        UserError: not one image fits.
     """
     usable = int(available[0] * (1 - MARGIN))
     fits = min(map(int, gather_bytes(b"%d" % need.largest_batch(usable), processes, device)))
@@ -153,8 +166,10 @@ def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: P
 
 
 def resumed_batch_size(weights_path: str, shares: int) -> Optional[int]:
-    """Images per card of the training that is resumed, whose steps are to be divided into `shares`
-    pieces, cards x micro-batches; None where only its weights are left.
+    """Images per card of the training that is resumed; None where only its weights are left.
+
+    Raises:
+        UserError: its steps cannot be divided into `shares` pieces, cards x micro-batches.
     """
     state = load_state(weights_path)
     if state is None:

@@ -107,9 +107,12 @@ class StepRecords:
 
     def add(self, losses: Dict[str, Tensor], applied: Tensor,
             scale: Optional[Tensor] = None) -> None:
-        """Queue the record of a step on the device; `count` follows. All tensors are 0-d: the
-        losses, of the same names in every step; 0 where the optimiser left the parameters alone;
-        and what the loss was multiplied by, in every step or in none.
+        """Queue the record of a step on the device; `count` follows.
+
+        Args:
+            losses: 0-d tensors without a gradient, by name; the same names in every step.
+            applied: 0-d, 0 where the optimiser left the parameters alone.
+            scale: 0-d, what the loss was multiplied by; in every step or in none.
         """
         row = [value.float() for value in losses.values()] + [applied.float()]
         row += [] if scale is None else [scale]

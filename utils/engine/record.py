@@ -63,6 +63,9 @@ class RunRecord:
         log: path of another log, with the same lines, that the user asked for.
         board: folder of TensorBoard events that the user asked for.
         start: iteration that the run goes on from; what earlier events say of later ones is void.
+
+    Raises:
+        UserError: something cannot be written, or `board` is given and TensorBoard not installed.
     """
 
     def __init__(self, folder: Optional[RunFolder] = None, log: Optional[str] = None,
@@ -209,7 +212,11 @@ def _open_board(folder: str, start: int) -> Any:
 
 
 def open_record(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
-    """Open what the command line asks for, and print where it is."""
+    """Open what the command line asks for, and print where it is.
+
+    Raises:
+        UserError: something cannot be written.
+    """
     if not training.processes.is_main:
         return RunRecord()
     flags = {name: value for name, value in vars(args).items()

@@ -101,12 +101,16 @@ def _value(score: Optional[float]) -> float:
 
 
 class Saver:
-    """Write and read the checkpoints of one training; only the main process writes.
+    """Write and read the checkpoints of one training.
 
     `identity` is what makes this run the same training: configuration, class names, seed, batch,
     schedule; plain types. It stands at the top level of the state, so that evaluation finds the
     configuration and the class names without knowing about training. `launch` of this process is
-    also the training's id, unless it goes on from a checkpoint. The state remembers `run_folder`.
+    also the training's id, unless it goes on from a checkpoint. Only the main process writes.
+
+    Attributes:
+        training_id: stays the same however often the training is stopped and goes on.
+        run_folder: path of the run folder that the state remembers; None without one.
     """
 
     def __init__(self, learner: Learner, plan: SavePlan, records: StepRecords, best: BestScore,
@@ -126,6 +130,9 @@ class Saver:
     def open_folder(self, resumed: Optional[str] = None) -> List[str]:
         """Take the folder that this training writes to; returns a sentence if it is not the one
         that was asked for, because that has files of another.
+
+        Raises:
+            UserError: it cannot be written, or the same training still runs.
         """
         if not (self.plan.enabled and self._is_main):
             return []
@@ -213,6 +220,9 @@ class Saver:
         the weights file has them and the state the raw weights. Weights alone (the original's
         files, for one) start a fresh optimiser at `start_iter`, or if that is negative at the
         iteration in the name.
+
+        Raises:
+            UserError: the checkpoint is of another training.
         """
         learner = self._learner
         state = checkpoint.load_state(weights_path)
@@ -247,8 +257,13 @@ class Saver:
 
 def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                         weights_path: str) -> List[str]:
-    """Refuse to resume a training that would not be the same one; returns a sentence for each part
-    of the schedule that is not as it was.
+    """Refuse to resume a training that would not be the same one.
+
+    Returns:
+        a sentence for each part of the schedule that is not as it was.
+
+    Raises:
+        UserError: names the first part that differs, with both values.
     """
     changed: List[str] = []
     for key, value in identity.items():

@@ -34,8 +34,11 @@ SCORE_THRESHOLD = 0.3
 
 
 def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
-    """Say what is about to happen, and take the folder for the weights. That it cannot be had, or
-    that with `strict` the data check finds something, is a `UserError` in all processes.
+    """Say what is about to happen, and take the folder for the weights.
+
+    Raises:
+        UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
+            something.
     """
     problem: Optional[UserError] = None
     if training.processes.is_main:

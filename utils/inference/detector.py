@@ -68,8 +68,13 @@ def to_network_batch(images_bgr: Sequence[np.ndarray], side: int, count: int) ->
 class StageTimes:
     """Wall time of the stages of a loop, from construction on.
 
-    `synchronize` is called at the end of each stage, so that work queued on the device is counted
-    where it was queued; without it the stages overlap.
+    Args:
+        synchronize: called at the end of each stage, so that work queued on the device is counted
+            where it was queued; None leaves the device alone and the stages overlap.
+
+    Attributes:
+        seconds: by stage, in the order in which they first ended.
+        images: finished.
     """
 
     def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
@@ -164,8 +169,13 @@ class Detector:
         """Yield each image with its objects, in order.
 
         The host finishes a batch after the next one is launched, so that device and host work
-        together. `batches` are uint8 images `[B, 3, S, S]`, and for each of them (there may be
-        fewer than B) what it is to the caller, with height and width of the stored image.
+        together.
+
+        Args:
+            batches: uint8 images `[B, 3, S, S]`, and for each of them what it is to the caller,
+                with height and width of the stored image. There may be fewer than B.
+            times: waiting for `batches` is its stage "loading". Counts the images.
+            progress: shown after each batch, and finished.
         """
         before: Optional[Tuple[Sequence[Tuple[Item, int, int]], PendingDetections]] = None
         try:

@@ -103,11 +103,19 @@ class Evaluation:
     def run(self, detector: Detector, evaluator: CocoEvaluator,
             times: Optional[StageTimes] = None,
             stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Find the objects of all images, all processes together; the main process's `evaluator`
-        gets the detections of all. The model keeps its mode.
+        """Find the objects of all images, all processes together. The model keeps its mode.
 
-        `stopped` is asked after each image. Returns False where a process was to stop: `evaluator`
-        has gained nothing. An image that cannot be read is a `UserError` in all processes.
+        Args:
+            detector: this process's.
+            evaluator: the main process's gets the detections of all.
+            times: is told how long the stages take, and counts this process's images.
+            stopped: asked after each image whether this process is to stop.
+
+        Returns:
+            False where a process was to stop: `evaluator` has gained nothing.
+
+        Raises:
+            UserError: an image cannot be read, or the loader hangs; in all processes.
         """
         own, problem = self.evaluator(), None
         complete, was_training = True, detector.model.training

@@ -34,7 +34,11 @@ class GroundTruth:
 
     Outlines are run lengths; an annotation without a usable one is left out. Box, area and crowd
     flag may be missing in annotations that people made themselves, and one with id 0 would never
-    count as found (COCOeval takes 0 for "no match"); the files may leave out the sizes of images.
+    count as found (COCOeval takes 0 for "no match").
+
+    Args:
+        source: path of the file, or pycocotools' COCO object (left unchanged).
+        image_sizes: for files that leave them out.
     """
 
     def __init__(self, source: Union[str, COCO], image_sizes: ImageSizes) -> None:
@@ -53,7 +57,11 @@ class GroundTruth:
 
     @property
     def coco(self) -> COCO:
-        """As COCOeval takes it; not to be changed."""
+        """As COCOeval takes it; not to be changed.
+
+        Raises:
+            UserError: the file is not COCO's.
+        """
         if self._coco is None:
             try:
                 self._coco = self._read()

@@ -60,14 +60,19 @@ class Frame(NamedTuple):
 class VideoReader:
     """Iterate the frames of a file or camera; single-threaded.
 
-    Frames that cannot be decoded are left out; the numbers of the others tell. `source` is the path
-    of a file, an address of a stream, or the number of a camera.
+    Frames that cannot be decoded are left out; the numbers of the others tell.
+
+    Args:
+        source: path of a file, an address of a stream, or the number of a camera.
 
     Attributes:
         fps: frames per second of the video.
         total: frames the container says it has; 0 if that is not known.
         is_camera: no end is to be expected.
         missing: after the end: frames at the end that the container has and nobody could read.
+
+    Raises:
+        UserError: there is no such file or camera, or it is not a video.
     """
 
     def __init__(self, source: str) -> None:
@@ -119,9 +124,16 @@ class VideoReader:
 class VideoWriter:
     """Write a video file that holds all of its frames, or say that it does not.
 
-    The frames go to a temporary file beside the target, which takes its name at the end. Those of
-    another size (width, height) are resized. Leaving the `with` block raises a `UserError` when
-    frames are missing in the file, as on a full disk.
+    The frames go to a temporary file beside the target, which takes its name at the end.
+
+    Args:
+        path: .mp4, .m4v, .mov, .mkv or .avi.
+        fps: frames per second.
+        size: width and height; frames of another size are resized.
+
+    Raises:
+        UserError: the ending is unknown or the file cannot be opened. Leaving the `with` block
+            raises it when frames are missing in the file, as on a full disk.
     """
 
     def __init__(self, path: str, fps: float, size: Tuple[int, int]) -> None:
