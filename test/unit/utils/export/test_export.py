@@ -27,6 +27,7 @@ from helpers.deterministic import (
 from helpers.exports import export, require_onnx
 from helpers.paths import ROOT
 from helpers.prediction_weights import IDS, NAMES, full_disk, noise, save_weights
+from layers.detection import Detect
 from utils import exported
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.cli import run_main
@@ -36,6 +37,7 @@ from utils.export.__main__ import main
 from utils.export.run import Segmenter
 from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
+from utils.inference.detector import load_model
 from yolact import build_yolact
 
 onnx, onnxruntime = require_onnx()
@@ -127,6 +129,27 @@ def test_what_follows_the_network_keeps_single_precision(weights, tmp_path):
     inside, outside = (Predictor(export(weights, tmp_path / form, "--half", f"--outputs={form}"),
                                  device="cpu")(image) for form in ("detections", "raw"))
     assert_same_objects(inside, outside, 1e-6)
+
+
+def test_detections_of_one_side_alone_are_noticed(weights):
+    loaded = load_model(weights)
+    with torch.no_grad():
+        predictions = loaded.model(torch.from_numpy(check.example_images(64, 2)))
+        wanted = Detect.from_config(loaded.config)(predictions)
+    found = {name: getattr(wanted, name).clone()
+             for name in ("boxes", "scores", "classes", "coefficients", "count")}
+    found["proto"] = predictions["proto"]
+    assert check.compare(predictions, found, loaded.config) == {"proto": 0, "detections": 0}
+    found["classes"][0, 0] += 1  # of a class that is not found there, and one is missing
+    assert check.compare(predictions, found, loaded.config)["detections"] > 0.1
+    nothing = dict(found, count=torch.zeros_like(found["count"]))
+    assert check.compare(predictions, nothing, loaded.config)["detections"] == float("inf")
+    silent = dict(predictions, conf=predictions["conf"].clone())
+    silent["conf"][:, :, 0] = 100.0
+    assert check.compare(silent, nothing, loaded.config) == {"proto": 0}
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(UserError, match="differs from PyTorch: detections by"):
+            check.refuse_apart({"proto": 0.0, "detections": value}, 1e-3)
 
 
 def test_the_folder_describes_itself(weights, tmp_path):
