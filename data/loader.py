@@ -34,7 +34,7 @@ from data.batch import Batch, bit_values, collate, pack
 from data.coco import CocoDataset
 from data.config import Config
 from data.targets import TargetMaker, ground_truth_slots
-from utils.compat import iterate, loader_generator
+from utils.compat import allow_files, iterate, loader_generator, share
 from utils.errors import UserError
 
 
@@ -152,7 +152,8 @@ class TrainLoader:
         left_out: images that an epoch does not reach, for they do not fill a global batch.
 
     Raises:
-        UserError: the dataset does not fill one global batch.
+        UserError: the dataset does not fill one global batch, or the system lets this process open
+            too few files.
     """
 
     def __init__(self, dataset: TrainDataset, batch_size: int, num_workers: int = 0,
@@ -171,6 +172,7 @@ class TrainLoader:
                 f"{batch_size} on {world_size} card{'' if world_size == 1 else 's'}; lower "
                 f"--batch_size to {max(len(dataset) // (world_size * parts), 1)} or give more "
                 "images")
+        allow_files(num_workers)
 
     def start_at(self, iteration: int) -> None:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
@@ -236,4 +238,5 @@ def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:
         if isinstance(sample, UserError):
             return sample
         rows.append(sample)
-    return pack(collate(rows)) if packed else collate(rows)
+    batch = pack(collate(rows)) if packed else collate(rows)
+    return share(vars(batch).values()) or batch

@@ -8,10 +8,11 @@ import os
 import resource
 import signal
 import threading
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterable, Iterator, Optional
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from utils.errors import UserError, first_line
 
@@ -37,7 +38,7 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
         UserError: a worker has died, was killed, or had no memory to share its batch; or this
             process may not open the files that it takes.
     """
-    _allow_files(loader.num_workers)
+    allow_files(loader.num_workers)
     try:
         iterator = iter(loader)
     except OSError as error:
@@ -70,7 +71,26 @@ def _kill(iterator: Any) -> None:
         worker.kill()
 
 
-def _allow_files(num_workers: int) -> None:
+def share(tensors: Iterable[Tensor]) -> Optional[UserError]:
+    """Move a worker's batch to shared memory; None, or why that failed. Nothing in other processes.
+
+    It would go there by itself, but in a thread of the worker whose failure nobody is told of: the
+    batch would never come.
+    """
+    if get_worker_info() is None:
+        return None
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        return UserError(
+            f"a batch does not fit into shared memory ({first_line(error)}): enlarge /dev/shm "
+            "(docker run --shm-size=8g), or lower --num_workers or --batch_size; --num_workers=0 "
+            "needs none")
+    return None
+
+
+def allow_files(num_workers: int) -> None:
     """Take what the system lets this process have, and refuse workers that would wait for more:
     one that cannot send its batch says nothing.
     """

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from data.loader import TrainDataset, TrainLoader
@@ -127,7 +129,25 @@ def test_too_few_open_files_are_said_before_the_first_step(data):
     assert process.returncode == 2
     assert re.search(r"error: this process may open 64 files \(ulimit -n\), and --num_workers=3 "
                      r"needs up to \d+: raise", err.decode())  # PyTorch may warn before
-    assert saved(data) == []
+    assert saved(data) == [] and not (data.parent / "runs").exists()
+
+
+SMALL_SHARED_MEMORY = ["unshare", "--map-root-user", "--mount", "sh", "-c",
+                       'mount -t tmpfs -o size=100k none /dev/shm && exec "$@"', "sh"]
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run(
+    SMALL_SHARED_MEMORY + ["true"], stderr=subprocess.DEVNULL).returncode != 0,
+    reason="this user may not mount a small /dev/shm")
+@pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
+                    reason="the worker dies of SIGBUS there, which is another sentence")
+def test_too_little_shared_memory_is_said_at_once(data):
+    done = subprocess.run(SMALL_SHARED_MEMORY + [sys.executable, "train.py"]
+                          + flags_of(data, 3, workers=1), cwd=str(ROOT), env=clean_environ(),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("error: a batch does not fit into shared memory")
+    assert b"--shm-size" in done.stderr and done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("steps, then, end", [

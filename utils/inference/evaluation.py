@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.coco import CocoDataset
 from data.loader import start_worker
-from utils.compat import iterate
+from utils.compat import iterate, share
 from utils.device import pin_memory_supported
 from utils.distributed.failures import WatchedLoader
 from utils.distributed.processes import Processes
@@ -50,7 +50,8 @@ class EvaluationBatches(Dataset):
             return error
         planes = to_network_batch([sample.image for sample in samples], self.side,
                                   self.batch_size if self.full else len(indices))
-        return planes, [(sample.image_id, *sample.image.shape[:2]) for sample in samples]
+        return share([planes]) or (planes, [(sample.image_id, *sample.image.shape[:2])
+                                            for sample in samples])
 
 
 def load_batches(batches: EvaluationBatches, num_workers: int = 0,
