@@ -1,4 +1,4 @@
-"""The record of one training: log, results and TensorBoard, and its run folder.
+"""The record of one training: log, results and trackers, and its run folder.
 
 A record is a kind (session, train, epoch, val) and values; losses go under whatever names they
 have. Only the main process keeps records.
@@ -25,8 +25,9 @@ from utils.distributed.processes import is_restart
 from utils.engine.learner import Learner
 from utils.engine.saving import Saver
 from utils.engine.setup import Training
+from utils.engine.trackers import TensorBoard, Tracker, open_tracker
 from utils.engine.train_flags import flagged_fields
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import temporary_name
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
 from utils.report import build_report
@@ -62,6 +63,7 @@ class RunRecord:
             installed, its events; where it is not, `notes` says so.
         log: path of another log, with the same lines, that the user asked for.
         board: folder of TensorBoard events that the user asked for.
+        tracker: another that the user asked for.
         start: iteration that the run goes on from; what earlier events say of later ones is void.
 
     Raises:
@@ -69,23 +71,24 @@ class RunRecord:
     """
 
     def __init__(self, folder: Optional[RunFolder] = None, log: Optional[str] = None,
-                 board: Optional[str] = None, start: int = 0) -> None:
+                 board: Optional[str] = None, tracker: Optional[Tracker] = None,
+                 start: int = 0) -> None:
         self.notes: List[str] = []
         self._folder = folder
         self._said: Set[str] = set()
         self._updated = 0.0
         self._logs = [] if log is None else [log]
-        self._boards = []
+        self._trackers = [] if tracker is None else [tracker]
         if board is not None:
             try:
-                self._boards.append(_open_board(board, start))
+                self._trackers.append(TensorBoard(board, start))
             except ImportError as error:
                 raise UserError(f"--tensorboard needs the package tensorboard ({error}); install "
                                 "it or leave the flag out") from error
         if folder is not None:
             self._logs.append(folder.file(LOG))
             try:
-                self._boards.append(_open_board(folder.path, start))
+                self._trackers.append(TensorBoard(folder.path, start))
             except ImportError:
                 self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
                                   "install tensorboard)")
@@ -111,11 +114,9 @@ class RunRecord:
                 append_record(path, kind, values)
         if kind == "val" or (kind == "epoch" and time.time() - self._updated > RESULTS_SECONDS):
             self._update_results()
-        for board in self._boards if kind in ("train", "val") else []:
-            with self._trying("TensorBoard's events"):
-                for key, value in flatten(values).items():
-                    board.add_scalar(f"{kind}/{key}", value, values["iteration"])
-                board.flush()
+        if kind in ("train", "val"):
+            numbers = {f"{kind}/{key}": value for key, value in flatten(values).items()}
+            self._to_trackers(lambda tracker: tracker.log(numbers, values["iteration"]))
 
     def keep_weights(self, path: str, name: str = "last") -> None:
         """Make a checkpoint the run folder's last or best one."""
@@ -156,9 +157,7 @@ class RunRecord:
     def finish(self) -> List[str]:
         """Close what is open and draw the report; returns lines for the user."""
         self._update_results()
-        for board in self._boards:
-            with self._trying("TensorBoard's events"):
-                board.close()
+        self._to_trackers(lambda tracker: tracker.close())
         return self._drawn(build_report)
 
     def _update_results(self) -> None:
@@ -166,6 +165,14 @@ class RunRecord:
             with self._trying("results.csv"):
                 self._folder.update_results()
             self._updated = time.time()
+
+    def _to_trackers(self, tell: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            with self._trying(tracker.name):
+                try:
+                    tell(tracker)
+                except Exception as error:  # whatever a foreign package, or its server, raises
+                    raise UserError(first_line(error)) from error
 
     @contextlib.contextmanager
     def _trying(self, name: str) -> Iterator[None]:
@@ -202,15 +209,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     return flat
 
 
-def _open_board(folder: str, start: int) -> Any:
-    """TensorBoard's writer; an `ImportError` where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except AttributeError as error:  # old PyTorch beside a new setuptools
-        raise ImportError(str(error)) from error
-    return SummaryWriter(folder, purge_step=start + 1 if start else None)
-
-
 def open_record(args: argparse.Namespace, training: Training, start: int) -> RunRecord:
     """Open what the command line asks for, and print where it is.
 
@@ -225,7 +223,14 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     if not (args.no_run_folder or args.train_performance):
         folder = open_folder(args, training, flags, start)
     log, board = os.path.join(args.log_folder, training.config.name + ".log"), args.tensorboard
-    record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board, start)
+    tracker = None
+    if args.track is not None and not args.no_log:
+        saver = training.saver
+        name = training.config.name if folder is None else os.path.basename(folder.path)
+        tracker = open_tracker(args.track, saver.training_id, name, training.config.to_dict(),
+                               None if folder is None else folder.path)
+    record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board,
+                       tracker, start)
     if folder is not None:
         print_lines([f"Run folder : {folder.path}"] + record.notes)
     record.write("session", config=training.config.to_dict(), args=flags,

@@ -21,6 +21,7 @@ from utils.cli import (
     foreign_words,
     refuse_two_cards,
 )
+from utils.engine.trackers import TRACKERS
 from utils.errors import UserError, counted
 from utils.parsing import whole_number
 
@@ -274,13 +275,17 @@ def _add_device(parser: ArgumentParser) -> None:
 def _add_logging(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/", help="where the log files are written")
-    add_switch(group, "--no_log", help="write nothing to --log_folder and --tensorboard")
+    add_switch(group, "--no_log", help="write nothing to --log_folder, --tensorboard and --track")
     add_switch(group, "--log_gpu",
                help="accepted for the original's sake: the log always has the memory")
     add_switch(group, "--quiet", help="print no progress bar and no line for every ten iterations; "
                "the logs have them all the same")
     group.add_argument("--tensorboard", default=None, metavar="FOLDER",
                        help="write losses, speed and validations for TensorBoard, too")
+    group.add_argument("--track", default=None, choices=TRACKERS,
+                       help="send losses, speed and validations there, too, by the package of that "
+                            "name, which has to be installed and knows the server or project from "
+                            "its own environment variables")
     add_switch(group, "--train_performance", help="measure speed only: save no weights")
     group.add_argument("--fps_start_iter", type=Bounded(int, 0), default=None,
                        help="steps left out of avg_fps; default: a tenth of the run, at most 100")
