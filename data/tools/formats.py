@@ -75,9 +75,13 @@ def recognise(folder: Path) -> Tuple[Optional[str], Path]:
     files = list_files(folder, ())
     found = _formats(folder, files)
     if not found:
-        places = sorted(path for path in folder.iterdir() if path.is_dir())[:_MOST_FOLDERS]
-        found = [(kind, place) for place in places
-                 for kind, _ in _formats(place, [path for path in files if place in path.parents])]
+        depth = len(folder.parts)
+        below: Dict[str, List[Path]] = {}
+        for path in files:
+            if len(path.parts) > depth + 1:
+                below.setdefault(path.parts[depth], []).append(path)
+        found = [one for name in sorted(below)[:_MOST_FOLDERS]
+                 for one in _formats(folder / name, below[name])]
     if len(found) > 1:
         known = " and ".join(f"{kind} ({place}: {FORMATS[kind].looked_for})"
                              for kind, place in found[:3])

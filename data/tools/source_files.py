@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Set, TypeVar
+from typing import Callable, Dict, List, Sequence, Set, Tuple, TypeVar
 
 from data.image import SUFFIXES
 from utils.errors import UserError
 from utils.files import read_whole
 
 T = TypeVar("T")
+
+MOST_FILES = 1000000
+"""In a folder that is looked through; whoever names a whole disk hears of it in seconds."""
 
 _SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
                   "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -20,18 +23,32 @@ _SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
 def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
     """Files in a folder and below by their endings, or all if none are given, sorted by name.
 
-    Links to folders are followed; what macOS leaves in archives (`__MACOSX`, `._*`) is not there.
+    Links to folders are followed. Hidden folders (`.git`, `.ipynb_checkpoints`) and what macOS
+    leaves in archives (`__MACOSX`, `._*`) are not there.
+
+    Raises:
+        UserError: there are more than `MOST_FILES`.
     """
-    found: List[Path] = []
-    visited: Set[str] = set()
+    found: List[str] = []
+    visited: Set[Tuple[int, int]] = set()
     for place, folders, names in os.walk(str(folder), followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in visited else [name for name in folders if name != "__MACOSX"]
-        if real not in visited:
-            found += [Path(place) / name for name in names if not name.startswith("._") and (
-                not suffixes or os.path.splitext(name)[1].lower() in suffixes)]
-        visited.add(real)
-    return sorted(found)
+        try:
+            status = os.stat(place)
+        except OSError:  # gone in the meantime
+            continue
+        identity = status.st_dev, status.st_ino
+        if identity in visited:
+            folders.clear()
+            continue
+        visited.add(identity)
+        folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
+        found += [os.path.join(place, name) for name in names if not name.startswith("._") and (
+            not suffixes or os.path.splitext(name)[1].lower() in suffixes)]
+        if len(found) > MOST_FILES:
+            raise UserError(f"{folder} holds more than {MOST_FILES} files, too many for a dataset "
+                            "of another tool; name the dataset's own folder")
+    found.sort(key=lambda path: path.replace(os.sep, "\0"))  # as paths compare: name by name
+    return [Path(path) for path in found]
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
         convolve_recordably(learner.model)
     validation = None
     if evaluation is not None:
+        # As many images at a time as the card has memory to train with: more than enough to score.
+        evaluation = dataclasses.replace(evaluation, batch_size=per_card)
         detector = Detector(learner.model, Detect.from_config(config), device)
         validation, absent = plan_validation(
             args, evaluation, detector, loader.epoch_size, schedule.max_iter,

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from data import convert
+from data.tools import source_files
 from data.tools.conversion import Conversion
+from data.tools.formats import recognise
 from helpers.convert_files import HEIGHT, WIDTH, drawn, iou, masks_of, opened, picture, run
 from utils.cli import run_main
 from utils.errors import UserError
@@ -178,17 +180,29 @@ def test_circles_of_any_radius(tmp_path, capsys):
     assert code == 2 and "not finite" in message
 
 
-def test_links_are_followed_and_archives_of_macos_left_alone(tmp_path, capsys):
+def test_links_are_followed_and_archives_of_macos_and_hidden_folders_left_alone(tmp_path, capsys):
     raw = tmp_path / "raw"
     labelme(tmp_path / "elsewhere", "a", [shape("cat", SQUARE)])
     raw.mkdir()
     (raw / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere" / "round").symlink_to(raw, target_is_directory=True)
-    (raw / "__MACOSX").mkdir()
-    for name in ("__MACOSX/a.json", "._a.json", "._a.jpg"):
+    for name in ("__MACOSX", ".ipynb_checkpoints"):
+        (raw / name).mkdir()
+    for name in ("__MACOSX/a.json", ".ipynb_checkpoints/a.json", "._a.json", "._a.jpg"):
         (raw / name).write_bytes(b"\0\5\x16\7")
     code, out = run(capsys, "labelme", raw, "--out", tmp_path / "out", "--val_fraction=0")
     assert code == 0 and "1 images (0 without objects), 1 objects" in out and "left out" not in out
+
+
+def test_a_folder_of_too_many_files_is_looked_through_no_further(tmp_path, capsys, monkeypatch):
+    """Someone names his home, or a whole disk."""
+    monkeypatch.setattr(source_files, "MOST_FILES", 10)
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        for number in range(5):
+            (tmp_path / folder / f"{number}.txt").touch()
+    with pytest.raises(UserError, match="holds more than 10 files, .* name the dataset's own"):
+        recognise(tmp_path)
 
 
 def test_only_files_of_a_conversion_are_replaced(tmp_path, capsys):
