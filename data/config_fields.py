@@ -14,6 +14,8 @@ from utils.errors import nearest
 from utils.parsing import LARGEST, is_number
 
 _WORDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}
+LIMITS = {int: f", at most {LARGEST}", float: ", below 1e30"}
+"""Of any number, whatever its field says."""
 
 
 def option(default: Any, help: str, *, above: Optional[float] = None,
@@ -68,7 +70,7 @@ def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
         declared: metadata of a field from `option`.
     """
     if not _fits(value, kind):
-        return f"expected {expectation(kind)}" + f" of at most {LARGEST}" * (kind is int)
+        return f"expected {expectation(kind)}{LIMITS.get(kind, '')}"
     above, least, most = declared["above"], declared["at_least"], declared["at_most"]
     if (above is not None and not value > above) or (least is not None and value < least) or (
             most is not None and value > most):

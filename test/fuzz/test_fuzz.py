@@ -169,7 +169,7 @@ def test_digits_that_are_no_number(tmp_path, number):
 
 @pytest.mark.parametrize("flag, said", [
     ("--max_iter", "expected a whole number above 0"), ("--seed", "from 0 to 2147483647"),
-    ("--set=max_iter", "expected a whole number of at most 2147483647"),
+    ("--set=max_iter", "expected a whole number, at most 2147483647"),
     ("--lr", "expected a number above 0"), ("--set=lr_steps", "expected a list")])
 def test_numbers_beyond_what_counts_them(flag, said):
     assert said in refused(parse_train_flags, f"{flag}={10 ** 40}")

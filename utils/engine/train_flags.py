@@ -11,7 +11,7 @@ import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from data.config import Config, field_kinds, list_configs
-from data.config_fields import as_text, expected_value, parse, value_problem
+from data.config_fields import LIMITS, as_text, expected_value, parse, value_problem
 from data.config_file import parse_setting, read_recipe
 from utils.cli import (
     ArgumentParser,
@@ -58,7 +58,8 @@ class FieldValue(Bounded):
         return value
 
     def __str__(self) -> str:
-        return expected_value(self._kind, self._declared)
+        limit = LIMITS.get(self._kind, "") if self._declared["at_most"] is None else ""
+        return expected_value(self._kind, self._declared) + limit
 
 
 def train_parser() -> ArgumentParser:
