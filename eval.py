@@ -29,7 +29,8 @@ import torch
 from data.classes import match_categories
 from data.datasets import open_dataset, refuse_empty
 from utils.cli import print_lines, run_main
-from utils.device import cards_of_host, describe, select_device, synchronize
+from utils.device import NpuModes, cards_of_host, describe, select_device, synchronize
+from utils.device_graph import prepare_graphs
 from utils.distributed.failures import record_failure
 from utils.distributed.processes import Processes
 from utils.errors import UserError, printable
@@ -131,6 +132,8 @@ def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel)
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
     """Do what the command line asks for; returns the exit code."""
+    if args.device_graph:
+        prepare_graphs(device)
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)
     batch_size = args.batch_size
     if args.image is not None or args.video is not None:
@@ -144,6 +147,8 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
                 nms=nms, crop=crop, precision=args.precision), args, loaded)
         detector = Detector(loaded.on(device, args.precision), loaded.build_detect(nms), device,
                             crop, args.score_threshold)
+        if args.device_graph:
+            detector.record_on_device()
         evaluation, notes = evaluation_of(args, loaded, processes)
         return score(evaluation, detector, loaded, args, notes)
 
@@ -153,7 +158,8 @@ def _run(argv: List[str]) -> int:
     name = args.eval_device if args.cuda else "cpu"
     processes = Processes.from_env(devices_per_host=cards_of_host(name))
     device = select_device(name, processes.local_rank if args.device_id is None
-                           else args.device_id)
+                           else args.device_id,
+                           NpuModes(args.jit_compile, args.internal_format))
     keep_freed_memory(device)
     with record_failure(processes.rank), explain_out_of_memory(device):
         processes.init(device)

@@ -38,7 +38,7 @@ from data.batch import Batch, bit_values
 from data.loader import prefetch
 from utils.amp import Precision
 from utils.cli import print_lines, run_main
-from utils.device import cards_of_host, seed_everything, select_device
+from utils.device import NpuModes, cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
 from utils.distributed.sharing import Sharing, broadcast_from_main, share_buffers
@@ -96,7 +96,8 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
             shown[name] = shown[name] + loss.detach() if name in shown else loss.detach()
     overflow = precision.take_overflow()
     if overflow is not None:
-        overflow = sharing.on_any_card(overflow)
+        # On a card whose register tells, NaN is 0: it would not void the step.
+        overflow = sharing.on_any_card(overflow + 1 if void else overflow)
     precision.step(optimizer, lr, overflow)
     return shown
 
@@ -364,7 +365,8 @@ def _run(argv: List[str]) -> int:
         raise UserError(f"--useDDP=False with {processes.world_size} processes: several cards "
                         "train together or not at all; leave the flag out")
     device = select_device(name, processes.local_rank if args.device_id is None
-                           else args.device_id)
+                           else args.device_id,
+                           NpuModes(args.jit_compile, args.internal_format))
     keep_freed_memory(device)
     try:
         with record_failure(processes.rank), explain_out_of_memory(device):

@@ -111,6 +111,15 @@ def add_device_flags(target: Any, *names: str) -> None:
                help="False is the original's spelling of --device=cpu")
 
 
+def add_npu_modes(target: Any) -> None:
+    """Add the modes of an NPU that differ from what the tests run, `utils.device.NpuModes`."""
+    add_switch(target, "--jit_compile",
+               help="Ascend: compile operators for each shape, the 910A's own default; untested")
+    add_switch(target, "--internal_format",
+               help="Ascend: let convolutions keep their own layout, the 910A's own default; "
+                    "untested")
+
+
 def foreign_words(program: str) -> Tuple[Dict[str, str], Dict[str, str]]:
     """Other tools' words, from foreign_flags.ini: with the flag of `program` that means the same,
     and with a sentence on what there is in place of theirs.

@@ -21,47 +21,12 @@ import torch
 from utils import ascend_versions
 from utils.cli import CARD, split_device
 from utils.errors import UserError, first_line, nearest
+from utils.start_problems import start_problem
 
 _LOG = logging.getLogger(__name__)
 
 PLUGIN = "torch_npu"
 """What makes an NPU known to PyTorch; the PyTorch 1.5 for Ascend has it built in."""
-
-_TOOLS = {"npu": "npu-smi info", "cuda": "nvidia-smi"}
-_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
-
-# Signs in the error's text (lower case), the first that fits counts; what it means. The numbers are
-# CANN's (rt_error_codes.h), EL0005 is its driver's "Resource_Busy".
-_START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
-    (("el0005", "resource_busy", "resources are busy", "busy or unavailable"),
-     "another process or container holds it; {tool} shows which: end it, or choose another card by "
-     "--device_id"),
-    (("207001", "207018", "el0004", "out of memory"),
-     "its memory is full, so another process is using it; {tool} shows which: end it, or choose "
-     "another card by --device_id"),
-    (("107001", "invalid device ordinal"),
-     "the driver knows no card of this number; {tool} and the variable {visible} show which there "
-     "are"),
-    (("207004", "no cuda-capable device"),
-     "the driver finds no card; {tool} has to show one, in a container too"),
-    (("207006", "no_permission"),
-     "this user may not; it has to be in the group that owns /dev/davinci*"),
-    (("507033",),
-     "it did not start (CANN's error 507033): another process may hold it, or driver and CANN do "
-     "not go together; {tool} and the logs in ~/ascend/log say which"),
-    (("507899",),
-     "the driver failed (CANN's error 507899): another container may hold it, or this one may not "
-     "use /dev/davinci*; {tool} has to work here first"),
-)
-
-
-def _start_problem(error: RuntimeError, kind: str) -> str:
-    """Why a card cannot be started, as the end of a sentence."""
-    lowered = str(error).lower()
-    for signs, meaning in _START_PROBLEMS:
-        if any(sign in lowered for sign in signs):
-            return meaning.format(tool=_TOOLS[kind], visible=_VISIBLE[kind])
-    return f"{first_line(error)} ({_TOOLS[kind]} shows its state)"
 
 
 class DeviceKind(NamedTuple):
@@ -200,14 +165,34 @@ def cards_of_host(name: str) -> Optional[int]:
     return None if kind == "cpu" else int(_KINDS[kind].runtime().device_count())
 
 
-def select_device(name: str, index: int = 0) -> torch.device:
+class NpuModes(NamedTuple):
+    """How an NPU runs operators. The defaults are those of the tests, the same on every card."""
+
+    jit_compile: bool = False
+    """Compile a kernel for each shape, as a 910A does by default: others than the 910B's."""
+    internal_format: bool = False
+    """Let convolutions leave results in their own layout, as a 910A does by default. Off, each pays
+    for a change of layout there; on, a view does.
+    """
+
+
+_TESTED_MODES = NpuModes()
+
+
+def select_device(name: str, index: int = 0, modes: NpuModes = _TESTED_MODES) -> torch.device:
     """Return a device that works, made the current one and prepared.
 
     `name` is `auto`, `npu`, `cuda` (or `gpu`), `cpu` or `card`; `index`, unless the name has one
-    (`npu:1`, `0`), counts within the host and means nothing to the CPU. What is not there is a
-    `UserError`; there is no silent change of device.
+    (`npu:1`, `0`), counts within the host and means nothing to the CPU. There is no silent change
+    of device.
+
+    Raises:
+        UserError: what is not there, or does not start, or `modes` of another device than an NPU.
     """
     kind, named = _find_kind(name), split_device(name)[1]
+    if kind != "npu" and modes != _TESTED_MODES:
+        flag = "--jit_compile" if modes.jit_compile else "--internal_format"
+        raise UserError(f"{flag} is a mode of Ascend NPUs, but this device is {kind}; leave it out")
     if kind == "cpu":
         return torch.device("cpu")
     index = index if named is None else named
@@ -222,27 +207,34 @@ def select_device(name: str, index: int = 0) -> torch.device:
         runtime.synchronize(device)  # the first use: only now CUDA asks the driver for the card
     except RuntimeError as error:
         raise UserError(f"{title} device {index} cannot be used: "
-                        f"{_start_problem(error, kind)}") from error
-    prepare(device)
+                        f"{start_problem(error, kind)}") from error
+    prepare(device, modes)
     return device
 
 
-def prepare(device: torch.device) -> None:
+def prepare(device: torch.device, modes: NpuModes = _TESTED_MODES) -> None:
     """Set the process-wide switches this project relies on. Called by `select_device`.
 
-    The compile mode (`jit_compile`) is off on every card: the 910A, where it is on by default,
-    would take other kernels than the 910B and compile one for each shape, and nothing here has been
-    tested with those.
+    Raises:
+        UserError: this card or this plugin has no such mode.
     """
     if device.type != "npu":
         return
     npu = _npu_module()  # early plugins have neither switch
-    if hasattr(npu, "set_compile_mode"):
-        npu.set_compile_mode(jit_compile=False)
-    if hasattr(npu, "config"):
-        # Parameters are views of flat optimiser buffers: they have to keep the plain layout. Before
-        # the first tensor, or it would already have another.
-        npu.config.allow_internal_format = False
+    for flag, asked, known in (("jit_compile", modes.jit_compile, hasattr(npu, "set_compile_mode")),
+                               ("internal_format", modes.internal_format, hasattr(npu, "config"))):
+        if asked and not known:
+            raise UserError(f"--{flag}: this torch_npu has no such switch; leave it out")
+    try:
+        if hasattr(npu, "set_compile_mode"):
+            npu.set_compile_mode(jit_compile=modes.jit_compile)
+        if hasattr(npu, "config"):  # before the first tensor, or it would already have a layout
+            npu.config.allow_internal_format = modes.internal_format
+    except RuntimeError as error:  # newer cards know one mode alone
+        raise UserError(f"{_model(device)} has no such mode ({first_line(error)}); leave out "
+                        "--jit_compile and --internal_format") from error
+    if modes != _TESTED_MODES:
+        _LOG.warning("warning: --jit_compile and --internal_format are not tested on any card")
     doubt = ascend_versions.doubt(_npu_versions())
     if doubt:
         _LOG.warning("warning: %s", doubt)

@@ -1,4 +1,5 @@
-"""The work of a training step, recorded once on the device and replayed with a single launch.
+"""The work of a training step, or of finding objects, recorded once on the device and replayed with
+a single launch.
 
 CUDA's graphs, and the NPU's of the same interface. Recorded are the operators with the addresses of
 their tensors: whatever changes from step to step has to be a value in memory that stays where it
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, Generic, Sequence, Tuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from utils.device import describe, device_runtime, saturates, synchronize
 from utils.errors import UserError, first_line
@@ -19,6 +21,8 @@ from utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from data.batch import Batch
+
+T = TypeVar("T")
 
 CLASSES = {"cuda": "CUDAGraph", "npu": "NPUGraph"}
 WARM_UP = 3
@@ -28,7 +32,7 @@ WARM_UP_SHARED = 11
 
 
 def prepare_graphs(device: torch.device) -> None:
-    """Make ready for `GraphedStep`, before anything else is done on `device`.
+    """Make ready for `GraphedStep` and `GraphedCall`, before anything else is done on `device`.
 
     From now on all work goes to a stream of its own: the device's first one cannot be recorded.
 
@@ -46,10 +50,37 @@ def prepare_graphs(device: torch.device) -> None:
     elif device.type == "npu" and os.environ.get("TASK_QUEUE_ENABLE") == "2":
         problem = "TASK_QUEUE_ENABLE=2 allows none; 1, the launchers' own, does"
     if problem:
-        raise UserError(f"--device_graph records a step on the device and replays it, but "
-                        f"{problem}; leave it out")
+        raise UserError(f"--device_graph records the work of a batch on the device and replays it, "
+                        f"but {problem}; leave it out")
     synchronize(device)
     runtime.set_stream(runtime.Stream(device))
+
+
+def record(work: Callable[[], T], device: torch.device, pool: Any = None) -> Tuple[Any, T]:
+    """A graph of `work`, which has not run by then, and the result that each replay leaves.
+
+    Args:
+        work: launches the same work each time.
+        device: made ready by `prepare_graphs`.
+        pool: memory of graphs that run one after the other and leave nothing in it; None for a
+            new one.
+
+    Raises:
+        UserError: an operator that cannot be recorded, by its name.
+    """
+    runtime = device_runtime(device)
+    graph = getattr(runtime, CLASSES[device.type])()
+    try:
+        # Other threads (pinned memory, collectives) may ask the device what they want.
+        with runtime.graph(graph, pool=pool, stream=runtime.current_stream(device),
+                           capture_error_mode="thread_local"):
+            result = work()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"--device_graph: this work cannot be recorded ({first_line(error)}); "
+                        "leave it out") from error
+    return graph, result
 
 
 class GraphedStep:
@@ -75,24 +106,36 @@ class GraphedStep:
             self._step(batches, void)
             return
         if place not in self._graphs:
-            self._graphs[place] = self._record(batches)
+            pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+            self._graphs[place], _ = record(lambda: self._step(batches, False), self._device, pool)
         self._graphs[place].replay()
 
-    def _record(self, batches: Sequence[Batch]) -> Any:
-        """The graph of a step, which has not run by then. One memory for all graphs: they run one
-        after the other, and leave nothing in it.
-        """
-        runtime = device_runtime(self._device)
-        graph = getattr(runtime, CLASSES[self._device.type])()
-        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
-        try:
-            # Other threads (pinned memory, collectives) may ask the device what they want.
-            with runtime.graph(graph, pool=pool, stream=runtime.current_stream(self._device),
-                               capture_error_mode="thread_local"):
-                self._step(batches, False)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(f"--device_graph: this step cannot be recorded ({first_line(error)}); "
-                            "leave it out") from error
-        return graph
+
+class GraphedCall(Generic[T]):
+    """`function` of a tensor, recorded after some calls for each shape and replayed from then on.
+
+    Args:
+        function: of a tensor on the device; asks the device for nothing.
+        copied: of a result, one with memory of its own: the next replay overwrites the last one's.
+        device: made ready by `prepare_graphs`.
+    """
+
+    def __init__(self, function: Callable[[Tensor], T], copied: Callable[[T], T],
+                 device: torch.device) -> None:
+        self._function, self._copied, self._device = function, copied, device
+        self._calls: Dict[torch.Size, int] = {}
+        self._places: Dict[torch.Size, Tuple[Tensor, Any, T]] = {}
+
+    def __call__(self, values: Tensor) -> T:
+        """The result for a tensor of the host, whose copy to the device is queued."""
+        shape = values.shape
+        self._calls[shape] = self._calls.get(shape, 0) + 1
+        if self._calls[shape] <= WARM_UP:
+            return self._function(values.to(self._device, non_blocking=True))
+        if shape not in self._places:
+            place = values.to(self._device)
+            self._places[shape] = (place, *record(lambda: self._function(place), self._device))
+        place, graph, result = self._places[shape]
+        place.copy_(values, non_blocking=True)
+        graph.replay()
+        return self._copied(result)

@@ -4,8 +4,8 @@
 
 Counted: operations, parameters and bytes, from the network. Assumed, and to be given where they are
 known: what a card sustains, how fast it starts a kernel, and the two bandwidths. A report of
-`test/npu/field_report.sh` takes the place of the first two, and its measured speed of several cards
-stands beside the computed one.
+`test/npu/field_report.sh` takes the place of the first two, and of the bandwidth between the cards
+of a host where it measured that; its speed of several cards stands beside the computed one.
 """
 
 from __future__ import annotations
@@ -88,18 +88,33 @@ def step_seconds(counts: Counts, batch_size: int, cards: int, per_host: int,
             "step": compute + visible}
 
 
-def read_report(path: str) -> Dict[int, float]:
-    """Images per second of a field report, by number of cards."""
+class Measured(NamedTuple):
+    """What a field report measured."""
+
+    speeds: Dict[int, float]
+    """Images per second, by number of cards."""
+    link: Optional[float]
+    """Gigabytes a second between two cards of the host; None with one card."""
+
+
+def read_report(path: str) -> Measured:
+    """The numbers of a field report.
+
+    Raises:
+        UserError: there is no such file, or no speed of one card in it.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot read --report '{path}': {error.strerror}") from error
+        hint = "; name the file in it" if Path(path).is_dir() else ""
+        raise UserError(f"cannot read --report '{path}': {error.strerror}{hint}") from error
     found = {int(cards): float(speed) for cards, speed in re.findall(
-        r"^speed_(\d+)p: +Final Performance images/sec : ([\d.]+)", text, re.MULTILINE)}
+        r"^speed_(\d+)p: +Final Performance images/sec : (\d+\.?\d*)", text, re.MULTILINE)}
     if not found.get(1):
         raise UserError(f"'{path}' has no line 'speed_1p: Final Performance images/sec : ...', "
                         "which test/npu/field_report.sh writes")
-    return found
+    link = re.search(r"^all_reduce: +all-reduce of .* (\d+\.?\d*) GB/s a card", text, re.MULTILINE)
+    return Measured(found, float(link.group(1)) if link and float(link.group(1)) else None)
 
 
 def print_table(counts: Counts, speeds: Speeds, batch_size: int, per_host: int,
@@ -120,8 +135,8 @@ def _run(argv: List[str]) -> int:
     parser = ArgumentParser(prog="scaling.py", description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="yolact_base")
     parser.add_argument("--batch_size", type=Bounded(int, 1), default=8, help="of a card")
-    parser.add_argument("--kernels", type=Bounded(int, 1), default=580,
-                        help="that a step starts, as the audit counts them")
+    parser.add_argument("--kernels", type=Bounded(int, 1), default=925,
+                        help="that a step starts, as the audit counts them (aclnn calls)")
     parser.add_argument("--tflops", type=Bounded(float, 1e-3), default=20.0,
                         help="that a card sustains over a step")
     parser.add_argument("--launch_us", type=Bounded(float, 0), default=15.0,
@@ -136,17 +151,19 @@ def _run(argv: List[str]) -> int:
     args = parser.parse_args(argv)
     config = get_config(args.config)
     counts = count(config, args.kernels)
-    measured = read_report(args.report) if args.report else {}
-    flops = (measured[1] * counts.flop_per_image if measured else 1e12 * args.tflops)
+    measured = read_report(args.report) if args.report else Measured({}, None)
+    flops = (measured.speeds[1] * counts.flop_per_image if measured.speeds else 1e12 * args.tflops)
+    link = measured.link or args.link_gb
     # A measured speed has the starts inside.
-    speeds = Speeds(flops, 0.0 if measured else 1e-6 * args.launch_us, 1e9 * args.link_gb,
+    speeds = Speeds(flops, 0.0 if measured.speeds else 1e-6 * args.launch_us, 1e9 * link,
                     1e9 * args.network_gb)
     print(f"{config.name}, {config.max_size} px, {args.batch_size} images a card: "
           f"{counts.flop_per_image / 1e9:.0f} GFLOP an image, {counts.gradient_bytes / 1e6:.1f} MB "
           f"of gradients; {flops / 1e12:.2f} TFLOP/s a card "
-          f"({'measured' if measured else 'assumed'}), {args.link_gb:g} GB/s between cards, "
+          f"({'measured' if measured.speeds else 'assumed'}), {link:g} GB/s between cards "
+          f"({'measured' if measured.link else 'assumed'}), "
           f"{args.network_gb:g} GB/s between hosts of {args.cards_per_host} (assumed)\n")
-    print_table(counts, speeds, args.batch_size, args.cards_per_host, measured)
+    print_table(counts, speeds, args.batch_size, args.cards_per_host, measured.speeds)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,9 +160,7 @@ class Scene:
 
     def train(self, objects: Tuple[int, ...] = OBJECTS) -> List[Measured]:
         """One measured step for each number of objects per image."""
-        self.network.train()
-        if self.batch_size < 6:
-            self.network.freeze_bn()
+        self._learn()
         network = self.meter.part("network", self.network)
         criterion = self.meter.part("loss", self.criterion)
         update = self.optimizer.step
@@ -170,13 +169,29 @@ class Scene:
         for iteration, count in enumerate(objects):
             packed = self._packed_batch(count, iteration)
             with self.meter.measure(f"step {iteration + 1}, {count} objects per image") as measured:
-                batch = self._to_device(packed)
-                losses = train_step(network, criterion, self.optimizer, [batch],
-                                    self.rate(iteration), self.sharing, self.precision)
-                self.records.add(losses, self.optimizer.applied, self.precision.used_scale)
+                self._step(packed, iteration, network, criterion)
             steps.append(measured)
         self.optimizer.step = update  # type: ignore[method-assign]
         return steps
+
+    def steps(self, objects: int = 7, kinds: int = 4) -> Iterator[None]:
+        """Steps without end that nothing measures, each taken when it is asked for."""
+        self._learn()
+        batches = [self._packed_batch(objects, seed) for seed in range(kinds)]
+        for iteration in itertools.count():
+            self._step(batches[iteration % kinds], iteration, self.network, self.criterion)
+            yield
+
+    def _learn(self) -> None:
+        self.network.train()
+        if self.batch_size < 6:
+            self.network.freeze_bn()
+
+    def _step(self, packed: PackedBatch, iteration: int, network: Callable[..., Any],
+              criterion: Callable[..., Any]) -> None:
+        losses = train_step(network, criterion, self.optimizer, [self._to_device(packed)],
+                            self.rate(iteration), self.sharing, self.precision)
+        self.records.add(losses, self.optimizer.applied, self.precision.used_scale)
 
     @torch.no_grad()
     def find(self, times: int = 3) -> List[Measured]:

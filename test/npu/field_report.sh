@@ -2,14 +2,17 @@
 # Measure this project on Ascend cards and write one text file to send back.
 #   bash test/npu/field_report.sh [--steps=200] [--data=/data/coco] [--output=field_report.txt]
 # More: --config=yolact_base --batch_size=8 (per card) --audit_size=SIDE (a smaller input for the
-# audit), --tests="test/unit test/parity test/npu" (the suite; "none" leaves it out) --cards=N (at
-# most). Without --data it trains on drawn shapes, made for the purpose. Half an hour on a card.
+# audit and the profile), --tests="test/unit test/parity test/npu" (the suite; "none" leaves it out)
+# --cards=N (at most). Without --data it trains on drawn shapes, made for the purpose. An hour on a
+# card.
 #
-# Parts: versions, test suite, speed of one card, the same with each of the plugin's kernels that are
-# off by default (where it can be used), speed of all cards (at most 8), audit of a step, losses on
-# the NPU against the CPU. A part that fails is recorded and the rest goes on; the exit code
-# is then 1 (2: a mistake in the arguments). On a host without a card everything is emulated, and the
-# file says so. Environment: as for test/npu/make_env.sh.
+# Parts: versions, test suite, speed of one card, the same with one thing changed at a time (device
+# graph, O1, O2, the fused loss, batches of 1, 4 and auto, internal formats, compile mode), a profile
+# of 20 steps, speed of all cards (at most 8) and of their all-reduce, audit of a step, losses on the
+# NPU against the CPU, and a verdict on what to set. A part that fails is recorded and the rest goes
+# on; the exit code is then 1 (2: a mistake in the arguments). What a card or recipe refuses is a
+# result. On a host without a card everything is emulated, and the file says so. Environment: as for
+# test/npu/make_env.sh. It empties test/output, as the launchers do.
 #
 # The file names versions, the models of card and processor, and numbers. The names of this host and
 # of the user, home and this folder are replaced; nothing is read from the data but its images' number.
@@ -24,18 +27,27 @@ audit_size=""
 cards=8
 tests="test/unit test/parity test/npu"
 
-for argument in "$@"; do
-    value=${argument#*=}
-    case $argument in
-        --steps=*) steps=$value ;;
-        --data=* | --data_path=*) data=$value ;;
-        --output=*) output=$value ;;
-        --config=*) config=$value ;;
-        --batch_size=*) batch_size=$value ;;
-        --audit_size=*) audit_size=$value ;;
-        --cards=*) cards=$value ;;
-        --tests=*) tests=$value ;;
-        -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
+while [[ $# -gt 0 ]]; do
+    argument=$1 name=${1%%=*} value=${1#*=}
+    if [[ $1 == --*=* ]]; then
+        shift
+    elif [[ $1 == -h || $1 == --help ]]; then
+        sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0
+    elif [[ $1 == --* && $# -gt 1 ]]; then  # --NAME VALUE
+        value=$2
+        shift 2
+    else
+        name=""
+    fi
+    case $name in
+        --steps) steps=$value ;;
+        --data | --data_path) data=$value ;;
+        --output) output=$value ;;
+        --config) config=$value ;;
+        --batch_size) batch_size=$value ;;
+        --audit_size) audit_size=$value ;;
+        --cards) cards=$value ;;
+        --tests) tests=$value ;;
         *) echo "error: unknown argument '$argument'; --help lists the known ones" >&2 && exit 2 ;;
     esac
 done
@@ -45,6 +57,10 @@ for name in steps batch_size cards; do
         exit 2
     fi
 done
+if [[ -n $audit_size && ! $audit_size =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: --audit_size is '$audit_size', expected a whole number of at least 1" >&2
+    exit 2
+fi
 case $output in /*) ;; *) output=$PWD/$output ;; esac
 if [[ -n $data && ! -e $data ]]; then
     echo "error: --data is '$data', which does not exist" >&2
@@ -52,7 +68,10 @@ if [[ -n $data && ! -e $data ]]; then
 elif [[ -n $data ]]; then
     data=$(cd "$(dirname "$data")" && pwd)/$(basename "$data")
 fi
-if [[ ! -w $(dirname "$output") ]]; then
+if [[ -d $output ]]; then
+    echo "error: --output is '$output', which is a folder; name a file" >&2
+    exit 2
+elif [[ ! -w $(dirname "$output") ]]; then
     echo "error: --output is '$output', whose folder does not exist or is not writable" >&2
     exit 2
 fi
@@ -65,12 +84,18 @@ started=$SECONDS
 
 # Replace what is about the user and not about the card.
 anonymous() {
-    local expressions=(-e "s|$root|<project>|g" -e "s|$work|<work>|g")
-    [[ -z $data ]] || expressions+=(-e "s|$data|<data>|g")
-    [[ ${#HOME} -lt 2 ]] || expressions+=(-e "s|$HOME|<home>|g")
-    [[ -z $(hostname 2>/dev/null) ]] || expressions+=(-e "s|\\b$(hostname)\\b|<host>|g")
-    [[ -z $(id -un 2>/dev/null) || $(id -un) == root ]] ||
-        expressions+=(-e "s|\\b$(id -un)\\b|<user>|g")
+    local expressions=()
+    hide() {  # TEXT WORD [BORDER]
+        local literal
+        literal=$(printf '%s' "$1" | sed 's/[][\\.*^$|]/\\&/g')
+        expressions+=(-e "s|${3:-}$literal${3:-}|$2|g")
+    }
+    [[ -z $data ]] || hide "$data" "<data>"  # the longer ones first
+    hide "$work" "<work>"
+    hide "$root" "<project>"
+    [[ ${#HOME} -lt 2 ]] || hide "$HOME" "<home>"
+    [[ -z $(hostname 2>/dev/null) ]] || hide "$(hostname)" "<host>" '\b'
+    [[ -z $(id -un 2>/dev/null) || $(id -un) == root ]] || hide "$(id -un)" "<user>" '\b'
     sed "${expressions[@]}"
 }
 
@@ -115,7 +140,7 @@ part() {  # NAME RESULT COMMAND...
 }
 
 last_line() { tail -n 1 "$1"; }
-speed_line() { grep -h "^Final Performance\|^TrainingTime\|^ActualLoss\|^error: --fused" "$1"; }
+speed_line() { grep -h "^Final Performance\|^TrainingTime\|^ActualLoss\|^error: --" "$1"; }
 audit_line() { grep -h "emulated\|measured by\|^step 6\|gates" "$1"; }
 versions_line() { grep -h "^device " "$1"; }
 
@@ -157,19 +182,66 @@ speed() {  # LAUNCHER [FLAG]
         --backbone_weights=none "--save_folder=$work/weights" --no_log --no_run_folder --train_performance \
         "${@:2}"
     local status=$?
-    cat test/output/0/*_perf.log 2>/dev/null
+    cat "test/output/${ASCEND_DEVICE_ID:-0}"/*_perf.log 2>/dev/null
     return "$status"
 }
 
-# The same with one of the plugin's kernels. That it refuses this card or recipe is a result, too.
+# The same with one thing changed. That this card or recipe refuses it is a result, too.
 speed_with() {  # FLAG
     local output status=0
     output=$(speed train_performance_1p.sh "$1" 2>&1) || status=$?
     echo "$output"
-    if grep -q "^error: $1 is the Ascend plugin's" <<< "$output"; then
+    if grep -q "^error: ${1%%=*}\b" <<< "$output"; then
         return 0
     fi
     return "$status"
+}
+
+profile() {
+    eval "$environment"
+    "$PYTHON" test/npu/profile_step.py --config "$config" --batch_size "$batch_size" \
+        ${audit_size:+--max_size "$audit_size"}
+}
+
+bandwidth() {
+    eval "$environment"
+    "$PYTHON" -m torch.distributed.launch --use_env "--nproc_per_node=$NPROC" \
+        "--master_port=$(free_port)" test/npu/hccl_bandwidth.py
+}
+
+free_port() {
+    "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+}
+
+# All speeds of one card but that of the settings as they are.
+variants() {
+    local name flag
+    while read -r name flag; do
+        part "$name" speed_line speed_with "$flag"
+    done <<< "graph --device_graph
+fused_loss --fused_loss
+O1 --opt_level=O1
+O2 --opt_level=O2
+batch_1 --batch_size=1
+batch_4 --batch_size=4
+batch_auto --batch_size=auto
+internal_format --internal_format"
+    if [[ $emulated == yes ]]; then
+        leave_out jit_compile "the emulator knows no compiled operators"
+        leave_out profile "the emulator has no profiler"
+    else
+        part jit_compile speed_line speed_with --jit_compile
+        part profile last_line profile
+    fi
+}
+
+leave_out() {  # NAME REASON
+    printf '%-10s left out: %s\n' "$1:" "$2" | tee -a "$summary"
+}
+
+verdict() {
+    eval "$environment"
+    "$PYTHON" test/npu/verdict.py "$summary"
 }
 
 audit() {
@@ -199,7 +271,9 @@ date -u "+date: %Y-%m-%d" >> "$summary"
 echo "version of the project: $(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >> "$summary"
 part prepare last_line prepare
 environment=$(cat "$work/environment" 2>/dev/null)
+emulated=no
 if grep -q "npu_emulator" "$work/environment" 2>/dev/null; then
+    emulated=yes
     echo "EMULATED: no card here. No number of this report was measured on Ascend." | tee -a "$summary"
 fi
 part versions versions_line versions
@@ -212,17 +286,20 @@ if [[ -z $shapes ]]; then
     part data last_line write_shapes
 fi
 part speed_1p speed_line speed train_performance_1p.sh
-part fused_loss speed_line speed_with --fused_loss
+variants
 found=$(sed -n 's/^cards: //p' "$work/versions.log")
 NPROC=$((${found:-1} < cards ? ${found:-1} : cards))
 export NPROC
 if [[ $NPROC -gt 1 ]]; then
     part "speed_${NPROC}p" speed_line speed train_performance_8p.sh
+    part all_reduce last_line bandwidth
 else
-    echo "speed_8p:  left out: one card" | tee -a "$summary"
+    leave_out speed_8p "one card"
+    leave_out all_reduce "one card"
 fi
 part audit audit_line audit
 part losses last_line losses
+part verdict last_line verdict
 write_report
 rm -rf "$work"
 echo "Written: $output"

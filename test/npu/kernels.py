@@ -26,6 +26,10 @@ SHORT = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8
 NAMED = {"Float": "f32", "Half": "f16", "BFloat16": "bf16", "Char": "i8", "Byte": "u8",
          "Short": "i16", "Int": "i32", "Long": "i64", "Bool": "bool"}
 
+PROFILED = {"FLOAT": "f32", "FLOAT16": "f16", "DT_BF16": "bf16", "INT8": "i8", "UINT8": "u8",
+            "INT16": "i16", "INT32": "i32", "INT64": "i64", "BOOL": "bool"}
+"""What torch_npu's profiler calls the types."""
+
 
 class Tensor(NamedTuple):
     """An argument of a call."""
@@ -317,15 +321,32 @@ def kernels_of(call: Call, soc: str) -> List[Tuple[Kernel, str]]:
     return [(kernel, _place(kernel, call, soc)) for kernel in ROUTES[call.name](soc, call.tensors)]
 
 
+def place_of_type(name: str, given: str, made: str, soc: str) -> str:
+    """Where the table has a kernel of the profiler's, such as "ScatterElementsV2", by the first
+    types that it takes and makes in the profiler's words. Nothing is said of shapes.
+    """
+    known = {_without_version(row): row for row in KERNELS}
+    row = "Cast" if name == "Cast" else known.get(_without_version(name))
+    if row is None or given not in PROFILED or (row == "Cast" and made not in PROFILED):
+        return UNKNOWN
+    return _place_by_type(Kernel(row, PROFILED[given], PROFILED.get(made, "")), soc)
+
+
+def _without_version(name: str) -> str:
+    return re.sub(r"V\d+$", "", name)
+
+
 def _place(kernel: Kernel, call: Call, soc: str) -> str:
+    return AUXILIARY if _too_large(kernel, call, soc) else _place_by_type(kernel, soc)
+
+
+def _place_by_type(kernel: Kernel, soc: str) -> str:
     if kernel.name == "Cast":
         pairs = CASTS_910A if soc == "910A" else CASTS_910B
         return CORE if kernel.target in pairs.get(kernel.type, "").split() else AUXILIARY
     row = KERNELS[kernel.name]
     types = row.types_910a if soc == "910A" else row.types_910b
-    if types is not None and kernel.type not in types:
-        return AUXILIARY
-    return AUXILIARY if _too_large(kernel, call, soc) else CORE
+    return CORE if types is None or kernel.type in types else AUXILIARY
 
 
 def _too_large(kernel: Kernel, call: Call, soc: str) -> bool:

@@ -1,4 +1,6 @@
-"""Training with --device_graph: torch_npu's own graphs, recorded and replayed by the emulator."""
+"""--device_graph in training and evaluation: torch_npu's own graphs, recorded and replayed by the
+emulator.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ import os
 import pytest
 import torch
 
+import eval as evaluation
 import train
+from data.shapes import write_dataset
 from layers import deform_conv
 from layers.deform_conv import Backend
 from npu import counters
 from npu.test_npu_training import RANKS, train_on_ranks, weights_in
 from utils.engine.observer import Observer
+from utils.inference.detector import Detector
 
 STEPS = 8
 WARM_UP = 3
@@ -107,13 +112,86 @@ def test_the_mask_iou_network_and_deformable_convolution_are_recorded(shapes, tm
     assert [count for count, _ in launches[WARM_UP:]] == [1, 1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config, side", [
+    ("yolact_resnet50", 138), ("yolact_base", 138), ("yolact_plus_resnet50", 250)])
+def test_fifty_recorded_steps_are_those_of_single_launches(config, side, shapes, tmp_path, launches,
+                                                           monkeypatch):
+    """One launch each; the peak of memory in use is that of single launches, within a tenth."""
+    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: Backend("plain", ""))
+    flags = [f"--config={config}", "--max_iter=50", "--validation_epoch=-1", "--batch_size=1",
+             "--backbone_weights=none", f"--max_size={side}", "--lr=1e-4"]
+    weights, peaks = {}, {}
+    for name, more in (("eager", []), ("graph", ["--device_graph"])):
+        launches.clear()
+        torch.npu.reset_peak_memory_stats()
+        weights[name] = learn(shapes, tmp_path / name, *flags, *more)
+        peaks[name] = torch.npu.max_memory_allocated(), torch.npu.max_memory_reserved()
+        if name == "eager":
+            print(f"{config}: {launches[-1][0]} launches and {launches[-1][1]} copies a step")
+    assert same(weights["eager"], weights["graph"])
+    assert [count for count, _ in launches[WARM_UP:]] == [1] * (50 - WARM_UP)
+    print(f"{config}: bytes in use and reserved {peaks['eager']}, recorded {peaks['graph']}")
+    assert peaks["graph"][0] < 1.1 * peaks["eager"][0]
+
+
 @pytest.mark.launch
-def test_two_cards_record_their_collectives(shapes, tmp_path):
+@pytest.mark.parametrize("steps", [14, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_cards_record_their_collectives(shapes, tmp_path, steps):
     """DistributedDataParallel's buckets and the sum of positives, over HCCL."""
     if torch.npu.device_count() < RANKS:
         pytest.skip("one card only")
-    flags = ["--max_iter=14", "--save_interval=14", "--max_size=64"]
+    flags = [f"--max_iter={steps}", f"--save_interval={steps}", "--max_size=64"]
     train_on_ranks(tmp_path / "eager", shapes, "npu", *flags)
     outputs = train_on_ranks(tmp_path / "graph", shapes, "npu", *flags, "--device_graph")
-    assert all("iteration 14 equal over hccl" in output for output in outputs)
+    assert all(f"iteration {steps} equal over hccl" in output for output in outputs)
     assert same(*(weights_in(str(tmp_path / name)) for name in ("eager", "graph")))
+
+
+@pytest.mark.parametrize("config, flags", [
+    ("yolact_shapes", []), ("yolact_shapes", ["--precision=float16", "--cross_class_nms"]),
+    ("yolact_plus_resnet50", [])])
+def test_an_evaluation_replays_network_and_detection(config, flags, tmp_path, monkeypatch):
+    """The objects are those of single launches, to the bit; the last batch is short."""
+    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: Backend("plain", ""))
+    data = tmp_path / "data"
+    write_dataset(str(data), seed=3, train=2, val=11)
+    side = ["--max_size=250", "--backbone_weights=none"] * (config == "yolact_plus_resnet50")
+    learn(data, tmp_path, f"--config={config}", "--max_iter=1", "--validation_epoch=-1", *side)
+    launches, launch = [], Detector.launch
+
+    def counted(self, *given):
+        counters.reset_traffic()
+        found = launch(self, *given)
+        traffic = counters.traffic()
+        launches.append((traffic.launches, traffic.to_device.calls))
+        return found
+
+    monkeypatch.setattr(Detector, "launch", counted)
+    written = {}
+    for name, more in (("eager", []), ("graph", ["--device_graph"])):
+        files = [tmp_path / f"{name}_{kind}.json" for kind in ("boxes", "masks")]
+        assert score(data, tmp_path, "--output_coco_json", f"--bbox_det_file={files[0]}",
+                     f"--mask_det_file={files[1]}", *flags, *more) == 0
+        written[name] = [path.read_bytes() for path in files]
+    assert written["eager"] == written["graph"] and len(written["eager"][1]) > 1000
+    eager, graph = launches[:6], launches[6:]
+    assert eager[-1][0] > 150 and graph[:WARM_UP] == eager[:WARM_UP]
+    # A replay, and copies of the seven tensors that the next one overwrites.
+    assert graph[WARM_UP + 1:] == [(1 + 7, 1)] * 2
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--fast_nms=False"], "--fast_nms=False suppresses on the host"),
+    (["--image=x.png"], "leave it out with --image")])
+def test_an_evaluation_that_works_on_the_host_is_refused(flags, sentence, shapes, tmp_path, capsys):
+    learn(shapes, tmp_path, "--config=yolact_shapes", "--max_iter=1", "--validation_epoch=-1")
+    assert score(shapes, tmp_path, "--device_graph", *flags) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def score(data, folder, *flags):
+    """Exit code of an evaluation of the newest weights, two images at a time."""
+    return evaluation.main([
+        "--trained_model=latest", f"--save_folder={folder}", f"--val_data={data}", "--batch_size=2",
+        "--num_workers=0", "--no_bar", "--eval_device=npu", "--per_class_file=", *flags])

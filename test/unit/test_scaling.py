@@ -30,15 +30,18 @@ def test_the_page_holds_its_table():
 def test_a_field_report_takes_the_place_of_what_is_assumed(tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("speed_1p:   Final Performance images/sec : 30.0 TrainingTime = 9 (3 s)\n"
-                      "speed_2p:   Final Performance images/sec : 57.5 (3 s)\n")
+                      "speed_2p:   Final Performance images/sec : 57.5 (3 s)\n"
+                      "all_reduce: all-reduce of 200 MB on 2 cards: 9 ms, 21.5 GB/s a card (3 s)\n")
     code, text, _ = run("--config=yolact_shapes", f"--report={report}")
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert code == 0 and [row[0] for row in table] == ["| 1", "| 2", "| 8", "| 16", "| 64"]
+    assert "21.5 GB/s between cards (measured), 12.5 GB/s between hosts" in text
     assert table[0][5:] == ["30", "100.0 %", "30.0 |"] and table[1][7] == "57.5 |"
 
 
 @pytest.mark.parametrize("flag, sentence", [
     ("--report=/nowhere", "cannot read --report '/nowhere'"),
+    ("--report=/", "cannot read --report '/': Is a directory; name the file in it"),
     ("--report=/dev/null", "has no line 'speed_1p: Final Performance"),
     ("--config=yolact_plus_base", "deformable convolution are not counted"),
     ("--tflops=0", "--tflops is '0'")])

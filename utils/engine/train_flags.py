@@ -17,6 +17,7 @@ from utils.cli import (
     ArgumentParser,
     Bounded,
     add_device_flags,
+    add_npu_modes,
     add_switch,
     foreign_words,
     refuse_two_cards,
@@ -258,6 +259,7 @@ def _add_device(parser: ArgumentParser) -> None:
     add_switch(group, "--device_graph",
                help="record a step on the card once for each input side, and replay it with one "
                     "launch (CUDA, and NPU from the 910B on)")
+    add_npu_modes(group)
     group.add_argument("--amp_dtype", default="auto", metavar="auto|float16|bfloat16",
                        help="half-precision type of O1 and O2; auto is float16")
     group.add_argument("--loader_timeout", type=Bounded(float, 0), default=45, metavar="SECONDS",

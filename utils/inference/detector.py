@@ -30,12 +30,14 @@ from torch import Tensor
 
 from data.config import Config, get_config
 from data.config_file import read_recipe
+from layers.deform_conv import convolve_recordably
 from layers.detection import Detect, Detections
 from layers.mask_iou import mask_scores
 from layers.masks import Rle, boxes_to_pixels, encode_masks
 from utils import checkpoint
 from utils.amp import inference_dtype
 from utils.device import prefers_channels_last
+from utils.device_graph import GraphedCall
 from utils.errors import UserError
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork
@@ -141,6 +143,16 @@ class PendingDetections(NamedTuple):
     mask_scores: Tensor
     """`[B, N]`, in the order of the detections."""
 
+    def to(self, device: torch.device) -> PendingDetections:
+        return PendingDetections(self.detections.to(device), self.proto.to(device),
+                                 self.mask_scores.to(device))
+
+    def copied(self) -> PendingDetections:
+        """The same in memory of its own."""
+        fields = vars(self.detections).values()
+        return PendingDetections(Detections(*(values.clone() for values in fields)),
+                                 self.proto.clone(), self.mask_scores.clone())
+
 
 @dataclass
 class Detector:
@@ -155,6 +167,27 @@ class Detector:
     """Cut masks off outside their boxes."""
     score_threshold: float = 0.0
     """Only boxes with a higher score; 0 for all."""
+    graphed: Optional[GraphedCall[PendingDetections]] = None
+    """Network and detection, recorded on the device; made by `record_on_device`."""
+
+    def record_on_device(self) -> None:
+        """Record what the device does with a batch, once for each shape, and replay it from there.
+
+        The device is made ready by `prepare_graphs`.
+
+        Raises:
+            UserError: a model or a suppression that works on the host.
+        """
+        if not isinstance(self.model, Yolact):
+            raise UserError("--device_graph records the network on the device, but an export runs "
+                            "on its own; leave it out")
+        if isinstance(self.detect, Detect) and self.detect.nms == "traditional":
+            raise UserError("--device_graph records detection on the device, but --fast_nms=False "
+                            "suppresses on the host; leave one of them out")
+        if self.device.type == "npu":
+            convolve_recordably(self.model)
+        self.graphed = GraphedCall(lambda images: self.detections(self.model(images)),
+                                   PendingDetections.copied, self.device)
 
     @property
     def full_batches(self) -> bool:
@@ -193,6 +226,9 @@ class Detector:
     @torch.no_grad()
     def launch(self, images: Tensor, times: StageTimes) -> PendingDetections:
         """Queue the work for uint8 images `[B,3,S,S]`; returns without waiting for it."""
+        if self.graphed is not None:
+            with times.stage("network and detection"):
+                return self.graphed(images)
         with times.stage("network"):
             predictions = self.model(images.to(self.device, non_blocking=True))
         with times.stage("detection"):
@@ -211,8 +247,7 @@ class Detector:
                 times: StageTimes, progress: Optional[ProgressBar]
                 ) -> Iterator[Tuple[Item, ImageObjects]]:
         with times.stage("transfer"):
-            fetched = PendingDetections(launched.detections.to(CPU), launched.proto.to(CPU),
-                                        launched.mask_scores.to(CPU))
+            fetched = launched.to(CPU)
         for n, (item, height, width) in enumerate(items):
             with times.stage("run lengths"):
                 objects = self.objects(fetched, n, height, width)

@@ -9,6 +9,7 @@ from utils.cli import (
     ArgumentParser,
     Bounded,
     add_device_flags,
+    add_npu_modes,
     add_switch,
     foreign_words,
     refuse_two_cards,
@@ -26,6 +27,8 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
              if getattr(args, name) is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+    if given and args.device_graph:
+        raise UserError(f"--device_graph is for scoring a dataset; leave it out with {given[0]}")
     refuse_two_cards(args.eval_device, args.device_id)
     return args
 
@@ -140,6 +143,10 @@ def _add_device(parser: ArgumentParser) -> None:
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16", "auto"),
                        default="float32", help="type in which the network computes; auto: bfloat16 "
                        "on a CPU or a CUDA card that computes it, else float32")
+    add_npu_modes(group)
+    add_switch(group, "--device_graph",
+               help="record network and detection on the card once, and replay them with one "
+                    "launch a batch (CUDA, and NPU from the 910B on); to score a dataset")
 
 
 def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from utils import device_graph
-from utils.device_graph import WARM_UP, WARM_UP_SHARED, GraphedStep, prepare_graphs
+from utils.device_graph import (
+    WARM_UP,
+    WARM_UP_SHARED,
+    GraphedCall,
+    GraphedStep,
+    prepare_graphs,
+)
 from utils.errors import UserError
 
 CUDA = torch.device("cuda", 0)
@@ -76,6 +82,24 @@ def test_each_place_is_recorded_once_after_its_warm_up(notes, shared):
     assert notes == [("void", "small")] + [("step", "large")] * warm_up + [
         ("record", "pool of 0", "stream", "thread_local"), ("step", "large"), ("replay", 1),
         ("replay", 0)]
+
+
+def test_a_call_is_recorded_once_for_each_shape(notes):
+    """Replays read a place of their own and leave their result there; the caller gets a copy."""
+    call = GraphedCall(lambda values: notes.append(("call", len(values))) or [values],
+                       lambda result: [values.clone() for values in result], torch.device("cpu"))
+    device_graph.CLASSES["cpu"] = "CUDAGraph"
+    try:
+        for _ in range(WARM_UP):
+            call(torch.zeros(2))
+        first, second = call(torch.ones(2)), call(torch.full((2,), 5.0))
+        call(torch.zeros(3))
+    finally:
+        del device_graph.CLASSES["cpu"]
+    assert notes == [("call", 2)] * WARM_UP + [
+        ("record", None, "stream", "thread_local"), ("call", 2), ("replay", 0), ("replay", 0),
+        ("call", 3)]
+    assert first[0].tolist() == [1, 1] and second[0].tolist() == [5, 5]
 
 
 def test_a_step_that_cannot_be_recorded_is_one_sentence(notes):

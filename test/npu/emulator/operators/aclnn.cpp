@@ -101,12 +101,30 @@ at::Tensor read(In handle) {
     return at::from_blob(data, handle->sizes, handle->strides, at::TensorOptions().dtype(type));
 }
 
+// Finite: an infinity is the largest number of its type, NaN is 0, and the register remembers it.
+static at::Tensor saturated(const at::Tensor& tensor) {
+    if (at::isfinite(tensor).all().item<bool>()) {
+        return tensor;
+    }
+    remember_overflow();
+    return at::nan_to_num(tensor);
+}
+
+at::Tensor rounded(const at::Tensor& tensor) {
+    if (!npuemu_saturates() || !tensor.defined() || tensor.scalar_type() != at::kFloat) {
+        return tensor;
+    }
+    return saturated(tensor.to(at::kHalf)).to(at::kFloat);
+}
+
 at::Tensor read_wide(In handle) {
     auto tensor = read(handle);
     const bool narrow = tensor.defined() && (tensor.scalar_type() == at::kHalf ||
                                              tensor.scalar_type() == at::kBFloat16);
     return narrow ? tensor.to(at::kFloat) : tensor;
 }
+
+at::Tensor read_half(In handle) { return rounded(read_wide(handle)); }
 
 std::optional<at::Tensor> read_optional(In handle) {
     return handle ? std::optional<at::Tensor>(read_wide(handle)) : std::nullopt;
@@ -132,7 +150,8 @@ void write(Out handle, const at::Tensor& result) {
     auto target = read(handle);
     TORCH_CHECK(target.sizes() == result.sizes(), "torch_npu expects the shape ", target.sizes(),
                 ", the result has ", result.sizes());
-    target.copy_(result);
+    const bool saturates = npuemu_saturates() && at::isFloatingType(target.scalar_type());
+    target.copy_(saturates ? saturated(result.to(target.scalar_type())) : result);
 }
 
 void write_dynamic(Out handle, const at::Tensor& result) {

@@ -67,13 +67,20 @@ at::Tensor read(In handle);
 // The same with half precision widened: the matrix units and reductions accumulate in float32.
 at::Tensor read_wide(In handle);
 std::optional<at::Tensor> read_optional(In handle);
+// On the first generation float32 that went through half precision, saturated; else the same. Its
+// matrix units take and give nothing else, nor do its kernels that sort, choose or pool.
+at::Tensor rounded(const at::Tensor& tensor);
+at::Tensor read_half(In handle);
 std::vector<at::Tensor> read_list(Tensors handles);
 // Dimensions of a reduction; none given means all.
 at::OptionalIntArrayRef dimensions(Ints handle);
 
 // Copy a result to where torch_npu wants it, converting the type. The shape has to agree: it comes
 // from torch_npu's own shape inference, which is what the emulator is there to test.
+// A card that saturates writes its largest number for an infinity, 0 for NaN, and remembers that.
 void write(Out handle, const at::Tensor& result);
+// Sets the register of overflows.
+void remember_overflow();
 // Write a result whose shape depends on values, and record the shape in the handle.
 void write_dynamic(Out handle, const at::Tensor& result);
 

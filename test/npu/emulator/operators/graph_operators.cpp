@@ -181,8 +181,8 @@ void deformable_offsets_gradient(const Arguments& in, const Arguments& out,
     write(out[1], gradients.second);
 }
 
-// The register of devices that saturate in half precision. It is set by hand (counters.py): CPU
-// kernels do not saturate. Reading writes to the input, which is what torch_npu then returns.
+// The register of devices that saturate in half precision, set by their operators and by hand
+// (counters.py). Reading writes to the input, which is what torch_npu then returns.
 std::atomic<float> overflow_register = 0;
 
 void read_overflow(const Arguments& in, const Arguments&, const GraphAttributes&) {
@@ -234,3 +234,5 @@ struct Registration {
 EXPORT void npuemu_set_overflow() { overflow_register = 1; }
 
 }  // namespace npuemu::graph
+
+void npuemu::remember_overflow() { graph::npuemu_set_overflow(); }

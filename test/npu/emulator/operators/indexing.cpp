@@ -58,13 +58,13 @@ ACLNN(InplaceTriu, (InOut self, int64_t diagonal), { write(self, at::triu(read(s
 
 // SortKernelNpuOpApi.cpp
 ACLNN(Sort, (In self, bool stable, int64_t dim, bool descending, Out values, Out indices), {
-    const auto result = at::sort(read(self), stable, dim, descending);
+    const auto result = at::sort(read_half(self), stable, dim, descending);
     write(values, std::get<0>(result));
     write(indices, std::get<1>(result));
 })
 // TopKKernelNpuOpApi.cpp
 ACLNN(Topk, (In self, int64_t k, int64_t dim, bool largest, bool sorted, Out values, Out indices), {
-    const auto result = at::topk(read(self), k, dim, largest, sorted);
+    const auto result = at::topk(read_half(self), k, dim, largest, sorted);
     write(values, std::get<0>(result));
     write(indices, std::get<1>(result));
 })

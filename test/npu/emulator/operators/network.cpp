@@ -30,18 +30,18 @@ void write_gradients(const std::tuple<at::Tensor, at::Tensor, at::Tensor>& gradi
 // The last argument chooses the precision of the matrix unit (HF32 or not).
 // MatmulKernelNpuOpApi.cpp
 ACLNN(Matmul, (In self, In other, Out out, int8_t /*precision*/),
-      { write(out, at::matmul(read_wide(self), read_wide(other))); })
+      { write(out, rounded(at::matmul(read_half(self), read_half(other)))); })
 // MmKernelNpuOpApi.cpp
 ACLNN(Mm, (In self, In other, Out out, int8_t /*precision*/),
-      { write(out, at::mm(read_wide(self), read_wide(other))); })
+      { write(out, rounded(at::mm(read_half(self), read_half(other)))); })
 // BmmKernelNpuOpApi.cpp
 ACLNN(BatchMatMul, (In self, In other, Out out, int8_t /*precision*/),
-      { write(out, at::bmm(read_wide(self), read_wide(other))); })
+      { write(out, rounded(at::bmm(read_half(self), read_half(other)))); })
 // AddmmKernelNpuOpApi.cpp
 ACLNN(Addmm,
       (In self, In first, In second, Number beta, Number alpha, Out out, int8_t /*precision*/), {
-          write(out, at::addmm(read_wide(self), read_wide(first), read_wide(second), beta->value,
-                               alpha->value));
+          write(out, rounded(at::addmm(read_half(self), read_half(first), read_half(second),
+                                       beta->value, alpha->value)));
       })
 
 // ConvolutionKernelNpuOpApi.cpp
@@ -49,9 +49,10 @@ ACLNN(Convolution,
       (In input, In weight, In bias, Ints stride, Ints padding, Ints dilation, bool transposed,
        Ints output_padding, int64_t groups, Out out, int8_t /*precision*/),
       {
-          write(out, at::convolution(read_wide(input), read_wide(weight), read_optional(bias),
-                                     stride->values, padding->values, dilation->values, transposed,
-                                     output_padding->values, groups));
+          write(out, rounded(at::convolution(
+                         read_half(input), read_half(weight), read_optional(bias), stride->values,
+                         padding->values, dilation->values, transposed, output_padding->values,
+                         groups)));
       })
 // ConvolutionBackwardKernelNpuOpApi.cpp
 ACLNN(ConvolutionBackward,
@@ -61,10 +62,11 @@ ACLNN(ConvolutionBackward,
       {
           const auto sizes =
               bias_sizes ? at::OptionalIntArrayRef(bias_sizes->values) : at::OptionalIntArrayRef();
-          const auto gradients =
-              at::convolution_backward(read_wide(gradient), read_wide(input), read_wide(weight),
+          auto gradients =
+              at::convolution_backward(read_half(gradient), read_half(input), read_half(weight),
                                        sizes, stride->values, padding->values, dilation->values,
                                        transposed, output_padding->values, groups, wanted(mask));
+          std::get<0>(gradients) = rounded(std::get<0>(gradients));  // the weight's is float32
           write_gradients(gradients, mask, grad_input, grad_weight, grad_bias);
       })
 
@@ -108,7 +110,7 @@ ACLNN(MaxPool2dWithMask,
        Out /*mask*/),
       {
           const auto result =
-              at::max_pool2d_with_indices(read_wide(self), kernel->values, stride->values,
+              at::max_pool2d_with_indices(read_half(self), kernel->values, stride->values,
                                           padding->values, dilation->values, ceil);
           write(out, std::get<0>(result));
       })
@@ -117,11 +119,11 @@ ACLNN(MaxPool2dWithMaskBackward,
       (In gradient, In self, In /*mask*/, Ints kernel, Ints stride, Ints padding, Ints dilation,
        bool ceil, Out out),
       {
-          const auto input = read_wide(self);
+          const auto input = read_half(self);
           const auto indices = std::get<1>(at::max_pool2d_with_indices(
               input, kernel->values, stride->values, padding->values, dilation->values, ceil));
           write(out, at::max_pool2d_with_indices_backward(
-                         read_wide(gradient), input, kernel->values, stride->values,
+                         read_half(gradient), input, kernel->values, stride->values,
                          padding->values, dilation->values, ceil, indices));
       })
 

@@ -30,8 +30,12 @@ std::map<int, std::string> compile_options;
 GraphOperatorHandler handler = nullptr;
 const std::string& compile_option(aclCompileOpt option) {
     static const std::string disabled = "disable";
+    static const std::string enabled = "enable";
     auto found = compile_options.find(option);
-    return found == compile_options.end() ? disabled : found->second;
+    if (found != compile_options.end()) {
+        return found->second;
+    }
+    return option == ACL_OP_JIT_COMPILE && npuemu_saturates() ? enabled : disabled;
 }
 GraphAttributes* attributes_of(aclopAttr* handle) {
     return reinterpret_cast<GraphAttributes*>(handle);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -94,8 +95,15 @@ EXPORT aclError aclsysGetVersionStr(char*, char* version) {
     std::strcpy(version, kCannVersion);
     return ACL_SUCCESS;
 }
-EXPORT aclError aclGetCannAttribute(aclCannAttr, int32_t* value) {
-    *value = 1;
+EXPORT bool npuemu_saturates() {
+    // "Ascend910B" is one of the first generation; the second has 910B1 and on.
+    static const std::set<std::string> first = {"Ascend910",     "Ascend910A",    "Ascend910B",
+                                                "Ascend910ProA", "Ascend910ProB",
+                                                "Ascend910PremiumA"};
+    return first.count(aclrtGetSocName()) > 0;
+}
+EXPORT aclError aclGetCannAttribute(aclCannAttr attribute, int32_t* value) {
+    *value = attribute == ACL_CANN_ATTR_JIT_COMPILE || !npuemu_saturates();
     return ACL_SUCCESS;
 }
 EXPORT aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo, int64_t* value) {

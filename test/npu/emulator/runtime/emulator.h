@@ -14,6 +14,10 @@ struct Traffic {
     uint64_t launches;          // times that work was queued, less copies; a graph is one
 };
 
+// Whether the emulated card is of the first generation (910A), which convolves in half precision
+// alone and saturates where others make infinities and NaN. Defined in libascendcl.
+EXPORT bool npuemu_saturates();
+
 // Print "[npuemu] <what> is not emulated" to stderr, keep it as the runtime's last error and
 // return a code that torch_npu raises on. Defined in libascendcl.
 EXPORT int npuemu_not_emulated(const char* what);
