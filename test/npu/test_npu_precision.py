@@ -117,16 +117,18 @@ flat = FlatSGD(network.parameters())
 precision = build_precision(sys.argv[1], None, "auto", device)
 sharing = Sharing(processes, device)
 verdicts = []
-for step in range(6):
+for step, kind in enumerate(["", "", "forward", "loss", "backward", "void", "huge", ""]):
     on_this_card = processes.rank == processes.world_size - 1  # the last one only
-    saturate = ["", "", "forward", "loss", "backward", ""][step] if on_this_card else ""
+    saturate = kind if on_this_card else ""
     counters.set_overflow()  # by somebody else, before the forward pass
-    before = flat.flat.clone()
-    train_step(network, criterion, flat, [Part()], 0.01, sharing, precision)
+    before, part = flat.flat.clone(), Part()
+    if saturate == "huge":  # the layer multiplies in half precision: this sets the register
+        part.images = part.images * 1e5
+    train_step(network, criterion, flat, [part], 0.01, sharing, precision, saturate == "void")
     verdicts.append(bool(flat.step_finite))
     assert torch.equal(before, flat.flat) != verdicts[-1]
-assert verdicts == [True, True, False, False, False, True], verdicts
-assert precision.scale is None or float(precision.scale.value) == 8192
+assert verdicts == [True, True, False, False, False, False, False, True], verdicts
+assert precision.scale is None or float(precision.scale.value) == 2048
 print("rank", processes.rank, "done", flush=True)
 processes.shutdown()
 """
@@ -158,6 +160,29 @@ def test_a_device_that_saturates_tells_by_its_register(count, level):
     script = ON_THE_FIRST_910.format(root=str(ROOT), test=str(ROOT / "test"))
     for rank, output in enumerate(run_ranks(script, count, level, NPUEMU_SOC="Ascend910A")):
         assert f"rank {rank} done" in output
+
+
+DEFAULTS = """
+import torch, torch_npu
+from utils.device import select_device
+torch.npu.set_device(0)
+before = torch.npu.is_jit_compile_false()
+formats = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT")
+device = select_device("npu")
+print(before, torch.npu.is_jit_compile_false(), formats, torch.npu.utils.is_support_inf_nan(),
+      torch.npu.is_bf16_supported(), (torch.full((2,), 3e38, device=device) * 10).tolist())
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("soc, told", [
+    ("Ascend910A", "False True b'' False False [3.4028234663852886e+38, 3.4028234663852886e+38]"),
+    ("Ascend910B1", "True True b'disable' True True [inf, inf]")])
+def test_each_card_has_the_defaults_of_its_own(soc, told):
+    """Compile mode and formats are torch_npu's; `select_device` takes one mode for all."""
+    if not counters.available():
+        pytest.skip("only the emulator can be another device")
+    assert run_ranks(DEFAULTS, 1, NPUEMU_SOC=soc)[0].strip().splitlines()[-1] == told
 
 
 OVERFLOW_ON_ONE = """
