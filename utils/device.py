@@ -104,14 +104,15 @@ DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_KINDS, "gpu", CARD)
 """What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
 
 
-_CARDS = "/dev/davinci[0-9]*"
+_CARDS = "/dev/davinci*"
+"""Those of cards end in a number; a container without one may have that of the driver."""
 
 
 def _ascend_sign() -> str:
     """What shows that this host is meant for an NPU, a card or CANN; empty if nothing does."""
-    cards = sorted(glob.glob(_CARDS))
-    if cards:
-        return f"a card ({cards[0]})"
+    files = sorted(glob.glob(_CARDS))
+    if files:
+        return f"{'a card' if files[0][-1].isdigit() else 'the driver of a card'} ({files[0]})"
     home = os.environ.get("ASCEND_HOME_PATH")
     return f"CANN (ASCEND_HOME_PATH={home})" if home else ""
 

@@ -4,6 +4,7 @@ emulator.
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -16,6 +17,7 @@ from layers import deform_conv
 from layers.deform_conv import Backend
 from npu import counters
 from npu.test_npu_training import RANKS, train_on_ranks, weights_in
+from utils.device import saturates
 from utils.engine.observer import Observer
 from utils.inference.detector import Detector
 
@@ -27,6 +29,8 @@ WARM_UP = 3
 def only_on_the_emulated_npu(device):
     if device.type != "npu" or not counters.available():
         pytest.skip("counts what the emulator launches; run with --device npu")
+    if saturates(device):
+        pytest.skip("this card records nothing")
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +128,8 @@ def test_fifty_recorded_steps_are_those_of_single_launches(config, side, shapes,
     weights, peaks = {}, {}
     for name, more in (("eager", []), ("graph", ["--device_graph"])):
         launches.clear()
+        gc.collect()
+        torch.npu.empty_cache()
         torch.npu.reset_peak_memory_stats()
         weights[name] = learn(shapes, tmp_path / name, *flags, *more)
         peaks[name] = torch.npu.max_memory_allocated(), torch.npu.max_memory_reserved()

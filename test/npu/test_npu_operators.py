@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
+from helpers import rounding
 from npu import counters
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -174,7 +175,8 @@ def assert_equal(found, wanted):
         found, wanted = [found], [wanted]
     for left, right in zip(found, wanted):
         assert left.dtype == right.dtype
-        torch.testing.assert_close(left.cpu(), right, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(left.cpu(), right, rtol=rounding.product(1e-5),
+                                   atol=rounding.product(1e-6))
 
 
 def on(device, arguments):
@@ -203,11 +205,14 @@ def trained(function, arguments):
     return [result.detach()] + [x.grad for x in leaves if x.requires_grad and x.grad is not None]
 
 
+OF_INFINITIES = ("ForeachNonFiniteCheckAndUnscale", "IsFinite")
 NAMES = sorted({*FORWARD, *SEVERAL, *CREATED, *TRAINED})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operator_equals_the_cpu(device, name):
+    if name in OF_INFINITIES:
+        rounding.skip_where_saturated()
     wanted, found = run_all(device, name)
     assert_equal(found, wanted)
 
@@ -232,6 +237,7 @@ def test_batch_norm_updates_its_statistics(device):
 def test_every_emulated_operator_is_compared(device):
     if device.type != "npu" or not counters.available():
         pytest.skip("only the emulator counts its operators")
+    rounding.skip_where_saturated()  # torch_npu calls others there
     counters.reset()
     for name in NAMES:
         run_all(device, name)
@@ -249,6 +255,7 @@ def test_sources_are_those_torch_npu_names(device):
     """Each definition is marked with the file that calls it; torch_npu's own errors name it."""
     if device.type != "npu" or not counters.available():
         pytest.skip("only the emulator has definitions")
+    rounding.skip_where_saturated()  # torch_npu calls others there
     marked = {}
     for path in (ROOT / "test/npu/emulator/operators").glob("*.cpp"):
         for found in DEFINITION.finditer(path.read_text()):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import rounding
 from layers import box_ops
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -43,6 +44,7 @@ def test_encode_and_decode(data):
 
 
 def test_degenerate_boxes_keep_their_infinities(data):
+    rounding.skip_where_saturated()
     degenerate = data("degenerate")
     _same(box_ops.jaccard(degenerate, data("b")), data, "jaccard_degenerate")
     _same(box_ops.encode(degenerate, data("priors_cs")[:3]), data, "encode_degenerate")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import rounding
 from helpers.deterministic import (
     SMALL_PLUS_SIZE,
     deterministic_input,
@@ -31,15 +32,16 @@ def test_forward(network, golden, device):
     network.train()
     with torch.no_grad():
         out = network(deterministic_input(SMALL_PLUS_SIZE).to(device))
+    bound = rounding.network(1e-3)
     for n, key in enumerate(KEYS):
         found = out[key].cpu().numpy()
         values = expected["val_" + key]
         assert found.shape == tuple(expected["shape_" + key])
-        np.testing.assert_allclose(found.reshape(-1)[expected["idx_" + key]], values, rtol=1e-3,
-                                   atol=1e-3 * values.std())
+        np.testing.assert_allclose(found.reshape(-1)[expected["idx_" + key]], values, rtol=bound,
+                                   atol=bound * values.std())
         found = found.astype(np.float64)
         stats = [found.mean(), found.std(ddof=1), abs(found).max()]
-        np.testing.assert_allclose(stats, expected["stats"][n], rtol=1e-3)
+        np.testing.assert_allclose(stats, expected["stats"][n], rtol=bound)
 
 
 def test_detections(network, golden, device):
@@ -49,8 +51,10 @@ def test_detections(network, golden, device):
     with torch.no_grad():
         found = detect(network(deterministic_input(SMALL_PLUS_SIZE).to(device)))
     found = found.to(torch.device("cpu")).of_image(0)
+    np.testing.assert_allclose(found.scores, expected["eval_score"], rtol=rounding.network(1e-3))
+    if not rounding.in_order():
+        return
     np.testing.assert_array_equal(found.classes, expected["eval_class"])
-    np.testing.assert_allclose(found.scores, expected["eval_score"], rtol=1e-3)
     np.testing.assert_allclose(found.boxes, expected["eval_box"], rtol=1e-3, atol=1e-3)
 
 
@@ -68,4 +72,5 @@ def test_mask_iou_network(network, golden, device):
     with torch.no_grad():
         found = network.maskiou_net(torch.from_numpy(masks).to(device)).cpu()
     expected = golden("forward256_yolact_plus_resnet50")["maskiou_out"]
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.std())
+    bound = rounding.network(1e-3)
+    np.testing.assert_allclose(found, expected, rtol=bound, atol=bound * expected.std())

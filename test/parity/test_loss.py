@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.config import get_config
+from helpers import rounding
 from helpers.deterministic import small_config
 from helpers.loss_reference import golden_images, make_batch, target_batch
 from layers.multibox_loss import MultiBoxLoss
@@ -41,14 +42,14 @@ def test_losses_and_gradients_are_the_originals(golden, device, name):
     np.testing.assert_array_equal(batch.class_targets.cpu().numpy(), data["conf_t"])
     losses = MultiBoxLoss.from_config(get_config("yolact_base"))(predictions, batch)
     for key in "BCMS":
-        np.testing.assert_allclose(losses[key].item(), data["L_" + key], rtol=1e-5)
+        assert_close(losses[key].item(), data["L_" + key])
     total = sum(losses.values())
-    np.testing.assert_allclose(total.item(), data["L_total"], rtol=1e-5)
+    assert_close(total.item(), data["L_total"])
 
     grads = _gradients(total, predictions)
     for key in KEYS:
         norm = grads[key].double().norm().item()
-        np.testing.assert_allclose(norm, data["gradnorm_" + key], rtol=1e-5)
+        assert_close(norm, data["gradnorm_" + key])
     for key in ("loc", "mask"):
         _assert_gradient(grads[key].cpu().numpy(), data["grad_" + key])
     for key in ("conf", "proto"):
@@ -63,7 +64,7 @@ def test_losses_through_the_packages_own_targets_are_the_originals(golden, devic
     batch = target_batch(config, golden_images(data), slots=48).to(device)
     losses = MultiBoxLoss.from_config(config)(_predictions(data, device), batch)
     found = [losses[key].item() for key in "BCMS"]
-    np.testing.assert_allclose(found, [data["L_" + key] for key in "BCMS"], rtol=1e-5)
+    assert_close(found, [data["L_" + key] for key in "BCMS"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -74,8 +75,13 @@ def test_each_loss_reaches_only_its_own_predictions(golden, device, name):
     for key, loss in losses.items():
         grads = _gradients(loss, predictions)
         norms = [grads[name].double().norm().item() for name in KEYS]
-        np.testing.assert_allclose(norms, data["gradnorms_of_" + key], rtol=1e-5, atol=1e-12)
+        assert_close(norms, data["gradnorms_of_" + key], atol=1e-12)
 
 
 def _assert_gradient(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=rounding.product(1e-4),
+                               atol=rounding.product(1e-6) * np.abs(expected).max())
+
+
+def assert_close(found, expected, atol=0):
+    np.testing.assert_allclose(found, expected, rtol=rounding.product(1e-5), atol=atol)

@@ -19,6 +19,7 @@ from conftest import ROOT
 
 import train
 from data.coco import CocoDataset
+from helpers import rounding
 from layers.multibox_loss import MultiBoxLoss
 from utils import checkpoint
 from utils.device import has_autocast
@@ -265,7 +266,8 @@ def test_step_that_is_not_finite_changes_nothing(flags, tmp_path, capsys, monkey
     assert train.main(flags) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "not finite" in line)
-    assert line.startswith("iteration 2: loss (B: nan) not finite")
+    seen = "loss (B: nan)" if rounding.in_order() else "gradient"  # by a register, not as NaN
+    assert line.startswith(f"iteration 2: {seen} not finite")
     assert "\nSkipped      : 1 update of 6" in out
     assert all(str(image_id) in line for image_id in bad[2])
     assert all(torch.isfinite(value).all() for value in weights_of(tmp_path, STEPS).values())

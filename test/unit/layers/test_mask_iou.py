@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 
 from data.config import get_config
+from helpers import rounding
 from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.detection import Detections
@@ -79,7 +80,8 @@ def test_loss_and_gradients_are_those_of_a_loop(network, device):
         results.append([loss] + list(torch.autograd.grad(loss, tensors)))
     for found, expected in zip(*results):
         assert expected.abs().max() > 0
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        assert torch.allclose(found, expected, rtol=rounding.network(1e-4),
+                              atol=rounding.product(1e-5) * expected.abs().max().item())
 
 
 def test_no_sample_that_counts_gives_zeros(network, device):

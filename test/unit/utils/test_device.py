@@ -17,6 +17,7 @@ from utils import device as device_module
 from utils.ascend_versions import Versions
 from utils.device import (
     DEVICE_NAMES,
+    NpuModes,
     cards_of_host,
     describe,
     distributed_backend,
@@ -173,14 +174,18 @@ def test_auto_warns_of_a_plugin_without_devices(npu, no_cuda, caplog):
     assert "finds no device" in caplog.text
 
 
-@pytest.mark.parametrize("sign", ["a card (", "CANN (ASCEND_HOME_PATH=/cann)"])
+@pytest.mark.parametrize("sign", ["a card (", "the driver of a card (",
+                                  "CANN (ASCEND_HOME_PATH=/cann)"])
 @pytest.mark.parametrize("plugin", ["no_npu", "broken_plugin"])
 def test_auto_is_never_the_cpu_beside_a_card_or_cann(request, no_cuda, monkeypatch, tmp_path,
                                                      sign, plugin):
     request.getfixturevalue(plugin)
-    if sign == "a card (":
-        (tmp_path / "davinci0").touch()
-        monkeypatch.setattr(device_module, "_CARDS", str(tmp_path / "davinci[0-9]*"))
+    names = {"a card (": ["davinci0", "davinci_manager"],
+             "the driver of a card (": ["davinci_manager"]}
+    if sign in names:
+        for name in names[sign]:
+            (tmp_path / name).touch()
+        monkeypatch.setattr(device_module, "_CARDS", str(tmp_path / "davinci*"))
     else:
         monkeypatch.setenv("ASCEND_HOME_PATH", "/cann")
     for choose in (select_device, cards_of_host):
@@ -206,6 +211,29 @@ def test_auto_prefers_the_npu(npu):
     assert ("allow_internal_format", False) in npu.calls
     assert ("set_compile_mode", False) in npu.calls  # one tested mode, on every card
     assert cards_of_host("npu") == 8
+
+
+def test_modes_are_set_and_warned_of(npu, caplog):
+    select_device("npu", 0, NpuModes(jit_compile=True, internal_format=True))
+    assert ("set_compile_mode", True) in npu.calls and ("allow_internal_format", True) in npu.calls
+    assert "--jit_compile and --internal_format are not tested on any card" in caplog.text
+
+
+def test_modes_that_are_not_there_are_a_sentence(npu, monkeypatch):
+    with pytest.raises(UserError, match="--internal_format is a mode of Ascend NPUs, but this "
+                                        "device is cpu; leave it out"):
+        select_device("cpu", 0, NpuModes(internal_format=True))
+
+    def refuse(jit_compile):
+        raise RuntimeError("Current device only support jit_compile=False,\nand more")
+
+    monkeypatch.setattr(npu, "set_compile_mode", refuse)
+    with pytest.raises(UserError, match=r"Ascend910B1 has no such mode \(Current device only"):
+        select_device("npu", 0, NpuModes(jit_compile=True))
+    monkeypatch.delattr(npu, "set_compile_mode")
+    monkeypatch.delattr(FakeNpu, "set_compile_mode")
+    with pytest.raises(UserError, match="--jit_compile: this torch_npu has no such switch"):
+        select_device("npu", 0, NpuModes(jit_compile=True))
 
 
 @pytest.mark.parametrize("index", [8, -1])
