@@ -54,6 +54,11 @@ def chosen(own: float) -> float:
     return max(own, _bounds.chosen)
 
 
+def of_small(values: torch.Tensor) -> float:
+    """Norm of the difference of values that started at 0 and are only what they were moved by."""
+    return 1e-4 * values.numel() ** 0.5 if _bounds != FLOAT32 else 0.0
+
+
 def in_order() -> bool:
     """Whether scores that float32 tells apart come in their order."""
     return _bounds == FLOAT32

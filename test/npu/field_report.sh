@@ -142,6 +142,7 @@ part() {  # NAME RESULT COMMAND...
 last_line() { tail -n 1 "$1"; }
 speed_line() { grep -h "^Final Performance\|^TrainingTime\|^ActualLoss\|^error: --" "$1"; }
 audit_line() { grep -h "emulated\|measured by\|^step 6\|gates" "$1"; }
+advice_line() { grep -h "^Set: \|^error: " "$1"; }
 versions_line() { grep -h "^device " "$1"; }
 
 versions() {
@@ -299,7 +300,7 @@ else
 fi
 part audit audit_line audit
 part losses last_line losses
-part verdict last_line verdict
+part verdict advice_line verdict
 write_report
 rm -rf "$work"
 echo "Written: $output"

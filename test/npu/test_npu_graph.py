@@ -91,10 +91,12 @@ def test_a_recorded_step_is_one_launch_and_the_same_step(shapes, tmp_path, launc
     assert same(eager, learn(shapes, tmp_path / "graph", *flags, "--resume=latest"))
 
 
-def test_all_that_changes_a_step_is_recorded_with_it(shapes, tmp_path, launches):
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_all_that_changes_a_step_is_recorded_with_it(shapes, tmp_path, launches, level):
     """Two input sides, two batches a step, a moving average, half precision with an overflow."""
     flags = ["--config=yolact_shapes", "--max_iter=14", "--validation_epoch=-1", "--accumulate=2",
-             "--opt_level=O1", "--multi_scale=64,80", "--multi_scale_interval=1", "--ema=0.99"]
+             f"--opt_level={level}", "--multi_scale=64,80", "--multi_scale_interval=1",
+             "--ema=0.99"]
     eager = learn(shapes, tmp_path / "eager", *flags)
     launches.clear()
     assert same(eager, learn(shapes, tmp_path / "graph", *flags, "--device_graph"))

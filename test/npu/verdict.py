@@ -82,10 +82,12 @@ def verdict(summary: str) -> List[str]:
             continue
         gain = speed / base - 1
         judged = "no difference" if abs(gain) < NOISE else "faster" if gain > 0 else "slower"
+        lost = "ActualLoss = nan" in parts[name]
         caution = f"; {setting.caution}" if setting.caution and gain >= NOISE else ""
+        caution += "; its last loss is not finite" * lost
         lines.append(f"  {setting.flag:<20} {speed:g} images/s ({100 * gain:+.0f} %): "
                      f"{judged}{caution}")
-        if name in TESTED and gain >= NOISE:
+        if name in TESTED and gain >= NOISE and not lost:
             advised.append(setting.flag)
     lines += ["", "Set: " + (" ".join(sorted(advised)) + " (each measured alone)" if advised else
                              "nothing; the defaults are as fast as what was tried")]
