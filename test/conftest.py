@@ -25,14 +25,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Fail a run on the emulated NPU if anything was missing there."""
     if config.getoption("--device").startswith("npu"):
-        from helpers import rounding
         from npu.refusals import Refusals
         from utils.device import select_device
 
         if not hasattr(config, "workerinput"):  # workers of pytest-xdist report to its main process
             config.pluginmanager.register(Refusals())
-        # Now: tests that put stand-ins in the plugin's place come later.
-        rounding.use(select_device("npu"))
+        select_device("npu")  # now: tests that put stand-ins in the plugin's place come later
 
 
 def looks_at_the_device(item):

@@ -30,43 +30,43 @@ class Bounds(NamedTuple):
 FLOAT32 = Bounds()
 FIRST_910 = Bounds(product=4e-3, network=5e-2, chosen=1e-3)
 
-_bounds = FLOAT32
 
-
-def use(device: torch.device) -> None:
-    """Take the bounds of `device` from now on."""
-    global _bounds
-    _bounds = FIRST_910 if saturates(device) else FLOAT32
+def _bounds() -> Bounds:
+    """Those of the NPU in use; of other devices each test's own hold."""
+    npu = getattr(torch, "npu", None)
+    if npu is None or not npu.is_initialized():
+        return FLOAT32
+    return FIRST_910 if saturates(torch.device("npu", npu.current_device())) else FLOAT32
 
 
 def product(own: float) -> float:
     """`own`, a test's relative bound, or the card's after some products where that is larger."""
-    return max(own, _bounds.product)
+    return max(own, _bounds().product)
 
 
 def network(own: float) -> float:
     """The same after a whole network."""
-    return max(own, _bounds.network)
+    return max(own, _bounds().network)
 
 
 def chosen(own: float) -> float:
     """The same of values that were sorted, chosen or pooled."""
-    return max(own, _bounds.chosen)
+    return max(own, _bounds().chosen)
 
 
 def of_small(values: torch.Tensor) -> float:
     """Norm of the difference of values that started at 0 and are only what they were moved by."""
-    return 1e-4 * values.numel() ** 0.5 if _bounds != FLOAT32 else 0.0
+    return 1e-4 * values.numel() ** 0.5 if _bounds() != FLOAT32 else 0.0
 
 
 def in_order() -> bool:
     """Whether scores that float32 tells apart come in their order."""
-    return _bounds == FLOAT32
+    return _bounds() == FLOAT32
 
 
 def skip_where_saturated() -> None:
     """Skip a test of infinities, of NaN or of bfloat16, which a first Ascend 910 does not have."""
-    if _bounds != FLOAT32:
+    if _bounds() != FLOAT32:
         pytest.skip("this card has no infinities, no NaN and no bfloat16")
 
 

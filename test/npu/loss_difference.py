@@ -18,7 +18,6 @@ sys.path[:0] = [str(TEST), str(TEST.parent)]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from helpers import rounding  # noqa: E402
 from npu.test_npu_training import ROUNDING, OneSide, bound_of_step  # noqa: E402
 from utils.cli import ArgumentParser, run_main  # noqa: E402
 from utils.device import describe, select_device  # noqa: E402
@@ -45,7 +44,6 @@ def _run(argv: List[str]) -> int:
     parser.add_argument("--device", default="npu")
     device = select_device(parser.parse_args(argv).device)
     use_exact_float32(device)
-    rounding.use(device)
     print(describe(device))
     ours, theirs = OneSide(_golden, device), OneSide(_golden, torch.device("cpu"))
     beyond = 0
