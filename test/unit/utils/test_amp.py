@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import rounding
 from helpers.recorder import SKIP_REASON, Recorder, available
 from train import train_step
 from utils import amp
@@ -125,6 +126,8 @@ class Part:
 
 
 def make(device, level="O0", kind=torch.bfloat16, scale=None, optimizer=FlatSGD):
+    if level != "O0" and kind == torch.bfloat16:
+        rounding.skip_where_saturated()
     torch.manual_seed(0)
     network = Stub().to(device)
     precision = Precision(level, device, kind, scale)
@@ -255,6 +258,7 @@ def test_float32_weights_are_saved_and_loaded_and_the_hooks_stay(device):
 
 
 def test_frozen_parameters_keep_their_float32_values(device):
+    rounding.skip_where_saturated()
     torch.manual_seed(0)
     network = Stub().to(device)
     network.layer.weight.requires_grad_(False)
