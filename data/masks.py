@@ -102,14 +102,11 @@ def _draw_rle(rle: Rle, affine: Affine, mask: np.ndarray) -> Extent:
 class MaskShrinker:
     """Bilinear resize of a 0/1 mask to a smaller square, thresholded above one half.
 
-    Equal to torch's `F.interpolate(mode='bilinear', align_corners=False) > 0.5`. An output pixel
-    depends on four input bits; which of their 16 patterns exceed one half is tabled in advance.
+    Equal to torch's `F.interpolate(mode='bilinear', align_corners=False) > 0.5`.
     """
 
     def __init__(self, size: int, shrunk: int) -> None:
-        self.low, self.high, weight = _bilinear_taps(size, shrunk)
-        self.columns = np.minimum(self.low, size - 2)
-        self.table = _majority_table(weight, self.low - self.columns)
+        self.low, self.high, self.weight = _bilinear_taps(size, shrunk)
 
     def __call__(self, mask: np.ndarray, extent: Extent, out: np.ndarray) -> None:
         """Set in `out` `[h, h]` what uint8 `mask` `[S, S]` shrinks to; leave the rest as it is.
@@ -119,18 +116,13 @@ class MaskShrinker:
         x1, y1, x2, y2 = extent
         left, top = np.searchsorted(self.high, [x1, y1]).tolist()
         right, bottom = np.searchsorted(self.low, [x2, y2]).tolist()
-        if right <= left or bottom <= top:
-            return
-        columns = self.columns[left:right]
-        first, last = int(columns[0]), int(columns[-1]) + 2
-        pattern = mask[self.high[top:bottom], first:last]
-        pattern <<= 2
-        pattern |= mask[self.low[top:bottom], first:last]
-        pairs = pattern[:, 1:] << 1
-        pairs |= pattern[:, :-1]
-        chosen = pairs.take(columns - first, axis=1)
-        part = out[top:bottom, left:right]
-        part |= (self.table[top:bottom, left:right] >> chosen).astype(np.uint8) & 1
+        rows, columns = slice(top, bottom), slice(left, right)
+        low, high, weight = self.low[columns], self.high[columns], self.weight[columns]
+        # Along x first, as torch does: values of one half are decided by the last bit.
+        upper, lower = (part.take(low, axis=1) * (1 - weight) + part.take(high, axis=1) * weight
+                        for part in (mask[self.low[rows]], mask[self.high[rows]]))
+        weight = self.weight[rows, None]
+        out[rows, columns] |= upper * (1 - weight) + lower * weight > 0.5
 
 
 def _bilinear_taps(size: int, shrunk: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,20 +132,3 @@ def _bilinear_taps(size: int, shrunk: int) -> Tuple[np.ndarray, np.ndarray, np.n
     place = np.maximum(place, np.float32(0))
     low = place.astype(np.int64)
     return low, np.minimum(low + 1, size - 1), place - low.astype(np.float32)
-
-
-def _majority_table(weight: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """For each output pixel a uint16 whose bit b says whether pattern b exceeds one half.
-
-    Bits of a pattern: 1 upper left, 2 upper right, 4 lower left, 8 lower right. `moved` marks
-    columns whose pair was moved left by one because it lies on the last column.
-    """
-    left = np.where(moved > 0, np.float32(0), 1 - weight)
-    right = np.where(moved > 0, np.float32(1), weight)
-    table = np.zeros((len(weight), len(weight)), np.uint16)
-    for pattern in range(16):
-        upper = left * (pattern & 1) + right * (pattern >> 1 & 1)
-        lower = left * (pattern >> 2 & 1) + right * (pattern >> 3 & 1)
-        value = (1 - weight)[:, None] * upper[None] + weight[:, None] * lower[None]
-        table |= (value.astype(np.float32) > 0.5).astype(np.uint16) << np.uint16(pattern)
-    return table
