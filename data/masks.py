@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data.geometry import Affine
+Affine = Tuple[np.ndarray, np.ndarray]
+"""Scale `[2]` and shift `[2]`, x first: output = input * scale + shift, in pixels. Coordinates are
+continuous: pixel i covers [i, i + 1), its centre lies at i + 0.5."""
 
 Polygons = List[np.ndarray]
 """Outlines of one object: float32 `[m, 2]` arrays of x, y in pixels of the stored image."""

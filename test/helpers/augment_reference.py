@@ -9,8 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from data.augment import Distortion
-from data.geometry import Placement
+from data.augment import Distortion, Placement
 
 MEAN_BGR = np.array([103.94, 116.78, 123.68], np.float32)
 STD_BGR = np.array([57.38, 57.12, 58.40], np.float32)

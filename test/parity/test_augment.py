@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data.augment import Augmenter, Distortion, distort
+from data.augment import Augmenter, Distortion, Placement, distort
 from data.coco import Sample
-from data.geometry import Placement
 from helpers import augment_reference as reference
 
 SIZE = 138

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data.augment import FILL_BGR, Augmenter, Distortion, draw_crop, turned
+from data.augment import FILL_BGR, Augmenter, Distortion, Placement, draw_crop, turned
 from data.coco import Sample
 from data.config import get_config
-from data.geometry import Placement
 
 WIDTH, HEIGHT, SIZE = 120, 80, 110
 SQUARES = np.array([[20, 10, 50, 40], [70, 30, 110, 70], [5, 50, 35, 75]], np.float32)
