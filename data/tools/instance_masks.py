@@ -17,7 +17,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.image import SUFFIXES, load_pil
+from data.image import SUFFIXES
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -26,9 +26,8 @@ from data.tools.conversion import (
     open_image,
     run_lengths,
 )
-from data.tools.source_files import by_split, list_files
+from data.tools.source_files import by_split, list_files, read_pixels
 from utils.errors import UserError, counted
-from utils.files import read_whole
 
 _CLASS = "object"
 _MASK_FOLDERS = ("masks", "mask", "pedmasks", "instances")
@@ -150,10 +149,7 @@ def _read(path: Path, image: FoundImage) -> np.ndarray:
     """Whole numbers `[h, w]` of a mask."""
     size = open_image(path, str(path)).size
     image.size = open_image(image.path, f"{path}: a mask", size).size
-    try:
-        opened = load_pil(read_whole(path))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{path}: {problem}") from None
+    opened = read_pixels(path)
     values = np.array(opened)
     if opened.mode in ("LA", "RGB", "RGBA", "PA"):  # a colour is a number; nothing is transparent
         colours = np.asarray(opened.convert("RGBA"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import os
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import by_split, list_files, read_text
 from utils.errors import UserError, counted
+from utils.parsing import parse_json
 
 _IGNORED_LABELS = ("__ignore__", "_background_")
 _POLYGONS = ("polygon", "rotation")
@@ -87,10 +87,7 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
 
 def _read(file: Path) -> Optional[Dict[str, Any]]:
     """Content of a labelme file; None for JSON that is something else."""
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as problem:
-        raise UserError(f"{file}: not JSON: {problem}") from None
+    content = parse_json(read_text(file), str(file))
     return content if isinstance(content, dict) and "shapes" in content else None
 
 

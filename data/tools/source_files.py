@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Set, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, Set, Tuple, TypeVar
 
-from data.image import SUFFIXES
+from data.image import SUFFIXES, load_pil
 from utils.errors import UserError
 from utils.files import read_whole
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 T = TypeVar("T")
 
@@ -69,6 +72,18 @@ def read_text(path: Path) -> str:
         except ValueError:
             continue
     raise UserError(f"{path}: is not text in UTF-8")
+
+
+def read_pixels(path: Path) -> Image.Image:
+    """An image file whose values mean something, decoded as they are.
+
+    Raises:
+        UserError: it is missing, or not an image.
+    """
+    try:
+        return load_pil(read_whole(path))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path}: {problem}") from None
 
 
 def split_folders(folder: Path) -> Dict[str, Path]:

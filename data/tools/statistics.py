@@ -8,6 +8,7 @@ import numpy as np
 
 from data.coco import CocoDataset
 from data.config import Config
+from data.config_fields import as_text
 from utils.errors import counted
 
 SMALL, MEDIUM = 32.0 ** 2, 96.0 ** 2
@@ -107,11 +108,6 @@ def fitted_scales(boxes: np.ndarray, scales: Sequence[Sequence[float]]) -> Scale
     return tuple(tuple(next(found) for _ in level) for level in scales)
 
 
-def format_scales(scales: Sequence[Sequence[float]]) -> str:
-    """As --pred_scales takes them: `20+30,42+60,84+110`."""
-    return ",".join("+".join(f"{side:g}" for side in level) for level in scales)
-
-
 def suggestions(train: CocoDataset, config: Config) -> List[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     from data.targets import ground_truth_slots  # imports PyTorch, which --help need not wait for
@@ -131,11 +127,11 @@ def suggestions(train: CocoDataset, config: Config) -> List[str]:
     if len(boxes) > _SAMPLE:
         boxes = boxes[np.random.RandomState(0).choice(len(boxes), _SAMPLE, replace=False)]
     recall = shape_recall(boxes, anchor_shapes(config.pred_scales, config))
-    lines.append(f"anchors {format_scales(config.pred_scales)} ({config.name}): {100 * recall:.1f} "
+    lines.append(f"anchors {as_text(config.pred_scales)} ({config.name}): {100 * recall:.1f} "
                  "% of the boxes have one of 0.5 IoU in shape")
     fitted = fitted_scales(boxes, config.pred_scales)
     better = shape_recall(boxes, anchor_shapes(fitted, config))
     if better > recall + _WORTH_IT:
-        lines.append(f"anchors that fit better: --pred_scales={format_scales(fitted)} "
+        lines.append(f"anchors that fit better: --pred_scales={as_text(fitted)} "
                      f"({100 * better:.1f} %)")
     return lines

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from data.image import load_pil
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -22,9 +21,8 @@ from data.tools.conversion import (
     rectangle,
     run_lengths,
 )
-from data.tools.source_files import by_stem, list_files, listed_stems, read_text
+from data.tools.source_files import by_stem, list_files, listed_stems, read_pixels, read_text
 from utils.errors import UserError, counted
-from utils.files import read_whole
 
 _VOID = 255
 _FITS = 0.3
@@ -157,10 +155,7 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
 
 def _instances(file: Path, photo: FoundImage) -> np.ndarray:
     """Instance number of each pixel `[h, w]`."""
-    try:
-        numbers = np.array(load_pil(read_whole(file)))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{file}: {problem}") from None
+    numbers = np.array(read_pixels(file))
     if numbers.ndim != 2:
         raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
                         "as VOC has it)")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data.config import get_config
+from data.config_fields import as_text
 from data.config_file import parse_setting
-from data.tools.statistics import anchor_shapes, fitted_scales, format_scales, shape_recall
+from data.tools.statistics import anchor_shapes, fitted_scales, shape_recall
 from utils.cli import run_main
 from utils.engine.train_flags import parse_train_flags
 
@@ -33,7 +34,7 @@ def test_recall_and_fitted_anchors():
     config = get_config("yolact_base", pred_aspect_ratios=[1])
     assert shape_recall(boxes, anchor_shapes(fitted, config)) == 1
     assert shape_recall(boxes, anchor_shapes(((30,),), config)) == pytest.approx(1 / 3)
-    assert parse_setting("pred_scales=" + format_scales(((20, 30.5), (42, 60))))[1] == (
+    assert parse_setting("pred_scales=" + as_text(((20, 30.5), (42, 60))))[1] == (
         (20, 30.5), (42, 60))
 
 
