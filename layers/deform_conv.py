@@ -2,8 +2,7 @@
 
 A 3x3 convolution whose nine taps are read at learned offsets from the grid, each times a learned
 factor in 0..1. On an NPU the plugin's operator runs, elsewhere torchvision's where it is installed
-and works, and plain PyTorch otherwise; `deform_conv_backend` says which, and why. The results
-agree.
+and works, and plain PyTorch otherwise; `deform_conv_backend` says which. The results agree.
 
 Letters: B batch, H x W size of the input, h x w of the output, T = 9 taps by row and column.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from typing import Any, Dict, NamedTuple, Optional, Tuple, cast
+from typing import Any, Dict, Optional, Tuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,33 +26,18 @@ _LOG = logging.getLogger(__name__)
 BACKENDS = ("npu", "torchvision", "plain")
 
 
-class Backend(NamedTuple):
-    """How deformable convolution runs on a device."""
-
-    name: str
-    """One of `BACKENDS`."""
-    reason: str
-    """Why not one of the faster ways; empty for "npu" and "torchvision"."""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})" if self.reason else self.name
-
-
 @functools.lru_cache(maxsize=None)
-def deform_conv_backend(device: torch.device) -> Backend:
-    """Which backend runs on `device`. The answer is found out once: on an NPU by a trial run.
+def deform_conv_backend(device: torch.device) -> str:
+    """Which of `BACKENDS` runs on `device`. It is found out once: on an NPU by a trial run.
 
     The plain one on an accelerator is slower and is logged as a warning with its reason.
     """
-    if device.type == "npu":
-        problem = kernel_problem("deform_conv", device)
-    else:
-        problem = _torchvision_problem(device)
+    kind = "npu" if device.type == "npu" else "torchvision"
+    problem = (kernel_problem("deform_conv", device) if kind == "npu"
+               else _torchvision_problem(device))
     if problem and device.type != "cpu":
         _LOG.warning("deformable convolution runs as plain PyTorch on %s: %s", device, problem)
-    if problem:
-        return Backend("plain", problem)
-    return Backend("npu" if device.type == "npu" else "torchvision", "")
+    return "plain" if problem else kind
 
 
 def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
@@ -79,7 +63,7 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
         raise ValueError(f"offset and mask have {offset.shape[1]} and {mask.shape[1]} channels, "
                          f"expected {2 * taps} and {taps}")
     run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
-           "plain": convolve_plainly}[backend or deform_conv_backend(x.device).name]
+           "plain": convolve_plainly}[backend or deform_conv_backend(x.device)]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_casts(x.device):  # the kernels take float32 only
         result = run(x.to(kind), offset.to(kind), mask.to(kind), weight.to(kind),

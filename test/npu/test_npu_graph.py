@@ -14,7 +14,6 @@ import eval as evaluation
 import train
 from data.shapes import write_dataset
 from layers import deform_conv
-from layers.deform_conv import Backend
 from npu import counters
 from npu.test_npu_training import RANKS, train_on_ranks, weights_in
 from utils.device import saturates
@@ -108,7 +107,7 @@ def test_all_that_changes_a_step_is_recorded_with_it(shapes, tmp_path, launches,
 def test_the_mask_iou_network_and_deformable_convolution_are_recorded(shapes, tmp_path, launches,
                                                                       monkeypatch):
     """In plain PyTorch: the NPU's own operator for it is compiled, and cannot be recorded."""
-    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: Backend("plain", ""))
+    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: "plain")
     flags = ["--config=yolact_plus_resnet50", f"--max_iter={WARM_UP + 2}", "--validation_epoch=-1",
              "--backbone_weights=none", "--set", "masks_to_train=8", "--max_size=250",
              "--batch_size=1"]

@@ -219,7 +219,7 @@ def test_torchvision_is_chosen_and_given_its_arguments(monkeypatch, fresh_choice
         return deform_conv.convolve_plainly(x, offset, mask, weight, bias, stride, padding)
 
     _torchvision(monkeypatch, convolve)
-    assert str(deform_conv_backend(torch.device("cpu"))) == "torchvision"
+    assert deform_conv_backend(torch.device("cpu")) == "torchvision"
     inputs = make_inputs(7, 6, 2, 1)
     assert torch.equal(modulated_deform_conv2d(*inputs, stride=2),
                        modulated_deform_conv2d(*inputs, stride=2, backend="plain"))
@@ -228,7 +228,8 @@ def test_torchvision_is_chosen_and_given_its_arguments(monkeypatch, fresh_choice
 def test_absent_torchvision_is_named(monkeypatch, fresh_choice):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    assert str(deform_conv_backend(torch.device("cpu"))) == "plain (torchvision is not installed)"
+    assert deform_conv_backend(torch.device("cpu")) == "plain"
+    assert deform_conv._torchvision_problem(torch.device("cpu")) == "torchvision is not installed"
 
 
 def test_broken_torchvision_is_named(monkeypatch, fresh_choice):
@@ -236,9 +237,9 @@ def test_broken_torchvision_is_named(monkeypatch, fresh_choice):
         raise RuntimeError("Couldn't load custom C++ ops.\nThis can happen if ...")
 
     _torchvision(monkeypatch, broken)
-    found = deform_conv_backend(torch.device("cpu"))
-    assert found.name == "plain"
-    assert found.reason.endswith("does not work here: Couldn't load custom C++ ops.")
+    assert deform_conv_backend(torch.device("cpu")) == "plain"
+    assert deform_conv._torchvision_problem(torch.device("cpu")).endswith(
+        "does not work here: Couldn't load custom C++ ops.")
 
 
 class Plugin:
