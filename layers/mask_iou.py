@@ -6,7 +6,7 @@ prototype size.
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +19,15 @@ from layers.masks import inside_box, mask_logits
 class MaskIouNet(nn.Module):
     """IoU of a soft mask with its object's true mask, were the object of each class.
 
-    The convolutions have no padding, so that masks need 63 pixels a side.
-
-    Args:
-        num_classes: C.
-        channels: of the 3x3 convolutions with stride 2; a 1x1 convolution to C-1 follows, and the
-            maximum over what is left of the mask.
+    3x3 convolutions with stride 2, a 1x1 convolution to C-1 and the maximum over what is left of
+    the mask. They have no padding, so that masks need 63 pixels a side.
     """
 
-    def __init__(self, num_classes: int, channels: Sequence[int] = (8, 16, 32, 64, 128)) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         layers: List[nn.Module] = []
         previous = 1
-        for features in channels:
+        for features in (8, 16, 32, 64, 128):
             layers += [nn.Conv2d(previous, features, 3, stride=2), nn.ReLU(inplace=True)]
             previous = features
         layers += [nn.Conv2d(previous, num_classes - 1, 1), nn.ReLU(inplace=True)]

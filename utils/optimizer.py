@@ -26,6 +26,9 @@ ALIGNMENT = 128
 """Elements (512 bytes) that every parameter starts a multiple of in the flat buffer: unaligned
 weights make convolutions fall back to slow kernels."""
 
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Of AdamW, as PyTorch has them."""
+
 
 def propagate_nonfinite(loss: Tensor) -> Tensor:
     """Return `loss` unchanged, but with NaN gradients everywhere if it is not finite.
@@ -267,13 +270,10 @@ class FlatAdamW(FlatOptimizer):
     buffer_names = ("mean", "square")
 
     def __init__(self, parameters: Iterable[nn.Parameter],
-                 betas: Tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, clip_norm: float = 0.0,
                  undecayed: Iterable[nn.Parameter] = ()) -> None:
-        super().__init__(parameters, weight_decay, clip_norm, undecayed, factors=(1.0, *betas))
-        self.betas = betas
-        self.eps = eps
-        self._log_betas = torch.tensor([math.log(beta) for beta in betas], device=self.flat.device)
+        super().__init__(parameters, weight_decay, clip_norm, undecayed, factors=(1.0, *BETAS))
+        self._log_betas = torch.tensor([math.log(beta) for beta in BETAS], device=self.flat.device)
 
     def _fill_rate(self, lr: float) -> None:
         super()._fill_rate(lr)
@@ -286,12 +286,12 @@ class FlatAdamW(FlatOptimizer):
         if self.weight_decay:
             self.flat[:self._decayed].mul_(kept)
         mean, square = self._buffers["mean"], self._buffers["square"]
-        mean.mul_(beta1).add_(grad, alpha=1 - self.betas[0])
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - self.betas[1])
+        mean.mul_(beta1).add_(grad, alpha=1 - BETAS[0])
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - BETAS[1])
         # 1 - beta^n in float32 loses half its digits for small n; expm1 keeps them.
         corrections = -torch.expm1(self._log_betas * (self.steps + 1).float())
         correction1, correction2 = corrections.unbind()
-        root = torch.div(square, correction2, out=grad).sqrt_().add_(self.eps)
+        root = torch.div(square, correction2, out=grad).sqrt_().add_(EPSILON)
         self.flat.addcmul_(torch.div(mean, root, out=root).mul_(rate), self.applied / correction1)
 
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import sys
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from backbone import SyncBatchNorm2d
 from data.check import quick_check
@@ -275,9 +275,9 @@ def _module(name: str) -> List[str]:
     return place + _python("train.py")[:1] + ["-m", name]
 
 
-def _launch(processes: Processes, environ: Mapping[str, str] = os.environ) -> List[str]:
+def _launch(processes: Processes) -> List[str]:
     """Words that start train.py in as many processes as this run has, on this host of several."""
-    words, count = _python("train.py"), processes.world_size
+    words, count, environ = _python("train.py"), processes.world_size, os.environ
     if count == 1:
         return words
     here = int(environ.get("LOCAL_WORLD_SIZE") or environ.get("NPROC") or count)

@@ -24,7 +24,7 @@ import pycocotools.mask
 from layers.masks import Rle
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.inference.ground_truth import COCO, COCOeval, GroundTruth, ImageSizes, coco_of
+from utils.inference.ground_truth import COCO, COCOeval, GroundTruth, coco_of
 
 _BOX_DECIMALS = 3
 _SCORE_DIGITS = 6
@@ -133,14 +133,12 @@ class CocoEvaluator:
             several evaluators share.
         category_ids: COCO category id of each class, by 0-based class index; None for a class that
             the dataset does not have, whose detections are left out.
-        image_sizes: width and height by image id, for files that leave them out.
     """
 
     def __init__(self, annotations: Union[str, COCO, GroundTruth],
-                 category_ids: Sequence[Optional[int]],
-                 image_sizes: Optional[ImageSizes] = None) -> None:
-        self._truth = annotations if isinstance(annotations, GroundTruth) else GroundTruth(
-            annotations, image_sizes or {})
+                 category_ids: Sequence[Optional[int]]) -> None:
+        self._truth = (annotations if isinstance(annotations, GroundTruth)
+                       else GroundTruth(annotations))
         self.category_ids = [None if number is None else int(number) for number in category_ids]
         self._detections: Dict[int, List[Dict[str, Any]]] = {}
 

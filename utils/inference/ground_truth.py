@@ -23,10 +23,7 @@ except ImportError:  # no wheels for Python 3.7
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-__all__ = ["COCO", "COCOeval", "GroundTruth", "ImageSizes", "coco_of"]
-
-ImageSizes = Mapping[int, Tuple[int, int]]
-"""Width and height by image id."""
+__all__ = ["COCO", "COCOeval", "GroundTruth", "coco_of"]
 
 
 class GroundTruth:
@@ -38,11 +35,12 @@ class GroundTruth:
 
     Args:
         source: path of the file, or pycocotools' COCO object (left unchanged).
-        image_sizes: for files that leave them out.
+        image_sizes: width and height by image id, for files that leave them out.
     """
 
-    def __init__(self, source: Union[str, COCO], image_sizes: ImageSizes) -> None:
-        self._source, self._image_sizes = source, image_sizes
+    def __init__(self, source: Union[str, COCO],
+                 image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
+        self._source, self._image_sizes = source, image_sizes or {}
         self._coco: Optional[COCO] = None
 
     @property

@@ -86,7 +86,7 @@ def _guarded(read: Callable[[str], T], path: str) -> T:
                         "download it again") from error
 
 
-def _first_bytes(path: str, count: int = 512) -> bytes:
+def _first_bytes(path: str) -> bytes:
     """Start of a file; refuses what cannot be a weights file by its kind, saying what it is.
 
     Raises:
@@ -99,7 +99,7 @@ def _first_bytes(path: str, count: int = 512) -> bytes:
         raise UserError(f"no file '{path}' (looked for {os.path.abspath(path)}); check the path")
     try:
         with open(path, "rb") as stream:
-            start = stream.read(count)
+            start = stream.read(512)
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
     if not start:

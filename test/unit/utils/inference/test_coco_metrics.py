@@ -19,6 +19,7 @@ from data.coco import CocoDataset
 from utils.errors import UserError
 from utils.inference.evaluation import Evaluation
 from utils.inference.evaluator import STATISTICS, CocoEvaluator
+from utils.inference.ground_truth import GroundTruth
 
 SIDE = 60
 
@@ -213,8 +214,8 @@ def test_image_sizes_from_outside(tmp_path):
     dataset = ground_truth()
     for image in dataset["images"]:
         del image["width"], image["height"]
-    evaluator = CocoEvaluator(write(tmp_path, dataset), [3, 7, 9],
-                              image_sizes={i: (SIDE, SIDE) for i in range(1, 5)})
+    sizes = {i: (SIDE, SIDE) for i in range(1, 5)}
+    evaluator = CocoEvaluator(GroundTruth(write(tmp_path, dataset), sizes), [3, 7, 9])
     for image_id in range(1, 5):
         add_perfect(evaluator, image_id)
     assert evaluator.evaluate().mask.ap == pytest.approx(1)
@@ -270,7 +271,7 @@ def test_images_without_sizes(tmp_path):
     dataset = ground_truth(images=1)
     del dataset["images"][0]["width"]
     path = write(tmp_path, dataset)
-    evaluator = CocoEvaluator(path, [3, 7, 9], image_sizes={1: (SIDE, SIDE)})
+    evaluator = CocoEvaluator(GroundTruth(path, {1: (SIDE, SIDE)}), [3, 7, 9])
     add_perfect(evaluator, 1)
     assert evaluator.images()[0].objects[0]["segmentation"]["size"] == [SIDE, SIDE]
     with pytest.raises(UserError, match="image 1 has no width and height"):
