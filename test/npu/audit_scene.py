@@ -114,7 +114,7 @@ class Meter:
 
 
 def _place(operator: str) -> str:
-    """"layers/nms.py:24 sort", where an operator was asked for; of the backward pass, the line
+    """"layers/masks.py:24 sort", where an operator was asked for; of the backward pass, the line
     whose gradient it computes.
     """
     node = torch._C._current_autograd_node()

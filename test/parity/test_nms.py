@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import rounding
-from layers.nms import cross_class_nms, fast_nms, traditional_nms
+from layers.detection import cross_class_nms, fast_nms, traditional_nms
 
 CONF_THRESHOLD, IOU_THRESHOLD = 0.05, 0.5
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from data.config import get_config
-from layers.detection import NMS_KINDS, Detect
-from layers.nms import fast_nms, greedy_nms
+from layers.detection import NMS_KINDS, Detect, fast_nms, greedy_nms
 
 PRIORS, CLASSES, PROTOTYPES, ROWS = 120, 6, 4, 20
 
