@@ -21,9 +21,10 @@ from data.tools.findings import (
     annotation_findings,
     copy_findings,
     image_findings,
+    suggestions,
+    table,
     turned_notes,
 )
-from data.tools.statistics import suggestions, table
 from utils.cli import (
     EXIT_USER_ERROR,
     ArgumentParser,

@@ -14,8 +14,7 @@ from data.check import quick_check
 from data.coco import CocoDataset
 from data.config import get_config
 from data.datasets import open_dataset
-from data.tools.findings import copy_findings, duplicates
-from data.tools.statistics import class_counts, counts
+from data.tools.findings import class_counts, copy_findings, counts, duplicates
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.cli import run_main
 from utils.errors import UserError

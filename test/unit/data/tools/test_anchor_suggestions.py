@@ -8,7 +8,7 @@ import pytest
 from data.config import get_config
 from data.config_fields import as_text
 from data.config_file import parse_setting
-from data.tools.statistics import anchor_shapes, fitted_scales, shape_recall
+from data.tools.findings import anchor_shapes, fitted_scales, shape_recall
 from utils.cli import run_main
 from utils.engine.train_flags import parse_train_flags
 
