@@ -13,8 +13,8 @@ pytestmark = pytest.mark.launch
 
 PREPARE = """
 import torch
-from utils import ema
-ema.RAMP = 2
+from utils.engine import learner
+learner.AVERAGE_RAMP = 2
 config_file.get_config = lambda name: get_config(name).replace(
     max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10, lr=0.05)
 scores = iter([0.3, 0.2, 0.1, 0.9, 0.9, 0.9])

@@ -13,8 +13,8 @@ import train
 from data import config_file
 from data.config import get_config
 from data.shapes import write_dataset
-from utils import ema
 from utils.checkpoint import load_state
+from utils.engine import learner
 from utils.inference.detector import load_model
 from utils.inference.evaluation import Evaluation
 from yolact import build_yolact
@@ -33,7 +33,8 @@ def shapes(tmp_path_factory):
 def flags(shapes, tmp_path, request, monkeypatch):
     monkeypatch.setattr(config_file, "get_config", lambda name: get_config(name).replace(
         max_size=64, pred_scales=((8, 12), (17, 24), (34, 44)), masks_to_train=10))
-    monkeypatch.setattr(ema, "RAMP", 2)  # else averages of so few steps forget where they began
+    # Else averages of so few steps forget where they began.
+    monkeypatch.setattr(learner, "AVERAGE_RAMP", 2)
     return [f"--data={shapes}", "--config=yolact_shapes", "--batch_size=2",
             "--no_autoscale", "--num_workers=0", f"--max_iter={STEPS}", "--no_log",
             "--no_run_folder", "--save_folder={}".format(tmp_path / "weights"),

@@ -17,7 +17,7 @@ from train import train_step
 from utils.amp import Precision
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
-from utils.ema import RAMP, WeightAverage
+from utils.engine.learner import AVERAGE_RAMP, WeightAverage
 from utils.engine.observer import StepRecords
 from utils.errors import UserError
 from utils.optimizer import FlatSGD, build_optimizer
@@ -52,7 +52,7 @@ def test_it_follows_the_formula_and_leaves_out_steps_that_were_not_applied(devic
     model, optimizer, average = small(device)
     expected = {name: value.astype(np.float64)
                 for name, value in values(model.state_dict()).items()}
-    applied = RAMP
+    applied = AVERAGE_RAMP
     optimizer.steps.fill_(applied)
     for step in range(8):
         before = values(average.apply_to(model.state_dict()))
@@ -65,7 +65,7 @@ def test_it_follows_the_formula_and_leaves_out_steps_that_were_not_applied(devic
             model[1].reset_running_stats()
             continue
         applied += 1
-        decay = DECAY * (1 - math.exp(-applied / RAMP))
+        decay = DECAY * (1 - math.exp(-applied / AVERAGE_RAMP))
         for name, value in values(model.state_dict()).items():
             expected[name] = decay * expected[name] + (1 - decay) * value
             np.testing.assert_allclose(after[name], expected[name], rtol=2e-5, atol=1e-7)
@@ -73,7 +73,7 @@ def test_it_follows_the_formula_and_leaves_out_steps_that_were_not_applied(devic
 
 def test_the_decay_approaches_its_final_value(device):
     model, optimizer, average = small(device)
-    optimizer.steps.fill_(20 * RAMP)
+    optimizer.steps.fill_(20 * AVERAGE_RAMP)
     before = values(average.apply_to(model.state_dict()))["0.weight"]
     with torch.no_grad():
         optimizer.flat.add_(1.0)
