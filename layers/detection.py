@@ -74,7 +74,6 @@ class Detect:
 
     With `nms` "fast" or "cross_class" every shape follows from the configuration and no value is
     read back from an accelerator. "traditional" suppresses on the host, image by image.
-
     """
 
     num_classes: int

@@ -19,7 +19,7 @@ from data.loader import TrainDataset, TrainLoader
 from layers.anchors import make_priors
 from layers.deform_conv import convolve_recordably
 from layers.detection import Detect
-from utils.amp import Precision, build_precision
+from utils.amp import build_precision
 from utils.cli import print_lines
 from utils.device import pin_memory_supported
 from utils.device_graph import GraphedStep, prepare_graphs
@@ -160,9 +160,8 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
                     args.keep_latest_interval if args.keep_latest else None,
                     not args.train_performance, not args.no_interrupt)
     saver = Saver(learner, plan, records, best,
-                  identity_of(args, config, dataset, learner, precision, schedule,
-                              per_card * sharing.shares), loader.epoch_size,
-                  launch, processes.is_main)
+                  identity_of(args, config, dataset, learner, schedule, per_card * sharing.shares),
+                  loader.epoch_size, launch, processes.is_main)
     return Training(config, learner, sharing, schedule, dataset, loader, validation, records, best,
                     saver, absent or Training.not_validated, args.device_graph)
 
@@ -271,7 +270,7 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
 
 
 def identity_of(args: argparse.Namespace, config: Config, dataset: CocoDataset, learner: Learner,
-                precision: Precision, schedule: LearningRate, global_batch: int) -> dict:
+                schedule: LearningRate, global_batch: int) -> dict:
     """What makes two runs the same training; a resumed run has to agree with all of it."""
     return {
         "config": config.to_dict(),
@@ -283,5 +282,5 @@ def identity_of(args: argparse.Namespace, config: Config, dataset: CocoDataset, 
         "seed": args.seed,
         "bn_frozen": learner.model.bn_frozen,
         "sync_bn": args.sync_bn,
-        "precision": precision.name,
+        "precision": learner.precision.name,
     }

@@ -81,8 +81,8 @@ class StageTimes:
 
     def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
         self._synchronize = synchronize
-        self.seconds: Dict[str, float] = {}  # by stage, in the order in which they first ended
-        self.images = 0  # finished
+        self.seconds: Dict[str, float] = {}
+        self.images = 0
         self._start = time.perf_counter()
 
     @contextlib.contextmanager

@@ -25,7 +25,6 @@ from utils.weights_folder import find_checkpoint
 
 HAS_PAGE = importlib.util.find_spec("jinja2") is not None
 STEPS = 12
-EPOCH = 6
 
 
 @pytest.fixture
