@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import resource
 import traceback
 from typing import Any, Iterator, Optional, Tuple
 
@@ -50,8 +51,6 @@ def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
     if limit is not None and used is not None:
         reclaimable = first_match(f"{cgroup}/memory.stat", r"inactive_file (\d+)") or "0"
         limits.append(max(0, int(limit) - int(used) + int(reclaimable)))
-    import resource  # not on Windows, which has no /proc either
-
     space = resource.getrlimit(resource.RLIMIT_AS)[0] if space_limit is None else space_limit
     size = proc_bytes(f"{proc}/self/status", "VmSize")
     if space != resource.RLIM_INFINITY and size is not None:

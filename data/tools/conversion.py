@@ -279,8 +279,9 @@ def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
             # ASCII, as file names need not be text.
             text, file = json.dumps(file, separators=(",", ":")), out / f"{split}.json"
             _write(file, text)
-        images, annotations = [_relative(path, out) if portable else os.path.abspath(str(path))
-                               for path in (part.images_dir, file)]
+        images, annotations = (os.path.relpath(str(path), str(out)) if portable
+                               else os.path.abspath(str(path))
+                               for path in (part.images_dir, file))
         described[split] = images, annotations
         lines.append(f"{file}: {part}")
     _write(out / FOLDER_FILE, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
@@ -301,7 +302,7 @@ def _part(images: Sequence[FoundImage], names: Sequence[str], image_id: int,
     records: List[Dict[str, Any]] = []
     annotations: List[Dict[str, Any]] = []
     for position, image in enumerate(images, image_id):
-        records.append({"id": position, "file_name": _relative(image.path, folder),
+        records.append({"id": position, "file_name": os.path.relpath(str(image.path), str(folder)),
                         "width": image.size[0], "height": image.size[1]})
         for item in image.objects:
             area, box = _measure(item.outline, image.size)
@@ -323,13 +324,6 @@ def _measure(outline: Outline, size: Size) -> Tuple[float, List[float]]:
     points = np.concatenate([np.reshape(part, (-1, 2)) for part in outline])
     low, high = points.min(axis=0), points.max(axis=0)
     return area, [round(float(value), 3) for value in np.concatenate([low, high - low])]
-
-
-def _relative(path: Path, start: Path) -> str:
-    try:
-        return os.path.relpath(str(path), str(start)).replace(os.sep, "/")
-    except ValueError:  # another drive
-        return str(path)
 
 
 def _write(path: Path, text: str) -> None:

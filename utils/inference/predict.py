@@ -280,10 +280,9 @@ def _interrupt_in(action: Callable[[], None]) -> Optional[KeyboardInterrupt]:
 
 
 def split_pair(value: str) -> Tuple[str, Optional[str]]:
-    """`in:out` -> both, or None for an output left out. Drives and addresses (://) stay whole."""
+    """`in:out` -> both, or None for an output left out. Addresses (://) stay whole."""
     source, separator, target = value.rpartition(":")
-    is_drive = len(source) == 1 and source.isalpha() and target[:1] in ("\\", "/")
-    if not separator or is_drive or target.startswith("//"):
+    if not separator or target.startswith("//"):
         return value, None
     return source, target or None
 
