@@ -123,7 +123,7 @@ def test_the_mask_iou_network_and_deformable_convolution_are_recorded(shapes, tm
 def test_fifty_recorded_steps_are_those_of_single_launches(config, side, shapes, tmp_path, launches,
                                                            monkeypatch):
     """One launch each; the peak of memory in use is that of single launches, within a tenth."""
-    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: Backend("plain", ""))
+    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: "plain")
     flags = [f"--config={config}", "--max_iter=50", "--validation_epoch=-1", "--batch_size=1",
              "--backbone_weights=none", f"--max_size={side}", "--lr=1e-4"]
     weights, peaks = {}, {}
@@ -160,7 +160,7 @@ def test_two_cards_record_their_collectives(shapes, tmp_path, steps):
     ("yolact_plus_resnet50", [])])
 def test_an_evaluation_replays_network_and_detection(config, flags, tmp_path, monkeypatch):
     """The objects are those of single launches, to the bit; the last batch is short."""
-    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: Backend("plain", ""))
+    monkeypatch.setattr(deform_conv, "deform_conv_backend", lambda _: "plain")
     data = tmp_path / "data"
     write_dataset(str(data), seed=3, train=2, val=11)
     side = ["--max_size=250", "--backbone_weights=none"] * (config == "yolact_plus_resnet50")
