@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple, cast
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
+from utils.export.new_folder import new_folder
 from utils.exported import FORMS, INPUT_TYPES, is_export, require
 from utils.parsing import whole_number
 
@@ -104,7 +105,7 @@ def main(argv: List[str]) -> int:
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.export.check import differences
-    from utils.export.folder import new_folder, write_description, write_models
+    from utils.export.folder import write_description, write_models
     from utils.inference.detector import load_model
 
     plan, atc = plan_of(args), atc_plan_of(args)

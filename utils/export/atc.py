@@ -8,13 +8,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Sequence
 
 from data.config import Config
+from utils.distributed.failures import die_with_parent
 from utils.errors import UserError, nearest
+from utils.export.new_folder import clear
 from utils.files import digest
 
 SOCS = ("310", "310B1", "310B2", "310B3", "310B4", "310P1", "310P3", "310P5", "310P7", "910A",
@@ -28,6 +29,9 @@ ATC_ENDING = "_atc.onnx"
 """Of a model that ATC takes in the place of the one without it."""
 SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
 _LAST_LINES = 5
+_GROUP = 'trap "kill -9 0" TERM; "$@" & wait $!'
+"""Of a shell: run a command, and at SIGTERM end it with all that it has started. `atc` is a script
+itself, which does not pass signals on."""
 
 
 def parse_socs(text: str) -> List[str]:
@@ -125,7 +129,7 @@ def _script(entries: Sequence[Dict[str, Any]]) -> str:
 
 def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
              say: Callable[[str], None]) -> None:
-    """Run the command of an OM's `entry` in a scratch folder and bring its model into `folder`.
+    """Run the command of an OM's `entry` in `folder`, where nothing but its model stays.
 
     All that `atc` prints goes to `log_path`, which is left only where `atc` fails.
 
@@ -134,13 +138,13 @@ def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
     """
     say(entry["command"])
     last: Deque[str] = deque(maxlen=_LAST_LINES)
-    with tempfile.TemporaryDirectory(prefix="atc_") as scratch, open(log_path, "w") as log:
-        for name in os.listdir(folder):
-            os.symlink(os.path.join(folder, name), os.path.join(scratch, name))
-        process = subprocess.Popen(shlex.split(entry["command"]), cwd=scratch,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    before = os.listdir(folder)
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(["sh", "-c", _GROUP, "sh", *shlex.split(entry["command"])],
+                                   cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, universal_newlines=True,
-                                   errors="replace", start_new_session=True)
+                                   errors="replace", start_new_session=True,
+                                   preexec_fn=lambda: die_with_parent(signal.SIGTERM))
         assert process.stdout is not None
         limit = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
         limit.start()
@@ -155,12 +159,10 @@ def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
             limit.cancel()
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        model = os.path.join(scratch, entry["file"])
-        if code == 0 and os.path.isfile(model):
-            shutil.copyfile(model, os.path.join(folder, entry["file"]))
-    if not os.path.isfile(os.path.join(folder, entry["file"])):
+    if code != 0 or not os.path.isfile(os.path.join(folder, entry["file"])):
         problem = (f"was ended after {seconds:g} s" if is_late else
                    f"failed with exit code {code}" if code else f"left no {entry['file']}")
         raise UserError(f"atc {problem} ({' / '.join(last) or 'it printed nothing'}); all of its "
                         f"output is in '{log_path}'")
+    clear(folder, [*before, entry["file"]])
     os.unlink(log_path)

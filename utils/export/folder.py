@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import platform
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, cast
+from typing import Any, Dict, List, Optional, Set, Tuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +18,7 @@ from utils.export import graph
 from utils.export.atc import ATC_ENDING
 from utils.export.deformable import write_for_atc
 from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, require
-from utils.files import alone, digest
+from utils.files import digest
 from utils.inference.detector import LoadedModel
 from yolact import Yolact
 
@@ -50,44 +47,6 @@ class Plan:
     def model_name(self, batch: Optional[int]) -> str:
         """File name, without ending, of the model with this batch."""
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
-
-
-@contextlib.contextmanager
-def new_folder(path: str) -> Iterator[str]:
-    """Give a folder to fill, which takes the name `path` at the end; after an error none is left.
-
-    What a killed export has left there goes first.
-
-    Raises:
-        UserError: there is something at `path` already, or nothing can be written there.
-    """
-    path = os.path.abspath(path)
-    _refuse_taken(path)
-    hidden = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.export")
-    new = [str(parent) for parent in Path(path).parents if not parent.exists()]
-    try:
-        with alone(Path(hidden)), contextlib.ExitStack() as stack:
-            stack.callback(shutil.rmtree, hidden, ignore_errors=True)
-            _refuse_taken(path)  # by the one that this one has waited for
-            for name in os.listdir(hidden):
-                os.unlink(os.path.join(hidden, name))
-            yield hidden
-            if os.path.isdir(path):
-                os.rmdir(path)
-            os.replace(hidden, path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
-                        "choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):  # one holds the folder, or ATC's output
-            for parent in new:
-                os.rmdir(parent)
-
-
-def _refuse_taken(path: str) -> None:
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        raise UserError(f"'{path}' exists and is not an empty folder; choose another --out, or "
-                        "remove it")
 
 
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,

@@ -17,6 +17,7 @@ background, k prototypes, n objects, h x w prototype size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ import cv2
 import numpy as np
 
 from utils.drawing import draw_instances
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.exported import ExportedModel
 
 Rows = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -228,7 +229,8 @@ def read_image(path: str) -> np.ndarray:
     """An image file as uint8 `[h, w, 3]` BGR, turned as its EXIF orientation says."""
     image = None
     if os.path.isfile(path):  # OpenCV warns of a missing file on stderr
-        image = cv2.imread(path)
+        with contextlib.suppress(cv2.error):  # more pixels than it reads
+            image = cv2.imread(path)
     if image is None:
         raise UserError(f"'{path}' is missing or no image that OpenCV can read")
     return image
@@ -247,34 +249,66 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.top_k < 0 or not 0 <= args.score_threshold <= 1:
         parser.error("--top_k has to be at least 0, --score_threshold 0 to 1")
     try:
-        print(json.dumps(find(args)), flush=True)
+        records, is_whole = find(args)
+        print(json.dumps(records), flush=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except OSError as error:
         place = "standard output" if error.filename is None else f"'{error.filename}'"
-        print(f"error: cannot write {place}: {error.strerror}", file=sys.stderr)
+        _complain(f"cannot write {place}: {error.strerror}")
         sys.stdout = None  # type: ignore[assignment]  # else its rest is tried again at the end
         return 2
-    return 0
+    return 0 if is_whole else 2
 
 
-def find(args: argparse.Namespace) -> List[Dict[str, Any]]:
-    """Find the objects of all images, and draw them where a folder is given."""
+def _complain(sentence: object) -> None:
+    print(f"error: {one_line(str(sentence))}", file=sys.stderr, flush=True)
+
+
+def find(args: argparse.Namespace) -> Tuple[List[Dict[str, Any]], bool]:
+    """Find the objects of all images, and draw them where a folder is given.
+
+    An image that cannot be read, and a drawing that cannot be written, is said and left out.
+
+    Returns:
+        Records of all objects, and whether nothing was left out.
+
+    Raises:
+        UserError: the model cannot be used.
+        OSError: the folder cannot be made.
+    """
     segmenter = Segmenter(args.model, args.device)
+    if args.out is not None:
+        os.makedirs(args.out, exist_ok=True)
     stems = [os.path.splitext(os.path.basename(path))[0] for path in args.images]
-    records = []
+    records, is_whole = [], True
     for number, (path, stem) in enumerate(zip(args.images, stems), 1):
-        found = segmenter(read_image(path), args.top_k, args.score_threshold)
+        try:
+            image = read_image(path)
+        except UserError as error:
+            _complain(error)
+            is_whole = False
+            continue
+        found = segmenter(image, args.top_k, args.score_threshold)
         records += [dict(record, file_name=path) for record in found.records(number)]
         if args.out is not None:
-            os.makedirs(args.out, exist_ok=True)
             name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
-            target = os.path.join(args.out, name + ".png")
-            drawn = cv2.imencode(".png", found.draw())[1]
-            with open(target, "wb") as stream:
-                stream.write(drawn.tobytes())
-    return records
+            try:
+                _draw(found, os.path.join(args.out, name + ".png"))
+            except UserError as error:
+                _complain(error)
+                is_whole = False
+    return records, is_whole
+
+
+def _draw(found: Found, path: str) -> None:
+    drawn = cv2.imencode(".png", found.draw())[1]
+    try:
+        with open(path, "wb") as stream:
+            stream.write(drawn.tobytes())
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}") from error
 
 
 if __name__ == "__main__":

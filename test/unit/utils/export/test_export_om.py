@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import types
 
 import cv2
@@ -16,6 +17,7 @@ import torch
 
 from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.exports import export, require_onnx
+from helpers.paths import ROOT
 from helpers.prediction_weights import noise, save_weights
 from utils.checkpoint import CheckpointName, save_checkpoint
 from utils.cli import run_main
@@ -38,7 +40,8 @@ open({record!r}, "a").write(chr(10))
 print("ATC start working now, please wait for a moment.", flush=True)
 {body}
 """
-WORKS = "shutil.copy(flags['model'], flags['output'] + '.om'); open('fusion_result.json', 'w')"
+WORKS = ("shutil.copy(flags['model'], flags['output'] + '.om'); open('fusion_result.json', 'w');"
+         "os.makedirs('kernel_meta/inner', exist_ok=True)")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_atc_is_called_as_modelzoo_calls_it(weights, tmp_path, atc, capsys):
         "--framework=5", "--model=model_bs8.onnx", "--output=model_bs8_310P3",
         "--input_format=NCHW", "--input_shape=input.1:8,3,64,64", "--log=error",
         "--soc_version=Ascend310P3"]
-    assert not os.path.exists(scratch)
+    assert not os.path.exists(scratch) and "fusion_result.json" not in os.listdir(folder)
     assert sorted(name for name in os.listdir(folder) if "om" in name.split(".")[-1:]) == [
         "model_bs1_310P3.om", "model_bs1_910B3.om", "model_bs8_310P3.om", "model_bs8_910B3.om"]
     entry = read_description(folder)["models"][3]
@@ -125,6 +128,49 @@ def test_an_atc_that_fails(body, flags, sentence, weights, tmp_path, atc, capsys
     assert str(tmp_path / "out.atc.log") in error
     assert "ATC start working now" in (tmp_path / "out.atc.log").read_text()
     assert sorted(os.listdir(str(tmp_path))) == ["bin", "calls", "out.atc.log"]
+
+
+def is_running(pid):
+    """Whether there is such a process; one that has ended but was not waited for is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells of a parent's death")
+def test_atc_and_all_it_started_end_with_a_killed_export(weights, tmp_path, atc):
+    started = tmp_path / "started"
+    # As the real one does: a script that starts a program and waits for it.
+    atc("import subprocess; child = subprocess.Popen(['sleep', '600'])\n"
+        f"with open({str(started)!r} + '_', 'w') as stream: "
+        "stream.write('%d %d' % (os.getpid(), child.pid))\n"
+        f"os.rename({str(started)!r} + '_', {str(started)!r}); child.wait()")
+    exporting = subprocess.Popen([sys.executable, "-m", "utils.export", weights, "--format=om",
+                                  f"--out={tmp_path / 'out'}"], cwd=str(ROOT),
+                                 stdout=subprocess.DEVNULL)
+    assert eventually(started.exists)
+    pids = [int(word) for word in started.read_text().split()]
+    assert all(map(is_running, pids))
+    exporting.kill()
+    exporting.wait()
+    assert eventually(lambda: not any(map(is_running, pids)))
+    assert not (tmp_path / "out").exists()
+    with open(str(tmp_path / "bin" / "atc"), "w") as program:
+        program.write(ATC.format(python=sys.executable, record=str(tmp_path / "calls"), body=WORKS))
+    export(weights, tmp_path / "out", "--format=om")
+    assert sorted(os.listdir(str(tmp_path))) == ["bin", "calls", "out", "started"]
+
+
+def eventually(condition, seconds=60.0):
+    """Whether a condition comes true in this time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @pytest.mark.parametrize("flags, sentence", [

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import cv2
 import numpy as np
@@ -119,7 +121,6 @@ def test_run_py_is_imported(weights, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["absent.png"], "'absent.png' is missing or no image that OpenCV can read"),
     (["a.png", "--model=/absent"], "no exported model '/absent'"),
     (["a.png", "--out=a.png"], "cannot write 'a.png': File exists"),
 ])
@@ -129,6 +130,28 @@ def test_run_py_says_what_is_wrong(arguments, sentence, weights, tmp_path):
     code, out, errors = run_alone(folder, tmp_path, *arguments)
     assert code == 2 and out == ""
     assert errors.startswith("error: ") and sentence in errors and errors.count("\n") == 1
+
+
+def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    (tmp_path / "drawn" / "taken.png").mkdir(parents=True)
+    for name in ("a.png", "b.png", "taken.png"):
+        cv2.imwrite(str(tmp_path / name), noise())
+    (tmp_path / "text.png").write_text("no image")
+    header = (tmp_path / "a.png").read_bytes()
+    sizes = struct.pack(">4sII5B", b"IHDR", 60000, 60000, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(
+        header[:12] + sizes + struct.pack(">I", zlib.crc32(sizes)) + header[33:])
+    code, out, errors = run_alone(folder, tmp_path, "text.png", "a.png", "taken.png", "absent.png",
+                                  "huge.png", "b.png", "--out=drawn", "--top_k=1")
+    assert code == 2
+    assert [(record["image_id"], record["file_name"]) for record in json.loads(out)] == [
+        (2, "a.png"), (3, "taken.png"), (6, "b.png")]
+    reason = "is missing or no image that OpenCV can read"
+    assert errors.splitlines() == [
+        f"error: 'text.png' {reason}", "error: cannot write 'drawn/taken.png': Is a directory",
+        f"error: 'absent.png' {reason}", f"error: 'huge.png' {reason}"]
+    assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a.png", "b.png", "taken.png"]
 
 
 def test_run_py_draws_images_of_one_name_apart(weights, tmp_path):
