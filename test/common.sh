@@ -100,6 +100,12 @@ flags_from_caller() {
     done
 }
 
+# As ModelZoo has it.
+name_network() {  # RECIPE
+    Network=YOLACT
+    [[ ${1##*/} != yolact_plus* ]] || Network=YOLACT-plus
+}
+
 # Read the launcher's own arguments; what belongs to the Python program is kept in `flags`.
 parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
     local name value words
@@ -129,8 +135,7 @@ parse_arguments() {  # [DATA] [--NAME=VALUE | --NAME VALUE]...
                 fi ;;
             --config)
                 flags+=("${@:1:words}")
-                Network=YOLACT
-                [[ ${value##*/} != yolact_plus* ]] || Network=YOLACT-plus  # as ModelZoo has it
+                name_network "$value"
                 ;;
             *) flags+=("${@:1:words}") ;;
         esac
@@ -187,15 +192,19 @@ prepare_environment() {
     export TORCH_DEVICE_BACKEND_AUTOLOAD=${TORCH_DEVICE_BACKEND_AUTOLOAD:-0}
 }
 
-# Name the case and its files, and empty the output folder unless told to keep it.
-start_case() {  # acc|perf|eval [keep]
-    choose_device
+name_case() {  # acc|perf|eval|infer
     CaseName=${Network}_bs${batch_size}_${RANK_SIZE}p_$1
+    loss_file=$output_path/train_${CaseName}_loss.txt
+    case_file=$output_path/$CaseName.log
+}
+
+# Name the case and its files, and empty the output folder unless told to keep it.
+start_case() {  # acc|perf|eval|infer [keep]
+    choose_device
     output_path=$test_path/output/$ASCEND_DEVICE_ID
     train_log=$output_path/train_$ASCEND_DEVICE_ID.log
     eval_log=$output_path/eval_$ASCEND_DEVICE_ID.log
-    loss_file=$output_path/train_${CaseName}_loss.txt
-    case_file=$output_path/$CaseName.log
+    name_case "$1"
     claim_outputs "${@:2}"
     cd "$root_path" || exit 1
     prepare_environment

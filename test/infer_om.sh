@@ -49,6 +49,8 @@ if [[ -z $om_path ]]; then
 fi
 step preprocess "$PYTHON" -u -m utils.export.offline preprocess "$om_path" \
     --val_data="$data_path" --max_images="$max_images" --out="$output_path/bin"
+name_network "$(sed -n 's/^ *"recipe": "\(.*\)",$/\1/p' "$(dirname "$om_path")/model.yaml")"
+name_case infer
 step ais_bench "$PYTHON" -m ais_bench --model "$om_path" --input "$output_path/bin" \
     --output "$output_path/results" --outfmt BIN --batchsize "$batch_size" \
     --device "$ASCEND_DEVICE_ID"

@@ -1,4 +1,7 @@
-"""Stands for `python3 -m ais_bench` and for `atc`; an "OM" is the ONNX file that it came from."""
+"""Stands for `python3 -m ais_bench` and for `atc`; an "OM" is the ONNX file that it came from.
+
+Of YOLACT++ it is the one beside that, which ONNX Runtime can run.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ print("[INFO] throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(1): 163.4"
 ATC = """#!{python}
 import shutil, sys
 flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
-shutil.copy(flags["model"], flags["output"] + ".om")
+shutil.copy(flags["model"].replace("_atc", ""), flags["output"] + ".om")
 """
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.config import get_config
+from helpers.deterministic import load_deterministic_weights, small_plus_config
 from utils.checkpoint import CheckpointName, save_checkpoint
 from yolact import build_yolact
 
@@ -22,6 +23,23 @@ def save_weights(folder, names=NAMES, ids=IDS, **changes):
     torch.manual_seed(0)
     return save_checkpoint(CheckpointName(config.name, 1, 20).path(str(folder)),
                            build_yolact(config).state_dict(),
+                           {"config": config.to_dict(), "class_names": names, "category_ids": ids})
+
+
+def plus_network(**changes):
+    """A small YOLACT++ that finds something in noise, and its configuration."""
+    config = small_plus_config("yolact_plus_resnet50").replace(**changes)
+    network = load_deterministic_weights(build_yolact(config)).eval()
+    with torch.no_grad():  # else nothing is above the threshold
+        network.prediction_layers[0].conf_layer.weight.mul_(6)
+    return config, network
+
+
+def save_plus_weights(folder, names=None, ids=None):
+    """Write weights of such a network, with COCO's classes or those named; returns the path."""
+    config, network = plus_network(**({} if names is None else {"num_classes": len(names) + 1}))
+    return save_checkpoint(CheckpointName(config.name, 1, 20).path(str(folder)),
+                           network.state_dict(),
                            {"config": config.to_dict(), "class_names": names, "category_ids": ids})
 
 

@@ -15,7 +15,7 @@ from data.shapes import main as write_shapes
 from helpers.ais_bench_stand_in import install
 from helpers.exports import require_onnx
 from helpers.paths import ROOT
-from helpers.prediction_weights import save_weights
+from helpers.prediction_weights import save_plus_weights, save_weights
 from utils.cli import run_main
 from utils.export.offline import main as offline
 
@@ -30,10 +30,12 @@ def data(tmp_path_factory):
     return folder
 
 
+CLASSES = ["circle", "square", "triangle", "star"], [1, 2, 3, 4]
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"), ["circle", "square", "triangle",
-                                                             "star"], [1, 2, 3, 4])
+    return save_weights(tmp_path_factory.mktemp("weights"), *CLASSES)
 
 
 def scores(text):
@@ -82,6 +84,20 @@ def test_the_flow_scores_as_eval_does(batch_size, launch, data, weights, capsys)
     assert re.search(r"FPS +163.40 +8.00 +163.40  ok", check.stdout)
     assert "config is yolact_shapes, published is yolact_base; " in check.stdout
     assert ("batch is 2, published is 1" in check.stdout) == (batch_size == 2)
+    case = (output / f"YOLACT_bs{batch_size}_1p_infer.log").read_text().splitlines()
+    assert case[0] == "Network = YOLACT" and len(case) == 5
+
+
+def test_yolact_plus_has_its_own_name(launch, data, tmp_path, capsys):
+    weights = save_plus_weights(tmp_path / "weights", *CLASSES)
+    done, output = launch(data, f"--pth_path={weights}")
+    assert done.returncode == 0, done.stdout
+    assert evaluation.main([f"--trained_model={weights}", f"--val_data={data}",
+                            "--eval_device=cpu", "--num_workers=0", "--per_class_file="]) == 0
+    expected = scores(capsys.readouterr().out)
+    assert len(expected) == 2 and scores((output / "score.log").read_text()) == expected
+    case = (output / "YOLACT-plus_bs1_1p_infer.log").read_text().splitlines()
+    assert case[0] == "Network = YOLACT-plus" and "CaseName = YOLACT-plus_bs1_1p_infer" in case
 
 
 def test_a_step_that_fails_ends_the_flow(launch, data, tmp_path):

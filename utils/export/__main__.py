@@ -45,6 +45,8 @@ def export_parser() -> ArgumentParser:
     parser.add_argument("--input", choices=INPUT_TYPES, default="float32",
                         help="float32: images normalised by the caller; uint8: as they are read")
     add_switch(parser, "--half", help="weights and arithmetic in half precision")
+    parser.add_argument("--images", default=None, metavar="FOLDER",
+                        help="check the export with images of this folder (or in/*.jpg), too")
     parser.add_argument("--opset", type=Bounded(int, 11), default=None,
                         help="of ONNX; default 11, with deformable convolutions 19")
     om = parser.add_argument_group("Ascend's OM, beside ONNX")
@@ -104,7 +106,7 @@ def main(argv: List[str]) -> int:
     args = export_parser().parse_args(argv)
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
-    from utils.export.check import differences
+    from utils.export.check import check_images, differences
     from utils.export.folder import write_description, write_models
     from utils.inference.detector import load_model
 
@@ -116,20 +118,21 @@ def main(argv: List[str]) -> int:
     loaded = load_model(args.weights, args.save_folder, args.config)
     network = cast("Yolact", loaded.model)
     print(f"Weights : {loaded.report}", flush=True)
+    planes = check_images(loaded.config.max_size, args.images)
     with new_folder(args.out) as folder:
-        facts = write_models(loaded, network, plan, folder)
+        facts = write_models(loaded, network, plan, folder, planes)
         write_description(facts, folder)
-        apart = differences(network, loaded.config, folder, plan.half)
+        apart = differences(network, loaded.config, folder, plan.half, planes)
         facts["differences"] = apart
         onnx_models = facts["models"]
         notes = [] if atc is None else add_om_models(
             facts, loaded.config, atc, folder, args.out, lambda line: print(line, flush=True))
         write_description(facts, folder)
-    print("Checked : largest relative difference from PyTorch: "
+    print(f"Checked : {len(planes)} images; largest relative difference from PyTorch: "
           + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
     if plan.form == "detections" and "detections" not in apart:
         print("          the network finds nothing in the images of the check: no detections were "
-              "compared")
+              "compared; give some of its own with --images=FOLDER")
     for entry in onnx_models:
         path = os.path.join(args.out, entry["file"])
         print(f"Wrote   : {path}, batch {entry['batch'] or DYNAMIC}, opset {entry['opset']}, "

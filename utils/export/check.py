@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.config import Config
+from data.image import read_image
 from data.shapes import draw_scene
 from layers.detection import Detect
 from utils.errors import UserError
 from utils.exported import ExportedModel
 from utils.inference.detector import to_network_input
+from utils.inference.predict import image_files
 from yolact import Yolact
 
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 """Largest difference, relative to the largest value of its output."""
+OWN_IMAGES = 3
+"""Of the user, at most."""
 
 
 def example_images(side: int, count: int) -> np.ndarray:
@@ -29,23 +34,52 @@ def example_images(side: int, count: int) -> np.ndarray:
         else rng.randint(0, 256, (3, side, side)).astype(np.uint8) for n in range(count)])
 
 
+def check_images(side: int, source: Optional[str]) -> np.ndarray:
+    """Images to check an export with: drawn ones, noise, and up to three of the user's own.
+
+    A network finds little in images that are not of the kind that it was trained on.
+
+    Args:
+        side: S.
+        source: --images, a folder or a pattern; None for none.
+
+    Returns:
+        uint8 `[n, 3, S, S]` RGB.
+
+    Raises:
+        UserError: there are no images, or one cannot be read.
+    """
+    planes = example_images(side, 3)
+    if source is None:
+        return planes
+    paths, _ = image_files(source)
+    chosen = paths[::math.ceil(len(paths) / OWN_IMAGES)]  # from all over the folder
+    return np.concatenate((planes, [to_network_input(read_image(path), side) for path in chosen]))
+
+
 @torch.no_grad()
-def differences(network: Yolact, config: Config, folder: str, half: bool) -> Dict[str, float]:
+def differences(network: Yolact, config: Config, folder: str, half: bool,
+                planes: np.ndarray) -> Dict[str, float]:
     """Differences of the models in `folder` from their network, see `compare`; the worst of each.
+
+    Args:
+        network: that they were exported from.
+        config: of the network.
+        folder: with its description.
+        half: whether the models are in half precision.
+        planes: uint8 images `[n, 3, S, S]` RGB, which each model gets.
 
     Raises:
         UserError: a difference above the tolerance; names it.
     """
-    planes = example_images(config.max_size, 3)
     network = network.eval()
     predictions = network(torch.from_numpy(planes))
     apart: Dict[str, float] = {}
     for entry in ExportedModel(folder, "cpu").models:
-        index = np.arange(entry["batch"] or len(planes)) % len(planes)
+        index = np.arange(max(entry["batch"] or 0, len(planes))) % len(planes)
         model = ExportedModel(os.path.join(folder, entry["file"]), "cpu")
         found = {name: torch.from_numpy(values) for name, values in model(planes[index]).items()}
-        for name, value in compare(of_images(predictions, index), found, config, half).items():
-            apart[name] = float(np.maximum(value, apart.get(name, 0.0)))  # keeps NaN
+        keep_worst(apart, compare(of_images(predictions, index), found, config, half))
     if network.maskiou_net is not None:
         masks = torch.rand(3, 1, config.proto_size, config.proto_size)
         apart["mask_iou"] = relative(network.maskiou_net(masks),
@@ -86,6 +120,12 @@ def of_images(predictions: Dict[str, Tensor], index: np.ndarray) -> Dict[str, Te
     """Predictions for those images of a batch."""
     return {name: values if name == "priors" else values[index]
             for name, values in predictions.items()}
+
+
+def keep_worst(apart: Dict[str, float], found: Dict[str, float]) -> None:
+    """Let `apart` hold the larger difference of each output; one that is no number stays."""
+    for name, value in found.items():
+        apart[name] = float(np.maximum(value, apart.get(name, 0.0)))
 
 
 def refuse_apart(apart: Dict[str, float], tolerance: float) -> None:

@@ -16,7 +16,14 @@ from torch import Tensor
 from data.config import Config
 from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from utils.export import graph
-from utils.export.check import TOLERANCE, compare, example_images, of_images, refuse_apart, relative
+from utils.export.check import (
+    TOLERANCE,
+    compare,
+    keep_worst,
+    of_images,
+    refuse_apart,
+    relative,
+)
 from utils.exported import prepare, require
 from yolact import Yolact, for_inference
 
@@ -128,10 +135,19 @@ def _prepared(network: Yolact) -> Tuple[Yolact, List[_DeformConv]]:
 
 
 @torch.no_grad()
-def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: int) -> None:
+def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: int,
+                  planes: np.ndarray) -> None:
     """Write a network with deformable convolutions as ATC takes it, and check the file.
 
     Its input is float32, normalised as in training; opset 11.
+
+    Args:
+        network: to write.
+        path: of the file.
+        config: of the network.
+        form: one of `utils.exported.FORMS`.
+        batch: images that the model takes.
+        planes: uint8 images `[n, 3, S, S]` RGB for the check.
 
     Raises:
         UserError: the file differs from the network.
@@ -139,21 +155,24 @@ def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: 
     ready, convolutions = _prepared(network)
     graph.trace_network(graph.outputs_module(ready, config, form), path, config, form, batch,
                         "float32", graph.DEFAULT_OPSET)
-    planes = example_images(config.max_size, 3)
-    index = np.arange(batch) % len(planes)
     ready(torch.from_numpy(planes))
-    results = [convolution.result[index] for convolution in convolutions]
+    predictions = network.eval()(torch.from_numpy(planes))
     cut = _Cut(path)
-    cut.take_out(results)
+    cut.take_out([convolution.result[:1].expand(batch, -1, -1, -1)
+                  for convolution in convolutions])
     graph.simplify(path)
     graph.check(path)
 
-    images = prepare(planes[index], {"layout": "NCHW", "type": "float32",
-                                     "mean": config.pixel_mean, "std": config.pixel_std})
-    found = cut.run(images, results)
-    apart = {OPERATOR: max(relative(result, found[node.output[0]])
-                           for node, result in zip(cut.nodes, results))}
-    apart.update(compare(of_images(network.eval()(torch.from_numpy(planes)), index),
-                         {name: found[name] for name in cut.outputs}, config))
+    apart: Dict[str, float] = {}
+    for start in range(0, len(planes), batch):
+        index = np.arange(start, start + batch) % len(planes)
+        images = prepare(planes[index], {"layout": "NCHW", "type": "float32",
+                                         "mean": config.pixel_mean, "std": config.pixel_std})
+        results = [convolution.result[index] for convolution in convolutions]
+        found = cut.run(images, results)
+        keep_worst(apart, {OPERATOR: max(relative(result, found[node.output[0]])
+                                         for node, result in zip(cut.nodes, results))})
+        keep_worst(apart, compare(of_images(predictions, index),
+                                  {name: found[name] for name in cut.outputs}, config))
     refuse_apart(apart, TOLERANCE)
     cut.put_back()

@@ -48,12 +48,33 @@ class Plan:
         """File name, without ending, of the model with this batch."""
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
 
+    def needs(self) -> List[str]:
+        """What not every PyTorch writes, by its flag."""
+        return [flag for flag, is_asked in (
+            ("--outputs=detections", self.form == "detections"), ("--half", self.half),
+            ("--batch_size=dynamic", None in self.batches)) if is_asked]
 
-def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
-                 folder: str) -> Dict[str, Any]:
-    """Write the ONNX files and what they need; returns the description of the folder."""
+
+def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
+                 planes: np.ndarray) -> Dict[str, Any]:
+    """Write the ONNX files and what they need.
+
+    Args:
+        loaded: where the network comes from.
+        network: to export.
+        plan: what is to be exported.
+        folder: that everything is written into.
+        planes: uint8 images `[n, 3, S, S]` RGB to check what ONNX Runtime cannot run.
+
+    Returns:
+        The description of the folder.
+
+    Raises:
+        UserError: the network cannot be exported so.
+    """
     config = loaded.config
     deformable = graph.has_deform_conv(network)
+    graph.refuse_old_pytorch(plan.needs() + ["a deformable convolution"] * deformable)
     opset = plan.opset or (graph.DEFORM_CONV_OPSET if deformable else graph.DEFAULT_OPSET)
     if deformable and opset < graph.DEFORM_CONV_OPSET:
         raise UserError(f"--opset is {opset}, but {config.name} has deformable convolutions, which "
@@ -65,7 +86,8 @@ def write_models(loaded: LoadedModel, network: Yolact, plan: Plan,
         graph.write_network(module, path + ".onnx", config, plan.form, batch, plan.input_type,
                             opset, plan.half)
         if plan.for_atc and deformable:
-            write_for_atc(network, path + ATC_ENDING, config, plan.form, cast(int, batch))
+            write_for_atc(network, path + ATC_ENDING, config, plan.form, cast(int, batch),
+                          planes)
     np.save(os.path.join(folder, PRIORS), network.priors[config.max_size].numpy())
     if network.maskiou_net is not None:
         graph.write_mask_iou(network.maskiou_net, os.path.join(folder, MASK_IOU), config, opset)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,11 @@ INPUT_NAME = "input.1"
 """As in ModelZoo's YOLACT, whose scripts name it."""
 DEFAULT_OPSET, DEFORM_CONV_OPSET = 11, 19
 """What ATC takes, and the first with a deformable convolution."""
+
+
+_SINCE = {"--outputs=detections": (2, 0), "--half": (2, 0), "--batch_size=dynamic": (1, 8),
+          "a deformable convolution": (2, 0)}
+"""PyTorch whose exporter writes it: older ones lack operators, or do not name nodes by module."""
 
 
 class Output(NamedTuple):
@@ -141,6 +146,16 @@ def prepared(network: Yolact) -> Yolact:
 def has_deform_conv(network: nn.Module) -> bool:
     """Whether the network needs ONNX's `DeformConv` (YOLACT++)."""
     return any(isinstance(module, DeformConv2d) for module in network.modules())
+
+
+def refuse_old_pytorch(needs: Iterable[str]) -> None:
+    """A `UserError` where this PyTorch does not write something of these, of `_SINCE`."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    for need in needs:
+        if version < _SINCE[need]:
+            raise UserError(f"PyTorch {torch.__version__} cannot write {need}; export where "
+                            f"PyTorch {'.'.join(map(str, _SINCE[need]))} or newer is installed: it "
+                            "reads the same weights")
 
 
 def write_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],

@@ -302,9 +302,7 @@ def output_pair(value: str, ending: str) -> Tuple[str, str]:
 
 
 def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
-    """Resolve `--images=in_dir[:out_dir]`; `in_dir` may be a pattern such as `in/*.jpg`.
-
-    Taken are files with an image's ending or without any, but not hidden ones.
+    """Resolve `--images=in_dir[:out_dir]`, where `image_files` are looked for in `in_dir`.
 
     Returns:
         The images in the order of their names, the output folder, and how many other files there
@@ -318,16 +316,7 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
     is_folder = os.path.isdir(source)
     folder = target or os.path.join(RESULTS, os.path.basename(os.path.abspath(
         source if is_folder else os.path.dirname(source))))
-    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
-    if not paths and not is_folder:
-        raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
-                        "it as a pattern; give a folder with images")
-    files = [path for path in paths if os.path.isfile(path)]
-    chosen = [path for path in files
-              if os.path.splitext(path)[1].lower() in SUFFIXES + ("",)]
-    if not chosen:
-        raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
-                        f"(known: {' '.join(SUFFIXES)})")
+    chosen, others = image_files(source)
     if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder) for path in chosen):
         raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
                         "folder; choose another output folder, e.g. "
@@ -344,7 +333,32 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
              for stem, path in zip(stems, chosen)]
     images = [ImageFile(path, os.path.join(folder, name + ".png"), image_id)
               for path, name, image_id in zip(chosen, names, ids)]
-    return images, folder, len(files) - len(chosen)
+    return images, folder, others
+
+
+def image_files(source: str) -> Tuple[List[str], int]:
+    """Images that --images names: those of a folder, or of a pattern such as `in/*.jpg`.
+
+    Taken are files with an image's ending or without any, but not hidden ones.
+
+    Returns:
+        Paths in the order of their names, and how many other files there were.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    is_folder = os.path.isdir(source)
+    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
+    if not paths and not is_folder:
+        raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
+                        "it as a pattern; give a folder with images")
+    files = [path for path in paths if os.path.isfile(path)]
+    chosen = [path for path in files
+              if os.path.splitext(path)[1].lower() in SUFFIXES + ("",)]
+    if not chosen:
+        raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
+                        f"(known: {' '.join(SUFFIXES)})")
+    return chosen, len(files) - len(chosen)
 
 
 def _stem(path: str) -> str:

@@ -152,6 +152,28 @@ def test_detections_of_one_side_alone_are_noticed(weights):
             check.refuse_apart({"proto": 0.0, "detections": value}, 1e-3)
 
 
+@pytest.mark.parametrize("batch, passes", [("1", 6), ("4", 2), ("dynamic", 1)])
+def test_every_model_is_checked_with_drawn_random_and_own_images(batch, passes, weights, tmp_path,
+                                                                 capsys, monkeypatch):
+    for n in range(7):
+        cv2.imwrite(str(tmp_path / f"{n}.png"), np.full((9, 9, 3), 10 * n, np.uint8))
+    seen = []
+    run = exported.ExportedModel._run
+
+    def record(model, file, values):
+        seen.append(values)
+        return run(model, file, values)
+
+    monkeypatch.setattr(exported.ExportedModel, "_run", record)
+    export(weights, tmp_path / "out", f"--batch_size={batch}", "--input=uint8",
+           f"--images={tmp_path}/*.png")
+    images = np.concatenate(seen)[:6]
+    assert len(seen) == passes and "6 images; " in capsys.readouterr().out
+    assert images[1].std() > 70 and [image.std() > 0 for image in images[:4]] == [
+        True, True, True, False]
+    assert images[3:, 0, 0, 0].tolist() == [0, 30, 60]
+
+
 def test_the_folder_describes_itself(weights, tmp_path):
     folder = export(weights, tmp_path / "out", "--batch_size=1,8")
     assert sorted(os.listdir(folder)) == ["model.yaml", "model_bs1.onnx", "model_bs8.onnx",
@@ -201,6 +223,8 @@ REFUSED = [
     (["--opset=99"], "cannot write this network with opset 99"),
     (["--opset=9"], "--opset is '9', expected a whole number from 11 to"),
     (["--config=yolact_base"], "does not hold this network"),
+    (["--images=/absent"], "--images: no folder '/absent'"),
+    (["--images=/dev/null"], "none of the 0 files of '/dev/null' is an image"),
 ]
 
 

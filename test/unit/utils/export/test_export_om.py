@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.exports import export, require_onnx
 from helpers.paths import ROOT
-from helpers.prediction_weights import noise, save_weights
-from utils.checkpoint import CheckpointName, save_checkpoint
+from helpers.prediction_weights import noise, plus_network, save_plus_weights, save_weights
+from utils import exported
 from utils.cli import run_main
 from utils.errors import UserError
 from utils.export import deformable
 from utils.export.__main__ import main
-from utils.exported import read_description
+from utils.export.check import example_images
+from utils.export.run import Segmenter
+from utils.exported import open_onnx, read_description
 from utils.inference import Predictor
-from yolact import build_yolact
 
 onnx, onnxruntime = require_onnx()
 pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
@@ -40,7 +40,8 @@ open({record!r}, "a").write(chr(10))
 print("ATC start working now, please wait for a moment.", flush=True)
 {body}
 """
-WORKS = ("shutil.copy(flags['model'], flags['output'] + '.om'); open('fusion_result.json', 'w');"
+WORKS = ("shutil.copy(flags['model'].replace('_atc', ''), flags['output'] + '.om');"
+         "open('fusion_result.json', 'w');"
          "os.makedirs('kernel_meta/inner', exist_ok=True)")
 
 
@@ -204,20 +205,10 @@ def test_chips_as_their_hosts_name_them(soc, weights, tmp_path):
     assert models[1]["command"].endswith(f"--soc_version=Ascend{chip}")
 
 
-def plus_network():
-    config = small_plus_config("yolact_plus_resnet50")
-    network = load_deterministic_weights(build_yolact(config)).eval()
-    with torch.no_grad():
-        network.prediction_layers[0].conf_layer.weight.mul_(6)
-    return config, network
-
-
 def test_deformable_convolutions_are_written_as_modelzoo_writes_them(tmp_path, atc):
-    config, network = plus_network()
-    path = save_checkpoint(CheckpointName(config.name, 1, 20).path(str(tmp_path / "weights")),
-                           network.state_dict(), {"config": config.to_dict(), "class_names": None})
-    calls = atc("shutil.copy(flags['model'].replace('_atc', ''), flags['output'] + '.om')")
-    folder = export(path, tmp_path / "out", "--format=om", "--batch_size=2")
+    calls = atc(WORKS)
+    folder = export(save_plus_weights(tmp_path / "weights"), tmp_path / "out", "--format=om",
+                    "--batch_size=2")
     assert calls()[0][0][1] == "--model=model_atc.onnx"
     model = onnx.load(os.path.join(folder, "model_atc.onnx"))
     assert [entry.version for entry in model.opset_import] == [11]
@@ -248,7 +239,8 @@ def test_another_operator_is_noticed(tmp_path, monkeypatch):
 
     def refused():
         with pytest.raises(UserError) as caught:
-            deformable.write_for_atc(network, str(tmp_path / "x.onnx"), config, "raw", 1)
+            deformable.write_for_atc(network, str(tmp_path / "x.onnx"), config, "raw", 1,
+                                     example_images(config.max_size, 1))
         return str(caught.value)
 
     with monkeypatch.context() as patch:  # a file that does not say what PyTorch computes
@@ -277,20 +269,40 @@ class InferSession:
         return self.session.run(None, {"input.1": feeds[0]})
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8"])
-def test_ais_bench_takes_the_place_of_onnxruntime(kind, weights, tmp_path, atc, monkeypatch):
-    atc()
-    folder = export(weights, tmp_path / "out", "--format=om", f"--input={kind}")
+@pytest.fixture
+def ais_bench(monkeypatch):
     interface = types.ModuleType("ais_bench.infer.interface")
     interface.InferSession = InferSession
     for name in ("ais_bench", "ais_bench.infer"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "ais_bench.infer.interface", interface)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "plus"])
+def test_ais_bench_takes_the_place_of_onnxruntime(kind, weights, tmp_path, atc, ais_bench,
+                                                  monkeypatch):
+    atc()
+    if kind == "plus":
+        weights = save_plus_weights(tmp_path / "weights")
+    folder = export(weights, tmp_path / "out", "--format=om",
+                    f"--input={'uint8' if kind == 'uint8' else 'float32'}")
+    opened = []
+
+    def record(path, device="cpu", options=None):
+        opened.append((os.path.basename(path), device))
+        return open_onnx(path, device, options)
+
+    monkeypatch.setattr(exported, "open_onnx", record)
     image = noise()
     om, pytorch = (Predictor(source, device="cpu")(image) for source in (
         os.path.join(folder, "model_310P3.om"), weights))
     np.testing.assert_allclose(om.scores, pytorch.scores, atol=1e-4)
     np.testing.assert_allclose(np.sort(om.boxes, 0), np.sort(pytorch.boxes, 0), atol=1e-2)
+    for device in ("auto", "npu"):  # what run.py does on a card
+        alone = Segmenter(folder, device)(image)
+        np.testing.assert_allclose(alone.scores, pytorch.scores, atol=1e-4)
+    # The card has the network; what scores the masks of YOLACT++ runs beside it on the CPU.
+    assert opened == [("mask_iou.onnx", "cpu")] * 3 * (kind == "plus")
 
 
 def test_a_missing_runtime_is_a_sentence(weights, tmp_path, atc, capsys):

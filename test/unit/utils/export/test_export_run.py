@@ -17,13 +17,10 @@ import pytest
 import torch
 
 import eval as evaluation
-from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.exports import export, require_onnx
-from helpers.prediction_weights import noise, save_weights
-from utils.checkpoint import CheckpointName, save_checkpoint
+from helpers.prediction_weights import noise, save_plus_weights, save_weights
 from utils.errors import UserError
 from utils.export.run import Segmenter, run_lengths
-from yolact import build_yolact
 
 require_onnx()
 pytestmark = pytest.mark.skipif(int(torch.__version__.split(".")[0]) < 2,
@@ -56,21 +53,11 @@ def weights(tmp_path_factory):
     return save_weights(tmp_path_factory.mktemp("weights"))
 
 
-def plus_weights(folder):
-    config = small_plus_config("yolact_plus_resnet50")
-    network = load_deterministic_weights(build_yolact(config))
-    with torch.no_grad():
-        network.prediction_layers[0].conf_layer.weight.mul_(6)
-    return save_checkpoint(CheckpointName(config.name, 1, 20).path(str(folder)),
-                           network.state_dict(),
-                           {"config": config.to_dict(), "class_names": None})
-
-
 @pytest.mark.parametrize("kind", ["raw", "detections", "plus"])
 def test_run_py_finds_and_draws_what_eval_does(kind, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if kind == "plus":
-        weights, flags = plus_weights(tmp_path / "weights"), []
+        weights, flags = save_plus_weights(tmp_path / "weights"), []
     else:
         flags = [f"--outputs={kind}"]
     folder = export(weights, tmp_path / "out", *flags)
