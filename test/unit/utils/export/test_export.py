@@ -17,14 +17,10 @@ import torch
 import yaml
 
 import eval as evaluation
-from data.config import get_config, list_configs
+from data.config import list_configs
 from data.shapes import main as write_shapes
-from helpers.deterministic import (
-    load_deterministic_weights,
-    small_config,
-    small_plus_config,
-)
-from helpers.exports import export, require_onnx
+from helpers.deterministic import load_deterministic_weights
+from helpers.exports import export, require_onnx, small
 from helpers.paths import ROOT
 from helpers.prediction_weights import IDS, NAMES, full_disk, noise, save_weights
 from layers.detection import Detect
@@ -70,12 +66,6 @@ def assert_same_objects(one, other, tolerance=1e-3):
         assert min(apart) < tolerance
         match = left.pop(int(np.argmin(apart)))
         assert (pixels(one.rles[n]) != pixels(other.rles[match])).mean() < 1e-4
-
-
-def small(name):
-    if name == "yolact_shapes":
-        return get_config(name, max_size=64)
-    return small_plus_config(name) if "plus" in name else small_config(name)
 
 
 SLOW = ("yolact_base", "yolact_im400", "yolact_im700", "yolact_plus_base")
