@@ -8,13 +8,14 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import read_whole, refuse_endless
+from utils.image_ends import JPEG_START, PNG_START, is_truncated, jpeg_segments
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,11 +33,6 @@ _OVERSHOOT = 0.5
 
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"  # the last chunk with its checksum
-_JPEG_START = b"\xff\xd8"
-_JPEG_END = b"\xff\xd9"
-_START_OF_SCAN = 0xDA
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _MOST_PIXELS = 178956970
 """What Pillow refuses to go beyond; OpenCV's limit is that of 3 GiB."""
@@ -89,42 +85,17 @@ def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = No
     return image
 
 
-def is_truncated(data: bytes) -> bool:
-    """Tell whether a JPEG or PNG lacks its end marker; False for other formats."""
-    if data.startswith(_JPEG_START):
-        if data.endswith(_JPEG_END):
-            return False
-        # Cameras append data after the end, and a thumbnail inside the header has an end of its
-        # own: the marker that counts comes after the start of the scan.
-        scans = [end for marker, _, end in _jpeg_segments(data) if marker == _START_OF_SCAN]
-        return not scans or data.find(_JPEG_END, scans[0]) < 0
-    return data.startswith(_PNG_START) and data.rfind(_PNG_END) < 0
-
-
-def _jpeg_segments(data: bytes) -> Iterator[Tuple[int, int, int]]:
-    """Marker, start and end of each part of a JPEG's header, the start of the scan last."""
-    position, marker = 2, 0
-    while position + 4 <= len(data) and data[position] == 0xFF and marker != _START_OF_SCAN:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        start = position + 2
-        position = start + int.from_bytes(data[start:start + 2], "big")
-        yield marker, start, position
-
-
 def _promised_size(data: bytes) -> Size:
     """Width and height that a file's header promises; zeros where it says none.
 
     Raises:
         ValueError: they are more than Pillow goes on with.
     """
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return struct.unpack(">II", data[16:24].ljust(8, b"\0"))  # type: ignore[return-value]
-    if data.startswith(_JPEG_START):
+    if data.startswith(JPEG_START):
         height, width = next((struct.unpack(">HH", data[start + 3:start + 7].ljust(4, b"\0"))
-                              for marker, start, _ in _jpeg_segments(data)
+                              for marker, start, _ in jpeg_segments(data)
                               if marker in _START_OF_FRAME), (0, 0))
         return width, height
     from PIL import Image

@@ -2,8 +2,9 @@
 
     python test/benchmark/bench_export.py [--config=yolact_resnet50] [--max_size=550] [--rounds=5]
 
-All ways are timed in turn on the same image and number of threads (OMP_NUM_THREADS), the best of
-the rounds counts. Weights are random; only the host's detection depends on them.
+All ways are timed in turn on the same image and number of threads (OMP_NUM_THREADS). What counts is
+the median over the rounds of the time that the processors spent, which hardly depends on what else
+they do. Weights are random; only the host's detection depends on them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
 
 import cv2
 import numpy as np
@@ -54,15 +56,15 @@ def random_network(config: Config) -> Yolact:
 
 
 def milliseconds(ways: Dict[str, Callable[[], Any]], rounds: int) -> Dict[str, float]:
-    """Best wall time of each way, all of them in turn; the first round does not count."""
-    best = {name: float("inf") for name in ways}
+    """Median of each way's processor time, all of them in turn; the first round does not count."""
+    spent: Dict[str, List[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, work in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             work()
             if number:
-                best[name] = min(best[name], 1000 * (time.perf_counter() - start))
-    return best
+                spent[name].append(1000 * (time.process_time() - start))
+    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def export_all(config: Config, folder: str, weights: str) -> Dict[str, str]:

@@ -30,6 +30,7 @@ import numpy as np
 from utils.drawing import draw_instances
 from utils.errors import UserError, one_line
 from utils.exported import ExportedModel
+from utils.image_ends import is_truncated
 
 Rows = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Boxes `[n, 4]`, scores `[n]`, 0-based classes `[n]`, coefficients `[n, k]`; best first."""
@@ -226,10 +227,18 @@ def run_lengths(mask: np.ndarray) -> str:
 
 
 def read_image(path: str) -> np.ndarray:
-    """An image file as uint8 `[h, w, 3]` BGR, turned as its EXIF orientation says."""
+    """An image file as uint8 `[h, w, 3]` BGR, turned as its EXIF orientation says.
+
+    Raises:
+        UserError: it is missing, no image, or cut off.
+    """
     image = None
     if os.path.isfile(path):  # OpenCV warns of a missing file on stderr
-        with contextlib.suppress(cv2.error):  # more pixels than it reads
+        with contextlib.suppress(cv2.error, OSError):  # more pixels than it reads; no permission
+            with open(path, "rb") as stream:
+                if is_truncated(stream.read()):  # OpenCV would make up the rest of it
+                    raise UserError(f"'{path}' is truncated, the end of the image is missing; copy "
+                                    "it again")
             image = cv2.imread(path)
     if image is None:
         raise UserError(f"'{path}' is missing or no image that OpenCV can read")

@@ -13,9 +13,10 @@ from pycocotools.coco import COCO
 
 from data.coco import CocoDataset
 from data.datasets import open_dataset
-from data.image import is_truncated, read_image
+from data.image import read_image
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.errors import UserError
+from utils.image_ends import is_truncated
 
 
 @pytest.fixture

@@ -125,19 +125,22 @@ def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
     for name in ("a.png", "b.png", "taken.png"):
         cv2.imwrite(str(tmp_path / name), noise())
     (tmp_path / "text.png").write_text("no image")
+    cv2.imwrite(str(tmp_path / "whole.jpg"), noise())
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
     header = (tmp_path / "a.png").read_bytes()
     sizes = struct.pack(">4sII5B", b"IHDR", 60000, 60000, 8, 2, 0, 0, 0)
     (tmp_path / "huge.png").write_bytes(
         header[:12] + sizes + struct.pack(">I", zlib.crc32(sizes)) + header[33:])
     code, out, errors = run_alone(folder, tmp_path, "text.png", "a.png", "taken.png", "absent.png",
-                                  "huge.png", "b.png", "--out=drawn", "--top_k=1")
+                                  "huge.png", "b.png", "half.jpg", "--out=drawn", "--top_k=1")
     assert code == 2
     assert [(record["image_id"], record["file_name"]) for record in json.loads(out)] == [
         (2, "a.png"), (3, "taken.png"), (6, "b.png")]
     reason = "is missing or no image that OpenCV can read"
     assert errors.splitlines() == [
         f"error: 'text.png' {reason}", "error: cannot write 'drawn/taken.png': Is a directory",
-        f"error: 'absent.png' {reason}", f"error: 'huge.png' {reason}"]
+        f"error: 'absent.png' {reason}", f"error: 'huge.png' {reason}",
+        "error: 'half.jpg' is truncated, the end of the image is missing; copy it again"]
     assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a.png", "b.png", "taken.png"]
 
 
