@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import cv2
 import numpy as np
@@ -102,4 +101,3 @@ def test_an_export_scores_as_its_weights(name, coco_mini, tmp_path, capsys):
         for rows, others in (sides, sides[::-1]):
             for row in rows[rows[:, 4] > lowest]:
                 assert np.abs(others - row).max(1).min() < TOLERANCE
-    print(name, table, exported, sum(map(len, found)), os.path.getsize(folder + "/model.onnx"))
