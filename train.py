@@ -312,6 +312,10 @@ def train(args: argparse.Namespace, processes: Processes, device: torch.device) 
                            is_restart(os.environ), processes, device)
     training = build_training(args, processes, device, train_step, launch, resumed)
     start = 0 if resumed is None else training.saver.resume(resumed, args.start_iter)
+    if start > training.schedule.max_iter:
+        raise UserError(f"'{resumed}' is at iteration {start}, beyond the end of this training, "
+                        f"{training.schedule.max_iter}; give a larger --max_iter, or start a new "
+                        f"training from its weights with --weights={resumed}")
     training.loader.start_at(start)
     with contextlib.closing(training.saver):
         announce(training, start, resumed, args.strict)

@@ -77,7 +77,8 @@ run_python() {  # LOG PROGRAM FLAG...
     fi
     if [[ $(torch_has_elastic) == yes ]]; then
         # Its own files go here and not to /tmp, where it would leave a folder after every start.
-        launcher=(-m torch.distributed.run --monitor_interval=1 "--log_dir=$elastic_files")
+        launcher=(-m utils.distributed.torch_distributed_run --monitor_interval=1
+                  "--log_dir=$elastic_files")
         if [[ $program == train.py ]]; then
             launcher+=("--max_restarts=$MAX_RESTARTS")
         fi

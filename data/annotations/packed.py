@@ -11,6 +11,7 @@ What is dropped, counted and reported: single annotations that cannot be trained
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
@@ -79,6 +80,15 @@ class Annotations:
     def owners(self) -> np.ndarray:
         """int64 `[M]`, index of the image of each object."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.object_offsets))
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of images and objects: another after any change of them."""
+        found = 0
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                found = zlib.crc32(np.ascontiguousarray(value).data, found)
+        return found
 
     def file_name(self, index: int) -> str:
         """File name of image `index`, as the annotation file gives it."""

@@ -188,7 +188,7 @@ def processes_of(place):
         try:
             if place.mark in (folder / "environ").read_text(errors="replace"):
                 words = (folder / "cmdline").read_text().split("\0")
-                if words[1:3] == ["-m", "torch.distributed.run"]:
+                if words[1:3] == ["-m", "utils.distributed.torch_distributed_run"]:
                     launcher = int(folder.name)
                 elif words[1:3] == ["-u", "train.py"] and (folder / "stat").read_text().rpartition(
                         ")")[2].split()[3] == folder.name:  # leads its session: no loader

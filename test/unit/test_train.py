@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,32 @@ def test_resume_with_other_flags_is_refused(flags, tmp_path, capsys):
     assert "'decay': 0.5" in capsys.readouterr().err
     assert train.main(flags + ["--resume=latest", "--sync_bn"]) == 2
     assert "its sync_bn is False, this run's is True" in capsys.readouterr().err
+
+
+def test_a_checkpoint_beyond_the_schedule_is_refused(flags, tmp_path, capsys):
+    assert train.main(flags) == 0
+    before = weights_of(tmp_path, 6)
+    assert train.main(flags + ["--resume=latest", "--max_iter=5"]) == 2
+    assert "is at iteration 6, beyond the end of this training, 5; give a larger --max_iter" in (
+        capsys.readouterr().err)
+    assert train.main(flags + ["--resume=latest"]) == 0  # at its end: nothing is left to do
+    assert same(before, weights_of(tmp_path, 6))
+
+
+def test_annotations_that_changed_are_said(flags, shapes, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(str(shapes), str(data))
+    flags = [f"--data={data}" if flag.startswith("--data") else flag for flag in flags]
+    assert train.main(flags) == 0
+    file = data / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for more in (["--max_iter=7"], ["--max_iter=8"]):
+        capsys.readouterr()
+        assert train.main(flags + ["--resume=latest"] + more) == 0
+        said = "Changed : images or objects of the training data" in capsys.readouterr().out
+        assert said == (more == ["--max_iter=8"])
+        content["annotations"][0]["bbox"][2] *= 0.9
+        file.write_text(json.dumps(content))
 
 
 def test_quiet_leaves_out_the_log_lines_alone(flags, capsys):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Mapping, Optional
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from utils.parsing import whole_number
 
 DEFAULT_ADDRESS = "127.0.0.1"
 DEFAULT_PORT = "29688"
+_OWN_ADDRESSES = (DEFAULT_ADDRESS, "localhost")
 TIMEOUT = datetime.timedelta(minutes=30)
 JOIN_SECONDS = 300
 """For all processes to meet; collectives have longer, since one may validate or save."""
@@ -105,11 +107,24 @@ class Processes:
                 dist.init_process_group(
                     backend=distributed_backend(device), rank=self.rank,
                     world_size=self.world_size, timeout=TIMEOUT,
-                    **_meeting_point(os.environ, address, number))
+                    store=self._meeting_point(os.environ, address, number))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"process {self.rank} of {self.world_size} could not join the others "
                             f"at {address}:{port} ({error}); check that all were started and that "
                             "the port is free (MASTER_PORT)") from error
+
+    def _meeting_point(self, env: Mapping[str, str], address: str, port: int) -> Any:
+        """The store in which processes exchange addresses.
+
+        Torch's elastic launcher keeps its own when it restarts the processes, and what the failed
+        ones left there would be read as addresses of living ones. So every start has a corner of
+        its own.
+        """
+        of_launcher = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = open_store(address, port, self.world_size, self.is_main and not of_launcher,
+                           TIMEOUT)
+        restarts = env.get("TORCHELASTIC_RESTART_COUNT") or "0"
+        return dist.PrefixStore(f"restart {restarts}", store)
 
     def shutdown(self) -> None:
         """Leave the group, if there is one."""
@@ -119,23 +134,19 @@ class Processes:
 
 def _on_one_host(env: Mapping[str, str]) -> bool:
     """Whether nothing names a second host: no LOCAL_RANK, no address but this host's own."""
-    return not env.get("LOCAL_RANK") and env.get("MASTER_ADDR", DEFAULT_ADDRESS) in (
-        "", DEFAULT_ADDRESS, "localhost")
+    return not env.get("LOCAL_RANK") and env.get("MASTER_ADDR", "") in ("", *_OWN_ADDRESSES)
 
 
-def _meeting_point(env: Mapping[str, str], address: str, port: int) -> Dict[str, Any]:
-    """Arguments that say where processes exchange addresses.
+def open_store(address: str, port: int, world_size: int, is_main: bool,
+               timeout: datetime.timedelta, **more: Any) -> Any:
+    """PyTorch's store at an address, made by the main process; `more` are arguments of TCPStore.
 
-    Torch's elastic launcher with a fixed address keeps its store when it restarts the processes,
-    and what the failed ones left there would be read as addresses of living ones. So every restart
-    has a corner of its own.
+    One at this host's own address listens there alone, from PyTorch 2 on; else on all networks.
     """
-    restarts = env.get("TORCHELASTIC_RESTART_COUNT") or "0"
-    if restarts == "0" or env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {"init_method": "env://"}
-    store = dist.TCPStore(host_name=address, port=port, is_master=False, timeout=TIMEOUT,
-                          wait_for_workers=False)
-    return {"store": dist.PrefixStore(f"restart {restarts}", store)}
+    knows_sockets = "master_listen_fd" in (dist.TCPStore.__init__.__doc__ or "")
+    if is_main and address in _OWN_ADDRESSES and knows_sockets:
+        more["master_listen_fd"] = socket.create_server((DEFAULT_ADDRESS, port)).detach()
+    return dist.TCPStore(address, port, world_size, is_main, timeout, **more)
 
 
 def _read(env: Mapping[str, str], name: str, default: int, minimum: int = 0) -> int:

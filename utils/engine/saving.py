@@ -260,7 +260,7 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
     """Refuse to resume a training that would not be the same one.
 
     Returns:
-        a sentence for each part of the schedule that is not as it was.
+        a sentence for each part of the schedule, and for the data, that is not as it was.
 
     Raises:
         UserError: names the first part that differs, with both values.
@@ -269,8 +269,13 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
     for key, value in identity.items():
         stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
         if key == "learning_rate" and isinstance(stored, dict):
-            changed = [f"Changed : {name} from {stored[name]} to {value[name]}" for name in value
-                       if name in stored and stored[name] != value[name]]
+            changed += [f"Changed : {name} from {stored[name]} to {value[name]}" for name in value
+                        if name in stored and stored[name] != value[name]]
+            continue
+        if key == "annotations":
+            if stored not in (None, value):
+                changed.append("Changed : images or objects of the training data, in an equal "
+                               "number of images; the training goes on with what is there now")
             continue
         if key == "config" and isinstance(stored, dict):
             # As this version writes it.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from helpers.paths import ROOT
-from utils.distributed.processes import Processes
+from utils.distributed.processes import Processes, open_store
 from utils.errors import UserError
 
 
@@ -81,7 +84,7 @@ def test_impossible_port_is_named(port, monkeypatch):
 
 _WORKER = """
 import torch, torch.distributed as dist
-from utils.distributed.processes import Processes
+from utils.distributed.processes import Processes, open_store
 mine = Processes.from_env()
 mine.init(torch.device("cpu"))
 value = torch.tensor([float(mine.rank + 1)])
@@ -92,13 +95,61 @@ print("rank", mine.rank, "sum", value.item(), "main", mine.is_main, "open", dist
 """
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("RANK_ID", "RANK_SIZE")])
-def test_two_processes_meet(names):
+def listens_at(port):
+    """Local addresses, as /proc/net has them, at which someone listens on `port`."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/net/{table}") as stream:
+            for line in list(stream)[1:]:
+                (address, number), state = line.split()[1].split(":"), line.split()[3]
+                if state == "0A" and int(number, 16) == port:
+                    found.add(address)
+    return found
+
+
+@pytest.fixture
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    workers = []
+        return probe.getsockname()[1]
+
+
+_LOOPBACK = "0100007F"
+_needs_sockets = pytest.mark.skipif(
+    "master_listen_fd" not in (dist.TCPStore.__init__.__doc__ or ""),
+    reason="this PyTorch's store listens on all networks")
+
+
+@_needs_sockets
+def test_the_store_of_one_host_listens_to_no_other(free_port):
+    store = open_store("localhost", free_port, 1, True, datetime.timedelta(seconds=10))
+    assert listens_at(free_port) == {_LOOPBACK}
+    store.set("key", "value")
+    assert open_store("127.0.0.1", free_port, 1, False,
+                      datetime.timedelta(seconds=10)).get("key") == b"value"
+
+
+@_needs_sockets
+@pytest.mark.launch
+def test_torch_s_launcher_on_one_host_listens_to_no_other(free_port):
+    command = [sys.executable, "-m", "utils.distributed.torch_distributed_run",
+               "--nproc_per_node=1", "--nnodes=1", "--node_rank=0", "--master_addr=127.0.0.1",
+               f"--master_port={free_port}", "--no_python", "sleep", "60"]
+    launcher = subprocess.Popen(command, cwd=str(ROOT), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not listens_at(free_port) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert listens_at(free_port) == {_LOOPBACK}
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("RANK_ID", "RANK_SIZE")])
+def test_two_processes_meet(names, free_port):
+    port, workers = str(free_port), []
     for rank in range(2):
         env = {key: value for key, value in os.environ.items() if key not in (
             "RANK", "WORLD_SIZE", "LOCAL_RANK", "RANK_ID", "RANK_SIZE", "MASTER_ADDR")}
