@@ -36,6 +36,7 @@ MAY_EXIT_WITH: Dict[str, Tuple[int, ...]] = {
 ELSEWHERE: Dict[str, str] = {
     "bash .ci/run": ".ci/run",
     "bash test/run_tests.sh": "test/launch/test_run_tests.py",
+    "NPUEMU_SOC=Ascend910A bash test/run_tests.sh": ".ci/run",
     "bash test/quickstart.sh": "test/launch/test_quickstart.py",
     "bash test/npu/field_report.sh": "test/npu/test_field_report.py",
     "python test/npu/audit.py": "test/npu/test_npu_audit.py",
