@@ -194,7 +194,7 @@ def test_two_cards_over_hccl_stay_equal_and_equal_the_cpus(tmp_path, device):
     found, wanted = (weights_in(str(tmp_path / name)) for name in ("npu", "cpu"))
     for name, value in wanted.items():
         apart = float((found[name].float() - value.float()).norm())
-        assert apart < 0.05 * float(value.float().norm()) + rounding.of_small(value), name
+        assert apart <= 0.05 * float(value.float().norm()) + rounding.of_small(value), name
 
 
 def free_port():
