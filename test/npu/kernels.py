@@ -145,7 +145,6 @@ KERNELS: Dict[str, Row] = {
     "ZerosLike": _row("ops-math math/zero_op", "i8 i32 i64 u8 f16 f32 bool", "bf16"),
 }
 
-CAST_SOURCE = "ops-math math/cast"
 CASTS_910A = {
     "f16": "f32 i32 u8 i8 bool", "f32": "f16 i32 bool", "i32": "f16 f32 i8 u8 bool i64",
     "i8": "f16 f32 i32 bool", "u8": "f16 f32 i32 i64", "bool": "f16 f32 i32 u8 i64 i8",

@@ -141,7 +141,12 @@ def open_store(address: str, port: int, world_size: int, is_main: bool,
                timeout: datetime.timedelta, **more: Any) -> Any:
     """PyTorch's store at an address, made by the main process; `more` are arguments of TCPStore.
 
-    One at this host's own address listens there alone, from PyTorch 2 on; else on all networks.
+    One at this host's own address listens there alone where this PyTorch takes a socket for it
+    (2.13 does, 1.5 and 1.8 do not); every other one listens on all networks.
+
+    Raises:
+        OSError: the port is taken.
+        RuntimeError: the main process's store cannot be made, or be reached in `timeout`.
     """
     knows_sockets = "master_listen_fd" in (dist.TCPStore.__init__.__doc__ or "")
     if is_main and address in _OWN_ADDRESSES and knows_sockets:

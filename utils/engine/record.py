@@ -25,7 +25,7 @@ from utils.distributed.processes import is_restart
 from utils.engine.learner import Learner
 from utils.engine.saving import Saver
 from utils.engine.setup import Training
-from utils.engine.trackers import TensorBoard, Tracker, open_tracker
+from utils.engine.trackers import TensorBoard, Tracker, open_tracker, require_tracker
 from utils.engine.train_flags import flagged_fields
 from utils.errors import UserError, first_line
 from utils.files import temporary_name
@@ -217,6 +217,9 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     """
     if not training.processes.is_main:
         return RunRecord()
+    tracker_name = None if args.no_log else args.track
+    if tracker_name is not None:
+        require_tracker(tracker_name)
     flags = {name: value for name, value in vars(args).items()
              if name not in _NOT_RERUN and name not in flagged_fields()}
     folder = None
@@ -224,10 +227,10 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
         folder = open_folder(args, training, flags, start)
     log, board = os.path.join(args.log_folder, training.config.name + ".log"), args.tensorboard
     tracker = None
-    if args.track is not None and not args.no_log:
+    if tracker_name is not None:
         saver = training.saver
         name = training.config.name if folder is None else os.path.basename(folder.path)
-        tracker = open_tracker(args.track, saver.training_id, name, training.config.to_dict(),
+        tracker = open_tracker(tracker_name, saver.training_id, name, training.config.to_dict(),
                                None if folder is None else folder.path)
     record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board,
                        tracker, start)

@@ -6,6 +6,7 @@ told to the packages in their own way: MLFLOW_TRACKING_URI, WANDB_PROJECT and so
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Mapping, Optional
 
 from utils.errors import UserError, first_line
@@ -101,9 +102,18 @@ class _Wandb(Tracker):
         self._run.finish()
 
 
+def require_tracker(name: str) -> None:
+    """A `UserError` where the package of a tracker is not installed, or broken."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a foreign package stumbles over
+        raise UserError(f"--track={name} needs the package {name} ({first_line(error)}); install "
+                        "it or leave the flag out") from error
+
+
 def open_tracker(name: str, training_id: str, run_name: str, settings: Mapping[str, Any],
                  folder: Optional[str] = None) -> Tracker:
-    """Begin, or go on with, the training's run at a tracker.
+    """Begin, or go on with, the training's run at a tracker whose package is there.
 
     Args:
         name: of `TRACKERS`.
@@ -113,13 +123,10 @@ def open_tracker(name: str, training_id: str, run_name: str, settings: Mapping[s
         folder: for what the package writes on this host; None leaves it to the package.
 
     Raises:
-        UserError: its package is not installed, or says no.
+        UserError: the package says no: no server, no account.
     """
     try:
         return (_Mlflow(training_id, run_name, settings) if name == "mlflow" else
                 _Wandb(training_id, run_name, settings, folder))
-    except ImportError as error:
-        raise UserError(f"--track={name} needs the package {name} ({first_line(error)}); install "
-                        "it or leave the flag out") from error
     except Exception as error:
         raise UserError(f"--track={name}: {first_line(error)}") from error

@@ -144,6 +144,7 @@ class PendingDetections(NamedTuple):
     """`[B, N]`, in the order of the detections."""
 
     def to(self, device: torch.device) -> PendingDetections:
+        """The same on `device`; waits for them where that is the CPU."""
         return PendingDetections(self.detections.to(device), self.proto.to(device),
                                  self.mask_scores.to(device))
 

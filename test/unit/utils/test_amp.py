@@ -144,6 +144,30 @@ def run_step(network, flat, precision, criterion=None, seed=0):
                       Sharing(Processes(), device), precision)
 
 
+class NanIsZero(Precision):
+    """As on a card that saturates: NaN becomes 0 on its way back, and the register is silent."""
+
+    def backward(self, loss):
+        if not bool(torch.isfinite(loss)):
+            loss = self.parameter.sum()
+        super().backward(loss)
+
+    def take_overflow(self):
+        return torch.zeros((), device=self.device)
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_a_void_step_changes_nothing_where_nan_does_not_show(device, void):
+    network = Stub().to(device)
+    flat, precision = FlatSGD(network.parameters()), NanIsZero("O0", device)
+    precision.parameter = next(network.parameters())
+    before = flat.flat.clone()
+    train_step(network, Criterion(), flat, [Part(device, 0)], 0.1, Sharing(Processes(), device),
+               precision, void)
+    assert torch.equal(flat.flat, before) == void
+    assert bool(torch.isfinite(flat.flat).all())
+
+
 @pytest.mark.parametrize("scale", [None, 1024.0])
 def test_a_scale_changes_no_update(device, scale):
     plain, ours = make(device), make(device, scale=LossScale(device, scale or None))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from utils.engine.record import RunRecord
-from utils.engine.trackers import TRACKERS, Tracker, open_tracker
+from utils.engine.trackers import TRACKERS, Tracker, open_tracker, require_tracker
 from utils.errors import UserError
 
 TRAIN = dict(iteration=10, epoch=0, lr=0.1, losses={"B": 1.5}, total=1.5, skipped=0, seconds=0.5,
@@ -30,7 +30,7 @@ def record_sessions(name, folder):
 def test_a_missing_package_is_one_sentence(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=f"--track={name} needs the package {name}"):
-        open_tracker(name, "a", "a", {})
+        require_tracker(name)
 
 
 def test_mlflow_goes_on_in_the_run_of_the_training(tmp_path, monkeypatch):

@@ -188,6 +188,13 @@ def test_mistakes(flags, capsys, extra, sentence):
     assert error.count("\n") == 1 and sentence in error
 
 
+def test_a_tracker_that_is_not_installed_leaves_no_folder(flags, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert train.main(flags + ["--track=mlflow", "--no_log=False"]) == 2
+    assert "--track=mlflow needs the package mlflow" in capsys.readouterr().err
+    assert not os.path.exists("runs")
+
+
 def test_the_same_run_again_from_its_folder(flags):
     """All flags and the configuration come from the folder; what is given beside them wins."""
     assert train.main(flags + ["--lr=0.0005", "--seed=3", "--name=first",
