@@ -44,6 +44,7 @@ def test_scales_are_those_of_the_librarys_scaler(device, capsys):
     scaler = library_scaler(device)
     if scaler is None:
         pytest.skip(f"this PyTorch has no scaler for {device}")
+    rounding.skip_where_saturated()  # the plugin's reads the register there, which inf does not set
     ours, steps = LossScale(device), 3 * GOOD_STEPS_TO_GROW
     weight = nn.Parameter(torch.ones(1, device=device))
     theirs = torch.optim.SGD([weight], lr=0.0, foreach=False)
