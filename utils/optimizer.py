@@ -1,11 +1,13 @@
 """Optimisers whose parameters live in one flat buffer, guarded against non-finite gradients.
 
-A step is a dozen operators for the whole network, whatever its number of tensors, and reads nothing
-back to the host: whether the update may be applied is decided on the device.
+A step is a dozen operators for the network, whatever its number of tensors, and reads nothing
+back to the host: whether the update may be applied is decided on the device. On a CPU, where memory
+is what costs, PyTorch's own kernels update each tensor in one pass.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -41,6 +43,16 @@ def propagate_nonfinite(loss: Tensor) -> Tensor:
     return loss * (1 + 0 * loss.detach())
 
 
+@functools.lru_cache(maxsize=None)
+def has_fused_update() -> bool:
+    """Whether PyTorch has an optimiser's update for the CPU in one pass (from 2.4 on)."""
+    try:
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0, fused=True)  # type: ignore[call-arg]
+    except (RuntimeError, TypeError):  # another device's alone, or unknown
+        return False
+    return True
+
+
 class FlatOptimizer:
     """What the optimisers share: the flat buffer, the flat gradient, the guard and the state.
 
@@ -54,6 +66,8 @@ class FlatOptimizer:
         clip_norm: largest norm of the whole gradient; 0 turns clipping off.
         undecayed: more parameters, which lie behind and have no weight decay.
         factors: what else an applied update multiplies by, and others by 1.
+        fused: on the CPU, update by PyTorch's kernels, see `has_fused_update`. They take gradients
+            where they are; the results differ in the last bit.
 
     Attributes:
         flat: all parameters as one float32 tensor, padded; to be changed only in place.
@@ -67,7 +81,7 @@ class FlatOptimizer:
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0,
                  clip_norm: float = 0.0, undecayed: Iterable[nn.Parameter] = (),
-                 factors: Sequence[float] = ()) -> None:
+                 factors: Sequence[float] = (), fused: bool = False) -> None:
         decayed = list(parameters)
         self.parameters = decayed + list(undecayed)
         self.weight_decay = weight_decay
@@ -79,9 +93,11 @@ class FlatOptimizer:
         self.flat = self._gather([p.detach() for p in self.parameters])
         for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
+        self._fused = fused
         # Kept on a CPU, where fresh memory costs as much as an update; a card has it back sooner.
-        self._grad = torch.empty_like(self.flat) if device.type == "cpu" else None
+        self._grad = torch.empty_like(self.flat) if device.type == "cpu" and not fused else None
         self._addresses = [p.data_ptr() for p in self.parameters]
+        self._num_decayed = len(decayed)
         self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
         self._buffers = {name: torch.zeros_like(self.flat) for name in self.buffer_names}
         # Whether it is applied, minus the learning rate, and the factors: of a finite step and of
@@ -102,6 +118,8 @@ class FlatOptimizer:
         step. Call it before anything (DistributedDataParallel) hooks into their gradients.
         """
         numbers = {id(parameter) for parameter in chosen}
+        if self._fused:  # its kernels want gradients of the parameters' type
+            self._fused, self._grad = False, torch.empty_like(self.flat)
         self._half = self.flat.to(dtype)
         for parameter, view in zip(self.parameters, self._views(self._half)):
             if id(parameter) in numbers:
@@ -150,25 +168,41 @@ class FlatOptimizer:
         if lr is not None:
             self.set_rate(lr)
         with torch.no_grad():
-            grad = self._gather([p.grad for p in self.parameters], self._grad)
+            grads = self._gradients()
             if scale is not None:
-                grad.div_(scale)
-            # By rows first: one sum over millions of squares is 4 % off on some versions' CPU.
-            self.grad_norm = grad.view(-1, ALIGNMENT).norm(dim=1).norm()
+                for grad in grads:
+                    grad.div_(scale)
+            norms = [_norm(grad) for grad in grads]
+            self.grad_norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
             self.step_finite = self.grad_norm < LARGEST_NORM
             if overflow is not None:
                 self.step_finite = self.step_finite & (overflow <= 0)
             if self.clip_norm > 0:
-                grad.mul_((self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1))
+                factor = (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1)
+                for grad in grads:
+                    grad.mul_(factor)
             self.applied, rate, *factors = torch.where(
                 self.step_finite, self._of_finite, self._of_skipped).unbind()
-            self._update(grad, rate, *factors)
+            if self._fused:
+                self._update_each(grads, 1 - self.applied)
+            else:
+                self._update(grads[0], rate, *factors)
             self.steps += self.step_finite
             self.renew_half()
 
     def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
         """Change `flat` by `grad`; `rate` is minus the learning rate, 0 in a skipped step."""
         raise NotImplementedError
+
+    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+        """Change each parameter by its gradient, by PyTorch's kernels; not where `skipped` is 1."""
+        raise NotImplementedError
+
+    def _gradients(self) -> List[Tensor]:
+        """What a step may change and updates by: the flat gradient, or one for each parameter."""
+        if self._fused:
+            return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return [self._gather([p.grad for p in self.parameters], self._grad)]
 
     def _gather(self, tensors: Sequence[Any], out: Optional[Tensor] = None) -> Tensor:
         """One padded flat float32 tensor of `tensors`, None where zeros stand in; perhaps in `out`.
@@ -251,8 +285,10 @@ class FlatSGD(FlatOptimizer):
     buffer_names = ("momentum",)
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.9,
-                 weight_decay: float = 0.0, clip_norm: float = 0.0) -> None:
-        super().__init__(parameters, weight_decay, clip_norm, factors=(momentum,))
+                 weight_decay: float = 0.0, clip_norm: float = 0.0, fused: bool = False) -> None:
+        super().__init__(parameters, weight_decay, clip_norm, factors=(momentum,), fused=fused)
+        self._momentum = momentum
+        self._velocities = self._views(self._buffers["momentum"])
 
     def _update(self, grad: Tensor, rate: Tensor, *factors: Tensor) -> None:
         momentum, = factors
@@ -263,6 +299,13 @@ class FlatSGD(FlatOptimizer):
         velocity.mul_(momentum).add_(grad)
         self.flat.add_(torch.mul(velocity, rate, out=grad))
 
+    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+        from torch.optim.sgd import sgd  # not in every version
+
+        sgd(list(self.parameters), grads, list(self._velocities), fused=True, found_inf=skipped,
+            weight_decay=self.weight_decay, momentum=self._momentum, lr=self._lr, dampening=0.0,
+            nesterov=False, maximize=False)
+
 
 class FlatAdamW(FlatOptimizer):
     """Adam with decoupled weight decay, by the formula of `torch.optim.AdamW`."""
@@ -271,8 +314,9 @@ class FlatAdamW(FlatOptimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter],
                  weight_decay: float = 0.0, clip_norm: float = 0.0,
-                 undecayed: Iterable[nn.Parameter] = ()) -> None:
-        super().__init__(parameters, weight_decay, clip_norm, undecayed, factors=(1.0, *BETAS))
+                 undecayed: Iterable[nn.Parameter] = (), fused: bool = False) -> None:
+        super().__init__(parameters, weight_decay, clip_norm, undecayed, (1.0, *BETAS), fused)
+        self._means, self._squares = map(self._views, self._buffers.values())
         self._log_betas = torch.tensor([math.log(beta) for beta in BETAS], device=self.flat.device)
 
     def _fill_rate(self, lr: float) -> None:
@@ -294,6 +338,25 @@ class FlatAdamW(FlatOptimizer):
         root = torch.div(square, correction2, out=grad).sqrt_().add_(EPSILON)
         self.flat.addcmul_(torch.div(mean, root, out=root).mul_(rate), self.applied / correction1)
 
+    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+        from torch.optim.adamw import adamw  # not in every version
+
+        border = self._num_decayed
+        for part, decay in ((slice(border), self.weight_decay), (slice(border, None), 0.0)):
+            # The kernel counts each parameter's steps itself; `steps` is the same for all.
+            steps = list(self.steps.float().repeat(len(grads[part])).unbind())
+            adamw(
+                list(self.parameters[part]), grads[part], self._means[part], self._squares[part],
+                [], steps, fused=True, found_inf=skipped, amsgrad=False, beta1=BETAS[0],
+                beta2=BETAS[1], lr=self._lr, weight_decay=decay, eps=EPSILON, maximize=False)
+
+
+def _norm(grad: Tensor) -> Tensor:
+    """0-d; of a contiguous tensor."""
+    # By rows first: one sum over millions of squares is 4 % off on some versions' CPU.
+    rows = grad.view(-1, ALIGNMENT) if grad.numel() % ALIGNMENT == 0 else grad.view(1, -1)
+    return rows.norm(dim=1).norm()
+
 
 def build_optimizer(config: Config, model: nn.Module,
                     last: Iterable[nn.Parameter] = ()) -> FlatOptimizer:
@@ -305,9 +368,10 @@ def build_optimizer(config: Config, model: nn.Module,
     behind = {id(p) for p in last}
     trainable = sorted((p for p in model.parameters() if p.requires_grad),
                        key=lambda p: id(p) in behind)
+    fused = trainable[0].device.type == "cpu" and has_fused_update()
     if config.optimizer == "sgd":
         return FlatSGD(trainable, momentum=config.momentum, weight_decay=config.decay,
-                       clip_norm=config.clip_grad_norm)
+                       clip_norm=config.clip_grad_norm, fused=fused)
     return FlatAdamW([p for p in trainable if p.dim() > 1], weight_decay=config.decay,
                      clip_norm=config.clip_grad_norm,
-                     undecayed=[p for p in trainable if p.dim() <= 1])
+                     undecayed=[p for p in trainable if p.dim() <= 1], fused=fused)

@@ -17,7 +17,14 @@ from data.config import get_config
 from helpers.paths import ROOT
 from helpers.recorder import SKIP_REASON, Recorder, available
 from utils.errors import UserError
-from utils.optimizer import ALIGNMENT, FlatAdamW, FlatSGD, build_optimizer, propagate_nonfinite
+from utils.optimizer import (
+    ALIGNMENT,
+    FlatAdamW,
+    FlatSGD,
+    build_optimizer,
+    has_fused_update,
+    propagate_nonfinite,
+)
 
 NOT_FINITE = [float("nan"), float("inf"), float("-inf"), 1e30]
 
@@ -61,6 +68,18 @@ PAIRS = {
                       lambda n: torch.optim.AdamW(n.parameters(), 1, weight_decay=0.1)),
 }
 FLAT = {"sgd": PAIRS["sgd"][0], "adamw": PAIRS["adamw groups"][0]}
+FUSED = {
+    "sgd": (lambda n: FlatSGD(n.parameters(), momentum=0.9, weight_decay=0.01, fused=True),
+            lambda n: torch.optim.SGD(n.parameters(), 1, momentum=0.9, weight_decay=0.01,
+                                      fused=True)),
+    "adamw": (lambda n: FlatAdamW(weight_decay=0.1, **_parts(n), fused=True),
+              lambda n: torch.optim.AdamW(_decay_groups(n), 1, fused=True)),
+}
+fused = pytest.mark.skipif(not has_fused_update(), reason="PyTorch has no fused update for the CPU")
+WAYS = {**{(name, False): make for name, make in FLAT.items()},
+        **{(name, True): pair[0] for name, pair in FUSED.items()}}
+EACH_WAY = [pytest.param(WAYS[key], id=key[0] + " fused" * key[1], marks=[fused] * key[1])
+            for key in WAYS]
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
@@ -85,6 +104,45 @@ def test_equals_torchs_optimizer(name):
     assert int(flat.steps) == 8
     for (key, mine), other in zip(ours.named_parameters(), theirs.parameters()):
         assert float((mine - other).detach().abs().max()) < 1e-6, key
+
+
+@fused
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_equals_torchs_fused_optimizer_to_the_bit(name):
+    ours, theirs = _network(), _network()
+    flat, plain = FUSED[name][0](ours), FUSED[name][1](theirs)
+    for step in range(5):
+        for group in plain.param_groups:
+            group["lr"] = 0.01 / (step + 1)
+        flat.zero_grad()
+        plain.zero_grad()
+        _backward(ours, step)
+        _backward(theirs, step)
+        flat.step(0.01 / (step + 1))
+        plain.step()
+    _assert_same(list(ours.parameters()), list(theirs.parameters()))
+
+
+@fused
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_both_ways_of_an_update_take_scale_overflow_and_norm_alike(name):
+    """They differ in the last bit; the state of one goes on in the other."""
+    networks = [_network(), _network()]
+    flats = [WAYS[name, False](networks[0]), WAYS[name, True](networks[1])]
+    for flat in flats:
+        flat.clip_norm = 0.5
+    for step in range(4):
+        for network, flat in zip(networks, flats):
+            flat.zero_grad()
+            _backward(network, step, factor=64.0)
+            flat.step(0.01, torch.tensor(64.0), torch.tensor(float(step == 1)))
+        assert float(flats[0].grad_norm) == pytest.approx(float(flats[1].grad_norm), rel=1e-4)
+        assert bool(flats[0].step_finite) == bool(flats[1].step_finite) == (step != 1)
+        if step == 2:
+            flats[1].load_state_dict(flats[0].state_dict())
+    assert int(flats[0].steps) == int(flats[1].steps) == 3
+    for one, other in zip(*(network.parameters() for network in networks)):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
 def test_parameters_keep_their_identity_and_live_in_one_aligned_buffer():
@@ -112,12 +170,12 @@ def test_weights_loaded_later_are_the_ones_that_are_trained():
     assert float((network[0].weight - other[0].weight).detach().abs().max()) < 1
 
 
-@pytest.mark.parametrize("name", sorted(FLAT))
+@pytest.mark.parametrize("make", EACH_WAY)
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("first", [True, False])
-def test_a_gradient_that_is_not_finite_changes_nothing(name, value, first):
+def test_a_gradient_that_is_not_finite_changes_nothing(make, value, first):
     network = _network()
-    flat = FLAT[name](network)
+    flat = make(network)
     if not first:
         _backward(network, 0)
         flat.step(0.01)
@@ -130,7 +188,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name, value, first):
     _assert_same(before, _everything(network, flat))
 
     control = copy.deepcopy(network)  # the next step goes on as if nothing had been
-    control_flat = FLAT[name](control)
+    control_flat = make(control)
     control_flat.load_state_dict(flat.state_dict())
     for one, optimizer in ((network, flat), (control, control_flat)):
         optimizer.zero_grad()
@@ -167,10 +225,10 @@ def test_poison_leaves_a_finite_loss_alone():
     assert loss.item() == 9 and x.grad.item() == 6
 
 
-@pytest.mark.parametrize("name", sorted(FLAT))
-def test_missing_gradients_count_as_zeros(name):
+@pytest.mark.parametrize("make", EACH_WAY)
+def test_missing_gradients_count_as_zeros(make):
     one, other = _network(), _network()
-    flats = [FLAT[name](n) for n in (one, other)]
+    flats = [make(n) for n in (one, other)]
     for network, flat in zip((one, other), flats):
         _backward(network, 0)
         network[0].weight.grad = None if network is one else torch.zeros_like(network[0].weight)
@@ -178,10 +236,10 @@ def test_missing_gradients_count_as_zeros(name):
     _assert_same(_everything(one, flats[0]), _everything(other, flats[1]))
 
 
-@pytest.mark.parametrize("name", sorted(FLAT))
-def test_stopping_and_resuming_is_exact(name):
+@pytest.mark.parametrize("make", EACH_WAY)
+def test_stopping_and_resuming_is_exact(make):
     straight = _network()
-    flat = FLAT[name](straight)
+    flat = make(straight)
     for step in range(6):
         if step == 3:
             file = io.BytesIO()
@@ -191,7 +249,7 @@ def test_stopping_and_resuming_is_exact(name):
         flat.step(0.01)
 
     resumed = _network(5)
-    flat2 = FLAT[name](resumed)
+    flat2 = make(resumed)
     file.seek(0)
     options = {"weights_only": True} if int(torch.__version__.split(".")[0]) >= 2 else {}
     weights, state = torch.load(file, **options)
@@ -226,6 +284,7 @@ def test_the_recipes_optimizer_leaves_frozen_parameters_alone():
         parameter.requires_grad = False
     before = [p.detach().clone() for p in network[1].parameters()]
     sgd = build_optimizer(get_config("yolact_base"), network)
+    assert sgd._fused == has_fused_update()
     assert isinstance(sgd, FlatSGD) and len(sgd.parameters) == 5
     _backward(network, 0)
     sgd.step(0.1)
