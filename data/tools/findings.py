@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 _SHOWN = 10
 _SAME = 1e-4
 """Boxes whose corners differ by less, relative to the image, are the same."""
+_NEARLY_BLACK = 15
+"""Images without a brighter value show nothing; 12 bits are read so where they lie in 16."""
 _MANY_CROWDS = 0.25
 """Share of crowds among the annotations above which they are hardly meant; nor are they where a
 class has nothing else."""
@@ -159,15 +161,19 @@ def _digest(path: str) -> bytes:
 
 def image_findings(splits: Splits, workers: int = 2,
                    progress: Optional[Progress] = None) -> List[str]:
-    """Read every image: sentences about files that are missing or cannot be used."""
+    """Read every image: sentences about files that are missing, cannot be used or show nothing."""
     found = []
     for name, dataset in splits.items():
-        missing, problems = dataset.missing_images(), []
+        missing = dataset.missing_images()
+        problems: List[str] = []
+        black: List[str] = []
         there = sorted(set(range(len(dataset))) - set(missing))
         with ThreadPoolExecutor(workers) as pool:
-            texts = pool.map(functools.partial(_problem_of, dataset), there)
-            for done, text in enumerate(texts, 1):
+            looks = pool.map(functools.partial(_look_at, dataset), there)
+            for done, (index, (text, brightest)) in enumerate(zip(there, looks), 1):
                 problems += [text] if text else []
+                if brightest <= _NEARLY_BLACK:
+                    black.append(dataset.image_info(index)[0])
                 if progress is not None:
                     progress(done, len(there))
         if missing:
@@ -177,16 +183,19 @@ def image_findings(splits: Splits, workers: int = 2,
         found += [f"{name}: {text}" for text in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             found.append(f"{name}: {len(problems) - _SHOWN} more images cannot be used")
+        if black:
+            found.append(f"{name}: {counted(len(black), 'image')} as good as black, without a "
+                         f"value above {_NEARLY_BLACK} of 255: {some(black)}; 10 or 12 bits in a "
+                         "file of 16 are read so: stretch them to 8 bits")
     return found
 
 
-def _problem_of(dataset: CocoDataset, index: int) -> str:
-    """Why an image cannot be used; empty if it can."""
+def _look_at(dataset: CocoDataset, index: int) -> Tuple[str, int]:
+    """Why an image cannot be used, empty if it can; and its largest value, up to 255."""
     try:
-        dataset[index]
+        return "", int(dataset[index].image.max())
     except UserError as problem:
-        return str(problem)
-    return ""
+        return str(problem), 255
 
 
 def turned_notes(splits: Splits) -> List[str]:

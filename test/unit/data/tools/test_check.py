@@ -140,6 +140,12 @@ def copy(folder):
     shutil.copy(str(folder / "a.png"), str(folder / "c.png"))
 
 
+def store_12_bits_in_16(folder):
+    image = cv2.imread(str(folder / "a.png")).astype(np.uint16) * 16
+    assert image.max() > 255
+    cv2.imwrite(str(folder / "a.png"), image)
+
+
 def leak(folder):
     shutil.copy(str(folder / "b.jpg"), str(folder.parent.parent / "val" / "images" / "b.jpg"))
 
@@ -148,6 +154,8 @@ FILE_DEFECTS = {
     "missing": (delete, "train: 1 image file missing: a.png"),
     "truncated": (truncate, "a.png is truncated"),
     "other size": (resize, "a.png is 42 x 30 pixels (width x height)"),
+    "12 bits": (store_12_bits_in_16, "train: 1 image as good as black, without a value above 15 of "
+                                     "255: a.png; 10 or 12 bits"),
     "copy": (copy, "train: 1 image of the same content as another"),
     "leak": (leak, "1 of the 3 images of val are in train too: b.jpg"),
 }
