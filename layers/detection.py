@@ -8,6 +8,7 @@ runs on the host.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple
 
@@ -101,20 +102,21 @@ class Detect:
     @torch.no_grad()
     def __call__(self, predictions: Dict[str, Tensor]) -> Detections:
         """`predictions` as `Yolact.forward` returns them: loc, conf (logits), mask, priors."""
-        conf = predictions["conf"]
+        loc, conf, coefficients = (predictions[name] for name in ("loc", "conf", "mask"))
+        priors = predictions["priors"].float()
         if conf.shape[2] != self.num_classes:
             raise ValueError(f"predictions have {conf.shape[2]} classes, Detect was built for "
                              f"{self.num_classes}")
-        priors = predictions["priors"].float()
-        boxes = decode(predictions["loc"].float(), priors)
+        if self.compact and conf.device.type == "cpu":
+            likely = _likely(conf, self.conf_thresh)
+            loc, conf, coefficients = (values.index_select(1, likely)
+                                       for values in (loc, conf, coefficients))
+            priors = priors[likely]
+        boxes, coefficients = decode(loc.float(), priors), coefficients.float()
         scores = F.softmax(conf.float(), dim=2)[:, :, 1:]
         # Comparisons with NaN are false, so a prior with a NaN score or corner is left out as well.
         within = (boxes.abs() < _LARGEST_COORDINATE).all(dim=2)
         candidate = (scores.max(dim=2)[0] > self.conf_thresh) & within
-        coefficients = predictions["mask"].float()
-        if self.compact and boxes.device.type == "cpu":
-            boxes, scores, coefficients, candidate = _only_candidates(
-                candidate, boxes, scores, coefficients)
         boxes = torch.where(candidate.unsqueeze(2), boxes, torch.zeros_like(boxes))
         scores = scores.transpose(1, 2).masked_fill(~candidate.unsqueeze(1), EXCLUDED)
         return self._gather(boxes, coefficients, self._suppress(boxes, scores))
@@ -155,17 +157,20 @@ class Detect:
                           look_up(coefficients), kept.count)
 
 
-def _only_candidates(candidate: Tensor, boxes: Tensor, scores: Tensor,
-                     coefficients: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Drop the priors `[B, P]` that are candidates in no image; at least one stays.
+def _likely(conf: Tensor, threshold: float) -> Tensor:
+    """Priors, int64 `[n]`, that may be candidates in some image, from logits `[B, P, C]`; n >= 1.
 
-    The number that stays depends on the data: for the host only, where reading it costs nothing.
+    A foreground score is at most 1 / (1 + exp(background - its logit)), which leaves out nearly all
+    before any softmax. How many stay depends on the data: for the host only, where reading it costs
+    nothing.
     """
-    used = candidate.any(dim=0)
-    used[0] = True
-    index = used.nonzero().squeeze(1)
-    return (boxes.index_select(1, index), scores.index_select(1, index),
-            coefficients.index_select(1, index), candidate.index_select(1, index))
+    background, foreground = conf.float().split((1, conf.shape[2] - 1), dim=2)
+    best = foreground.amax(dim=2) if hasattr(conf, "amax") else foreground.max(dim=2)[0]
+    lowest = threshold * (1 - 1e-5)  # a little less: the softmax is rounded
+    bound = math.log(lowest / (1 - lowest)) - 1e-3 if lowest > 0 else -math.inf
+    likely = (best - background.squeeze(2) > bound).any(dim=0)
+    likely[0] = True
+    return likely.nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)

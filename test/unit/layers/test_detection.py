@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,24 @@ def test_leaving_out_priors_on_the_host_changes_nothing(device, nms):
     predictions["conf"][1, :, 0] += 50
     compacted = make_detect(nms)(predictions)
     assert_same(compacted, tensors(make_detect(nms, compact=False)(predictions)))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.05, 0.3, 0.9, 0.99999, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_candidate_is_left_out_whatever_the_threshold(threshold, dtype):
+    """Two classes, so that a score is all but the bound; those next to the threshold as well."""
+    near = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else 0.0
+    above = torch.tensor([-1e-5, -2e-7, 0.0, 2e-7, 1e-5, 0.1, 5.0, -5.0, math.inf, math.nan])
+    conf = torch.stack((torch.full((10,), -7.0), near + above - 7.0), 1)  # [10, 2]
+    predictions = {"loc": torch.zeros(1, 10, 4), "conf": conf.to(dtype).unsqueeze(0),
+                   "mask": torch.arange(1.0, 11.0).reshape(1, 10, 1),
+                   "priors": torch.tensor([[0.1 * n, 0.5, 0.01, 0.01] for n in range(10)])}
+    found, plain = (Detect(2, threshold, 0.5, 10, 10, compact=compact)(predictions)
+                    for compact in (True, False))
+    assert int(found.count) == int(plain.count)
+    assert torch.equal(found.scores, plain.scores)  # equal ones may come in another order
+    assert sorted(found.coefficients.flatten()) == sorted(plain.coefficients.flatten())
+    assert int(plain.count) == {0.0: 8, 1.0: 0}.get(threshold, int(plain.count)) <= 8
 
 
 @pytest.mark.parametrize("nms", NMS_KINDS)
