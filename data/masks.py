@@ -108,7 +108,11 @@ class MaskShrinker:
     """
 
     def __init__(self, size: int, shrunk: int) -> None:
-        self.low, self.high, self.weight = _bilinear_taps(size, shrunk)
+        low, high, self.weight = _bilinear_taps(size, shrunk)
+        self.taps = np.stack((low, high), axis=1).ravel()  # two for each output pixel
+        places = np.arange(size + 1)
+        self.first = np.searchsorted(high, places).tolist()
+        self.end = np.searchsorted(low, places).tolist()
 
     def __call__(self, mask: np.ndarray, extent: Extent, out: np.ndarray) -> None:
         """Set in `out` `[h, h]` what uint8 `mask` `[S, S]` shrinks to; leave the rest as it is.
@@ -116,15 +120,14 @@ class MaskShrinker:
         Outside `extent` the mask is 0.
         """
         x1, y1, x2, y2 = extent
-        left, top = np.searchsorted(self.high, [x1, y1]).tolist()
-        right, bottom = np.searchsorted(self.low, [x2, y2]).tolist()
-        rows, columns = slice(top, bottom), slice(left, right)
-        low, high, weight = self.low[columns], self.high[columns], self.weight[columns]
+        left, right, top, bottom = self.first[x1], self.end[x2], self.first[y1], self.end[y2]
+        corners = mask.take(self.taps[2 * top:2 * bottom], axis=0).take(
+            self.taps[2 * left:2 * right], axis=1)
         # Along x first, as torch does: values of one half are decided by the last bit.
-        upper, lower = (part.take(low, axis=1) * (1 - weight) + part.take(high, axis=1) * weight
-                        for part in (mask[self.low[rows]], mask[self.high[rows]]))
-        weight = self.weight[rows, None]
-        out[rows, columns] |= upper * (1 - weight) + lower * weight > 0.5
+        weight = self.weight[left:right]
+        lines = corners[:, 0::2] * (1 - weight) + corners[:, 1::2] * weight
+        weight = self.weight[top:bottom, None]
+        out[top:bottom, left:right] |= lines[0::2] * (1 - weight) + lines[1::2] * weight > 0.5
 
 
 def _bilinear_taps(size: int, shrunk: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
