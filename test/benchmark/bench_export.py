@@ -22,10 +22,11 @@ from typing import Any, Callable, Dict, List
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from backbone import BatchNorm2d  # noqa: E402
+from backbone import BatchNorm2d, Bottleneck  # noqa: E402
 from data.config import Config, get_config  # noqa: E402
 from layers.detection import Detect  # noqa: E402
 from utils.checkpoint import CheckpointName, save_checkpoint  # noqa: E402
@@ -48,6 +49,8 @@ def random_network(config: Config) -> Yolact:
     for module in network.modules():
         if isinstance(module, BatchNorm2d):
             module.momentum = 1.0
+        if isinstance(module, Bottleneck):  # else 33 blocks multiply the rounding of --half by 250
+            nn.init.constant_(module.bn3.weight, 0.2)
     with torch.no_grad():
         network(torch.from_numpy(example_images(config.max_size, 2)))
         for parameter in network.prediction_layers[0].parameters():
