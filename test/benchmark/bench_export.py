@@ -109,6 +109,7 @@ def main() -> None:
         host = Segmenter(folders["raw"], "cpu")
         predictions = network(images)
         some = slice(0, None, predictions["conf"].shape[1] // 100)
+        predictions["conf"][:, :, 0] += 10  # background, as a trained network sees it
         predictions["conf"][:, some, 1] += 20  # about 100 candidates
         outputs = {name: values[0] for name, values in models["raw"](planes).items()}
         outputs["conf"] = predictions["conf"].softmax(2)[0].numpy()
