@@ -28,6 +28,8 @@ SMALLEST_SIDE = 64
 """Pixels that an input side has at least: two positions of a ResNet's last stage."""
 SMALLEST_MASKIOU_INPUT = 63
 """Prototype pixels a side from which `layers.mask_iou.MaskIouNet` has an output."""
+_MOST_DETECTIONS = 10000
+"""Each is compared with all others of its class."""
 _FIRST_NEW_FIELD = "ema_decay"
 
 
@@ -150,8 +152,10 @@ class Config:
     nms_conf_thresh: float = fraction(0.05, "score above which a prior enters the suppression")
     nms_thresh: float = fraction(0.5, "largest IoU of two detections that both stay")
     nms_top_k: int = option(
-        200, "candidates of a class that enter the suppression; rows of a Detections", above=0)
-    max_num_detections: int = option(100, "detections of an image", above=0)
+        200, "candidates of a class that enter the suppression; rows of a Detections",
+        at_least=1, at_most=_MOST_DETECTIONS)
+    max_num_detections: int = option(
+        100, "detections of an image", at_least=1, at_most=_MOST_DETECTIONS)
 
     # New fields go below this line, with a default that changes nothing: checkpoints of earlier
     # versions do not have them, and mean these defaults.

@@ -257,7 +257,8 @@ class CocoEvaluator:
         for image_id, found in self._detections.items():
             areas = [item["bbox"][2] * item["bbox"][3] for item in found]
             if iou_type == "segm" and found:
-                areas = pycocotools.mask.area([item["segmentation"] for item in found]).tolist()
+                # One by one: of more than 255 at once pycocotools raises with NumPy 2.
+                areas = [int(pycocotools.mask.area(item["segmentation"])) for item in found]
             for item, area in zip(found, areas):
                 of_kind = {"score": item["score"]} if iou_type == "bbox" else {
                     "score": item["mask_score"], "segmentation": item["segmentation"]}

@@ -63,6 +63,7 @@ def test_a_field_of_a_newer_version_is_named():
     ("momentum", -0.1, "0 or more"), ("nms_thresh", 1.5, "from 0 to 1"),
     ("negative_iou", 0.6, "at most positive_iou, which is 0.5"),
     ("max_num_detections", 201, "at most nms_top_k, which is 200"),
+    ("nms_top_k", 10 ** 9, "a whole number from 1 to 10000"),
     ("ema_decay", 1.0, "below 1"), ("ema_decay", -0.1, "below 1"),
     ("early_stopping", -1, "0 or more"),
     ("freeze", "5", "1 to 4"), ("freeze", "head", "'backbone'"), ("freeze", 2, "a text"),

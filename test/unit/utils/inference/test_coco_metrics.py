@@ -156,6 +156,14 @@ def test_perfect_detections_and_absent_classes(tmp_path):
     assert results.num_images == 4 and results.notes == []
 
 
+def test_an_image_with_many_detections(tmp_path):
+    """pycocotools cannot measure more than 255 masks at once with NumPy 2."""
+    path, boxes = write(tmp_path, ground_truth()), np.tile([[1.0, 1, 9, 9]], (300, 1))
+    evaluator = CocoEvaluator(path, [3, 7, 9])
+    evaluator.add(1, boxes, [rle_of(1, 1, 9, 9)] * 300, np.zeros(300, int), np.full(300, 0.5))
+    assert evaluator.evaluate().mask.statistics["AP"] is not None
+
+
 def test_only_added_images_count(tmp_path):
     path = write(tmp_path, ground_truth(images=4))
     evaluator = perfect(path, images=2)
