@@ -183,7 +183,8 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     root, parts = Path(root).expanduser(), _LAYOUTS[layout][split]
     expected = f"the {layout} layout expects {parts[0]}/ and {parts[1]} in the data folder"
     if not os.path.isdir(str(root)):
-        raise UserError(f"data folder not found: looked for {root.absolute()}; {expected}")
+        found = "is not a folder" if os.path.exists(str(root)) else "not found"
+        raise UserError(f"data folder {found}: looked for {root.absolute()}; {expected}")
     images, annotations = root / parts[0], root / parts[1]
     if not images.is_dir() and (root / _ALL_IMAGES).is_dir() and annotations.is_file():
         images = root / _ALL_IMAGES

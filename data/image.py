@@ -139,22 +139,29 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
     return image_from_pil(image, as_stored)
 
 
-def load_pil(data: bytes) -> Image.Image:
+def load_pil(data: bytes, alone: bool = False) -> Image.Image:
     """Decode a file's bytes with Pillow; of a file itself it reads what a chunk promises.
+
+    Args:
+        data: of the file.
+        alone: several images in it are an error; otherwise the first is taken.
 
     Raises:
         OSError: it is not an image, or a damaged one.
-        ValueError: it has too many pixels.
+        ValueError: it has too many pixels, or there are several.
     """
     from PIL import Image
 
     try:
         with _pil_open(io.BytesIO(data)) as image:
+            count = getattr(image, "n_frames", 1) if alone else 1
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from None
     except _STUMBLES:
         raise OSError("is not an image that can be read") from None
+    if count > 1:
+        raise ValueError(f"holds {count} images (pages), expected one; save each as a file")
     return image
 
 

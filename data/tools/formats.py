@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -14,7 +15,7 @@ from data.tools.conversion import Conversion, Found, Part, signed, write_dataset
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
 from data.tools.sbd import is_sbd_folder, read_sbd
-from data.tools.source_files import list_files, read_text, split_folders
+from data.tools.source_files import list_files, read_text, split_folders, split_names
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted
@@ -86,7 +87,11 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
         if name is not None:
             lower = path.name.lower()
             split = "val" if "val" in lower else "test" if "test" in lower else "train"
-            images = [file for file in files if str(file).endswith("/" + name)]
+            # Frames of all splits may have the same names: the folder says which they are of.
+            words = {path.parent.name.lower(), *re.split("[_.-]", lower), *split_names(split)}
+            images = sorted((file for file in files if str(file).endswith("/" + name)),
+                            key=lambda file: -len(words.intersection(
+                                part.lower() for part in file.relative_to(folder).parts)))
             place = Path(str(images[0])[:-len(name) - 1]) if images else folder / "images"
             found.setdefault(split, (_below(place, folder), _below(path, folder)))
     lines = [f"{split}: {{images: {json.dumps(images)}, annotations: {json.dumps(annotations)}}}"

@@ -26,7 +26,7 @@ from data.tools.conversion import (
     open_image,
     run_lengths,
 )
-from data.tools.source_files import by_split, list_files, read_pixels
+from data.tools.source_files import by_split, read_pixels
 from utils.errors import UserError, counted
 
 _CLASS = "object"
@@ -35,6 +35,7 @@ _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pngimages", "jpegimages")
 _MASK_NAME = re.compile(r"(.+)_(?:masks?|labels?|instances?)")
 _IMAGE_NAME = re.compile(r"(.+)_(?:rgb|img|image)")
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+_VOID = 255
 _MOST_NUMBERS = 10000
 """More values than this in an image are no instances."""
 
@@ -63,11 +64,13 @@ def read_masks(folder: Path, conversion: Conversion) -> Found:
     if not folder.is_dir():
         raise UserError(f"folder of images and masks not found: {folder.absolute()}")
     notes: List[str] = []
-    return Found(by_split(folder, lambda place: _images(place, conversion, notes)), notes=notes)
+    return Found(by_split(folder, lambda place, files: _images(place, files, conversion, notes)),
+                 notes=notes)
 
 
-def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[FoundImage]:
-    pairs, strays = _pairs(folder, list_files(folder))
+def _images(folder: Path, files: Sequence[Path], conversion: Conversion,
+            notes: List[str]) -> List[FoundImage]:
+    pairs, strays = _pairs(folder, files)
     marked = {path: masks for path, masks in pairs.items() if masks}
     if not marked:
         raise UserError(f"{folder}: no masks; expected ID/images/ID.png with ID/masks/*.png, "
@@ -77,6 +80,7 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
             raise UserError(f"{path}: is a mask without an image")
     name, images = (conversion.classes or [_CLASS])[0], []
     black_and_white = one_number = True
+    void = 0
     for path, masks in marked.items():
         with conversion.left_out():
             image = open_image(path, str(path.parent))
@@ -85,6 +89,8 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
                     values = _read(mask.path, image)
                     numbers = np.unique(values[values > 0]).tolist()
                     one_number &= mask.numbered and len(numbers) < 2
+                    void += mask.numbered and len(numbers) > 1 and numbers[-2:][1] == _VOID \
+                        and numbers[-2] < _VOID - 1
                     black_and_white &= mask.numbered and numbers in ([], [255], [0xffffff])
                     _add(image, mask, values, numbers, name)
             images.append(image)
@@ -94,6 +100,9 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
                         "for each object (1, 2, ..), or a file for each object")
     if one_number and len(images) > 1:
         notes.append("no mask holds more than one number, so no image has more than one object")
+    if void:
+        notes.append(f"the number {_VOID} is taken for an object in {counted(void, 'mask')}; where "
+                     "it marks borders, as in Pascal VOC, make it 0")
     if len(pairs) > len(marked):
         notes.append(f"left out: {counted(len(pairs) - len(marked), 'image')} without a mask")
     return images

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from data.image import Size, load_pil
+from data.image import SUFFIXES, Size, load_pil
 from data.tools.conversion import (
     Conversion,
     Found,
@@ -25,12 +25,12 @@ from data.tools.conversion import (
     run_lengths,
     union,
 )
-from data.tools.source_files import by_split, list_files, read_text
+from data.tools.source_files import by_split, read_text
 from utils.errors import UserError, counted
 from utils.parsing import parse_json
 
 _IGNORED_LABELS = ("__ignore__", "_background_")
-_POLYGONS = ("polygon", "rotation")
+_POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
 _CIRCLE_STEP = 2.0
 """Pixels along a circle between corners of its polygon."""
 _MOST_CORNERS = 2000
@@ -58,11 +58,13 @@ def read_labelme(folder: Path, conversion: Conversion) -> Found:
     if not folder.is_dir():
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
     notes: List[str] = []
-    return Found(by_split(folder, lambda place: _images(place, conversion, notes)), notes=notes)
+    return Found(by_split(folder, lambda place, files: _images(place, files, conversion, notes)),
+                 notes=notes)
 
 
-def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[FoundImage]:
-    files = list_files(folder, (".json",))
+def _images(folder: Path, there: Sequence[Path], conversion: Conversion,
+            notes: List[str]) -> List[FoundImage]:
+    files = [path for path in there if path.suffix.lower() == ".json"]
     images: Dict[str, FoundImage] = {}
     for file in files:
         with conversion.left_out():
@@ -78,7 +80,8 @@ def _images(folder: Path, conversion: Conversion, notes: List[str]) -> List[Foun
     if not images:
         raise UserError(f"{folder}: no labelme files ({len(files)} .json files are there); "
                         "expected JSON files with 'shapes' and 'imagePath'")
-    unmarked = sum(str(path.resolve()) not in images for path in list_files(folder))
+    unmarked = sum(str(path.resolve()) not in images for path in there
+                   if path.suffix.lower() in SUFFIXES)
     if unmarked:
         notes.append(f"left out: {counted(unmarked, 'image')} without a labelme file; save one, "
                      "with no shapes, for images that show no object")
@@ -100,6 +103,9 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
     if not os.path.exists(str(path)) and os.path.exists(str(beside)):
         # Annotated elsewhere, then copied together.
         path = beside
+    if not os.path.exists(str(path)) and content.get("imageData"):
+        raise UserError(f"{file}: {path} does not exist; its picture is in the file itself, as "
+                        "imageData: save it there, as labelme_export_json does")
     width, height = (number(content.get("image" + side)) for side in ("Width", "Height"))
     return open_image(path, str(file), None if width is None or height is None
                       else (width, height))
@@ -118,7 +124,7 @@ def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
             where = f"{file}: shape {position} ('{label}')"
             item = FoundObject(str(label).strip(), _outline(shape, image.size, where), where)
             key = item.name, str(shape.get("group_id"))
-            if shape.get("group_id") is not None and key in groups:
+            if shape.get("group_id") not in (None, "") and key in groups:
                 first = groups[key]
                 first.outline = union(first.outline, item.outline, image.size)
             else:

@@ -81,7 +81,7 @@ def read_pixels(path: Path) -> Image.Image:
         UserError: it is missing, or not an image.
     """
     try:
-        return load_pil(read_whole(path))
+        return load_pil(read_whole(path), alone=True)
     except (OSError, ValueError) as problem:
         raise UserError(f"{path}: {problem}") from None
 
@@ -90,6 +90,11 @@ def split_folders(folder: Path) -> Dict[str, Path]:
     """Folders of splits in `folder`, by the names that tools give them."""
     return {split: folder / name for split, names in _SPLIT_FOLDERS.items()
             for name in reversed(names) if (folder / name).is_dir()}
+
+
+def split_names(split: str) -> Sequence[str]:
+    """Names that tools give to the folder of a split."""
+    return _SPLIT_FOLDERS[split]
 
 
 def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
@@ -121,12 +126,23 @@ def listed_stems(folders: Sequence[Path]) -> Dict[str, List[str]]:
     return {}
 
 
-def by_split(folder: Path, read: Callable[[Path], T]) -> Dict[str, T]:
-    """What `read` finds in the folders of training and validation, or in `folder` as one.
+def by_split(folder: Path, read: Callable[[Path, Sequence[Path]], T]) -> Dict[str, T]:
+    """What `read` finds among the files of training and of validation, or among all as one.
 
+    Folders of splits are in `folder` (train/images) or, all of them, in its folders (images/train).
     A folder `train` alone may be one of trains, and beside a folder `test` it is not.
     """
     places = split_folders(folder)
     if "train" in places and len(places) > 1:
-        return {split: read(places[split]) for split in ("train", "val") if split in places}
-    return {"train": read(folder)}
+        return {split: read(places[split], list_files(places[split], ()))
+                for split in ("train", "val") if split in places}
+    files, depth = list_files(folder, ()), len(folder.parts) + 1
+    within = {split: [path for path in files if path.parts[depth:-1][:1] == (name,)]
+              for split, names in _SPLIT_FOLDERS.items() for name in names
+              if any(path.parts[depth:-1][:1] == (name,) for path in files)}
+    others = set(files).difference(*within.values())
+    if "train" in within and len(within) > 1 and not any(
+            path.suffix.lower() in (*SUFFIXES, ".json") for path in others):
+        return {split: read(folder, within[split]) for split in ("train", "val")
+                if split in within}
+    return {"train": read(folder, files)}

@@ -72,6 +72,9 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
 def _image(file: Path, known: Dict[str, Path], folder: Path,
            conversion: Conversion) -> FoundImage:
     root = _parse(file)
+    if root.tag.lower() != "annotation":
+        raise UserError(f"{file}: begins with <{root.tag[:60]}>, expected <annotation> as VOC has "
+                        "it")
     name = Path((root.findtext("filename") or "").replace("\\", "/")).stem
     path = known.get(file.stem) or known.get(name)  # files are renamed, what is in them is not
     if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
@@ -20,7 +21,7 @@ from data.tools.conversion import (
     rectangle,
 )
 from data.tools.source_files import list_files, read_text, split_folders
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.parsing import parse_yaml, whole_number
 
 _NAME_FILES = ("classes.txt", "obj.names")
@@ -92,21 +93,33 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
         with conversion.left_out():
             raise UserError(f"{path}: is the label file of no image; its name has to be the "
                             "image's, letter by letter, with .txt")
+    read = [image.path for images in splits.values() for image in images]
+    if read and not any(_label_file(path).is_file() for path in read):
+        raise UserError(f"{source}: none of its {counted(len(read), 'image')} has a label file; "
+                        f"that of {read[0]} would be {_label_file(read[0])}")
     return Found(splits, names)
 
 
 def _strays(image_folders: Iterable[Path]) -> List[Path]:
-    """Label files that no image of these folders has, where they lie in a folder of their own."""
+    """Label files that no image of these folders has; among images, what begins as one."""
     found: List[Path] = []
     for folder in sorted(image_folders):
         labels = _label_file(folder / "image").parent
-        if labels != folder and labels.is_dir():
+        if labels.is_dir():
             wanted = {_label_file(path) for path in folder.iterdir()
                       if path.suffix.lower() in SUFFIXES}
             found += [path for path in sorted(labels.iterdir()) if path.suffix.lower() == ".txt"
                       and path not in wanted and path.name not in _NAME_FILES
-                      and not path.name.startswith("._")]
+                      and not path.name.startswith("._")
+                      and (labels != folder or _begins_with_object(path))]
     return found
+
+
+def _begins_with_object(path: Path) -> bool:
+    """Whether the first line of a text is a class and coordinates."""
+    words = (read_text(path).strip().splitlines() or [""])[0].split()
+    return len(words) > 4 and all(re.match(r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?\Z", word)
+                                  for word in words)
 
 
 def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
@@ -161,8 +174,9 @@ def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
         folder = content.get("path")
         roots = [path.parent / (folder if isinstance(folder, str) else "."), path.parent]
         # Roboflow writes ../train/images for what lies beside the file.
-        shortened = text[len("../"):] if text.startswith("../") else text
-        candidates = [root / name for root in roots for name in (text, shortened)]
+        shortened = text[len("../"):] if text.startswith(("../", "..\\")) else text
+        candidates = [root / name for root in roots for written in (text, shortened)
+                      for name in (written, written.replace("\\", "/"))]
         there = [place for place in candidates if os.path.exists(str(place))]
         if not there and split == "test":
             continue  # Roboflow names it always
@@ -178,7 +192,9 @@ def _list(place: Path) -> List[Path]:
     if place.is_dir():
         return list_files(place)
     lines = [line.strip() for line in read_text(place).splitlines()]
-    return [place.parent / line for line in lines if line]
+    paths = [(place.parent / line, place.parent / line.replace("\\", "/"))
+             for line in lines if line]
+    return [slashed if os.path.exists(str(slashed)) else path for path, slashed in paths]
 
 
 def _label_file(image: Path) -> Path:

@@ -157,7 +157,7 @@ def test_perfect_detections_and_absent_classes(tmp_path):
 
 
 def test_an_image_with_many_detections(tmp_path):
-    """pycocotools cannot measure more than 255 masks at once with NumPy 2."""
+    """With NumPy 2 pycocotools cannot measure more than 255 masks at once."""
     path, boxes = write(tmp_path, ground_truth()), np.tile([[1.0, 1, 9, 9]], (300, 1))
     evaluator = CocoEvaluator(path, [3, 7, 9])
     evaluator.add(1, boxes, [rle_of(1, 1, 9, 9)] * 300, np.zeros(300, int), np.full(300, 0.5))
