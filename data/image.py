@@ -15,7 +15,8 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import read_whole, refuse_endless
-from utils.image_ends import JPEG_START, PNG_START, is_truncated, jpeg_segments
+from utils.image_ends import JPEG_START, PNG_START, is_truncated, promised_size
+from utils.pixels import MOST_PIXELS, image_from_array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,14 +29,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", "
 Size = Tuple[int, int]
 """Width and height in pixels."""
 
-_OVERSHOOT = 0.5
-"""Floats further outside 0..1 were meant as another range, such as 0..255 or -1..1."""
-
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-_START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_MOST_PIXELS = 178956970
-"""What Pillow refuses to go beyond; OpenCV's limit is that of 3 GiB."""
 _ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 274, 256, 257  # EXIF and TIFF tags
 _STUMBLES = (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError,
              struct.error, zlib.error)
@@ -91,13 +86,8 @@ def _promised_size(data: bytes) -> Size:
     Raises:
         ValueError: they are more than Pillow goes on with.
     """
-    if data.startswith(PNG_START):
-        return struct.unpack(">II", data[16:24].ljust(8, b"\0"))  # type: ignore[return-value]
-    if data.startswith(JPEG_START):
-        height, width = next((struct.unpack(">HH", data[start + 3:start + 7].ljust(4, b"\0"))
-                              for marker, start, _ in jpeg_segments(data)
-                              if marker in _START_OF_FRAME), (0, 0))
-        return width, height
+    if data.startswith((PNG_START, JPEG_START)):
+        return promised_size(data)
     from PIL import Image
 
     try:
@@ -119,9 +109,9 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
         ValueError: the image has too many pixels, or values out of range.
     """
     width, height = _promised_size(data)  # a file of some bytes may promise gigabytes
-    if width * height > _MOST_PIXELS:
+    if width * height > MOST_PIXELS:
         raise ValueError(f"the image is too large: {width} x {height} pixels, at most "
-                         f"{_MOST_PIXELS} are read")
+                         f"{MOST_PIXELS} are read")
     # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
     if not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         flags = _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS
@@ -188,52 +178,6 @@ def image_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
             values = values.astype(np.uint16)
         return image_from_array(values)
     return image_from_array(np.asarray(turned.convert("RGB")), rgb=True)
-
-
-def image_from_array(array: np.ndarray, rgb: bool = False) -> np.ndarray:
-    """Bring an array into the form of `read_image`.
-
-    Args:
-        array: `[h, w]` grey, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` (alpha last, left out); uint8,
-            bool, uint16 or float in 0..1.
-        rgb: the order of the colours is red, green, blue; otherwise blue, green, red, as OpenCV
-            has it.
-
-    Raises:
-        ValueError: another shape, type or range, or no pixels.
-    """
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"the image is {list(array.shape)}, expected [h, w], [h, w, 1], [h, w, 3] "
-                         "or [h, w, 4]")
-    array = _to_uint8(array)
-    if array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
-    array = array[:, :, :3]
-    return np.ascontiguousarray(array[:, :, ::-1] if rgb else array)
-
-
-def _to_uint8(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        if 0 < array.max() < 256:
-            raise ValueError(f"the image is uint16 up to {array.max()}, expected values up to "
-                             "65535, of which the upper 8 bits are read; convert to uint8")
-        return (array >> 8).astype(np.uint8)
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "f":
-        outside = (array < -_OVERSHOOT) | (array > 1 + _OVERSHOOT)
-        if outside.any() or np.isnan(array).all():
-            lowest, highest = np.fmin.reduce(array, None), np.fmax.reduce(array, None)
-            raise ValueError(f"the image is {array.dtype} from {lowest:g} to {highest:g}, expected "
-                             "floats in 0..1; scale it, or convert to uint8")
-        # Not a number becomes black.
-        return np.nan_to_num(np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
-    raise ValueError(f"the image is {array.dtype} from {array.min()} to {array.max()}, expected "
-                     "uint8, bool, uint16 or float in 0..1")
 
 
 class Header(NamedTuple):

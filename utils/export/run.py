@@ -30,7 +30,8 @@ import numpy as np
 from utils.drawing import draw_instances
 from utils.errors import UserError, one_line
 from utils.exported import ExportedModel
-from utils.image_ends import is_truncated
+from utils.image_ends import is_truncated, promised_size
+from utils.pixels import MOST_PIXELS, image_from_array
 
 Rows = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Boxes `[n, 4]`, scores `[n]`, 0-based classes `[n]`, coefficients `[n, k]`; best first."""
@@ -230,19 +231,28 @@ def read_image(path: str) -> np.ndarray:
     """An image file as uint8 `[h, w, 3]` BGR, turned as its EXIF orientation says.
 
     Raises:
-        UserError: it is missing, no image, or cut off.
+        UserError: it is missing, no image, cut off, too large, or of values out of range.
     """
     image = None
     if os.path.isfile(path):  # OpenCV warns of a missing file on stderr
         with contextlib.suppress(cv2.error, OSError):  # more pixels than it reads; no permission
             with open(path, "rb") as stream:
-                if is_truncated(stream.read()):  # OpenCV would make up the rest of it
-                    raise UserError(f"'{path}' is truncated, the end of the image is missing; copy "
-                                    "it again")
-            image = cv2.imread(path)
+                data = stream.read()
+            if is_truncated(data):  # OpenCV would make up the rest of it
+                raise UserError(f"'{path}' is truncated, the end of the image is missing; copy it "
+                                "again")
+            width, height = promised_size(data)  # a file of some bytes may promise gigabytes
+            if width * height > MOST_PIXELS:
+                raise UserError(f"'{path}' is too large: {width} x {height} pixels, at most "
+                                f"{MOST_PIXELS} are read")
+            image = cv2.imdecode(np.frombuffer(data, np.uint8),
+                                 cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
         raise UserError(f"'{path}' is missing or no image that OpenCV can read")
-    return image
+    try:
+        return image_from_array(image)
+    except ValueError as problem:
+        raise UserError(f"'{path}': {problem}") from None
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -284,15 +294,15 @@ def find(args: argparse.Namespace) -> Tuple[List[Dict[str, Any]], bool]:
         Records of all objects, and whether nothing was left out.
 
     Raises:
-        UserError: the model cannot be used.
+        UserError: the model cannot be used, or a drawing would replace an image.
         OSError: the folder cannot be made.
     """
     segmenter = Segmenter(args.model, args.device)
+    targets = _targets(args.images, args.out or "")
     if args.out is not None:
         os.makedirs(args.out, exist_ok=True)
-    stems = [os.path.splitext(os.path.basename(path))[0] for path in args.images]
     records, is_whole = [], True
-    for number, (path, stem) in enumerate(zip(args.images, stems), 1):
+    for number, (path, target) in enumerate(zip(args.images, targets), 1):
         try:
             image = read_image(path)
         except UserError as error:
@@ -302,13 +312,32 @@ def find(args: argparse.Namespace) -> Tuple[List[Dict[str, Any]], bool]:
         found = segmenter(image, args.top_k, args.score_threshold)
         records += [dict(record, file_name=path) for record in found.records(number)]
         if args.out is not None:
-            name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
             try:
-                _draw(found, os.path.join(args.out, name + ".png"))
+                _draw(found, target)
             except UserError as error:
                 _complain(error)
                 is_whole = False
     return records, is_whole
+
+
+def _targets(images: Sequence[str], folder: str) -> List[str]:
+    """Where each image is drawn, each in a file of its own.
+
+    Raises:
+        UserError: the images lie in the same folder, where a drawing may replace one.
+    """
+    for path in images if folder else ():
+        if os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder):
+            raise UserError(f"'{folder}' is both the folder of '{path}' and the output folder; "
+                            "choose another one with --out")
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in images]
+    targets: List[str] = []
+    for number, stem in enumerate(stems, 1):
+        name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
+        while os.path.join(folder, name + ".png") in targets:
+            name += f"_{number}"
+        targets.append(os.path.join(folder, name + ".png"))
+    return targets
 
 
 def _draw(found: Found, path: str) -> None:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from data.classes import ClassList, find_classes
-from data.image import image_from_array, image_from_pil, read_image
+from data.image import image_from_pil, read_image
 from layers.masks import Rle
 from utils.device import select_device, synchronize
 from utils.drawing import MaskWindow, draw_instances
@@ -46,10 +46,11 @@ from utils.inference.detector import (
     load_model,
     to_network_batch,
 )
+from utils.pixels import image_from_array
 from utils.progress import ProgressBar
 
 Source = Union[str, os.PathLike, np.ndarray, Any]
-"""A file, a PIL image, or an array as `data.image.image_from_array` takes it."""
+"""A file, a PIL image, or an array as `utils.pixels.image_from_array` takes it."""
 
 _OUTLINE_TOLERANCE = 0.5
 """Pixels by which the corners of polygons may leave the true outline."""

@@ -90,7 +90,7 @@ def test_run_py_is_one_file_of_ours(weights, tmp_path):
                 for name in node.names}
     assert modules <= {"__future__", "argparse", "colorsys", "contextlib", "cv2", "dataclasses",
                        "difflib", "errno", "hashlib", "importlib", "json", "numpy", "os", "pathlib",
-                       "re", "stat", "sys", "typing"}
+                       "re", "stat", "struct", "sys", "typing"}
     assert ast.get_docstring(tree).startswith("Find objects with an exported YOLACT")
     defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     assert len(defined) == len(set(defined)) and {"UserError", "draw_instances",
@@ -137,9 +137,10 @@ def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
     assert [(record["image_id"], record["file_name"]) for record in json.loads(out)] == [
         (2, "a.png"), (3, "taken.png"), (6, "b.png")]
     reason = "is missing or no image that OpenCV can read"
+    large = "is too large: 60000 x 60000 pixels, at most 178956970 are read"
     assert errors.splitlines() == [
         f"error: 'text.png' {reason}", "error: cannot write 'drawn/taken.png': Is a directory",
-        f"error: 'absent.png' {reason}", f"error: 'huge.png' {reason}",
+        f"error: 'absent.png' {reason}", f"error: 'huge.png' {large}",
         "error: 'half.jpg' is truncated, the end of the image is missing; copy it again"]
     assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a.png", "b.png", "taken.png"]
 
@@ -147,11 +148,32 @@ def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
 def test_run_py_draws_images_of_one_name_apart(weights, tmp_path):
     folder = export(weights, tmp_path / "out")
     (tmp_path / "b").mkdir()
-    for name in ("a.png", "b/a.png"):
+    for name in ("a.png", "b/a.png", "a_1.jpg"):
         cv2.imwrite(str(tmp_path / name), noise())
-    code, _, errors = run_alone(folder, tmp_path, "a.png", "b/a.png", "--out=drawn")
+    code, _, errors = run_alone(folder, tmp_path, "a.png", "b/a.png", "a_1.jpg", "--out=drawn")
     assert code == 0, errors
-    assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a_1.png", "a_2.png"]
+    assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a_1.png", "a_1_3.png", "a_2.png"]
+
+
+def test_run_py_replaces_no_image(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    before = (tmp_path / "a.png").read_bytes()
+    code, out, errors = run_alone(folder, tmp_path, "a.png", "--out=.")
+    assert code == 2 and out == "" and "'.' is both the folder of 'a.png' and" in errors
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_run_py_takes_pixels_as_eval_does(weights, tmp_path):
+    folder = export(weights, tmp_path / "out")
+    dark = noise().astype(np.uint16)
+    for name, pixels in (("full.png", dark * 256), ("dark.png", dark), ("half.png", noise())):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    code, out, errors = run_alone(folder, tmp_path, "full.png", "half.png", "--top_k=1")
+    first, second = json.loads(out)
+    assert code == 0 and dict(first, image_id=2, file_name="half.png") == second
+    code, out, errors = run_alone(folder, tmp_path, "dark.png")
+    assert code == 2 and "'dark.png': the image is uint16 up to 255, expected values up" in errors
 
 
 @pytest.mark.parametrize("flag", ["--top_k=-1", "--score_threshold=nan", "--score_threshold=2"])

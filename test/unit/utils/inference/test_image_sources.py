@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-from data.image import image_from_array, image_from_pil, read_image
+from data.image import image_from_pil, read_image
 from helpers.prediction_weights import IDS, full_disk, noise, save_weights
 from utils.errors import UserError
 from utils.inference.predict import (
@@ -25,6 +25,7 @@ from utils.inference.predict import (
     write_image,
 )
 from utils.inference.video import read_ahead
+from utils.pixels import image_from_array
 
 LEFT, RIGHT = (200, 100, 50), (10, 20, 220)  # RGB
 
@@ -125,6 +126,7 @@ def test_arrays():
         with pytest.raises(ValueError, match=f"float64 from {words}, expected floats in 0..1"):
             image_from_array(np.array([wrong], np.float64))
     assert image_from_array(np.zeros((2, 2), np.uint16)).max() == 0
+    assert image_from_array(np.full((2, 2), 0x1234, ">u2")).max() == 0x12
     with pytest.raises(ValueError, match="uint16 up to 255, expected values up to 65535"):
         image_from_array(np.full((2, 2), 255, np.uint16))  # 8 bits in 16: all of it would be black
     for wrong in (np.zeros((2, 2, 2)), np.zeros((0, 4, 3)), np.zeros(3), np.zeros((4, 4), int)):
