@@ -200,7 +200,7 @@ class ArgumentParser(argparse.ArgumentParser):
             return f"unexpected argument '{word}'; " + (
                 f"did you mean {own}?" if known else "flags start with --")
         names = {known.lstrip("-"): known for known in self._option_string_actions}
-        match = difflib.get_close_matches(name, [*names, *self._same], n=1, cutoff=0.5)
+        match = difflib.get_close_matches(name, [*names, *self._same], n=1, cutoff=0.65)
         if match:
             return (f"unknown flag {flag}; did you mean "
                     f"{names.get(match[0]) or self._same[match[0]]}?")

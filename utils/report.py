@@ -209,6 +209,9 @@ def main(argv: List[str]) -> int:
             raise UserError(f"'{path}' is no run folder (it has no config.yaml that train.py or "
                             "eval.py wrote); give one such as runs/yolact_base")
         folders.append(folder)
+    if args.out is not None and len(folders) < 2:
+        raise UserError(f"--out is {args.out}, but only a comparison of several runs is written "
+                        "there; the page of one is in its own folder: leave --out out")
     for folder in folders:
         with damage_refused(folder.path):
             print_lines(build_report(folder))

@@ -132,8 +132,8 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _or_none(text: str) -> Optional[str]:
-    """ModelZoo's scripts pass an empty --resume where there is nothing to resume."""
-    return text or None
+    """ModelZoo's scripts pass an empty --resume where there is nothing to resume, others True."""
+    return {"": None, "none": None, "false": None, "true": UNFINISHED}.get(text.lower(), text)
 
 
 def flagged_fields() -> List[str]:

@@ -280,10 +280,16 @@ def _interrupt_in(action: Callable[[], None]) -> Optional[KeyboardInterrupt]:
 
 
 def split_pair(value: str) -> Tuple[str, Optional[str]]:
-    """`in:out` -> both, or None for an output left out. Addresses (://) stay whole."""
+    """`in:out` -> both, or None for an output left out. Addresses and what is there stay whole.
+
+    Raises:
+        UserError: there is no input.
+    """
     source, separator, target = value.rpartition(":")
-    if not separator or target.startswith("//"):
-        return value, None
+    if not separator or target.startswith("//") or os.path.exists(value):
+        source, target = value, ""
+    if not source:
+        raise UserError(f"'{value}' names no input; expected IN or IN:OUT")
     return source, target or None
 
 

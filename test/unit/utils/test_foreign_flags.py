@@ -74,6 +74,10 @@ train ultralytics  --single_cls            annotation file
 train ultralytics  --cache                 --num_workers
 train ultralytics  --box=7.5               bbox_alpha
 train ultralytics  --val=False             --validation_epoch=-1
+train ultralytics  --overlap_mask=False    size of the prototypes
+train ultralytics  --evolve                --set FIELD=VALUE
+train any          --version               prints the versions
+train any          --steps_per_epoch=9     --max_iter
 train yolov5       --hyp=hyp.yaml          --config
 train yolov5       --noval                 --validation_epoch=-1
 train yolov5       --label-smoothing=0.1   have none
@@ -178,3 +182,10 @@ def test_a_typo_still_gets_the_nearest_name(typed, meant, capsys):
     with pytest.raises(SystemExit):
         train_parser().parse_args([typed + "=3"])
     assert capsys.readouterr().err == f"error: unknown flag {typed}; did you mean {meant}?\n"
+
+
+@pytest.mark.parametrize("typed", ["--fuse_conv_bn", "--dnn", "--bucket", "--entity"])
+def test_a_word_like_no_flag_is_not_taken_for_one(typed, capsys):
+    with pytest.raises(SystemExit):
+        train_parser().parse_args([typed + "=3"])
+    assert capsys.readouterr().err == f"error: unknown flag {typed}; --help lists the known ones\n"

@@ -193,6 +193,11 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "pred_scales" not in text and "python" not in text
 
 
+def test_the_page_of_one_run_stays_in_its_folder(folder, tmp_path, capsys):
+    assert run_main(report.main, [folder.path, f"--out={tmp_path}/page.html"]) == 2
+    assert "only a comparison of several runs is written there" in capsys.readouterr().err
+
+
 def test_equal_runs_differ_in_nothing(tmp_path, monkeypatch):
     folders = [write_run(tmp_path / "runs", name="a" * 30 + name) for name in ("a", "b")]
     monkeypatch.chdir(tmp_path)

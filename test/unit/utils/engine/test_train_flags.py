@@ -99,6 +99,18 @@ def test_a_run_folder_is_rerun(tmp_path):
         "yolact_base")
 
 
+@pytest.mark.parametrize("word", ["", "None", "False"])
+def test_nothing_to_resume(word):
+    assert parse_train_flags([f"--resume={word}"]).resume is None
+
+
+def test_resume_as_a_switch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in ("--resume", "--resume=True"):
+        with pytest.raises(UserError, match="no unfinished training in"):
+            parse_train_flags([word])
+
+
 @pytest.mark.parametrize("flags, sentence", [
     (["--set=max_sise=400"], "has no field 'max_sise'; did you mean 'max_size'?"),
     (["--set=max_size"], "expected field=value, such as max_size=400"),

@@ -163,6 +163,11 @@ def test_unreadable_files_are_named(tmp_path, content, words):
 def test_pairs(tmp_path):
     assert split_pair("a:b") == ("a", "b") and split_pair("a") == ("a", None)
     assert split_pair("a:") == ("a", None)
+    (tmp_path / "12:30.jpg").write_bytes(b"")
+    assert split_pair(str(tmp_path / "12:30.jpg")) == (str(tmp_path / "12:30.jpg"), None)
+    for value in ("", ":b.png"):
+        with pytest.raises(UserError, match="names no input"):
+            split_pair(value)
     assert split_pair("rtsp://a/b") == ("rtsp://a/b", None)
     assert split_pair("rtsp://a:5/b:c.mp4") == ("rtsp://a:5/b", "c.mp4")
     assert output_pair("x/b.jpg", ".png") == ("x/b.jpg", os.path.join("results", "b.png"))
