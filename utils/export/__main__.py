@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, List, Optional, Tuple, cast
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
 from utils.export.new_folder import new_folder
 from utils.exported import FORMS, INPUT_TYPES, is_export, require
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from yolact import Yolact
 
 DYNAMIC = "dynamic"
+_MOST_IMAGES = 1024
 DEFAULT_SOC, DEFAULT_SECONDS, HALF_MODE = "310P3", 3600.0, "force_fp16"
 
 
@@ -72,9 +74,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
     batches: Tuple[Optional[int], ...] = (None,)
     if args.batch_size != DYNAMIC:
         numbers = [whole_number(word) for word in args.batch_size.split(",")]
-        if not all(numbers) or len(set(numbers)) < len(numbers):
+        if not all(number and number <= _MOST_IMAGES for number in numbers) or (
+                len(set(numbers)) < len(numbers)):
             raise UserError(f"--batch_size is '{args.batch_size}', expected different numbers "
-                            f"from 1 on, such as 1 or 1,8, or {DYNAMIC}")
+                            f"from 1 to {_MOST_IMAGES}, such as 1 or 1,8, or {DYNAMIC}")
         batches = tuple(numbers)
     if args.format == "onnx":
         return Plan(args.outputs, batches, args.input, args.half, args.opset)
@@ -108,7 +111,8 @@ def main(argv: List[str]) -> int:
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.export.check import check_images, differences
     from utils.export.folder import write_description, write_models
-    from utils.inference.detector import load_model
+    from utils.inference.detector import CPU, load_model
+    from utils.memory import explain_out_of_memory
 
     plan, atc = plan_of(args), atc_plan_of(args)
     for library in ("onnx", "onnxruntime"):
@@ -119,7 +123,7 @@ def main(argv: List[str]) -> int:
     network = cast("Yolact", loaded.model)
     print(f"Weights : {loaded.report}", flush=True)
     planes = check_images(loaded.config.max_size, args.images)
-    with new_folder(args.out) as folder:
+    with new_folder(args.out) as folder, explain_out_of_memory(CPU):
         facts = write_models(loaded, network, plan, folder, planes)
         write_description(facts, folder)
         apart = differences(network, loaded.config, folder, plan.half, planes)
@@ -135,11 +139,12 @@ def main(argv: List[str]) -> int:
               "compared; give some of its own with --images=FOLDER")
     for entry in onnx_models:
         path = os.path.join(args.out, entry["file"])
-        print(f"Wrote   : {path}, batch {entry['batch'] or DYNAMIC}, opset {entry['opset']}, "
-              f"{os.path.getsize(path) / 1e6:.1f} MB")
+        print(f"Wrote   : {printable(path)}, batch {entry['batch'] or DYNAMIC}, "
+              f"opset {entry['opset']}, {os.path.getsize(path) / 1e6:.1f} MB")
     print("\n".join(notes + [
-        f"Try     : python {os.path.join(args.out, 'run.py')} image.jpg --out=drawn",
-        f"          python eval.py --trained_model={args.out} --val_data=/data/coco"]))
+        f"Try     : python {shlex.quote(os.path.join(args.out, 'run.py'))} image.jpg --out=drawn",
+        f"          python eval.py {shlex.quote('--trained_model=' + args.out)} "
+        "--val_data=/data/coco"]))
     return 0
 
 

@@ -6,9 +6,12 @@ h x w prototype size.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import sys
 import warnings
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,7 @@ from layers.detection import Detect
 from layers.mask_iou import MaskIouNet
 from utils.errors import UserError, first_line
 from utils.exported import open_onnx, require
+from utils.memory import is_out_of_memory
 from yolact import Yolact, for_inference
 
 INPUT_NAME = "input.1"
@@ -197,15 +201,31 @@ def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names
                             if name in known}
     axes = {name: {0: "batch"} for name in [input_name] + names} if open_batch else None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _nothing_printed():
             # Of the tracer, about values that are the same for every image.
             warnings.simplefilter("ignore")
             torch.onnx.export(module, (example,), path, input_names=[input_name],
                               output_names=names, opset_version=opset, dynamic_axes=axes, **more)
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"PyTorch {torch.__version__} cannot write this network with opset {opset} "
                         f"({first_line(error)[:300]}); choose another --opset, or a newer "
                         "PyTorch") from error
+
+
+@contextlib.contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """PyTorch prints the whole network, past `sys.stdout`, before it raises."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def simplify(path: str) -> None:

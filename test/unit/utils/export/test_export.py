@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -206,8 +207,9 @@ def test_eval_scores_an_export_as_its_weights(weights, tmp_path, capsys):
 
 
 REFUSED = [
-    (["--batch_size=0"], "--batch_size is '0', expected different numbers from 1 on"),
+    (["--batch_size=0"], "--batch_size is '0', expected different numbers from 1 to 1024"),
     (["--batch_size=1,x"], "--batch_size is '1,x'"),
+    (["--batch_size=1025"], "expected different numbers from 1 to 1024"),
     (["--batch_size=dynamic", "--outputs=detections"], "has fixed shapes; give numbers"),
     (["--outputs=boxes"], "--outputs is 'boxes', expected one of raw, detections"),
     (["--opset=99"], "cannot write this network with opset 99"),
@@ -219,9 +221,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("flags, sentence", REFUSED, ids=lambda value: " ".join(value)[:40])
-def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tmp_path, capsys):
+def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tmp_path, capfd):
     assert run_main(main, [weights, f"--out={tmp_path / 'out'}", *flags]) == 2
-    error = capsys.readouterr().err
+    out, error = capfd.readouterr()
+    assert "graph(" not in out  # PyTorch prints a network that it cannot write
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
     assert os.listdir(str(tmp_path)) == []
 
@@ -229,6 +232,13 @@ def test_bad_input_is_a_sentence_and_leaves_nothing(flags, sentence, weights, tm
 def refused(capsys, *argv):
     assert run_main(main, [str(argument) for argument in argv]) == 2
     return capsys.readouterr().err
+
+
+def test_the_commands_that_follow_can_be_pasted(weights, tmp_path, capsys):
+    folder = export(weights, tmp_path / "my 'export'")
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert shlex.split(shown[0])[3] == os.path.join(folder, "run.py")
+    assert shlex.split(shown[1])[2] == f"--trained_model={folder}"
 
 
 def test_files_in_the_way_stay(weights, tmp_path, capsys):
