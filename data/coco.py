@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -204,4 +205,4 @@ def missing_hint(images_dir: str, file_name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
+    return unicodedata.normalize("NFC", unquote(name)).strip().casefold()

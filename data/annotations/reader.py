@@ -170,6 +170,9 @@ def is_id(value: Any) -> bool:
 def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
     """Say which of the four integers of an annotation is missing or not an integer."""
     where = f"annotation {record.get('id')!r} (image_id {record['image_id']!r})"
+    if "score" in record and "id" not in record:
+        return UserError(f"{path}: {where} has a score and no id; the file looks like results of a "
+                         "network, expected the annotations that these are scored with")
     if "category_id" not in record:
         kind = "captions" if "caption" in record else \
             "panoptic segmentation" if "segments_info" in record else "something else"
@@ -179,7 +182,7 @@ def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
         value = record.get(key, 0 if key == "iscrowd" else None)
         if not is_id(value) and not isinstance(value, bool):
             expected = ("0 or 1" if key == "iscrowd" else
-                        "an integer (64 bit); write ids as numbers without quotes")
+                        "an integer (64 bit); write ids as whole numbers without quotes")
             return UserError(f"{path}: {where} has {key} {value!r}, expected {expected}")
     raise AssertionError("four good integers were refused")
 
@@ -191,7 +194,7 @@ def read_columns(path: Path) -> Columns:
         UserError: the file is missing, is not JSON, is not COCO, or has ids that are not integers.
     """
     collector = _Collector(path)
-    document = _parse(path, _read_text(path), collector)
+    document = _parse(path, read_json_text(path), collector)
     if not isinstance(document, dict):
         hint = " (a results file?)" if isinstance(document, list) and collector.rows else ""
         raise UserError(f"{path}: the top level of the JSON is a {type(document).__name__}{hint}, "
@@ -243,15 +246,25 @@ def begins_as_json(path: Path) -> bool:
     return start[:1] in (b"", b"{", b"[")
 
 
-def _read_text(path: Path) -> str:
+def read_json_text(path: Path) -> str:
+    """Text of an annotation file, in UTF-8 or a Chinese Windows' encoding.
+
+    Raises:
+        UserError: it is missing, cannot be read, or neither of these.
+    """
     if not os.path.exists(str(path)):
         raise UserError(f"annotation file not found: looked for {path.absolute()}")
     if os.path.isdir(str(path)):
         raise UserError(f"{path.absolute()} is a folder, expected a COCO annotation file (.json)")
+    length = -1 if begins_as_json(path) else _BEGINNING
     try:
         refuse_endless(path)
-        with open(str(path), encoding="utf-8") as stream:
-            text = stream.read(-1 if begins_as_json(path) else _BEGINNING)
+        try:
+            with open(str(path), encoding="utf-8") as stream:
+                text = stream.read(length)
+        except UnicodeDecodeError:
+            with open(str(path), encoding="gb18030") as stream:  # of a Chinese Windows
+                text = stream.read(length)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import pycocotools.mask
 
+from data.annotations.reader import read_json_text
 from layers.masks import Rle
 from utils.errors import UserError
 
@@ -71,8 +73,7 @@ class GroundTruth:
 
     def _read(self) -> COCO:
         if isinstance(self._source, str):
-            with open(self._source, encoding="utf-8-sig") as stream:
-                document = json.load(stream)
+            document = json.loads(read_json_text(Path(self._source)))
         else:
             document = self._source.dataset
         images = []

@@ -118,13 +118,14 @@ def test_check_images_exist(dataset):
     ("C:\\data\\a.png", "a.png itself is there: leave the folders out of file_name"),
     ("train/a.png", "a.png itself is there"), ("x/y.png", "x/y.png (image 10)"),
     ("A.PNG", "images/a.png' is there, whose name differs in case"), ("a.png ", "images/a.png'"),
+    ("my%20cat.png", "images/my cat.png' is there"),
     ("caf\u00e9.png", "images/cafe\\u0301.png' is there"), ("sub\\b.png", "images/sub/b.png'"),
 ])
 def test_a_missing_image_is_looked_for_nearby(tmp_path, file_name, words):
     content = document()
     images = write_images(tmp_path)
     (images / "sub").mkdir()
-    for other in ("cafe\u0301.png", "sub/b.png"):
+    for other in ("cafe\u0301.png", "my cat.png", "sub/b.png"):
         (images / other).write_bytes(b"")
     content["images"][1]["file_name"] = file_name
     dataset = CocoDataset(images, write_json(tmp_path, content))

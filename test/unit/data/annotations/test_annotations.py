@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 from data.annotations.packed import load_annotations
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
 from utils.errors import UserError
+from utils.inference.ground_truth import GroundTruth
 
 
 def _load(folder, content, **options):
@@ -25,7 +26,7 @@ def _edited(edit):
 def test_valid_file_is_packed_in_image_order(tmp_path):
     packed = _load(tmp_path, document())
     assert [tuple(category) for category in packed.categories] == [
-        (0, "chat noir \u732b"), (7, "dog"), (90, "cup")]
+        (0, "chat noir \u72d7"), (7, "dog"), (90, "cup")]
     assert packed.image_ids.tolist() == [30, 10, 20]
     assert packed.object_offsets.tolist() == [0, 1, 4, 4]
     assert packed.labels.tolist() == [1, 2, 3, 1]
@@ -38,7 +39,7 @@ def test_valid_file_is_packed_in_image_order(tmp_path):
     assert parts[1].tolist() == [[25, 5], [35, 5], [35, 15]]
     assert mask_utils.area(packed.segmentation(2, WIDTH, HEIGHT)) == 12
     assert len(packed.report.sentences()) == 1
-    assert packed.report.objects_per_category == {"chat noir \u732b": 2, "dog": 1, "cup": 0}
+    assert packed.report.objects_per_category == {"chat noir \u72d7": 2, "dog": 1, "cup": 0}
 
 
 def _rle_of(mask):
@@ -157,6 +158,7 @@ def test_file_level_defects_are_errors(tmp_path, name):
 
 NOT_COCO = {
     "list": ("[]", "list"),
+    "results of a network": ('[{"image_id": 1, "category_id": 1, "score": 0.5}]', "like results"),
     "results file": ('[{"image_id": 1, "category_id": 1, "score": 0.5, "id": 1}]', "results"),
     "number": ("3", "int"),
     "other dict": ('{"a": 1}', "'images'"),
@@ -178,6 +180,16 @@ def test_not_coco_is_one_sentence(tmp_path, name):
         _load(tmp_path, text)
     assert word in str(error.value) and "instances.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk"])
+def test_a_file_of_a_chinese_windows(tmp_path, encoding):
+    content = document()
+    content["categories"][0]["name"] = "\u72d7"
+    path = tmp_path / "instances.json"
+    path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    assert "\u72d7" in [category.name for category in load_annotations(path).categories]
+    assert "\u72d7" in str(GroundTruth(str(path)).coco.cats)
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.35, 0.6, 0.9, 0.999])
@@ -224,7 +236,7 @@ DROPPED = {
     "RLE text counts": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["5"]}},
                         "malformed_outline"),
     "RLE broken string": ({"segmentation": _BAD_COUNTS}, "malformed_outline"),
-    "RLE unicode string": ({"segmentation": dict(_BAD_COUNTS, counts="\u732b")},
+    "RLE unicode string": ({"segmentation": dict(_BAD_COUNTS, counts="\u72d7")},
                            "malformed_outline"),
     "RLE of other size": ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 9, 1191]}},
                           "rle_size"),

@@ -329,7 +329,7 @@ def test_misuse_and_bad_files(tmp_path):
         evaluator.evaluate()
     with pytest.raises(UserError, match="no category with id 4; it has 3, 7, 9"):
         CocoEvaluator(path, [3, 4]).evaluate()
-    with pytest.raises(UserError, match="cannot read .*nowhere.json"):
+    with pytest.raises(UserError, match="not found: looked for .*nowhere.json"):
         CocoEvaluator(str(tmp_path / "nowhere.json"), [3]).evaluate()
 
 
