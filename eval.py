@@ -38,14 +38,15 @@ from utils.files import refuse_unwritable_file
 from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
 from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
-from utils.inference.evaluation_record import ScoredEvaluation, keep_evaluation
+from utils.inference.evaluation_record import AUTO, NONE, ScoredEvaluation, keep_evaluation
 from utils.inference.evaluator import CocoEvaluator
 from utils.inference.predict import PredictionOptions, PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory, keep_freed_memory
+from utils.run_folder import CONFIG
 
 
-def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
+def result_files(evaluation: Evaluation, evaluator: CocoEvaluator, weights: str,
                  args: argparse.Namespace) -> List[str]:
     """Files in COCO's result format that are asked for; refuses what could not end well."""
     files = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
@@ -57,8 +58,16 @@ def result_files(evaluation: Evaluation, evaluator: CocoEvaluator,
     if not files:
         refuse_empty(evaluation.dataset, evaluation.indices)
     evaluation.dataset.check_images_exist(evaluation.indices)
-    for path in files + ([args.per_class_file] if args.per_class_file and not args.detect else []):
+    outputs = files + ([args.per_class_file] if args.per_class_file and not args.detect else [])
+    taken = [os.path.realpath(path) for path in (evaluation.dataset.annotation_file, weights)]
+    for path in outputs:
+        if os.path.realpath(path) in taken:
+            raise UserError(f"'{path}' would be written over what is read here, or over another "
+                            "result; give it a name of its own")
+        taken.append(os.path.realpath(path))
         refuse_unwritable_file(path)
+    if args.run_folder not in (NONE, AUTO):
+        refuse_unwritable_file(os.path.join(args.run_folder, CONFIG))
     return files
 
 
@@ -68,8 +77,8 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     dataset, is_main = evaluation.dataset, evaluation.processes.is_main
     truth = os.path.basename(dataset.annotation_file)
     evaluator = evaluation.evaluator()
-    files = result_files(evaluation, evaluator, args)
     weights = loaded.source.path
+    files = result_files(evaluation, evaluator, weights, args)
     if is_main:
         print_lines([describe(detector.device), *f"Weights : {loaded.report}".split("\n"), *notes,
                      f"{os.path.basename(weights)}: {len(evaluation.indices)} images of {truth}"])

@@ -47,6 +47,9 @@ def read_sbd(folder: Path, conversion: Conversion) -> Found:
     """Images with objects of each list; all as `train` where there is no train.txt."""
     known = by_stem(list_files(folder / "img"))
     files = by_stem(list_files(folder / "inst", (".mat",)))
+    if not files:
+        raise UserError(f"{folder.absolute()}: no inst/*.mat; give the folder that holds img and "
+                        "inst")
     splits: Dict[str, List[FoundImage]] = {}
     for split, stems in (listed_stems([folder]) or {"train": sorted(files)}).items():
         splits[split] = []

@@ -66,17 +66,16 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     `source` is a `data.yaml`, its folder, or a folder with images/, labels/ and classes.txt, in
     which images/ may have folders of splits, or lie in them.
     """
-    path = source
-    if source.is_dir():
-        path = find_description(source) or source / FOLDER_FILE
-    if source.is_dir() and not path.is_file():
+    path = find_description(source) if source.is_dir() else source
+    listed = any((source / name).is_file() for name in _NAME_FILES)
+    if path is None and (listed or not (source / FOLDER_FILE).is_file()):
         images = source / "images" if (source / "images").is_dir() else source
         places = split_folders(images)
         folders = {split: [place] for split, place in places.items()} if "train" in places else {
             "train": [images]}
         names = list(conversion.classes or _listed_names(source))
     else:
-        folders, names = _described(path)
+        folders, names = _described(path or source / FOLDER_FILE)
     splits: Dict[str, List[FoundImage]] = {}
     image_folders: Set[Path] = set()
     for split, places_ in folders.items():

@@ -131,6 +131,7 @@ def _add_output(parser: ArgumentParser) -> None:
     group.add_argument("--per_class_file", default="results/per_class.csv", metavar="CSV",
                        help="average precision of each class; '' writes none")
     group.add_argument("--run_folder", default="none", metavar="none|auto|FOLDER",
+                       type=lambda text: text or "none",
                        help="run folder that gets scores, confusion matrix, images and report; "
                             "auto: that of the training that made the weights, if it is there")
     add_switch(group, "--no_bar", "--quiet", help="show no progress, also on a terminal")

@@ -272,7 +272,8 @@ def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str])
     """
     longer = max(pixels.shape[:2])
     scale = float(np.clip(longer, _SHORTEST, _LONGEST)) / longer
-    canvas = cv2.resize(pixels, None, fx=scale, fy=scale,
+    height, width = (max(1, int(round(side * scale))) for side in pixels.shape[:2])
+    canvas = cv2.resize(pixels, (width, height),
                         interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     found = _surest(image)
     pair = side_by_side([

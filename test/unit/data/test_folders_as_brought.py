@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import convert
 from data.datasets import describe, open_dataset
 from data.tools.conversion import Conversion
 from data.tools.formats import expected_layouts
@@ -94,6 +95,21 @@ def test_label_files_among_images_that_belong_to_none(tmp_path):
     text(tmp_path / "classes.txt", "cat\n")
     text(tmp_path / "notes.txt", "taken in May\n")
     assert "B.txt: is the label file of no image" in refused(tmp_path)
+
+
+def test_a_conversion_beside_its_source_is_made_again(tmp_path, capsys):
+    for name in NAMES:
+        picture(tmp_path / "images" / f"{name}.png")
+        yolo_labels(tmp_path / "labels" / f"{name}.txt")
+    text(tmp_path / "classes.txt", "cat\n")
+    for _ in range(2):
+        assert convert.main(["yolo", str(tmp_path), f"--out={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("5 images (0 without objects), 10 objects") == 2
+
+
+def test_a_folder_that_is_not_sbd(tmp_path):
+    with pytest.raises(UserError, match="no inst/.*give the folder that holds img and inst"):
+        convert.main(["sbd", str(tmp_path), f"--out={tmp_path}"])
 
 
 def test_no_image_has_a_label_file(tmp_path):

@@ -175,3 +175,9 @@ def test_plates_do_not_hide_many_objects(monkeypatch, count, plates):
     image = ScoredImage(1, [item(3, A)] * count, [item(3, A)])
     evaluation_record.draw_image(image, np.zeros((SIDE, SIDE, 3), np.uint8), {3: "cat"})
     assert drawn == [(1, True), (min(count, 100), plates)]
+
+
+def test_an_image_a_pixel_high_is_drawn():
+    image = ScoredImage(1, [], [])
+    drawn = evaluation_record.draw_image(image, np.zeros((2, 3000, 3), np.uint8), {3: "cat"})
+    assert drawn.startswith(b"\xff\xd8")
