@@ -13,7 +13,7 @@ from typing import List, Optional
 from data.description import FOLDER_FILE
 from data.tools.conversion import Conversion, refuse_foreign_files, write_dataset
 from data.tools.formats import FORMATS, convert
-from utils.cli import ArgumentParser, add_switch, print_lines, run_main
+from utils.cli import ArgumentParser, Bounded, add_switch, print_lines, run_main
 from utils.errors import UserError, nearest, some
 
 _BOXES = ("yolo", "voc")
@@ -29,7 +29,7 @@ def parser_of(kind: str) -> ArgumentParser:
                         help="where train.json, val.json and data.yaml go")
     parser.add_argument("--val_fraction", type=float, default=0.2,
                         help="of the images for validation, where the source has no split")
-    parser.add_argument("--seed", type=int, default=0, help="of that split")
+    parser.add_argument("--seed", type=Bounded(int, 0), default=0, help="of that split")
     if kind != "coco":
         parser.add_argument("--classes", default=None, metavar="A,B,..",
                             help="class names in the order wanted; default: all that occur, sorted "
@@ -57,7 +57,13 @@ def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
 
 
 def _words(text: Optional[str]) -> List[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+    words = [word.strip() for word in (text or "").split(",")]
+    if words == [""]:
+        return []
+    if "" in words or len(set(words)) < len(words):
+        raise UserError(f"--classes is '{text}', expected different names with a comma between "
+                        "two; a number of YOLO's is the place of its name")
+    return words
 
 
 def main(argv: List[str]) -> int:

@@ -156,8 +156,11 @@ def _names(path: Path, value: Any) -> List[str]:
 def _listed_names(folder: Path) -> List[str]:
     for name in _NAME_FILES:
         if (folder / name).is_file():
-            lines = read_text(folder / name).splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            names = [line.strip() for line in read_text(folder / name).rstrip().splitlines()]
+            if "" in names or len(set(names)) < len(names):
+                raise UserError(f"{folder / name}: has an empty line, or a class twice; expected "
+                                "class names in their order, one a line")
+            return names
     raise UserError(f"{folder}: neither {FOLDER_FILE} nor {' nor '.join(_NAME_FILES)} is there; "
                     f"write the class names in their order into {_NAME_FILES[0]}, one a line, or "
                     "give them to python -m data.convert yolo with --classes=a,b,c")

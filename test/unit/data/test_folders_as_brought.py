@@ -112,6 +112,14 @@ def test_a_folder_that_is_not_sbd(tmp_path):
         convert.main(["sbd", str(tmp_path), f"--out={tmp_path}"])
 
 
+@pytest.mark.parametrize("content", ["cat\n\ndog\n", "cat\ndog\ncat\n"])
+def test_lists_of_classes_in_which_numbers_would_shift(tmp_path, content):
+    picture(tmp_path / "a.png")
+    yolo_labels(tmp_path / "a.txt")
+    text(tmp_path / "classes.txt", content)
+    assert "classes.txt: has an empty line, or a class twice" in refused(tmp_path)
+
+
 def test_no_image_has_a_label_file(tmp_path):
     picture(tmp_path / "photos/a.png")
     yolo_labels(tmp_path / "texts/a.txt")

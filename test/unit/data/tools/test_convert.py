@@ -235,6 +235,9 @@ def test_class_order_and_unknown_classes(tmp_path, capsys):
     ((), "usage"), (("yolov8", "x"), "unknown format 'yolov8'; did you mean 'yolo'?"),
     (("labelme", "x"), "--out"), (("labelme", "x", "--out=y"), "not found"),
     (("labelme", "x", "--out=y", "--val_fracton=1"), "did you mean --val_fraction?"),
+    (("yolo", "x", "--out=y", "--seed=-1"), "--seed is '-1', expected a whole number from 0"),
+    (("yolo", "x", "--out=y", "--classes=a,,b"), "--classes is 'a,,b', expected different"),
+    (("masks", "x", "--out=y", "--classes=a,a"), "--classes is 'a,a', expected different"),
     (("voc", "x", "--out=y"), "no folder Annotations"), (("yolo", "x", "--out=y"), "not found"),
 ])
 def test_command_line_mistakes(capsys, flags, expected):
