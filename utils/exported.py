@@ -286,7 +286,11 @@ def _has_ais_bench() -> bool:
 
 
 def require(name: str) -> Any:
-    """A module of a library; a `UserError` where it is not installed."""
+    """A module of a library; a `UserError` where it is not installed.
+
+    ONNX Runtime reports its use, and keeps an id for that in the user's cache, unless told not to.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(name)
     except ImportError as error:

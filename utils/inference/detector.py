@@ -38,7 +38,7 @@ from utils import checkpoint
 from utils.amp import inference_dtype
 from utils.device import prefers_channels_last
 from utils.device_graph import GraphedCall
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.exported import is_export
 from utils.inference.exported_network import ExportedNetwork
 from utils.progress import ProgressBar, image_parts
@@ -334,15 +334,21 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     name = wanted.name if wanted else None
     path = find_checkpoint(weights_of_run(which), save_folder, name)
     stored = checkpoint.load_for_inference(path)
-    recipe = name or checkpoint.recipe_of(path)
+    contents, recipe = stored.contents, name or checkpoint.recipe_of(path)
     if stored.config is not None and name in (None, stored.config["name"]):
         config = Config.from_dict(stored.config)
     elif recipe is not None:
         config = get_config(recipe)
+    elif contents is None:
+        raise UserError(f"'{path}' holds no YOLACT that is known (first tensors: "
+                        f"{some(stored.tensors, 3)}); if it is one, give its configuration with "
+                        "--config")
+    elif not contents.is_network:
+        raise UserError(f"'{path}' holds a {contents.backbone} alone, expected weights of a whole "
+                        "network")
     else:
         raise UserError(f"'{path}' does not say which configuration it belongs to; give it with "
                         "--config")
-    contents = stored.contents
     changes = {} if wanted is None else wanted.changes_from(get_config(wanted.name))
     if contents is not None and contents.num_classes is not None:
         changes["num_classes"] = contents.num_classes + 1

@@ -164,6 +164,16 @@ def test_run_py_replaces_no_image(weights, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+def test_run_py_reports_its_use_to_nobody(weights, tmp_path, monkeypatch):
+    folder = export(weights, tmp_path / "out")
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert run_alone(folder, tmp_path, "a.png")[0] == 0
+    assert os.listdir(str(tmp_path / "HOME")) == os.listdir(str(tmp_path / "XDG_CACHE_HOME")) == []
+
+
 def test_run_py_takes_pixels_as_eval_does(weights, tmp_path):
     folder = export(weights, tmp_path / "out")
     dark = noise().astype(np.uint16)
