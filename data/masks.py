@@ -27,6 +27,9 @@ _FRACTION_BITS = 8
 _FINE_SIDE = 128
 """Outlines up to this size (pixels) are drawn at twice the resolution."""
 
+_MANY_POINTS = 4000
+"""Of an outline: OpenCV takes minutes for 100,000 of one that crosses itself."""
+
 
 def draw_masks(segmentations: List[Segmentation], affine: Affine,
                size: int) -> Tuple[np.ndarray, np.ndarray]:
@@ -66,7 +69,12 @@ def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> Exte
     width, height = right - left, bottom - top
     if width <= 0 or height <= 0:
         return 0, 0, 0, 0
-    if max(width, height) <= _FINE_SIDE:
+    if max(map(len, points)) > _MANY_POINTS:
+        # Inside of the cut-out; what lies outside of it is not seen.
+        inner = [np.clip(part - [left, top], -1, [width + 1, height + 1]) for part in points]
+        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(
+            [part.ravel().astype(np.float64).tolist() for part in inner], height, width)))
+    elif max(width, height) <= _FINE_SIDE:
         origin = np.array([left + 0.25, top + 0.25])
         fine = _fill(points, origin, 2.0, (2 * height, 2 * width))
         drawn = fine[0::2, 0::2] & fine[1::2, 1::2]

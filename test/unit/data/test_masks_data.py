@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
+from data import masks
 from data.masks import MaskShrinker, draw_masks
 
 IDENTITY = (np.ones(2), np.zeros(2))
@@ -55,6 +57,20 @@ def test_rectangles_are_exact(side, offset):
 def test_large_outlines_are_exact_too():
     mask = draw([rectangle(3, 4, 150, 180)], size=200)
     assert mask.sum() == 147 * 176 and mask[4, 3] and mask[179, 149]
+
+
+def test_outlines_of_very_many_points(monkeypatch):
+    angles = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    circle = np.stack([40 + 60 * np.cos(angles), 50 + 30 * np.sin(angles)], 1).astype(np.float32)
+    as_it_is = np.ones(2), np.zeros(2)
+    many = draw_masks([[circle]], as_it_is, 128)
+    monkeypatch.setattr(masks, "_MANY_POINTS", 10000)
+    usual = draw_masks([[circle]], as_it_is, 128)
+    assert (many[0] != usual[0]).mean() < 0.01 and (many[1] == usual[1]).all()
+    monkeypatch.undo()
+    start = time.process_time()
+    draw_masks([[np.random.RandomState(0).rand(100000, 2).astype(np.float32) * 128]], as_it_is, 128)
+    assert time.process_time() - start < 5
 
 
 def test_overlapping_parts_are_a_union():
