@@ -28,7 +28,6 @@ from utils.inference.detector import (
     load_model,
     to_network_input,
 )
-from utils.inference.eval_flags import parse_eval_flags
 from utils.inference.evaluation import EvaluationBatches, choose_images, load_batches
 from utils.progress import ProgressBar
 from yolact import build_yolact
@@ -253,27 +252,6 @@ def test_nothing_to_score_is_an_error(data, weights, tmp_path, capsys):
         assert code == 2 and words in err
         flags += [f"--{kind}_det_file={tmp_path}/{kind}.json" for kind in ("bbox", "mask")]
         assert run(capsys, *flags, "--output_coco_json", "--detect")[0] == 0
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--output_coco_json", "--bbox_det_file=a.json", "--mask_det_file=a.json"], "another result"),
-    (["--output_coco_json", "--bbox_det_file={truth}"], "over what is read here"),
-    (["--per_class_file={weights}"], "over what is read here"),
-    (["--run_folder={truth}"], "cannot write"),
-])
-def test_results_replace_neither_each_other_nor_what_is_read(data, weights, tmp_path, capsys,
-                                                             monkeypatch, flags, words):
-    monkeypatch.chdir(tmp_path)
-    truth = data / "annotations" / "instances_val2017.json"
-    before = truth.read_bytes()
-    code, out, err = run(capsys, f"--trained_model={weights}", f"--val_data={data}", *(
-        flag.format(truth=truth, weights=weights) for flag in flags))
-    assert code == 2 and words in err and err.count("\n") == 1 and "images/s" not in out
-    assert truth.read_bytes() == before
-
-
-def test_an_empty_run_folder_is_none():
-    assert parse_eval_flags(["--run_folder="]).run_folder == "none"
 
 
 def test_other_class_count(data, weights, tmp_path, capsys):
