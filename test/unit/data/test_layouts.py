@@ -61,7 +61,7 @@ def test_missing_root_names_path_and_layout(tmp_path):
     for word in (str(tmp_path / "none"), "train2017", "annotations/instances_train2017.json"):
         assert word in message
     (tmp_path / "file").write_text("")
-    assert "data folder not found" in _error("coco2017", tmp_path / "file", "train")
+    assert "data folder is not a folder" in _error("coco2017", tmp_path / "file", "train")
 
 
 def test_missing_parts_are_named(tmp_path):

@@ -26,7 +26,7 @@ def _edited(edit):
 def test_valid_file_is_packed_in_image_order(tmp_path):
     packed = _load(tmp_path, document())
     assert [tuple(category) for category in packed.categories] == [
-        (0, "chat noir \u72d7"), (7, "dog"), (90, "cup")]
+        (0, "chat noir \u732b"), (7, "dog"), (90, "cup")]
     assert packed.image_ids.tolist() == [30, 10, 20]
     assert packed.object_offsets.tolist() == [0, 1, 4, 4]
     assert packed.labels.tolist() == [1, 2, 3, 1]
@@ -39,7 +39,7 @@ def test_valid_file_is_packed_in_image_order(tmp_path):
     assert parts[1].tolist() == [[25, 5], [35, 5], [35, 15]]
     assert mask_utils.area(packed.segmentation(2, WIDTH, HEIGHT)) == 12
     assert len(packed.report.sentences()) == 1
-    assert packed.report.objects_per_category == {"chat noir \u72d7": 2, "dog": 1, "cup": 0}
+    assert packed.report.objects_per_category == {"chat noir \u732b": 2, "dog": 1, "cup": 0}
 
 
 def _rle_of(mask):
