@@ -236,7 +236,7 @@ DROPPED = {
     "RLE text counts": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": ["5"]}},
                         "malformed_outline"),
     "RLE broken string": ({"segmentation": _BAD_COUNTS}, "malformed_outline"),
-    "RLE unicode string": ({"segmentation": dict(_BAD_COUNTS, counts="\u72d7")},
+    "RLE unicode string": ({"segmentation": dict(_BAD_COUNTS, counts="\u732b")},
                            "malformed_outline"),
     "RLE of other size": ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [0, 9, 1191]}},
                           "rle_size"),
