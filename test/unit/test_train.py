@@ -72,7 +72,7 @@ def test_log_and_files(flags, tmp_path, capsys):
 def test_bfloat16_is_offered_where_the_processor_computes_it(flags, capsys, monkeypatch, device,
                                                              level, computes):
     monkeypatch.setattr("utils.engine.summary.cpu_computes_bfloat16", lambda: computes)
-    more = ["--amp_dtype=bfloat16"] * (level == "O1")
+    more = ["--amp_dtype=bfloat16"] * (level == "O1" and device.type == "cpu")  # not of every card
     assert train.main(flags + ["--max_iter=1", f"--opt_level={level}", *more]) == 0
     offered = "Faster       : this processor computes bfloat16: --opt_level=O1" in (
         capsys.readouterr().out)

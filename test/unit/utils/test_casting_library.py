@@ -27,6 +27,8 @@ FINE = 1.0001
 
 def casts(device):
     """Whether functions cast now."""
+    if devices.saturates(device):
+        pytest.skip("the first Ascend 910 multiplies in half precision whether or not they cast")
     with torch.no_grad():
         found = F.linear(torch.full((1, 1), FINE, device=device), torch.ones(1, 1, device=device))
     return float(found) == 1.0

@@ -15,6 +15,7 @@ from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.multibox_loss import MultiBoxLoss
 from train import train_step
 from utils.amp import Precision
+from utils.device import saturates
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing
 from utils.engine.learner import AVERAGE_RAMP, WeightAverage
@@ -59,7 +60,8 @@ def test_it_follows_the_formula_and_leaves_out_steps_that_were_not_applied(devic
         train(model, optimizer, average, device, bad=step in (2, 3))
         after = values(average.apply_to(model.state_dict()))
         if step in (2, 3):
-            assert math.isnan(float(model[1].running_mean[0]))  # the network's own statistics are
+            # The network's own statistics are, unless the card has no such number.
+            assert math.isnan(float(model[1].running_mean[0])) or saturates(device)
             for name, value in before.items():
                 np.testing.assert_array_equal(value, after[name])
             model[1].reset_running_stats()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -60,9 +61,13 @@ def test_wandb_goes_on_in_the_run_of_the_training(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     record_sessions("wandb", tmp_path)
-    kept = [path.read_bytes() for path in tmp_path.glob("wandb/offline-run-*/run-a1b2-c3.wandb")]
-    assert len(kept) == 2
-    for data in kept:
+    paths = list(tmp_path.glob("wandb/offline-run-*/run-a1b2-c3.wandb"))
+    assert len(paths) == 2
+    for path in paths:
+        deadline = time.monotonic() + 60  # another process of the package writes it, in its time
+        while b"val/mask.AP" not in path.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        data = path.read_bytes()
         assert b"train/losses.B" in data and b"val/mask.AP" in data and b"val/box.AP75" not in data
 
 
