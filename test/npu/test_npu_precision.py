@@ -185,7 +185,8 @@ def test_each_card_has_the_defaults_of_its_own(soc, told):
     """Compile mode and formats are torch_npu's; `select_device` takes one mode for all."""
     if not counters.available():
         pytest.skip("only the emulator can be another device")
-    assert run_ranks(DEFAULTS, 1, NPUEMU_SOC=soc)[0].strip().splitlines()[-1] == told
+    # Among the lines: torch_npu may have something to log behind it.
+    assert told in run_ranks(DEFAULTS, 1, NPUEMU_SOC=soc)[0].splitlines()
 
 
 OVERFLOW_ON_ONE = """
