@@ -15,8 +15,14 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import read_whole, refuse_endless
-from utils.image_ends import JPEG_START, PNG_START, is_truncated, promised_size
-from utils.pixels import MOST_PIXELS, image_from_array
+from utils.pixels import (
+    JPEG_START,
+    MOST_PIXELS,
+    PNG_START,
+    image_from_array,
+    is_truncated,
+    promised_size,
+)
 
 if TYPE_CHECKING:
     from PIL import Image

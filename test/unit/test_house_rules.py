@@ -31,7 +31,7 @@ NETWORK = {"yolact", "backbone", "layers", "data", "utils"}
 ALLOWED_IMPORTS = {
     "utils": GROUND,
     "data": {"data", "layers.box_ops", "utils.errors", "utils.compat", "utils.cli", "utils.files",
-             "utils.drawing", "utils.image_ends", "utils.parsing", "utils.pixels"},
+             "utils.drawing", "utils.parsing", "utils.pixels"},
     "layers": {"layers", "utils.errors"},
     "backbone": {"layers", "utils.errors"},
     "yolact": {"backbone", "layers", "data.config", "utils.errors"},

@@ -30,8 +30,7 @@ import numpy as np
 from utils.drawing import draw_instances
 from utils.errors import UserError, one_line
 from utils.exported import ExportedModel
-from utils.image_ends import is_truncated, promised_size
-from utils.pixels import MOST_PIXELS, image_from_array
+from utils.pixels import MOST_PIXELS, image_from_array, is_truncated, promised_size
 
 Rows = Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Boxes `[n, 4]`, scores `[n]`, 0-based classes `[n]`, coefficients `[n, k]`; best first."""

@@ -16,7 +16,7 @@ from data.datasets import open_dataset
 from data.image import read_image
 from helpers.coco_files import HEIGHT, WIDTH, document, write_images, write_json
 from utils.errors import UserError
-from utils.image_ends import is_truncated
+from utils.pixels import is_truncated
 
 
 @pytest.fixture
