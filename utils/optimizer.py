@@ -94,8 +94,6 @@ class FlatOptimizer:
         for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
         self._fused = fused
-        # Kept on a CPU, where fresh memory costs as much as an update; a card has it back sooner.
-        self._grad = torch.empty_like(self.flat) if device.type == "cpu" and not fused else None
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._num_decayed = len(decayed)
         self._decayed = sum(p.numel() + pad for p, pad in zip(decayed, self._pads))
@@ -118,8 +116,7 @@ class FlatOptimizer:
         step. Call it before anything (DistributedDataParallel) hooks into their gradients.
         """
         numbers = {id(parameter) for parameter in chosen}
-        if self._fused:  # its kernels want gradients of the parameters' type
-            self._fused, self._grad = False, torch.empty_like(self.flat)
+        self._fused = False  # its kernels want gradients of the parameters' type
         self._half = self.flat.to(dtype)
         for parameter, view in zip(self.parameters, self._views(self._half)):
             if id(parameter) in numbers:
@@ -202,10 +199,10 @@ class FlatOptimizer:
         """What a step may change and updates by: the flat gradient, or one for each parameter."""
         if self._fused:
             return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return [self._gather([p.grad for p in self.parameters], self._grad)]
+        return [self._gather([p.grad for p in self.parameters])]
 
-    def _gather(self, tensors: Sequence[Any], out: Optional[Tensor] = None) -> Tensor:
-        """One padded flat float32 tensor of `tensors`, None where zeros stand in; perhaps in `out`.
+    def _gather(self, tensors: Sequence[Any]) -> Tensor:
+        """One padded flat float32 tensor of `tensors`, None where zeros stand in.
 
         A single cat, and where types change one more for each run of a type, with one cast.
         """
@@ -222,9 +219,9 @@ class FlatOptimizer:
             if pad:
                 pieces.append(self._filler(pad, dtype))
         if len(runs) == 1 and runs[0][0] == torch.float32:
-            return torch.cat(runs[0][1], out=out)
+            return torch.cat(runs[0][1])
         parts = [torch.cat(pieces).float() for _, pieces in runs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, out=out)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _filler(self, length: int, dtype: torch.dtype) -> Tensor:
         """Zeros: views, made once for each length, of one tensor for each type."""
