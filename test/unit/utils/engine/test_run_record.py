@@ -143,6 +143,7 @@ def test_tensorboard_reads_what_was_written(tmp_path, demanded):
                                          total=float(start + iteration)))
         record.write("val", iteration=20, epoch=1, **SCORES)
         record.finish()
+        time.sleep(1.1)  # files are read in the order of their names, which tell the second
     events = reader.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/total")] == [
