@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Tuple
 
 from data.config import Config, check_known, field_kinds, get_config
-from data.config_fields import expected_value, parse
+from data.config_fields import expected_value, parse, value_problem
 from utils.errors import UserError, nearest
 from utils.files import read_whole
 from utils.parsing import parse_yaml
@@ -14,8 +14,9 @@ _FILE_KEYS = ("config", "set", "flags")
 """What a file for --config may have."""
 
 
-def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
-    """Configuration and flags that a recipe's name or a file for --config means.
+def read_recipe(name: str) -> Tuple[Config, Dict[str, Any], bool]:
+    """Configuration and flags that a recipe's name or a file for --config means, and whether a
+    run recorded them, perhaps one of another version of this project.
 
     Args:
         name: of a recipe; or a YAML file with `config`, a recipe's name, `set`, values by field,
@@ -25,7 +26,7 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
         UserError: the file is missing, is no such file, or has a value out of its range.
     """
     if not name.endswith((".yaml", ".yml", ".json")):
-        return get_config(name), {}
+        return get_config(name), {}, False
     try:
         text = read_whole(name).decode("utf-8")
     except (OSError, ValueError) as error:
@@ -33,7 +34,8 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
     content = parse_yaml(text, name)
     if not isinstance(content, dict) or not isinstance(content.get("flags", {}), dict):
         raise UserError(f"--config: '{name}' is no mapping with config, set and flags")
-    for key in [] if "program" in content else content:  # a run folder's has more
+    recorded = "program" in content
+    for key in [] if recorded else content:  # a run folder's has more
         if key not in _FILE_KEYS:
             raise UserError(f"--config: '{name}' has a key {key!r}{nearest(str(key), _FILE_KEYS)}; "
                             f"known: {', '.join(_FILE_KEYS)}")
@@ -43,23 +45,26 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any]]:
                         "by field under set")
     settings = dict(parse_setting(f"{key}={value}") if isinstance(value, str) else (key, value)
                     for key, value in changes.items())
-    return get_config(config).replace(**settings), content.get("flags", {})
+    return get_config(config).replace(**settings), content.get("flags", {}), recorded
 
 
 def parse_setting(text: str) -> Tuple[str, Any]:
     """Field and value of `--set field=value`.
 
     Raises:
-        UserError: there is no such field, or no such value of its type.
+        UserError: there is no such field, or it takes no such value.
     """
     name, separator, value = text.partition("=")
     name = name.strip()
     if not separator:
         raise UserError(f"--set is '{text}', expected field=value, such as max_size=400")
     check_known(name, "--set: a configuration")
-    kind = field_kinds()[name]
+    kind, declared = field_kinds()[name], Config.__dataclass_fields__[name].metadata
     try:
-        return name, parse(value, kind)
+        parsed = parse(value, kind)
+        problem = value_problem(parsed, kind, declared)
     except ValueError:
-        expected = expected_value(kind, Config.__dataclass_fields__[name].metadata)
-        raise UserError(f"--set {name} is '{value}', expected {expected}") from None
+        problem = f"expected {expected_value(kind, declared)}"
+    if problem:
+        raise UserError(f"--set {name} is '{value}', {problem}")
+    return name, parsed

@@ -91,7 +91,7 @@ def _duplicates(dataset: CocoDataset) -> List[str]:
 
 
 def _classes(splits: Splits) -> List[str]:
-    """Sentences about classes without objects and classes that differ."""
+    """Sentences about classes without objects, of nearly one name, and that differ."""
     counts = {split: dataset.report.objects_per_category for split, dataset in splits.items()}
     found = []
     for split, objects in counts.items():
@@ -99,6 +99,12 @@ def _classes(splits: Splits) -> List[str]:
         if empty:
             found.append(f"{split}: {len(empty)} of {len(objects)} classes "
                          f"{'has' if len(empty) == 1 else 'have'} no object: {some(empty)}")
+        alike: Dict[str, List[str]] = {}
+        for name in objects:
+            alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        found += [f"{split}: {len(names)} classes differ in letter case or white space alone: "
+                  f"{some(map(repr, names))}; they are learned as different ones"
+                  for names in alike.values() if len(names) > 1]
     if len(counts) < 2:
         return found
     train, val = counts["train"], counts["val"]

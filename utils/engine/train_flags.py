@@ -23,7 +23,7 @@ from utils.cli import (
     refuse_two_cards,
 )
 from utils.engine.trackers import TRACKERS
-from utils.errors import UserError, counted
+from utils.errors import UserError, counted, nearest
 from utils.parsing import whole_number
 
 AUTO = "auto"
@@ -103,13 +103,11 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     if resume == UNFINISHED or os.path.isdir(resume or ""):
         args.rerun, resume = run_to_resume("" if resume == UNFINISHED else resume,
                                            args.save_folder)
-    config, flags = read_recipe(_file_of_run(args.rerun) if args.rerun else args.config)
-    if flags:
-        known = vars(args)
-        parser.set_defaults(**{key: value for key, value in flags.items() if key in known},
-                            rerun=args.rerun)
-        args = parser.parse_args(argv)
-    args.resume = resume
+    rerun = args.rerun
+    file = _file_of_run(rerun) if rerun else args.config
+    config, flags, recorded = read_recipe(file)
+    args = parser.parse_args(_words_of(flags, parser, "" if recorded else file) + list(argv))
+    args.resume, args.rerun = resume, rerun
     if args.rerun and any(word.split("=", 1)[0] == "--config" for word in argv):
         config = read_recipe(args.config)[0]
     changes = dict(map(parse_setting, args.settings))
@@ -129,6 +127,25 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
                         "there are none; give --validation_epoch=1 to validate after every epoch")
     args.command_line = ["python", "train.py"] + list(argv)
     return args
+
+
+def _words_of(flags: Mapping[str, Any], parser: ArgumentParser, file: str) -> List[str]:
+    """Flags of a file as a command line has them; names that nothing here has are an error in a
+    `file` that somebody wrote, and left out where a run recorded them (`file` is empty).
+    """
+    names = {name: action.option_strings[0] for action in parser._actions
+             for name in (action.dest, *(word[2:] for word in action.option_strings))
+             if action.dest not in ("help", "config", "rerun", "resume", *flagged_fields())}
+    words = []
+    for key, value in flags.items():
+        if file and key not in names:
+            known = "; fields of the recipe go under set" if key in field_kinds() else (
+                nearest(str(key), names) or ", which is no flag that it can give")
+            raise UserError(f"--config: '{file}' has {key!r} under flags{known}")
+        if key in names and value is not None:
+            words += [f"{names[key]}={each}" for each in (
+                value if isinstance(value, list) else [value])]
+    return words
 
 
 def _or_none(text: str) -> Optional[str]:

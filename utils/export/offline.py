@@ -20,7 +20,7 @@ import torch
 from data.classes import match_categories
 from data.coco import CocoDataset
 from data.datasets import open_dataset
-from utils.cli import ArgumentParser, run_main
+from utils.cli import ArgumentParser, Bounded, run_main
 from utils.errors import UserError
 from utils.exported import prepare
 from utils.files import refuse_unwritable
@@ -109,7 +109,8 @@ def main(argv: List[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help="model of an exported folder")
     parser.add_argument("--val_data", required=True, metavar="FOLDER|YAML",
                         help="dataset, as for eval.py")
-    parser.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
+    parser.add_argument("--max_images", type=Bounded(int, -1), default=-1, metavar="N",
+                        help="at most this many; 0 or -1 is all")
     parser.add_argument("--out", default="bin", metavar="FOLDER",
                         help="preprocess: folder for the BIN files")
     parser.add_argument("--results", default="results", metavar="FOLDER",

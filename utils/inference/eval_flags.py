@@ -75,7 +75,8 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="COCO annotations of --valid_images")
     add_switch(group, "--map_classes", help="where network and dataset have different classes, "
                       "score those that share a name")
-    group.add_argument("--max_images", type=int, default=-1, help="at most this many; -1 is all")
+    group.add_argument("--max_images", type=Bounded(int, -1), default=-1, metavar="N",
+                       help="at most this many; 0 or -1 is all")
     group.add_argument("--num_workers", "--workers", type=Bounded(int, 0), default=2, metavar="N",
                        help="processes that read images; 0 reads in the main process")
     group.add_argument("--batch_size", "--batch", type=Bounded(int, 1), default=4, metavar="N",

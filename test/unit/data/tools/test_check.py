@@ -79,6 +79,10 @@ def shift_rle(content):
         "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 12, WIDTH * HEIGHT - 12]}})
 
 
+def name_alike(content):
+    content["categories"][2]["name"] = " Dog"
+
+
 def lose_outline(content):
     content["annotations"][0]["segmentation"] = []
 
@@ -90,6 +94,8 @@ TRAIN_DEFECTS = {
     "duplicate": (repeat_object, "train: 1 object repeats the box and class of another in the same "
                                  "image: image id 10"),
     "class without objects": (forget_class, "classes have no object: dog, cup"),
+    "class names alike": (name_alike, "train: 2 classes differ in letter case or white space "
+                                      "alone: "),
     "dropped": (lose_outline, "train: dropped 1 annotation with no segmentation: id 101"),
     "unseen class": (forget_class, "val: has objects of classes that train has none of: dog"),
 }

@@ -93,6 +93,7 @@ def test_a_run_folder_is_rerun(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "{format: 2, id: x, program: train.py, config: yolact_shapes, set: {lr: 0.125}, "
         "flags: {seed: 5, fused_optimizer: false}}")
+    assert parse_train_flags([f"--config={tmp_path / 'config.yaml'}"]).seed == 5
     args = parse_train_flags([f"--rerun={tmp_path}", "--max_iter=7"])
     assert args.recipe == config.replace(max_iter=7) and args.seed == 5
     assert parse_train_flags([f"--rerun={tmp_path}", "--config=yolact_base"]).recipe.name == (
@@ -115,10 +116,11 @@ def test_resume_as_a_switch(tmp_path, monkeypatch):
     (["--set=max_sise=400"], "has no field 'max_sise'; did you mean 'max_size'?"),
     (["--set=max_size"], "expected field=value, such as max_size=400"),
     (["--set=max_size=big"], "--set max_size is 'big', expected a whole number above 0"),
-    (["--set=max_size=-5"], "max_size is -5, expected a whole number above 0"),
+    (["--set=max_size=-5"], "--set max_size is '-5', expected a whole number above 0"),
     (["--set=use_maskiou=2"], "expected True or False"),
     (["--set=pixel_std=1,2"], "a list of 3 items"),
     (["--set=optimizer=sdg"], "did you mean 'sgd'?"),
+    (["--set=max_size=-5", "--max_size=138"], "--set max_size is '-5', expected a whole number"),
     (["--config=absent.yaml"], "cannot read 'absent.yaml'"),
     (["--rerun=absent"], "no run folder of train.py (looked for"),
 ])
@@ -140,6 +142,32 @@ def test_mistakes_in_a_file_are_one_sentence(text, sentence, tmp_path):
     with pytest.raises(UserError) as caught:
         recipe(f"--config={path}")
     assert sentence in str(caught.value) or str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("num_worker: 3", "has 'num_worker' under flags; did you mean 'num_workers'?"),
+    ("lr: 3", "has 'lr' under flags; fields of the recipe go under set"),
+    ("resume: latest", "has 'resume' under flags"), ("5: 6", "has 5 under flags, which is no flag"),
+])
+def test_flags_of_a_file_that_do_not_exist_are_one_sentence(text, sentence, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("flags: {" + text + "}")
+    with pytest.raises(UserError) as caught:
+        recipe(f"--config={path}")
+    assert str(path) in str(caught.value) and sentence in str(caught.value)
+
+
+def test_flags_of_a_file_have_the_names_and_limits_of_the_command_line(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("flags: {workers: 3, quiet: true, useDDP: yes, track: null}")
+    args = parse_train_flags([f"--config={path}"])
+    assert (args.num_workers, args.quiet, args.use_ddp, args.track) == (3, True, True, None)
+    for text, sentence in (("workers: -3", "--num_workers is '-3', expected a whole number"),
+                           ("track: paper", "--track is 'paper', expected one of")):
+        path.write_text("flags: {" + text + "}")
+        with pytest.raises(SystemExit):
+            parse_train_flags([f"--config={path}"])
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("build", [train_parser, eval_parser])
