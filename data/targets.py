@@ -5,7 +5,7 @@ Letters: G ground-truth slots, K mask samples, P priors, C classes with backgrou
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 
@@ -108,21 +108,22 @@ class Matcher:
         Of equal IoUs the lower index goes first. A prior is given away once; whoever comes later
         takes the best of the others, or none where there are more objects than priors.
         """
-        best = iou.max(axis=1)
+        best = iou.max(axis=1)  # of an object whose prior is gone: no less than it can get
         best_prior = iou.argmax(axis=1)  # the first one of equals
-        taken: List[int] = []
-        waiting = set(range(len(iou)))
-        while waiting and len(taken) < len(self.priors):
+        free = np.ones(len(self.priors), bool)
+        left = min(len(iou), len(self.priors))
+        while left:
             j = int(best.argmax())
             prior = int(best_prior[j])
-            overlap[prior], gt_index[prior] = _TAKEN, j
-            best[j] = _NEVER
-            waiting.remove(j)
-            taken.append(prior)
-            for other in [k for k in waiting if best_prior[k] == prior]:
-                iou[other, taken] = _NEVER
-                best[other] = iou[other].max()
-                best_prior[other] = iou[other].argmax()
+            if free[prior]:
+                overlap[prior], gt_index[prior] = _TAKEN, j
+                best[j] = _NEVER
+                free[prior] = False
+                left -= 1
+            else:
+                np.copyto(iou[j], _NEVER, where=~free)
+                best[j] = iou[j].max()
+                best_prior[j] = iou[j].argmax()
 
     def _room(self, count: int) -> np.ndarray:
         """Two arrays `[count, P]`, kept from call to call: fresh pages cost more than the sums."""

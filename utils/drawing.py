@@ -44,10 +44,9 @@ class _Plate(NamedTuple):
     baseline: int
     font_scale: float
 
-    def overlap(self, other: _Plate) -> int:
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0) * max(height, 0)
+    def on(self, image: np.ndarray) -> np.ndarray:
+        """Its part of an image, which may be changed."""
+        return image[self.top:self.bottom, self.left:self.right]
 
 
 class MaskWindow(NamedTuple):
@@ -98,18 +97,20 @@ def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
         for i in order:
             _draw_box(image, boxes[i], colors[i], style)
     texts = labels if texts is None else texts
-    placed: List[_Plate] = []
+    plates = np.zeros(image.shape[:2], np.int32)
     for i in order:
         if texts[i]:
-            placed.append(_place(image, boxes[i], texts[i], style, placed))
-            _draw_plate(image, placed[-1], colors[i], style)
+            plate = _place(plates, boxes[i], texts[i], style)
+            plate.on(plates)[...] += 1
+            _draw_plate(image, plate, colors[i], style)
     return image
 
 
 def draw_corner_text(image: np.ndarray, text: str) -> None:
     """Write a line into the upper left corner of uint8 `[h, w, 3]`, in place."""
     style = _style(image)
-    _draw_plate(image, _place(image, np.zeros(4), text, style, []), (60, 60, 60), style)
+    plate = _place(np.zeros(image.shape[:2], np.int32), np.zeros(4), text, style)
+    _draw_plate(image, plate, (60, 60, 60), style)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
@@ -146,10 +147,12 @@ def _fill_mask(image: np.ndarray, mask: Union[np.ndarray, MaskWindow],
     """Blend a colour into the mask's pixels; returns the outlines of the mask."""
     if not isinstance(mask, MaskWindow):
         mask = MaskWindow(0, 0, mask)
-    if not mask.pixels.size:
+    if not mask.pixels.any():
         return []
-    left, top = mask.left, mask.top
-    inside = np.ascontiguousarray(mask.pixels, dtype=np.uint8)
+    whole = np.ascontiguousarray(mask.pixels, dtype=np.uint8)
+    x, y, width, height = cv2.boundingRect(whole)
+    left, top = mask.left + x, mask.top + y
+    inside = whole[y:y + height, x:x + width]
     part = image[top:top + inside.shape[0], left:left + inside.shape[1]]
     share = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
     cv2.copyTo(cv2.LUT(part, (share + 0.5).astype(np.uint8)[None]), inside, part)
@@ -183,10 +186,12 @@ def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str,
     return (text + ".." if text else ""), scale
 
 
-def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
-           placed: List[_Plate]) -> _Plate:
-    """Find a place for a plate: wholly inside the image and, if there is one, on no other."""
-    height, width = image.shape[:2]
+def _place(plates: np.ndarray, box: np.ndarray, text: str, style: _Style) -> _Plate:
+    """Find a place for a plate: wholly inside the image and, if there is one, on no other.
+
+    `plates` is how many there are on each pixel of the image, `[h, w]`.
+    """
+    height, width = plates.shape
     text, scale = _fit_text(text, style.font_scale, style.font_line, width - 2 * style.padding)
     (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, style.font_line)
     plate_width = text_width + 2 * style.padding
@@ -200,11 +205,11 @@ def _place(image: np.ndarray, box: np.ndarray, text: str, style: _Style,
             candidates.append(_Plate(left, top, left + plate_width, top + plate_height, text,
                                      top + style.padding // 2 + text_height, scale))
     # The least covered one; the first of several such.
-    return min(candidates, key=lambda plate: sum(plate.overlap(other) for other in placed))
+    return min(candidates, key=lambda plate: int(plate.on(plates).sum()))
 
 
 def _draw_plate(image: np.ndarray, plate: _Plate, color: Color, style: _Style) -> None:
-    image[plate.top:plate.bottom, plate.left:plate.right] = color
+    plate.on(image)[...] = color
     # Rec. 601 luma: black text on light colours, white on dark ones.
     ink = (0, 0, 0) if np.dot((0.114, 0.587, 0.299), color) > 140 else (255, 255, 255)
     cv2.putText(image, plate.text, (plate.left + style.padding, plate.baseline), _FONT,

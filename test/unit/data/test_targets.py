@@ -69,6 +69,35 @@ def test_match_equals_the_plain_algorithm(priors, seed, grid):
     np.testing.assert_allclose(found[2][positive], expected[2][positive], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_objects_that_want_the_same_priors_get_what_the_plain_algorithm_gives(priors, seed):
+    """More objects than priors of some sides; boxes and priors that are equal to the last bit."""
+    generator = rng(seed)
+    priors = priors[generator.integers(0, len(priors), 60)][generator.integers(0, 60, 150)]
+    boxes = random_boxes(generator, 40)[generator.integers(0, 40, 90)]
+    labels = generator.integers(1, 81, 90)
+    expected = match_slowly(boxes, labels, NO_BOXES, priors)
+    found = match(boxes, labels, NO_BOXES, priors, 0.5, 0.4)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_many_objects_that_want_one_prior_cost_a_row_each(monkeypatch):
+    """The check of a dataset matches with equal priors."""
+    rows = []
+
+    def copied(target, *args, **kwargs):
+        rows.append(target)
+        return copyto(target, *args, **kwargs)
+
+    copyto = np.copyto
+    count = 300
+    monkeypatch.setattr(np, "copyto", copied)
+    priors = np.tile(np.array([[0.5, 0.5, 1, 1]], np.float32), (count + 1, 1))
+    found = match(random_boxes(rng(), count), np.ones(count, int), NO_BOXES, priors, 0.5, 0.4)
+    assert (found[0] > 0).sum() >= count and len(rows) <= 2 * count
+
+
 def test_priors_share_few_intervals(priors):
     """What a box shares with each is computed once for all priors of a column or a row."""
     matcher = Matcher(priors, 0.5, 0.4, 0.7)

@@ -20,6 +20,10 @@ def mask(top, bottom, left, right, height=120, width=160):
     return result
 
 
+def no_plates():
+    return np.zeros((120, 160), np.int32)
+
+
 def test_colors_differ_between_classes():
     names = [f"class{i}" for i in range(80)]
     colors = np.array([class_color(name, names) for name in names], float)
@@ -45,7 +49,7 @@ def test_labels_stay_inside_wherever_the_box_is():
     style = drawing._style(picture())
     for box in ([-20, -20, 5, 5], [150, 110, 200, 150], [0, 0, 160, 120], [158, 1, 160, 3]):
         for text in ("circle 0.98", "a very long class name that cannot fit in this picture 0.55"):
-            plate = drawing._place(picture(), np.array(box, float), text, style, [])
+            plate = drawing._place(no_plates(), np.array(box, float), text, style)
             assert 0 <= plate.left < plate.right <= 160
             assert 0 <= plate.top < plate.bottom <= 120
             result = draw_instances(picture(), np.array([box]), None, [text])
@@ -54,18 +58,18 @@ def test_labels_stay_inside_wherever_the_box_is():
 
 def test_labels_avoid_each_other():
     style = drawing._style(picture())
-    placed = []
+    plates = no_plates()
     for _ in range(4):
-        plate = drawing._place(picture(), np.array([40, 40, 110, 80.0]), "star 0.90", style, placed)
-        assert all(plate.overlap(other) == 0 for other in placed)
-        placed.append(plate)
+        plate = drawing._place(plates, np.array([40, 40, 110, 80.0]), "star 0.90", style)
+        assert not plate.on(plates).any()
+        plate.on(plates)[...] += 1
 
 
 def test_text_contrasts_with_its_plate():
     for name in ("circle", "square", "triangle", "star", "person", "tie"):
         result = draw_instances(picture(), np.array([[30, 50, 140, 110]]), None, [name])
-        plate = drawing._place(picture(), np.array([30, 50, 140, 110.0]), name,
-                               drawing._style(picture()), [])
+        plate = drawing._place(no_plates(), np.array([30, 50, 140, 110.0]), name,
+                               drawing._style(picture()))
         luma = result[plate.top:plate.bottom, plate.left:plate.right] @ [0.114, 0.587, 0.299]
         assert np.ptp(luma) > 90
 
@@ -95,3 +99,25 @@ def test_side_by_side():
     assert both.dtype == np.uint8 and both.shape[0] > 100 and both.shape[1] > 280
     assert (both == GREY).all(axis=2).sum() >= 100 * 80
     assert (both == 200).all(axis=2).sum() >= 60 * 200
+
+
+def test_a_small_mask_costs_its_own_pixels(monkeypatch):
+    """Also where it is as large as the image: windows and whole masks are drawn alike."""
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    pixels = generator.random((9, 12)) < 0.7
+    whole = np.zeros((120, 160), bool)
+    whole[30:39, 50:62] = pixels
+    blended = []
+
+    def lut(part, table):
+        blended.append(part.shape[:2])
+        return look_up(part, table)
+
+    look_up = drawing.cv2.LUT
+    monkeypatch.setattr(drawing.cv2, "LUT", lut)
+    boxes = np.array([[50, 30, 62, 39]])
+    results = [draw_instances(image, boxes, [mask], ["cat"])
+               for mask in (whole, drawing.MaskWindow(50, 30, pixels))]
+    np.testing.assert_array_equal(*results)
+    assert blended == [(9, 12)] * 2
