@@ -237,12 +237,6 @@ def test_weights_by_name_and_plain_weights(data, weights, tmp_path, capsys):
                *flags)[0] == 0
 
 
-def test_a_number_of_images_that_is_none_is_an_error(data, weights, capsys):
-    code, _, err = run(capsys, f"--val_data={data}", "--trained_model=" + weights,
-                       "--max_images=-5")
-    assert code == 2 and "--max_images is '-5', expected a whole number from -1" in err
-
-
 def test_nothing_to_score_is_an_error(data, weights, tmp_path, capsys):
     with open(str(data / "annotations" / "instances_val2017.json")) as stream:
         content = json.load(stream)

@@ -184,6 +184,13 @@ def test_every_flag_has_a_sentence_and_its_default(build):
     assert all(name in text for name in ("npu:0", "default: auto"))
 
 
+def test_a_number_of_images_that_is_none(capsys):
+    assert eval_parser().parse_args(["--max_images=-1"]).max_images == -1
+    with pytest.raises(SystemExit):
+        eval_parser().parse_args(["--max_images=-5"])
+    assert "--max_images is '-5', expected a whole number from -1" in capsys.readouterr().err
+
+
 def test_help_lists_the_recipes_and_what_can_be_scored():
     text = " ".join(train_parser().format_help().split())
     assert f"one of {', '.join(list_configs())};" in text
