@@ -21,6 +21,7 @@ from utils.engine.learner import Learner
 from utils.engine.observer import StepRecords
 from utils.errors import UserError
 from utils.files import digest
+from utils.run_folder import folder_of_weights
 from utils.weights.files import read_weights
 from utils.weights.loading import load_network
 from utils.weights_folder import (
@@ -248,8 +249,10 @@ class Saver:
         learner.precision.load_state_dict(state.get("loss_scale", {}))
         set_rng_state(state["rng"])
         folder = state.get("run_folder") or {}
-        self.run_folder = folder.get("path")
         self.training_id = str(state.get("training") or folder.get("id") or self._launch)
+        around = folder_of_weights(weights_path, None)  # the folder may have been moved since
+        self.run_folder = around.path if around is not None and around.run_id == (
+            self.training_id) else folder.get("path")
         start = int(state["iteration"])
         print_lines([f"Resumed : {weights_path} at iteration {start}"] + changed)
         return start

@@ -92,6 +92,18 @@ def test_a_finished_run_is_trained_longer_as_if_it_had_been_asked_for(flags, cap
     assert "Changed" not in capsys.readouterr().out
 
 
+def test_a_run_folder_that_was_moved_is_gone_on_with(flags, stopped_at):
+    stopped_at(3)
+    assert train.main(flags) == 130
+    stopped_at(0)
+    os.rename("runs/yolact_shapes", "moved")
+    assert train.main(["--resume=moved", "--max_iter=4"]) == 0
+    assert not os.listdir("runs")
+    with open("moved/results.csv", encoding="utf-8") as stream:
+        assert len(stream.read().splitlines()) == 2
+    assert os.path.samefile("weights/yolact_shapes_1_4.pth", "moved/weights/last.pth")
+
+
 def test_what_may_not_change_is_refused_with_what_helps(flags, capsys):
     assert train.main(flags + ["--max_iter=1"]) == 0
     for other in ("--set=fpn_features=32", "--batch_size=4", "--seed=7"):

@@ -180,7 +180,7 @@ def test_none_where_none_is_wanted(flags, flag, capsys):
 @pytest.mark.parametrize("extra, sentence", [
     (["--name=a/b"], "--name is 'a/b', expected the name of a folder"),
     (["--project={}".format(os.path.join(str(ROOT), "README.md"))], "which is a file"),
-    (["--rerun=nowhere"], "--rerun is 'nowhere', which is no run folder"),
+    (["--rerun=nowhere"], "'nowhere' is no run folder of train.py"),
 ])
 def test_mistakes(flags, capsys, extra, sentence):
     assert train.main(flags + extra) == 2
