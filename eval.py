@@ -6,6 +6,7 @@ Lines printed here avoid two words that the launchers look for; see `utils.infer
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
 # with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
@@ -14,6 +15,8 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if __name__ == "__main__":  # before torch, which takes seconds: --help and mistakes in flags
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
     from utils.cli import lasting_streams
     from utils.inference.eval_flags import eval_parser
 

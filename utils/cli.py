@@ -261,6 +261,8 @@ def signals_interrupt() -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
                 previous[number] = signal.signal(number, interrupt)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # of a program that was starting
+            previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from utils.engine.setup import Training
 from utils.engine.trackers import TensorBoard, Tracker, open_tracker, require_tracker
 from utils.engine.train_flags import flagged_fields
 from utils.errors import UserError, first_line
-from utils.files import temporary_name
+from utils.files import refuse_unwritable, temporary_name
 from utils.inference.evaluation_record import ScoredEvaluation, describe_data, write_evaluation
 from utils.report import build_report
 from utils.run_folder import (
@@ -222,6 +222,12 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
         require_tracker(tracker_name)
     flags = {name: value for name, value in vars(args).items()
              if name not in _NOT_RERUN and name not in flagged_fields()}
+    for flag, place in (("--log_folder", args.log_folder), ("--tensorboard", args.tensorboard)):
+        if place is not None and not args.no_log and "://" not in place:  # TensorBoard takes those
+            try:
+                refuse_unwritable(place)
+            except UserError as error:
+                raise UserError(f"{error} with {flag}") from error
     folder = None
     if not (args.no_run_folder or args.train_performance):
         folder = open_folder(args, training, flags, start)

@@ -162,8 +162,8 @@ def _file_of_run(place: str) -> str:
     """The configuration in a run folder, or the file itself."""
     path = place if os.path.isfile(place) else os.path.join(place, "config.yaml")
     if not os.path.isfile(path):
-        raise UserError(f"'{place}' is no run folder of train.py (looked for '{path}'); --rerun and "
-                        "--resume read the flags of a training there")
+        raise UserError(f"'{place}' is no run folder of train.py (looked for '{path}'); "
+                        "--rerun and --resume read the flags of a training there")
     return path
 
 

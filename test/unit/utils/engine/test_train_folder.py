@@ -188,6 +188,15 @@ def test_mistakes(flags, capsys, extra, sentence):
     assert error.count("\n") == 1 and sentence in error
 
 
+@pytest.mark.parametrize("flag", ["--log_folder", "--tensorboard"])
+def test_a_place_that_cannot_be_written_leaves_no_folder(flags, capsys, flag):
+    open("file", "w").close()
+    assert train.main(flags + [f"{flag}=file", "--no_log=False"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot write 'file" in error and flag in error
+    assert not os.path.exists("runs")
+
+
 def test_a_tracker_that_is_not_installed_leaves_no_folder(flags, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert train.main(flags + ["--track=mlflow", "--no_log=False"]) == 2
