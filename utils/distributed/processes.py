@@ -27,6 +27,7 @@ _OWN_ADDRESSES = (DEFAULT_ADDRESS, "localhost")
 TIMEOUT = datetime.timedelta(minutes=30)
 JOIN_SECONDS = 300
 """For all processes to meet; collectives have longer, since one may validate or save."""
+_GIVEN_BACK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Processes:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            # Gloo's threads outlive this where there was a DistributedDataParallel. They give back
+            # the tensors of the last exchange, which takes the interpreter: one that asked for it
+            # when that has ended would abort the process, of a training that is complete.
+            time.sleep(_GIVEN_BACK_SECONDS)
 
 
 def _on_one_host(env: Mapping[str, str]) -> bool:

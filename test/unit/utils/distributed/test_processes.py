@@ -165,3 +165,32 @@ def test_two_processes_meet(names, free_port):
             worker.kill()
     for rank, (out, err) in enumerate(results):
         assert out.split("\n")[0] == f"rank {rank} sum 3.0 main {rank == 0} open False", err
+
+
+_LEAVES_AT_ONCE = """
+import sys, torch
+from utils.distributed.processes import Processes
+sys.setswitchinterval(100)  # a thread that asks for the interpreter waits until this one waits
+processes = Processes.from_env()
+processes.init(torch.device("cpu"))
+network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+network(torch.ones(1, 2)).sum().backward()
+for _ in range(20):
+    torch.distributed.all_reduce(torch.ones(3))
+processes.shutdown()
+"""
+
+
+@pytest.mark.launch
+def test_a_process_that_ends_after_the_last_exchange_is_not_aborted(free_port):
+    workers = []
+    for rank in range(2):
+        env = dict(os.environ, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                   MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port), PYTHONPATH=str(ROOT))
+        workers.append(subprocess.Popen([sys.executable, "-c", _LEAVES_AT_ONCE], env=env,
+                                        cwd=str(ROOT)))
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
