@@ -171,7 +171,10 @@ claim_output() {  # NUMBER [keep]
     if [[ ${2:-} != keep ]]; then
         rm -rf "${test_path:?}/output/$1"
     fi
-    mkdir -p "$test_path/output/$1" || exit 1
+    if ! mkdir -p "$test_path/output/$1" || [[ ! -w $test_path/output/$1 ]]; then
+        echo "[Error] the folder $test_path/output/$1 cannot be written; the logs go there"
+        exit 1
+    fi
 }
 
 claim_outputs() {  # [keep]

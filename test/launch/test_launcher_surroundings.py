@@ -75,6 +75,20 @@ def test_through_a_link_and_with_another_shell(place, tmp_path, shell):
     assert "CaseName" in place.output("YOLACT_bs8_1p_perf.log")
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None,
+                    reason="mounts a file system that is read-only")
+def test_an_output_folder_that_is_read_only_is_said(place):
+    folder = place.root / "test" / "output" / "0"
+    folder.mkdir(parents=True)
+    done = run_command(
+        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none "$0" && exec bash "$@"',
+         str(folder), str(place.root / "test" / "train_performance_1p.sh"), str(place.data)],
+        place.root, place.env)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        f"[Error] the folder {folder} cannot be written; the logs go there")
+
+
 def test_numbers_with_leading_zeros(place):
     done = place.run("train_full_1p.sh", place.data, "--batch_size=08", ASCEND_DEVICE_ID="09")
     assert done.returncode == 0, done.stderr

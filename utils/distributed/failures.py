@@ -127,13 +127,13 @@ def time_limit(seconds: float, rank: int, cause: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupted_after(seconds: float, sentence: str) -> Iterator[None]:
-    """Raise `UserError(sentence)` in the main thread, which has to be in the block, if the block
-    takes longer than `seconds`; 0 is no limit. Waiting for a file or a queue is interrupted.
+    """Raise `UserError(sentence)` in the main thread if that is in the block and the block takes
+    longer than `seconds`; 0 is no limit. Waiting for a file or a queue is interrupted.
     """
     def expire(number: int, frame: Optional[FrameType]) -> None:
         raise UserError(sentence)
 
-    if not seconds:
+    if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = signal.signal(signal.SIGALRM, expire)
@@ -207,6 +207,8 @@ class StopRequest:
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals go to the main thread; a notebook may train in another
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)

@@ -206,7 +206,7 @@ class Predictor:
             raise ValueError(f"score_threshold is {score_threshold}, expected 0 to 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        target = select_device(device) if isinstance(device, str) else device
+        target = device if isinstance(device, torch.device) else select_device(str(device))
         if isinstance(weights, LoadedModel):
             loaded = weights
         else:

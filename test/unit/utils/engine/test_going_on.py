@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -145,6 +146,14 @@ def test_resume_without_a_run_folder_says_what_to_do(flags, stopped_at, capsys):
 
 def test_an_empty_resume_is_none(flags):
     assert train.main(flags + ["--resume=", "--max_iter=1"]) == 0
+
+
+def test_a_training_in_a_thread_of_a_notebook(flags):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(train.main(flags + ["--max_iter=1"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_processes_that_would_go_on_from_different_files_do_not(shapes, tmp_path):

@@ -107,6 +107,12 @@ def test_batches_have_one_shape_where_kernels_are_made_for_it(weights, monkeypat
     assert seen == [(size, 3, 64, 64) for size in sizes]
 
 
+def test_a_device_that_is_none(weights):
+    for device in (None, "mps"):
+        with pytest.raises(UserError, match=f"unknown device '{device}'"):
+            Predictor(weights, device=device)
+
+
 @pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.08), ("float16", 0.01)])
 def test_half_precision(weights, predictor, precision, tolerance):
     device = predictor._detector.device
