@@ -263,3 +263,17 @@ def test_help_and_mistakes_in_flags_do_not_wait_for_torch(command, code):
     slow = {"torch", "matplotlib"} if command.startswith("-m") else {"torch", "numpy", "cv2"}
     assert "argparse" in imported and not imported & slow
     assert done.stdout.startswith("usage:") if code == 0 else "error: " in done.stderr
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_an_interrupt_while_the_program_is_imported_shows_no_traceback(program):
+    process = subprocess.Popen(
+        [sys.executable, "-v", program, "--trained_model=nowhere"], cwd=str(ROOT),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    for line in process.stderr:  # -v tells of every module
+        if "'torch.nn'" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode in (-signal.SIGINT, 130) and "Traceback" not in rest
