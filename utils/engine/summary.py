@@ -192,7 +192,9 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
         lines.append(_line("Skipped", f"{counted(skipped, 'update')} of {done}: the loss or a "
                                       "gradient was not finite"))
     if not best.iteration:
-        return lines + [_line("Best mAP", "not known: no validation (--validation_epoch)")]
+        missing = ("no validation (--validation_epoch)" if training.validation is None else
+                   "no validation came to its end")
+        return lines + [_line("Best mAP", f"not known: {missing}")]
     score = "nothing to score" if best.mask_ap is None else f"{100 * best.mask_ap:.2f}"
     place = _best_weights(training, run_folder) or "whose weights were not kept (--save_interval)"
     return lines + [_line("Best mAP", f"{score} (segmentation) at iteration {best.iteration}, "

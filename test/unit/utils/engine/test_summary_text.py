@@ -105,10 +105,12 @@ def test_the_end_card(run):
 
 
 def test_the_end_of_a_run_that_measured_nothing():
-    assert end_lines(make_training(), 2000, 3, 0.0, None) == [
+    assert end_lines(make_training(interval=0), 2000, 3, 0.0, None) == [
         "Done         : 2000 iterations (20.0 epochs); this session took 0:00:03, speed not "
         "measured (too few iterations)",
         "Best mAP     : not known: no validation (--validation_epoch)"]
+    assert end_lines(make_training(), 10, 3, 0.0, None)[-1] == (
+        "Best mAP     : not known: no validation came to its end")  # it was interrupted
     lines = end_lines(make_training(best=(None, None, 10)), 10, 3, 1.0, None)
     assert lines[1:] == [
         "Ended early  : by a signal",
