@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from utils.distributed.processes import Processes
 from utils.distributed.sharing import gather_bytes, raise_together
 from utils.engine.learner import Learner
 from utils.engine.observer import StepRecords
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.files import digest
 from utils.run_folder import folder_of_weights
 from utils.weights.files import read_weights
@@ -314,12 +315,24 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
             path = find_checkpoint(resume, folder, config_name)
         if path is not None and path != resume:  # a file that was named is meant
             path = whole_checkpoint(path)
+            if processes.is_main:
+                _say_what_has_no_state(path)
     except UserError as error:
         problem = error
     raise_together(problem, processes, device)
     if processes.world_size > 1:
         _refuse_different_starts(path, processes, device)
     return path
+
+
+def _say_what_has_no_state(path: str) -> None:
+    """Weights of later iterations in the folder of `path` that no training goes on from."""
+    of_recipe = list_checkpoints(os.path.dirname(path) or ".", checkpoint.recipe_of(path))
+    later = list(itertools.dropwhile(lambda other: not os.path.samefile(other, path), of_recipe))[1:]
+    bare = [os.path.basename(other) for other in later if not os.path.exists(state_path(other))]
+    if bare:
+        print(f"Note: left out, for there is no .state beside: {some(bare)}; --weights starts a "
+              "new training from such a file", flush=True)
 
 
 def _refuse_different_starts(path: Optional[str], processes: Processes,
