@@ -328,8 +328,9 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
 def _say_what_has_no_state(path: str) -> None:
     """Weights of later iterations in the folder of `path` that no training goes on from."""
     of_recipe = list_checkpoints(os.path.dirname(path) or ".", checkpoint.recipe_of(path))
-    later = list(itertools.dropwhile(lambda other: not os.path.samefile(other, path), of_recipe))[1:]
-    bare = [os.path.basename(other) for other in later if not os.path.exists(state_path(other))]
+    later = itertools.dropwhile(lambda other: not os.path.samefile(other, path), of_recipe)
+    bare = [os.path.basename(other) for other in list(later)[1:]
+            if not os.path.exists(state_path(other))]
     if bare:
         print(f"Note: left out, for there is no .state beside: {some(bare)}; --weights starts a "
               "new training from such a file", flush=True)
