@@ -132,15 +132,6 @@ def test_resumed_run_equals_the_undisturbed_one(flags, tmp_path, workers):
     assert same(weights_of(tmp_path, STEPS), whole)
 
 
-def test_later_weights_without_a_state_are_said(flags, tmp_path, capsys):
-    assert train.main(flags + ["--save_interval=4"]) == 0
-    os.unlink(str(tmp_path / "weights" / "yolact_shapes_1_6.state"))
-    assert train.main(flags + ["--resume=latest"]) == 0
-    out = capsys.readouterr().out
-    assert "Note: left out, for there is no .state beside: yolact_shapes_1_6.pth" in out
-    assert "yolact_shapes_0_4.pth at iteration 4" in out
-
-
 def test_validation_during_training(flags, capsys):
     assert train.main(flags + ["--validation_epoch=1", "--validation_size=2"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  mask |")]

@@ -171,3 +171,13 @@ def test_processes_that_would_go_on_from_different_files_do_not(shapes, tmp_path
     for text in texts:
         assert "rank 0 would go on from 'weights/yolact_shapes_0_2.pth'" in text
         assert "rank 1 from 'weights/yolact_shapes_0_1.pth'" in text
+
+
+def test_later_weights_without_a_state_are_said(flags, capsys):
+    flags = flags + ["--save_interval=4"]
+    assert train.main(flags) == 0
+    os.unlink("weights/yolact_shapes_2_8.state")
+    assert train.main(flags + ["--resume=latest"]) == 0
+    out = capsys.readouterr().out
+    assert "Note: left out, for there is no .state beside: yolact_shapes_2_8.pth" in out
+    assert "yolact_shapes_1_4.pth at iteration 4" in out
