@@ -261,9 +261,9 @@ def test_sources_are_those_torch_npu_names(device):
         for found in DEFINITION.finditer(path.read_text()):
             prefix = "Inplace" if found["macro"].endswith("_INPLACE") else ""
             marked[prefix + found["name"]] = found["beside"] or found["above"]
-    output = subprocess.run([sys.executable, "test/npu/operator_sources.py"], cwd=str(ROOT),
-                            check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                            universal_newlines=True).stdout
-    named = dict(line.split(" ", 1) for line in output.splitlines()
+    asked = subprocess.run([sys.executable, "test/npu/operator_sources.py"], cwd=str(ROOT),
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert asked.returncode == 0, asked.stderr[-2000:]
+    named = dict(line.split(" ", 1) for line in asked.stdout.splitlines()
                  if not line.startswith("Warning"))
     assert {name: marked[name] for name in named} == named
