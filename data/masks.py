@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Tuple, Union
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 Affine = Tuple[np.ndarray, np.ndarray]
@@ -27,8 +28,9 @@ _FRACTION_BITS = 8
 _FINE_SIDE = 128
 """Outlines up to this size (pixels) are drawn at twice the resolution."""
 
-_MANY_POINTS = 4000
-"""Of an outline: OpenCV takes minutes for 100,000 of one that crosses itself."""
+_MOST_EDGES = 1000
+"""Of an outline on one line of pixels, on average, that OpenCV fills: its time grows with their
+square, to minutes for 100,000 points that cross each other."""
 
 
 def draw_masks(segmentations: List[Segmentation], affine: Affine,
@@ -69,11 +71,11 @@ def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> Exte
     width, height = right - left, bottom - top
     if width <= 0 or height <= 0:
         return 0, 0, 0, 0
-    if max(map(len, points)) > _MANY_POINTS:
-        # Inside of the cut-out; what lies outside of it is not seen.
-        inner = [np.clip(part - [left, top], -1, [width + 1, height + 1]) for part in points]
-        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(
-            [part.ravel().astype(np.float64).tolist() for part in inner], height, width)))
+    if any(map(_is_tangled, points)):
+        image = Image.new("L", (width, height))
+        for part in points:
+            ImageDraw.Draw(image).polygon((part - [left + 0.5, top + 0.5]).ravel().tolist(), fill=1)
+        drawn = np.asarray(image)
     elif max(width, height) <= _FINE_SIDE:
         origin = np.array([left + 0.25, top + 0.25])
         fine = _fill(points, origin, 2.0, (2 * height, 2 * width))
@@ -84,6 +86,13 @@ def _draw_polygons(polygons: Polygons, affine: Affine, mask: np.ndarray) -> Exte
         drawn &= _fill(points, origin + 1.0, 1.0, (height, width))
     mask[top:bottom, left:right] = drawn
     return left, top, right, bottom
+
+
+def _is_tangled(part: np.ndarray) -> bool:
+    """Whether more than `_MOST_EDGES` of an outline `[m, 2]` lie on a line, on average."""
+    down = part[:, 1]
+    return len(part) > _MOST_EDGES and bool(
+        np.abs(np.diff(down)).sum() > _MOST_EDGES * max(float(np.ptp(down)), 1.0))
 
 
 def _fill(points: List[np.ndarray], origin: np.ndarray, zoom: float,
