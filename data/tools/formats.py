@@ -15,7 +15,7 @@ from data.tools.conversion import Conversion, Found, Part, signed, write_dataset
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
 from data.tools.sbd import is_sbd_folder, read_sbd
-from data.tools.source_files import list_files, read_text, split_folders, split_names
+from data.tools.source_files import SPLIT_FOLDERS, list_files, read_text, split_folders
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted
@@ -88,7 +88,7 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
             lower = path.name.lower()
             split = "val" if "val" in lower else "test" if "test" in lower else "train"
             # Frames of all splits may have the same names: the folder says which they are of.
-            words = {path.parent.name.lower(), *re.split("[_.-]", lower), *split_names(split)}
+            words = {path.parent.name.lower(), *re.split("[_.-]", lower), *SPLIT_FOLDERS[split]}
             images = sorted((file for file in files if str(file).endswith("/" + name)),
                             key=lambda file: -len(words.intersection(
                                 part.lower() for part in file.relative_to(folder).parts)))

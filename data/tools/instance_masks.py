@@ -36,6 +36,7 @@ _MASK_NAME = re.compile(r"(.+)_(?:masks?|labels?|instances?)")
 _IMAGE_NAME = re.compile(r"(.+)_(?:rgb|img|image)")
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 _VOID = 255
+"""The number of borders, where they have one; among smaller numbers it is hardly an object's."""
 _MOST_NUMBERS = 10000
 """More values than this in an image are no instances."""
 
@@ -89,8 +90,8 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion,
                     values = _read(mask.path, image)
                     numbers = np.unique(values[values > 0]).tolist()
                     one_number &= mask.numbered and len(numbers) < 2
-                    void += mask.numbered and len(numbers) > 1 and numbers[-2:][1] == _VOID \
-                        and numbers[-2] < _VOID - 1
+                    void += mask.numbered and len(numbers) > 1 and (
+                        numbers[-1] == _VOID and numbers[-2] < _VOID - 1)
                     black_and_white &= mask.numbered and numbers in ([], [255], [0xffffff])
                     _add(image, mask, values, numbers, name)
             images.append(image)

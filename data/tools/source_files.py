@@ -18,7 +18,7 @@ T = TypeVar("T")
 MOST_FILES = 1000000
 """In a folder that is looked through; whoever names a whole disk hears of it in seconds."""
 
-_SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
+SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
                   "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names that tools give to the folders of splits."""
 
@@ -88,13 +88,8 @@ def read_pixels(path: Path) -> Image.Image:
 
 def split_folders(folder: Path) -> Dict[str, Path]:
     """Folders of splits in `folder`, by the names that tools give them."""
-    return {split: folder / name for split, names in _SPLIT_FOLDERS.items()
+    return {split: folder / name for split, names in SPLIT_FOLDERS.items()
             for name in reversed(names) if (folder / name).is_dir()}
-
-
-def split_names(split: str) -> Sequence[str]:
-    """Names that tools give to the folder of a split."""
-    return _SPLIT_FOLDERS[split]
 
 
 def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
@@ -137,10 +132,12 @@ def by_split(folder: Path, read: Callable[[Path, Sequence[Path]], T]) -> Dict[st
         return {split: read(places[split], list_files(places[split], ()))
                 for split in ("train", "val") if split in places}
     files, depth = list_files(folder, ()), len(folder.parts) + 1
-    within = {split: [path for path in files if path.parts[depth:-1][:1] == (name,)]
-              for split, names in _SPLIT_FOLDERS.items() for name in names
-              if any(path.parts[depth:-1][:1] == (name,) for path in files)}
-    others = set(files).difference(*within.values())
+    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    within: Dict[str, List[Path]] = {}
+    for path in files:
+        place = path.parts[depth] if len(path.parts) > depth + 1 else ""
+        within.setdefault(split_of.get(place, ""), []).append(path)
+    others = within.pop("", [])
     if "train" in within and len(within) > 1 and not any(
             path.suffix.lower() in (*SUFFIXES, ".json") for path in others):
         return {split: read(folder, within[split]) for split in ("train", "val")
