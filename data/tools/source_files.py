@@ -19,7 +19,7 @@ MOST_FILES = 1000000
 """In a folder that is looked through; whoever names a whole disk hears of it in seconds."""
 
 SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
-                  "val": ("val", "valid", "validation"), "test": ("test",)}
+                 "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names that tools give to the folders of splits."""
 
 
