@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ _LARGEST_COORDINATE = 1e4
 EXCLUDED = -1.0
 """Score of a pair that takes no part; real scores are in [0, 1]."""
 
-_GROUPS_IN_CACHE = 16
+_SUREST = 8
+"""Times the detections that are kept: pairs that `fast_nms_on_host` considers."""
 
 
 class ImageDetections(NamedTuple):
@@ -107,11 +108,18 @@ class Detect:
         if conf.shape[2] != self.num_classes:
             raise ValueError(f"predictions have {conf.shape[2]} classes, Detect was built for "
                              f"{self.num_classes}")
-        if self.compact and conf.device.type == "cpu":
-            likely = _likely(conf, self.conf_thresh)
-            loc, conf, coefficients = (values.index_select(1, likely)
-                                       for values in (loc, conf, coefficients))
-            priors = priors[likely]
+        if not self._on_host(conf):
+            return self._detect(loc, conf, coefficients, priors)
+        found = []
+        for image in zip(loc, conf, coefficients):
+            likely = _likely(image[1], self.conf_thresh)
+            own_loc, own_conf, own_mask = (values[likely].unsqueeze(0) for values in image)
+            found.append(vars(self._detect(own_loc, own_conf, own_mask, priors[likely])))
+        return Detections(**{name: torch.cat([fields[name] for fields in found])
+                             for name in found[0]})
+
+    def _detect(self, loc: Tensor, conf: Tensor, coefficients: Tensor, priors: Tensor
+                ) -> Detections:
         boxes, coefficients = decode(loc.float(), priors), coefficients.float()
         scores = F.softmax(conf.float(), dim=2)[:, :, 1:]
         # Comparisons with NaN are false, so a prior with a NaN score or corner is left out as well.
@@ -121,9 +129,13 @@ class Detect:
         scores = scores.transpose(1, 2).masked_fill(~candidate.unsqueeze(1), EXCLUDED)
         return self._gather(boxes, coefficients, self._suppress(boxes, scores))
 
+    def _on_host(self, values: Tensor) -> bool:
+        return self.compact and values.device.type == "cpu"
+
     def _suppress(self, boxes: Tensor, scores: Tensor) -> Kept:
         if self.nms == "fast":
-            return fast_nms(boxes, scores, self.nms_thresh, self.top_k, self.max_detections)
+            suppress = fast_nms_on_host if self._on_host(boxes) else fast_nms
+            return suppress(boxes, scores, self.nms_thresh, self.top_k, self.max_detections)
         if self.nms == "cross_class":
             return cross_class_nms(boxes, scores, self.nms_thresh, self.top_k)
         return self._suppress_on_host(boxes, scores)
@@ -158,17 +170,17 @@ class Detect:
 
 
 def _likely(conf: Tensor, threshold: float) -> Tensor:
-    """Priors, int64 `[n]`, that may be candidates in some image, from logits `[B, P, C]`; n >= 1.
+    """Priors, int64 `[n]`, that may be candidates, from an image's logits `[P, C]`; n >= 1.
 
     A foreground score is at most 1 / (1 + exp(background - its logit)), which leaves out nearly all
     before any softmax. How many stay depends on the data: for the host only, where reading it costs
     nothing.
     """
-    background, foreground = conf.float().split((1, conf.shape[2] - 1), dim=2)
-    best = foreground.amax(dim=2) if hasattr(conf, "amax") else foreground.max(dim=2)[0]
+    background, foreground = conf.float().split((1, conf.shape[1] - 1), dim=1)
+    best = foreground.amax(dim=1) if hasattr(conf, "amax") else foreground.max(dim=1)[0]
     lowest = threshold * (1 - 1e-5)  # a little less: the softmax is rounded
     bound = math.log(lowest / (1 - lowest)) - 1e-3 if lowest > 0 else -math.inf
-    likely = (best - background.squeeze(2) > bound).any(dim=0)
+    likely = best - background.squeeze(1) > bound
     likely[0] = True
     return likely.nonzero().squeeze(1)
 
@@ -188,7 +200,7 @@ class Kept:
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
-             max_detections: int, min_score: float = EXCLUDED) -> Kept:
+             max_detections: int, min_score: Union[float, Tensor] = EXCLUDED) -> Kept:
     """Fast NMS within each class.
 
     Args:
@@ -197,8 +209,8 @@ def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
         iou_threshold: a box that overlaps a better one of its class by more than this goes.
         top_k: candidates per class, the best ones.
         max_detections: rows kept over all classes, the best ones.
-        min_score: scores up to this are left out of the result (the original's
-            `second_threshold`; by default only `EXCLUDED` ones are).
+        min_score: scores up to this, a number or `[B, 1, 1]`, are left out of the result (the
+            original's `second_threshold`; by default only `EXCLUDED` ones are).
 
     Returns:
         `Kept` with R = min(max_detections, (C-1) * min(top_k, P)).
@@ -214,6 +226,37 @@ def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
     classes = torch.arange(num_classes, device=boxes.device).reshape(1, num_classes, 1)
     classes = classes.expand(batch, num_classes, k).reshape(batch, num_classes * k)  # [B, (C-1)*k]
     return _best(scores, index, classes, rows=min(max_detections, num_classes * k))
+
+
+def fast_nms_on_host(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
+                     max_detections: int) -> Kept:
+    """`fast_nms` of one image (B = 1), in a fraction of the time where shapes may follow the data.
+
+    Only a better box of its class removes a box, so the surest pairs of prior and class are
+    compared until `max_detections` of them stay; the rest decides nothing. Of these, equal scores
+    are in the order of class and prior, as in ONNX.
+    """
+    pairs, surest = scores.flatten(), _SUREST * max_detections
+    bound = float(pairs.topk(surest)[0][-1]) if surest < len(pairs) else EXCLUDED
+    chosen = np.flatnonzero(pairs.numpy() > bound)  # [n], by class, then prior
+    chosen = chosen[np.argsort(-pairs.numpy()[chosen], kind="stable")]
+    classes, index = map(torch.from_numpy, np.divmod(chosen, scores.shape[2]))  # [n] each
+    columns = _columns(boxes[:, index])  # [1, n] each
+    rows = index[:0]
+    for start in range(0, len(chosen), 2 * max_detections):
+        end = start + 2 * max_detections
+        better = (classes[:end].unsqueeze(1) == classes[start:end]).triu_(1 - start)  # [end, m]
+        iou = _iou([values[:, :end] for values in columns],
+                   [values[:, start:end] for values in columns])[0]  # [end, m]
+        stays = (iou.mul_(better).max(dim=0)[0] <= iou_threshold) & (better.sum(dim=0) < top_k)
+        rows = torch.cat((rows, start + stays.nonzero().squeeze(1)))[:max_detections]
+        if len(rows) == max_detections:
+            break
+    else:
+        if bound > EXCLUDED:
+            return fast_nms(boxes, scores, iou_threshold, top_k, max_detections)
+    return Kept(index[rows].unsqueeze(0), classes[rows].unsqueeze(0),
+                scores[:, classes[rows], index[rows]], torch.tensor([len(rows)]))
 
 
 def cross_class_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> Kept:
@@ -239,28 +282,31 @@ def _largest_iou_with_better(boxes: Tensor) -> Tensor:
 
     Boxes without area overlap nothing.
     """
-    if boxes.device.type != "cpu" or torch.onnx.is_in_onnx_export():
-        return _largest_iou_in_group(boxes)
-    # On a CPU, chunks that stay in its cache take a third of the time.
-    return torch.cat([_largest_iou_in_group(chunk) for chunk in boxes.split(_GROUPS_IN_CACHE)])
-
-
-def _largest_iou_in_group(boxes: Tensor) -> Tensor:
-    x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))  # [m, k] each
-    area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)  # [m, k]
-    intersection = _overlap(x1, x2).mul_(_overlap(y1, y2))  # [m, k, k]
-    union = (area.unsqueeze(2) + area.unsqueeze(1)).sub_(intersection)  # [m, k, k]
-    iou = intersection.div_(union.clamp_(min=1e-20))  # [m, k, k]
+    columns = _columns(boxes)
+    iou = _iou(columns, columns)  # [m, k, k]
     if torch.onnx.is_in_onnx_export():  # ONNX has triangles from opset 14 on only
         order = torch.arange(iou.shape[1])
         return iou.masked_fill(order.unsqueeze(1) >= order, 0.0).max(dim=1)[0]
     return iou.triu_(diagonal=1).max(dim=1)[0]  # row: the better box
 
 
-def _overlap(low: Tensor, high: Tensor) -> Tensor:
-    """Length shared by each two of the intervals `[m, k]`: `[m, k, k]`."""
-    start = torch.max(low.unsqueeze(2), low.unsqueeze(1))
-    return torch.min(high.unsqueeze(2), high.unsqueeze(1)).sub_(start).clamp_(min=0)
+def _columns(boxes: Tensor) -> List[Tensor]:
+    """x1, y1, x2, y2 and area of boxes `[m, k, 4]`, `[m, k]` each."""
+    x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))
+    return [x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)]
+
+
+def _iou(a: List[Tensor], b: List[Tensor]) -> Tensor:
+    """IoU of boxes with boxes, `[m, k, l]`, from their columns `[m, k]` and `[m, l]`."""
+    intersection = _overlap(a[0], a[2], b[0], b[2]).mul_(_overlap(a[1], a[3], b[1], b[3]))
+    union = (a[4].unsqueeze(2) + b[4].unsqueeze(1)).sub_(intersection)
+    return intersection.div_(union.clamp_(min=1e-20))
+
+
+def _overlap(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor) -> Tensor:
+    """Length that intervals `[m, k]` share with others `[m, l]`: `[m, k, l]`."""
+    start = torch.max(low.unsqueeze(2), other_low.unsqueeze(1))
+    return torch.min(high.unsqueeze(2), other_high.unsqueeze(1)).sub_(start).clamp_(min=0)
 
 
 def _best(scores: Tensor, index: Tensor, classes: Tensor, rows: int) -> Kept:

@@ -8,7 +8,7 @@ lengths without ever forming them.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask
@@ -24,6 +24,8 @@ Rle = Dict[str, Any]
 
 THRESHOLD = 0.5
 _CROP_PADDING = 1
+_CROSSINGS_AT_ONCE = 1 << 15
+"""Of several objects, so that NumPy is called seldom, and few enough to stay in the cache."""
 
 
 @torch.no_grad()
@@ -97,7 +99,9 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
     flat = proto.cpu().float().transpose(0, 1).reshape(proto_width * proto_height, -1).t()
     flat = flat.contiguous()
     coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
-    runs: List[Rle] = []
+    runs: List[np.ndarray] = []
+    waiting: List[_Crossings] = []
+    count = 0
     for start in range(0, len(coefficients), chunk_size):
         chosen = slice(start, start + chunk_size)
         soft = torch.matmul(coefficients[chosen], flat).sigmoid_()
@@ -105,10 +109,16 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
         cells = _crop_cells(boxes[chosen], proto_height, proto_width, crop_to_box)
         for mask, (x1, x2, y1, y2) in zip(masks, cells):
             lines, first_column = _resize_columns(mask, x1, x2, y1, y2, columns)
-            ends = _run_ends(lines, max(y1 - 1, 0), rows) + first_column * height
-            runs.append({"size": [height, width], "counts": _run_lengths(ends, height * width)})
-    encoded = pycocotools.mask.frPyObjects(runs, height, width) if runs else []
-    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+            waiting.append(_Crossings.find(lines, max(y1 - 1, 0), first_column))
+            count += len(waiting[-1].piece)
+            if count > _CROSSINGS_AT_ONCE:
+                runs += _run_lengths(waiting, rows, width)
+                waiting, count = [], 0
+    runs += _run_lengths(waiting, rows, width)
+    size = [height, width]
+    encoded = pycocotools.mask.frPyObjects([{"size": size, "counts": lengths} for lengths in runs],
+                                           height, width) if runs else []
+    return [{"size": size, "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 
 class _Axis(NamedTuple):
@@ -160,49 +170,60 @@ def _resize_columns(mask: np.ndarray, x1: int, x2: int, y1: int, y2: int,
         return np.zeros((0, 2), np.float32), 0
     left, top = max(x1 - 1, 0), max(y1 - 1, 0)
     # One cell more on each side, zero, where there is one: the resized mask fades out in there.
-    cropped = mask[left:x2 + 1, top:y2 + 1].copy()
-    cropped[:x1 - left] = 0
-    cropped[x2 - left:] = 0
-    cropped[:, :y1 - top] = 0
-    cropped[:, y2 - top:] = 0
+    right, bottom = min(x2 + 1, mask.shape[0]), min(y2 + 1, mask.shape[1])
+    cropped = np.zeros((right - left, 1 + bottom - top + 1), np.float32)
+    cropped[x1 - left:x2 - left, 1 + y1 - top:1 + y2 - top] = mask[x1:x2, y1:y2]
     first, last = columns.first[left], columns.first[x2]
     weight = columns.weight[first:last, None]
-    lines = np.zeros((last - first, cropped.shape[1] + 2), np.float32)
-    np.multiply(cropped[columns.low[first:last] - left], np.float32(1) - weight, lines[:, 1:-1])
-    lines[:, 1:-1] += cropped[columns.high[first:last] - left] * weight
+    lines = cropped.take(columns.low[first:last] - left, axis=0)
+    lines *= np.float32(1) - weight
+    high = cropped.take(columns.high[first:last] - left, axis=0)
+    high *= weight
+    lines += high
     return lines, int(first)
 
 
-def _run_ends(lines: np.ndarray, top: int, rows: _Axis) -> np.ndarray:
-    """Where the lines, resized along y, change between in and out of the mask.
+class _Crossings(NamedTuple):
+    """Where the columns of a mask, or of several, cross the threshold: n times."""
 
-    Args:
-        lines: `[columns, pieces + 1]`, as from `_resize_columns`; piece i lies between its values i
-            and i + 1.
-        top: prototype row of value 1.
-        rows: the resizing along y.
+    column: np.ndarray
+    """int64 `[n]`, of the image."""
+    piece: np.ndarray
+    """int64 `[n]`: between prototype rows piece - 1 and piece; 0 and h are at the borders."""
+    before: np.ndarray
+    """float32 `[n]`: value in row piece - 1; 0 outside."""
+    after: np.ndarray
+    """float32 `[n]`: value in row piece; 0 outside."""
+
+    @classmethod
+    def find(cls, lines: np.ndarray, top: int, first: int) -> _Crossings:
+        """Those of `lines [columns, 1 + rows + 1]`, from row `top` and column `first` on."""
+        inside = lines > THRESHOLD
+        change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
+        column, piece = np.divmod(change, lines.shape[1] - 1)
+        before = change + column  # each line has a value more than it has pieces
+        return cls(column + first, piece + top, lines.take(before), lines.take(before + 1))
+
+
+def _run_ends(crossings: _Crossings, rows: _Axis) -> np.ndarray:
+    """Pixels where columns, resized along y, change between in and out of the mask.
 
     Returns:
-        int64 `[n]`: column-major pixel numbers from the first line on, ascending, each the first
-        pixel with a new value. Two equal ones enclose no pixel.
+        int64 `[n]`: column-major pixel numbers, each the first pixel with a new value; ascending
+        for each mask. Two equal ones enclose no pixel.
     """
-    height, pieces = len(rows.low), lines.shape[1] - 1
-    inside = lines > THRESHOLD  # [columns, pieces + 1]
-    change = np.flatnonzero(inside[:, 1:] != inside[:, :-1])  # [n], n changes in all columns
-    column, piece = np.divmod(change, pieces)  # [n] each
-    before = lines[column, piece]  # [n]
-    after = lines[column, piece + 1]  # [n]
+    column, piece, before, after = crossings
+    height, border = len(rows.low), len(rows.first) - 1
     opens = after > THRESHOLD  # [n]
     # Pixels of each piece; none before the first prototype row, none after the last.
-    last = top + pieces - 1
-    low = np.concatenate(([0], rows.first[top:last - 1], [height]))[piece]  # [n]
-    high = np.concatenate(([0], rows.first[top + 1:last], [height]))[piece]  # [n]
-    crossing = top + piece - 1 + (np.float32(THRESHOLD) - before) / (after - before)
+    low = np.concatenate(([0], rows.first[:border - 1], [height])).take(piece)  # [n]
+    high = np.concatenate(([0], rows.first[1:border], [height])).take(piece)  # [n]
+    crossing = piece - 1 + (np.float32(THRESHOLD) - before) / (after - before)
     pixel = np.ceil((crossing + 0.5) / rows.scale - 0.5).astype(np.int64)  # [n]
     pixel = np.minimum(np.maximum(pixel, low), high)
 
     def is_new(pixel: np.ndarray) -> np.ndarray:
-        weight = rows.weight[np.minimum(pixel, height - 1)]
+        weight = rows.weight.take(np.minimum(pixel, height - 1))
         value = before * (np.float32(1) - weight) + after * weight
         return (value > THRESHOLD) == opens
 
@@ -212,11 +233,24 @@ def _run_ends(lines: np.ndarray, top: int, rows: _Axis) -> np.ndarray:
     return column * height + pixel
 
 
-def _run_lengths(ends: np.ndarray, total: int) -> np.ndarray:
-    """Lengths of the runs out, in, out, ... of the mask, from the ends of the runs."""
-    if (ends[1:] == ends[:-1]).any():
-        ends, repeats = np.unique(ends, return_counts=True)
-        ends = ends[repeats % 2 == 1]
-    if ends.size and ends[-1] == total:
-        ends = ends[:-1]
-    return np.diff(np.concatenate(([0], ends, [total])))
+def _run_lengths(masks: Sequence[_Crossings], rows: _Axis, width: int) -> List[np.ndarray]:
+    """Lengths of the runs out, in, out, ... of each mask."""
+    if not masks:
+        return []
+    total = len(rows.low) * width
+    ends = _run_ends(_Crossings(*map(np.concatenate, zip(*masks))), rows)
+    mask = np.repeat(np.arange(len(masks)), [len(crossings.piece) for crossings in masks])
+    ends += mask * (total + 1)  # ascending over all masks
+    same = np.flatnonzero(np.diff(ends, prepend=-1, append=-1))  # where a number comes first
+    used = same[:-1][np.diff(same) % 2 == 1]
+    used = used[ends[used] - mask[used] * (total + 1) < total]
+    ends, mask = ends[used], mask[used]
+    # The bounds of each mask's pixels around its ends; between two masks nothing is counted.
+    stop = np.cumsum(np.bincount(mask, minlength=len(masks)) + 2)
+    bounds = np.empty(stop[-1], np.int64)
+    bounds[np.arange(len(ends)) + 2 * mask + 1] = ends
+    offset = np.arange(len(masks)) * (total + 1)
+    start = np.concatenate(([0], stop[:-1]))
+    bounds[start], bounds[stop - 1] = offset, offset + total
+    lengths = np.diff(bounds)
+    return [lengths[begin:end - 1] for begin, end in zip(start.tolist(), stop.tolist())]

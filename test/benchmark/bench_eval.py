@@ -29,7 +29,11 @@ from data.datasets import dataset_paths  # noqa: E402
 from layers.anchors import make_priors  # noqa: E402
 from layers.detection import NMS_KINDS, Detect  # noqa: E402
 from layers.masks import assemble_masks, boxes_to_pixels, encode_masks  # noqa: E402
+from utils.inference.detector import Detector  # noqa: E402
+from utils.inference.evaluation import Evaluation  # noqa: E402
 from utils.inference.evaluator import CocoEvaluator  # noqa: E402
+from utils.memory import keep_freed_memory  # noqa: E402
+from yolact import build_yolact  # noqa: E402
 
 DETECTIONS = 100
 
@@ -131,18 +135,38 @@ def bench_scoring(dataset: CocoDataset, scenes: List[Scene]) -> None:
           f"{cpu_milliseconds(evaluator.evaluate, 1) / 1000:.2f} CPU-seconds")
 
 
+def bench_evaluation(dataset: CocoDataset, scenes: List[Scene]) -> None:
+    """Everything but the network: predictions of about 1,000 candidates come from memory."""
+    config = get_config("yolact_resnet50")
+    model = build_yolact(config)
+    predictions = dict(make_predictions(1000), proto=scenes[0][0].unsqueeze(0))
+    predictions["mask"] = torch.tanh(torch.randn(predictions["mask"].shape))
+    model.forward = lambda images: predictions  # type: ignore[method-assign]
+    evaluation = Evaluation(dataset, [category.id for category in dataset.categories],
+                            range(len(scenes)), batch_size=1, num_workers=0)
+    detector = Detector(model, Detect.from_config(config), torch.device("cpu"))
+    evaluator = evaluation.evaluator()
+    found = cpu_milliseconds(lambda: evaluation.run(detector, evaluator), 1)
+    scored = cpu_milliseconds(evaluator.evaluate, 1)
+    count = len(evaluator)
+    print(f"evaluation without the network, {count} images: {found / count:.1f} ms to find, "
+          f"{scored / count:.1f} ms to score")
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="folder in COCO's layout")
     parser.add_argument("--images", type=int, default=20)
     args = parser.parse_args(argv)
+    keep_freed_memory(torch.device("cpu"))
     dataset = CocoDataset(*dataset_paths("coco2017", args.data, "val"))
     scenes = make_scenes(dataset, args.images)
     with torch.no_grad():
         bench_suppression()
         bench_masks(scenes)
         bench_scoring(dataset, scenes)
+        bench_evaluation(dataset, scenes)
 
 
 if __name__ == "__main__":

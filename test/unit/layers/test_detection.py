@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from data.config import get_config
-from layers.detection import NMS_KINDS, Detect, fast_nms, greedy_nms
+from layers.detection import (
+    EXCLUDED,
+    NMS_KINDS,
+    Detect,
+    fast_nms,
+    fast_nms_on_host,
+    greedy_nms,
+)
 
 PRIORS, CLASSES, PROTOTYPES, ROWS = 120, 6, 4, 20
 
@@ -60,6 +67,30 @@ def test_leaving_out_priors_on_the_host_changes_nothing(device, nms):
     predictions["conf"][1, :, 0] += 50
     compacted = make_detect(nms)(predictions)
     assert_same(compacted, tensors(make_detect(nms, compact=False)(predictions)))
+
+
+@pytest.mark.parametrize("top_k, max_detections", [(300, 5), (300, 40), (3, 40), (300, 200)])
+@pytest.mark.parametrize("crowding", [1.0, 0.1, 0.01])
+def test_the_surest_pairs_decide_as_all_of_them(top_k, max_detections, crowding):
+    """Spread boxes, of which enough stay, and crowded ones, of which all have to be compared."""
+    generator = torch.Generator().manual_seed(0)
+    corner = crowding * torch.rand(1, 300, 2, generator=generator)
+    boxes = torch.cat((corner, corner + 0.2 + 0.1 * torch.rand(1, 300, 2, generator=generator)), 2)
+    scores = torch.rand(1, 6, 300, generator=generator)
+    scores[:, :, ::7] = EXCLUDED
+    expected = fast_nms(boxes, scores, 0.5, top_k, max_detections)
+    found = fast_nms_on_host(boxes, scores, 0.5, top_k, max_detections)
+    count = int(expected.count)
+    assert int(found.count) == count > 0
+    for name in ("index", "classes", "scores"):
+        assert torch.equal(getattr(found, name)[:, :count], getattr(expected, name)[:, :count])
+
+
+def test_of_equal_scores_the_lower_class_and_prior_comes_first():
+    corner = torch.tensor([0.0, 0.01, 0.5, 0.51]).reshape(1, 4, 1)  # two pairs that overlap
+    found = fast_nms_on_host(torch.cat((corner, corner, corner + 0.3, corner + 0.3), 2),
+                             torch.ones(1, 2, 4), 0.5, 10, 10)
+    assert found.classes.tolist() == [[0, 0, 1, 1]] and found.index.tolist() == [[0, 2, 0, 2]]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.05, 0.3, 0.9, 0.99999, 1.0])

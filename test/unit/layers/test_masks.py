@@ -18,6 +18,7 @@ from helpers.paths import ROOT
 from layers.box_ops import crop
 from layers.masks import (
     _Axis,
+    _Crossings,
     _run_ends,
     assemble_masks,
     boxes_to_pixels,
@@ -87,7 +88,7 @@ def test_ends_of_runs_are_exact(source, size):
     pixels = values[:, rows.low] * (1 - rows.weight) + values[:, rows.high] * rows.weight
     inside = (pixels > 0.5).reshape(-1)
     expected = np.flatnonzero(np.diff(np.concatenate(([False], inside, [False])).astype(int)))
-    ends, repeats = np.unique(_run_ends(lines, 0, rows), return_counts=True)
+    ends, repeats = np.unique(_run_ends(_Crossings.find(lines, 0, 0), rows), return_counts=True)
     np.testing.assert_array_equal(ends[repeats % 2 == 1], expected)
 
 
