@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Dict, Tuple
 
 from data.config import Config, check_known, field_kinds, get_config
-from data.config_fields import expected_value, parse, value_problem
+from data.config_fields import expected_value, freeze, parse, value_problem
 from utils.errors import UserError, nearest
 from utils.files import read_whole
-from utils.parsing import parse_yaml
+from utils.parsing import parse_json, parse_yaml
 
 _FILE_KEYS = ("config", "set", "flags")
 """What a file for --config may have."""
@@ -61,7 +61,8 @@ def parse_setting(text: str) -> Tuple[str, Any]:
     check_known(name, "--set: a configuration")
     kind, declared = field_kinds()[name], Config.__dataclass_fields__[name].metadata
     try:
-        parsed = parse(value, kind)
+        bracketed = value.strip().startswith("[")
+        parsed = freeze(parse_json(value, f"--set {name}")) if bracketed else parse(value, kind)
         problem = value_problem(parsed, kind, declared)
     except ValueError:
         problem = f"expected {expected_value(kind, declared)}"

@@ -84,15 +84,29 @@ def parse_yaml(text: str, path: str) -> Any:
         raise UserError(f"{path}: {len(text)} characters, nested {_depth(text)} deep, expected a "
                         f"description of at most {_MOST_LETTERS} and {_DEEPEST}")
     try:
-        if text.count("*") > _MOST_ALIASES:
-            aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-            if aliases > _MOST_ALIASES:
-                raise ValueError(f"{aliases} aliases, expected at most {_MOST_ALIASES}")
+        if "*" in text:
+            _check_aliases(yaml, text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
             RecursionError) as problem:
         # Dates and characters that do not exist are ValueErrors; PyYAML trips over its own tags.
         raise UserError(f"{path}: not YAML: {' '.join(str(problem).split())}") from None
+
+
+def _check_aliases(yaml: Any, text: str) -> None:
+    """Raise a `ValueError` for more than `_MOST_ALIASES`, or one that stands in what it means."""
+    aliases, around = 0, []
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            around.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            if event.anchor in around:
+                raise ValueError(f"&{event.anchor} holds itself, line {event.start_mark.line + 1}")
+    if aliases > _MOST_ALIASES:
+        raise ValueError(f"{aliases} aliases, expected at most {_MOST_ALIASES}")
 
 
 def _depth(text: str) -> int:

@@ -142,7 +142,7 @@ def test_a_file_that_is_not_there(folder):
 
 
 def test_a_recursive_alias_ends(folder):
-    assert "...]" in mistake(opened, write(folder, "&a [*a]"))
+    assert "&a holds itself, line 1" in mistake(opened, write(folder, "&a [*a]"))
 
 
 def test_without_pyyaml(folder, monkeypatch):

@@ -79,6 +79,12 @@ def test_fields_that_belong_together_change_together(tmp_path):
         recipe(LEVELS[0])
 
 
+def test_lists_in_brackets_mean_the_same():
+    assert recipe("--set=lr_steps=[7, 9]").lr_steps == (7, 9)
+    assert recipe("--set=fpn_num_downsample=0", "--set=pred_scales=[[24], [48.5], [96]]") == recipe(
+        *LEVELS[:1], "--set=pred_scales=24,48.5,96")
+
+
 def test_the_command_line_wins_over_the_file_and_flags_over_set(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("config: yolact_resnet50\nset: {lr: 0.5, decay: 0.25}\n"
@@ -119,6 +125,7 @@ def test_resume_as_a_switch(tmp_path, monkeypatch):
     (["--set=max_size=-5"], "--set max_size is '-5', expected a whole number above 0"),
     (["--set=use_maskiou=2"], "expected True or False"),
     (["--set=pixel_std=1,2"], "a list of 3 items"),
+    (["--set=pixel_std=[1,2]"], "a list of 3 items"), (["--set=pixel_std=[1"], "not JSON"),
     (["--set=optimizer=sdg"], "did you mean 'sgd'?"),
     (["--set=max_size=-5", "--max_size=138"], "--set max_size is '-5', expected a whole number"),
     (["--config=absent.yaml"], "cannot read 'absent.yaml'"),
@@ -135,6 +142,7 @@ def test_mistakes_are_one_sentence(flags, sentence):
     ("config: [1]", "needs the name of a recipe"), ("set: 5", "needs the name of a recipe"),
     ("config: yolact_bas", "did you mean 'yolact_base'?"), ("flags: 3", "is no mapping"),
     ("set: {lr: fast}", "--set lr is 'fast'"), ("set: {lr: -1}", "lr is -1"), ("a: [", "a: ["),
+    ("set: {lr_steps: &a [*a]}", "&a holds itself, line 1"),
 ])
 def test_mistakes_in_a_file_are_one_sentence(text, sentence, tmp_path):
     path = tmp_path / "recipe.yaml"
