@@ -30,8 +30,8 @@ _LARGEST_COORDINATE = 1e4
 EXCLUDED = -1.0
 """Score of a pair that takes no part; real scores are in [0, 1]."""
 
-_SUREST = 8
-"""Times the detections that are kept: pairs that `fast_nms_on_host` considers."""
+_MOST_PAIRS = 4096
+"""That `fast_nms_on_host` compares with each other."""
 
 
 class ImageDetections(NamedTuple):
@@ -236,15 +236,16 @@ def fast_nms_on_host(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k:
     compared until `max_detections` of them stay; the rest decides nothing. Of these, equal scores
     are in the order of class and prior, as in ONNX.
     """
-    pairs, surest = scores.flatten(), _SUREST * max_detections
+    pairs, surest = scores.flatten(), min(8 * max_detections, _MOST_PAIRS)
     bound = float(pairs.topk(surest)[0][-1]) if surest < len(pairs) else EXCLUDED
     chosen = np.flatnonzero(pairs.numpy() > bound)  # [n], by class, then prior
     chosen = chosen[np.argsort(-pairs.numpy()[chosen], kind="stable")]
     classes, index = map(torch.from_numpy, np.divmod(chosen, scores.shape[2]))  # [n] each
     columns = _columns(boxes[:, index])  # [1, n] each
     rows = index[:0]
-    for start in range(0, len(chosen), 2 * max_detections):
-        end = start + 2 * max_detections
+    step = min(2 * max_detections, _MOST_PAIRS // 8)
+    for start in range(0, len(chosen), step):
+        end = start + step
         better = (classes[:end].unsqueeze(1) == classes[start:end]).triu_(1 - start)  # [end, m]
         iou = _iou([values[:, :end] for values in columns],
                    [values[:, start:end] for values in columns])[0]  # [end, m]
