@@ -25,14 +25,7 @@ from data.tools.findings import (
     table,
     turned_notes,
 )
-from utils.cli import (
-    EXIT_USER_ERROR,
-    ArgumentParser,
-    Bounded,
-    add_switch,
-    print_lines,
-    run_main,
-)
+from utils.cli import EXIT_USER_ERROR, ArgumentParser, Bounded, add_switch, print_lines, run_main
 from utils.drawing import draw_instances, side_by_side
 from utils.errors import UserError, counted
 from utils.files import write_whole
@@ -104,8 +97,7 @@ def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: in
         titles.append("")
     grid = np.concatenate([side_by_side(drawn[n:n + columns], titles[n:n + columns])
                            for n in range(0, len(drawn), columns)])
-    data = cv2.imencode(".png", grid)[1].tobytes()
-    write_whole(path, lambda stream: stream.write(data))
+    write_whole(path, cv2.imencode(".png", grid)[1].tobytes())
     return count
 
 

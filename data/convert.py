@@ -48,8 +48,8 @@ def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
     if "classes" in given:
         given["classes"] = _words(args.classes)
     conversion = Conversion(**given)
-    parts, names, notes = convert(kind, Path(args.source), conversion)
-    lines = notes + write_dataset(parts, names, out)
+    parts, names = convert(kind, Path(args.source), conversion)
+    lines = write_dataset(parts, names, out)
     described = f": {len(names)} classes ({some(names, 10)})" if names else ""
     path = out / FOLDER_FILE
     return conversion.lines() + lines + [f"{path}{described}",

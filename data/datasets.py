@@ -228,5 +228,3 @@ def _check_names(described: DatasetFile, dataset: CocoDataset) -> None:
                     f"{where + 1} of {dataset.annotation_file} is {there} ({len(names)} names, "
                     f"{len(found)} categories in the order of their ids); correct names or leave "
                     "it out")
-
-

@@ -7,17 +7,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    Any,
-    Dict,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -53,6 +43,10 @@ class FoundImage:
     size: Size
     objects: List[FoundObject] = field(default_factory=list)
 
+    def add(self, name: str, outline: Outline, where: str) -> None:
+        """Add an object, see `FoundObject`."""
+        self.objects.append(FoundObject(name, outline, where))
+
 
 class Found(NamedTuple):
     """What a reader finds in a source."""
@@ -61,8 +55,6 @@ class Found(NamedTuple):
     """`train` alone where the source has no splits."""
     names: Sequence[str] = ()
     """Class names in their order, where the source gives one."""
-    notes: Sequence[str] = ()
-    """Sentences for the user."""
 
 
 class Part(NamedTuple):
@@ -98,6 +90,8 @@ class Conversion:
     """What a user may do who cannot correct the source."""
     left: List[str] = field(default_factory=list)
     """Sentences about what was left out."""
+    notes: List[str] = field(default_factory=list)
+    """Further sentences for the user."""
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
@@ -111,10 +105,10 @@ class Conversion:
             self.left.append(str(problem))
 
     def lines(self) -> List[str]:
-        """The first sentences, and how many more there are."""
+        """What was left out, at most the first of it, and the notes."""
         more = len(self.left) - _SHOWN_PROBLEMS
-        return ["left out: " + sentence for sentence in self.left[:_SHOWN_PROBLEMS]] + (
-            [f"... and {more} more"] if more > 0 else [])
+        return (["left out: " + sentence for sentence in self.left[:_SHOWN_PROBLEMS]]
+                + [f"... and {more} more"] * (more > 0) + self.notes)
 
     def divided(self, items: Sequence[Any]) -> Dict[str, List[Any]]:
         """Part `items` into train and val; the same seed and items give the same parts.
@@ -211,14 +205,15 @@ def _runs(outline: Outline, size: Size) -> Dict[str, Any]:
     return mask_utils.merge(mask_utils.frPyObjects(outline, size[1], size[0]))
 
 
-def open_image(path: Path, where: str, given: Optional[Tuple[float, float]] = None) -> FoundImage:
+def open_image(path: Path, where: str,
+               given: Tuple[Optional[float], Optional[float]] = (None, None)) -> FoundImage:
     """An image file that has been found; its header alone is read.
 
     Args:
         path: the image.
         where: what refers to it, for the sentence.
-        given: width and height that the annotations give, where they do. They tell whether a photo
-            with an EXIF orientation was annotated as viewers show it or as it is stored.
+        given: width and height that the annotations give, where they give both. They tell whether
+            a photo with an EXIF orientation was annotated as viewers show it or as it is stored.
 
     Raises:
         UserError: it is missing, not an image, or of another size.
@@ -229,7 +224,7 @@ def open_image(path: Path, where: str, given: Optional[Tuple[float, float]] = No
         raise UserError(f"{where}: {path} does not exist") from None
     except (OSError, ValueError):
         raise UserError(f"{where}: {path} is not an image that can be read") from None
-    if given is not None and given != size:
+    if None not in given and given != size:
         raise UserError(f"{where}: says {given[0]:g} x {given[1]:g} pixels, but {path} has "
                         f"{size[0]} x {size[1]}")
     return FoundImage(path, size)
@@ -278,13 +273,14 @@ def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
         if not isinstance(file, Path):
             # ASCII, as file names need not be text.
             text, file = json.dumps(file, separators=(",", ":")), out / f"{split}.json"
-            _write(file, text)
+            write_whole(str(file), text.encode("ascii"))
         images, annotations = (os.path.relpath(str(path), str(out)) if portable
                                else os.path.abspath(str(path))
                                for path in (part.images_dir, file))
         described[split] = images, annotations
         lines.append(f"{file}: {part}")
-    _write(out / FOLDER_FILE, f"# {_SIGNATURE}\n" + format_dataset_file(described, names))
+    text = f"# {_SIGNATURE}\n" + format_dataset_file(described, names)
+    write_whole(str(out / FOLDER_FILE), text.encode("utf-8"))
     return lines
 
 
@@ -324,7 +320,3 @@ def _measure(outline: Outline, size: Size) -> Tuple[float, List[float]]:
     points = np.concatenate([np.reshape(part, (-1, 2)) for part in outline])
     low, high = points.min(axis=0), points.max(axis=0)
     return area, [round(float(value), 3) for value in np.concatenate([low, high - low])]
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(str(path), lambda stream: stream.write(text.encode("utf-8")))

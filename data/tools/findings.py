@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -16,7 +15,7 @@ from data.config import Config
 from data.config_fields import as_text
 from data.image import read_header
 from utils.errors import UserError, counted, some
-from utils.files import read_whole
+from utils.files import digest
 
 Splits = Mapping[str, CocoDataset]
 """Training data as `train` and, where there is any, validation data as `val`."""
@@ -149,7 +148,7 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
     """Groups of equal files: each property, cheap ones first, parts what the last left together."""
     groups: List[Files] = [[(split, dataset.image_path(index))
                             for split, dataset in splits.items() for index in range(len(dataset))]]
-    for property_of in (*first, os.path.getsize, _digest):
+    for property_of in (*first, os.path.getsize, digest):
         finer: List[Files] = []
         for files in groups:
             alike: Dict[Any, Files] = {}
@@ -159,10 +158,6 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
             finer += [group for group in alike.values() if len(group) > 1]
         groups = finer
     return groups
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.blake2b(read_whole(path), digest_size=16).digest()
 
 
 def image_findings(splits: Splits, workers: int = 2,

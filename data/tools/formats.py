@@ -59,7 +59,8 @@ def read_coco(folder: Path, conversion: Conversion) -> Dict[str, Part]:
                         "data.yaml (docs/data.md)")
     datasets = {split: CocoDataset(place, place / _COCO) for split, place in places.items()}
     if len(datasets) > 1 or not conversion.val_fraction:
-        return {split: _part(dataset, Path(dataset.annotation_file))
+        return {split: Part(Path(dataset.images_dir), Path(dataset.annotation_file), len(dataset),
+                            dataset.report.objects, dataset.report.empty_images)
                 for split, dataset in datasets.items()}
     content = json.loads(read_text(places["train"] / _COCO))
     parts = {}
@@ -72,11 +73,6 @@ def read_coco(folder: Path, conversion: Conversion) -> Dict[str, Part]:
                                                      "annotations": records}),
                             len(images), len(records), len(ids - owners))
     return parts
-
-
-def _part(dataset: CocoDataset, file: Path) -> Part:
-    report = dataset.report
-    return Part(Path(dataset.images_dir), file, len(dataset), report.objects, report.empty_images)
 
 
 def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
@@ -93,14 +89,11 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
                             key=lambda file: -len(words.intersection(
                                 part.lower() for part in file.relative_to(folder).parts)))
             place = Path(str(images[0])[:-len(name) - 1]) if images else folder / "images"
-            found.setdefault(split, (_below(place, folder), _below(path, folder)))
+            found.setdefault(split, (place.relative_to(folder).as_posix(),
+                                     path.relative_to(folder).as_posix()))
     lines = [f"{split}: {{images: {json.dumps(images)}, annotations: {json.dumps(annotations)}}}"
              for split, (images, annotations) in found.items()]
     return "{" + ", ".join(lines) + "}" if lines else None
-
-
-def _below(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
 
 
 def _first_image(path: Path) -> Optional[str]:
@@ -133,18 +126,17 @@ FORMATS = {
 }
 
 
-def convert(kind: str, source: Path, conversion: Conversion
-            ) -> Tuple[Dict[str, Part], List[str], List[str]]:
-    """The splits of a dataset, its class names (none: its files say them), and notes.
+def convert(kind: str, source: Path,
+            conversion: Conversion) -> Tuple[Dict[str, Part], List[str]]:
+    """The splits of a dataset, and its class names (none: its files say them).
 
     Raises:
         UserError: it cannot be read.
     """
     read = FORMATS[kind].read
     if read is None:
-        return read_coco(source, conversion), [], []
-    found = read(source, conversion)
-    return (*conversion.parts(found, source), list(found.notes))
+        return read_coco(source, conversion), []
+    return conversion.parts(read(source, conversion), source)
 
 
 def recognise(folder: Path) -> Tuple[Optional[str], Path]:
@@ -207,14 +199,14 @@ def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
                 raise UserError(f"cannot write {folder}: {problem.strerror or problem}; set "
                                 "XDG_CACHE_HOME to a folder for converted datasets") from None
             if not made.is_file():
-                parts, names, notes = convert(kind, source, conversion)
+                parts, names = convert(kind, source, conversion)
                 text = (f"Data : {source} is taken for {kind} ({FORMATS[kind].title}): "
                         f"{counted(sum(part.images for part in parts.values()), 'image')}, "
                         f"{counted(sum(part.objects for part in parts.values()), 'object')} ("
                         f"{', '.join(f'{name} {part.images}' for name, part in parts.items())}"
-                        f"{'; ' if notes else ''}{'; '.join(notes)}), converted in {folder}")
-                write_whole(str(note), lambda stream: stream.write(
-                    text.encode("utf-8", "backslashreplace")))
+                        f"{''.join('; ' + said for said in conversion.notes)}), converted in "
+                        f"{folder}")
+                write_whole(str(note), text.encode("utf-8", "backslashreplace"))
                 # The description comes last: where it is, everything is.
                 write_dataset(parts, names, folder, portable=False)
     return made, note.read_text(encoding="utf-8")

@@ -18,14 +18,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from data.image import SUFFIXES
-from data.tools.conversion import (
-    Conversion,
-    Found,
-    FoundImage,
-    FoundObject,
-    open_image,
-    run_lengths,
-)
+from data.tools.conversion import Conversion, Found, FoundImage, open_image, run_lengths
 from data.tools.source_files import by_split, read_pixels
 from utils.errors import UserError, counted
 
@@ -64,13 +57,10 @@ def read_masks(folder: Path, conversion: Conversion) -> Found:
     """
     if not folder.is_dir():
         raise UserError(f"folder of images and masks not found: {folder.absolute()}")
-    notes: List[str] = []
-    return Found(by_split(folder, lambda place, files: _images(place, files, conversion, notes)),
-                 notes=notes)
+    return Found(by_split(folder, lambda place, files: _images(place, files, conversion)))
 
 
-def _images(folder: Path, files: Sequence[Path], conversion: Conversion,
-            notes: List[str]) -> List[FoundImage]:
+def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List[FoundImage]:
     pairs, strays = _pairs(folder, files)
     marked = {path: masks for path, masks in pairs.items() if masks}
     if not marked:
@@ -99,6 +89,7 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion,
         raise UserError(f"{folder}: masks such as {marked[images[0].path][0].path} are black and "
                         "white, which does not tell objects of an image apart; expected a number "
                         "for each object (1, 2, ..), or a file for each object")
+    notes = conversion.notes
     if one_number and len(images) > 1:
         notes.append("no mask holds more than one number, so no image has more than one object")
     if void:
@@ -174,10 +165,10 @@ def _add(image: FoundImage, mask: Mask, values: np.ndarray, numbers: Sequence[in
     if not numbers and not mask.numbered:
         raise UserError(f"{mask.path}: shows no object, all of it is 0")
     if not mask.numbered:
-        image.objects.append(FoundObject(name, run_lengths(values > 0), str(mask.path)))
+        image.add(name, run_lengths(values > 0), str(mask.path))
         return
     if len(numbers) > _MOST_NUMBERS:
         raise UserError(f"{mask.path}: holds {len(numbers)} values, expected the numbers of "
                         "instances")
-    image.objects += [FoundObject(name, run_lengths(values == number), f"{mask.path}: {number}")
-                      for number in numbers]
+    for number in numbers:
+        image.add(name, run_lengths(values == number), f"{mask.path}: {number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -40,14 +41,15 @@ _TRIED = 5
 
 def is_labelme_folder(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are labelme's."""
-    names = [path for path in files if path.suffix.lower() == ".json"]
-    for path in names[:_TRIED]:
-        try:
+    for path in _json_files(files)[:_TRIED]:
+        with contextlib.suppress(UserError):
             if _read(path) is not None:
                 return True
-        except UserError:
-            continue
     return False
+
+
+def _json_files(files: Sequence[Path]) -> List[Path]:
+    return [path for path in files if path.suffix.lower() == ".json"]
 
 
 def read_labelme(folder: Path, conversion: Conversion) -> Found:
@@ -57,14 +59,11 @@ def read_labelme(folder: Path, conversion: Conversion) -> Found:
     """
     if not folder.is_dir():
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
-    notes: List[str] = []
-    return Found(by_split(folder, lambda place, files: _images(place, files, conversion, notes)),
-                 notes=notes)
+    return Found(by_split(folder, lambda place, files: _images(place, files, conversion)))
 
 
-def _images(folder: Path, there: Sequence[Path], conversion: Conversion,
-            notes: List[str]) -> List[FoundImage]:
-    files = [path for path in there if path.suffix.lower() == ".json"]
+def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> List[FoundImage]:
+    files = _json_files(there)
     images: Dict[str, FoundImage] = {}
     for file in files:
         with conversion.left_out():
@@ -83,8 +82,8 @@ def _images(folder: Path, there: Sequence[Path], conversion: Conversion,
     unmarked = sum(str(path.resolve()) not in images for path in there
                    if path.suffix.lower() in SUFFIXES)
     if unmarked:
-        notes.append(f"left out: {counted(unmarked, 'image')} without a labelme file; save one, "
-                     "with no shapes, for images that show no object")
+        conversion.notes.append(f"left out: {counted(unmarked, 'image')} without a labelme file; "
+                                "save one, with no shapes, for images that show no object")
     return list(images.values())
 
 
@@ -99,16 +98,14 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
     if not isinstance(name, str) or not name or not isinstance(content["shapes"], list):
         raise UserError(f"{file}: needs the text 'imagePath' and the list 'shapes'")
     path = file.parent / name.replace("\\", "/")
-    beside = file.parent / path.name
+    beside = file.parent / path.name  # annotated elsewhere, then copied together
     if not os.path.exists(str(path)) and os.path.exists(str(beside)):
-        # Annotated elsewhere, then copied together.
         path = beside
     if not os.path.exists(str(path)) and content.get("imageData"):
         raise UserError(f"{file}: {path} does not exist; its picture is in the file itself, as "
                         "imageData: save it there, as labelme_export_json does")
     width, height = (number(content.get("image" + side)) for side in ("Width", "Height"))
-    return open_image(path, str(file), None if width is None or height is None
-                      else (width, height))
+    return open_image(path, str(file), (width, height))
 
 
 def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
@@ -121,15 +118,14 @@ def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
                 continue
             if not isinstance(label, (str, int, float)) or not str(label).strip():
                 raise UserError(f"{file}: shape {position}: has no label")
-            where = f"{file}: shape {position} ('{label}')"
-            item = FoundObject(str(label).strip(), _outline(shape, image.size, where), where)
-            key = item.name, str(shape.get("group_id"))
+            name, where = str(label).strip(), f"{file}: shape {position} ('{label}')"
+            outline = _outline(shape, image.size, where)
+            key = name, str(shape.get("group_id"))
             if shape.get("group_id") not in (None, "") and key in groups:
-                first = groups[key]
-                first.outline = union(first.outline, item.outline, image.size)
+                groups[key].outline = union(groups[key].outline, outline, image.size)
             else:
-                groups[key] = item
-                image.objects.append(item)
+                image.add(name, outline, where)
+                groups[key] = image.objects[-1]
 
 
 def _outline(shape: Dict[str, Any], size: Size, where: str) -> Outline:
@@ -157,8 +153,6 @@ def _is_point(point: Any) -> bool:
 
 def _circle(centre: Sequence[float], edge: Sequence[float]) -> List[List[float]]:
     radius = math.hypot(edge[0] - centre[0], edge[1] - centre[1])
-    if not radius < math.inf:
-        return [[math.nan, math.nan]] * 3  # said to be not finite, as other outlines are
     count = math.ceil(min(max(12, 2 * math.pi * radius / _CIRCLE_STEP), _MOST_CORNERS))
     angles = [2 * math.pi * n / count for n in range(count)]
     return [[centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)]

@@ -16,14 +16,7 @@ from typing import Dict, Iterator, List, Sequence, Tuple
 import numpy as np
 
 from data.classes import known_classes
-from data.tools.conversion import (
-    Conversion,
-    Found,
-    FoundImage,
-    FoundObject,
-    open_image,
-    run_lengths,
-)
+from data.tools.conversion import Conversion, Found, FoundImage, open_image, run_lengths
 from data.tools.source_files import by_stem, list_files, listed_stems
 from utils.errors import UserError
 from utils.files import read_whole
@@ -77,7 +70,7 @@ def _image(path: Path, file: Path) -> FoundImage:
         if not 1 <= label <= len(CLASSES) or not mask.any():
             raise UserError(f"{where}: has the category {label:g} and {int(mask.sum())} pixels, "
                             f"expected one of 1 to {len(CLASSES)}, and pixels")
-        image.objects.append(FoundObject(CLASSES[int(label) - 1], run_lengths(mask), where))
+        image.add(CLASSES[int(label) - 1], run_lengths(mask), where)
     return image
 
 

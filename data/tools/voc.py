@@ -13,7 +13,6 @@ from data.tools.conversion import (
     Conversion,
     Found,
     FoundImage,
-    FoundObject,
     Outline,
     number,
     open_image,
@@ -65,8 +64,9 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
                     raise UserError(f"{annotations / (stem + '.xml')}: image '{stem}' of the "
                                     f"{split} list has no annotation")
                 splits[split].append(_image(files[stem], known, folder, conversion))
-    notes = [f"left out: {counted(unmarked, 'image')} without an XML file"] if unmarked else []
-    return Found(splits, notes=notes)
+    if unmarked:
+        conversion.notes.append(f"left out: {counted(unmarked, 'image')} without an XML file")
+    return Found(splits)
 
 
 def _image(file: Path, known: Dict[str, Path], folder: Path,
@@ -80,8 +80,8 @@ def _image(file: Path, known: Dict[str, Path], folder: Path,
     if path is None:
         raise UserError(f"{file}: its image '{root.findtext('filename') or file.stem}' was not "
                         "found")
-    width, height = (number(root.findtext("size/" + side)) for side in ("width", "height"))
-    image = open_image(path, str(file), (width, height) if width and height else None)
+    width, height = (number(root.findtext("size/" + side)) or None for side in ("width", "height"))
+    image = open_image(path, str(file), (width, height))
     listed: List[Listed] = []
     for position, node in enumerate(root.findall("object"), 1):
         with conversion.left_out():
@@ -95,7 +95,7 @@ def _image(file: Path, known: Dict[str, Path], folder: Path,
                     node, box, image, where, conversion.boxes_as_masks, mask_file)
                 if outline is None:
                     raise UserError(f"{where}: no instance of {mask_file} fits its box")
-                image.objects.append(FoundObject(name, outline, where))
+                image.add(name, outline, where)
     return image
 
 
@@ -141,7 +141,13 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
 
     Numbers in another order are taken by the boxes alone.
     """
-    numbers = _instances(file, image)
+    numbers = np.array(read_pixels(file))
+    if numbers.ndim != 2:
+        raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
+                        "as VOC has it)")
+    if numbers.shape != image.size[::-1]:
+        raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
+                        f"{image.size[0]} x {image.size[1]}")
     left = {int(n): run_lengths(numbers == n) for n in np.unique(numbers) if n not in (0, _VOID)}
     chosen: Dict[int, Outline] = {}
     for n, (_, _, _, (x1, y1, x2, y2)) in enumerate(listed):
@@ -154,15 +160,3 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
         with conversion.left_out():
             raise UserError(f"{file}: instance {min(left)} fits no object of the XML file")
     return chosen
-
-
-def _instances(file: Path, photo: FoundImage) -> np.ndarray:
-    """Instance number of each pixel `[h, w]`."""
-    numbers = np.array(read_pixels(file))
-    if numbers.ndim != 2:
-        raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
-                        "as VOC has it)")
-    if numbers.shape != photo.size[::-1]:
-        raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
-                        f"{photo.size[0]} x {photo.size[1]}")
-    return numbers

@@ -10,16 +10,8 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 import numpy as np
 
 from data.description import FOLDER_FILE, SPLITS, is_yolo, shown
-from data.image import SUFFIXES, Size
-from data.tools.conversion import (
-    Conversion,
-    Found,
-    FoundImage,
-    FoundObject,
-    open_image,
-    polygon,
-    rectangle,
-)
+from data.image import SUFFIXES
+from data.tools.conversion import Conversion, Found, FoundImage, open_image, polygon, rectangle
 from data.tools.source_files import list_files, read_text, split_folders
 from utils.errors import UserError, counted
 from utils.parsing import parse_yaml, whole_number
@@ -215,13 +207,13 @@ def _image(path: Path, names: Sequence[str], conversion: Conversion) -> FoundIma
     for row, line in enumerate(read_text(labels).splitlines() if labels.is_file() else (), 1):
         with conversion.left_out():
             if line.strip():
-                image.objects.append(_object(line.split(), image.size, names,
-                                             f"{labels}: line {row}", conversion.boxes_as_masks))
+                _add_object(image, line.split(), names, f"{labels}: line {row}",
+                            conversion.boxes_as_masks)
     return image
 
 
-def _object(words: Sequence[str], size: Size, names: Sequence[str], where: str,
-            boxes_as_masks: bool) -> FoundObject:
+def _add_object(image: FoundImage, words: Sequence[str], names: Sequence[str], where: str,
+                boxes_as_masks: bool) -> None:
     try:
         values = np.array([float(word) for word in words])
     except ValueError:
@@ -243,4 +235,5 @@ def _object(words: Sequence[str], size: Size, names: Sequence[str], where: str,
     if not ((rest >= -_OUTSIDE) & (rest <= 1 + _OUTSIDE)).all():
         raise UserError(f"{where}: coordinates from {rest.min():g} to {rest.max():g}, expected 0 "
                         "to 1, relative to the image")
-    return FoundObject(names[int(label)], polygon(rest.reshape(-1, 2) * size, size, where), where)
+    outline = polygon(rest.reshape(-1, 2) * image.size, image.size, where)
+    image.add(names[int(label)], outline, where)
