@@ -119,34 +119,16 @@ def load_annotations(path: Union[str, Path],
         UserError: the file is not a consistent COCO instances file.
     """
     path = Path(path)
-    looked_at: List[int] = []
-
-    def size_from_elsewhere(name: str, number: int) -> Tuple[int, int]:
-        looked_at.append(number)
-        assert image_size is not None
-        return image_size(name, number)
-
-    def make() -> KeptArrays:
-        found = _read(path, None if image_size is None else size_from_elsewhere)
-        return _packed(found, lasting=not looked_at)
-
     if not begins_as_json(path):
-        make()  # says so, before a digest of the whole file is taken
+        _read(path, image_size)  # says so, before a digest of the whole file is taken
     return _unpacked(str(path), keep("annotations", str(path), Path(__file__).parent.glob("*.py"),
-                                     make))
+                                     lambda: _read(path, image_size)))
 
 
 def _reopen(kept_in: str, file: str) -> Annotations:
     """What `load_annotations` returned in another process of this host, for the same `file`."""
     kept = open_kept(Path(kept_in))
     return load_annotations(file) if kept is None else _unpacked(file, kept)
-
-
-def _packed(annotations: Annotations, lasting: bool) -> KeptArrays:
-    arrays = {name: value for name, value in vars(annotations).items()
-              if isinstance(value, np.ndarray)}
-    return KeptArrays({"categories": annotations.categories, "report": asdict(annotations.report)},
-                      arrays, lasting)
 
 
 def _unpacked(file: str, kept: KeptArrays) -> Annotations:
@@ -157,7 +139,8 @@ def _unpacked(file: str, kept: KeptArrays) -> Annotations:
         report=AnnotationReport(**dict(facts, file=file, defects=defects)), kept_in=kept.path)
 
 
-def _read(path: Path, image_size: Optional[SizeReader]) -> Annotations:
+def _read(path: Path, image_size: Optional[SizeReader]) -> KeptArrays:
+    """What `_unpacked` takes; it lasts if no size came from an image."""
     columns = read_columns(path)
     categories = _categories(path, _without_root(columns))
     image_ids = _image_ids(path, columns.images)
@@ -176,15 +159,17 @@ def _read(path: Path, image_size: Optional[SizeReader]) -> Annotations:
         crowds=len(rows) - len(solid), empty_images=int((per_image == 0).sum()),
         objects_per_category=dict(zip([category.name for category in categories], per_class)),
         defects=found.defects, notes=found.notes)
-    return Annotations(
-        categories=categories, image_ids=image_ids, image_sizes=sizes.astype(np.int32),
+    arrays = dict(
+        image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),
         name_bytes=np.frombuffer(b"".join(names), np.uint8),
         object_offsets=offsets(per_image), boxes=found.boxes[rows],
         labels=labels[rows].astype(np.int16 if len(categories) < 2 ** 15 else np.int32),
         crowd=crowd[rows], rows=rows.astype(np.int32),
         polygon_offsets=offsets(columns.polygon_lengths), coordinates=columns.coordinates,
-        rle_offsets=offsets(columns.rle_lengths), rle_bytes=columns.rle_bytes, report=report)
+        rle_offsets=offsets(columns.rle_lengths), rle_bytes=columns.rle_bytes)
+    return KeptArrays({"categories": categories, "report": asdict(report)}, arrays,
+                      lasting=not any(None in image[2:] for image in columns.images))
 
 
 def _without_root(columns: Columns) -> List[Any]:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from array import array
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -34,11 +34,6 @@ _COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 """Well-formed compressed counts: 2^32 needs 7 characters, of which the last one is below P."""
 
 
-def _column(typecode: str, width: int = 0) -> Any:
-    """A field of `Columns`: the type its values are collected in, and values in a row."""
-    return field(metadata={"typecode": typecode, "width": width})
-
-
 @dataclass
 class Columns:
     """What `read_columns` collects; row n of each column is annotation n of the file."""
@@ -47,27 +42,24 @@ class Columns:
     """In file order."""
     categories: List[Any]
     """The file's `categories` as parsed."""
-    ids: np.ndarray = _column("q", 4)
+    ids: np.ndarray
     """int64 `[n, 4]`: annotation id, image id, category id, iscrowd."""
-    boxes: np.ndarray = _column("d", 4)
+    boxes: np.ndarray
     """float64 `[n, 4]`, x y width height in pixels; zeros where none is given, NaN where it is not
     four finite numbers."""
-    bad_parts: np.ndarray = _column("i")
+    bad_parts: np.ndarray
     """int32 `[n]`, polygons left out because they are not x, y pairs of 3 points; 1 for an outline
     of another kind that is none."""
-    polygon_lengths: np.ndarray = _column("q")
+    polygon_lengths: np.ndarray
     """int64 `[n]`, numbers of each annotation in `coordinates`; 0: it has no polygons."""
-    coordinates: np.ndarray = _column("f")
+    coordinates: np.ndarray
     """float32, x, y of all polygons; between two of one annotation stands a point of NaN."""
-    rle_lengths: np.ndarray = _column("q")
+    rle_lengths: np.ndarray
     """int64 `[n]`, bytes of each annotation in `rle_bytes`; 0: it has no RLE."""
-    rle_sizes: np.ndarray = _column("q", 2)
+    rle_sizes: np.ndarray
     """int64 `[n, 2]`, height and width of each RLE, as it says itself."""
-    rle_bytes: np.ndarray = _column("B")
+    rle_bytes: np.ndarray
     """uint8, compressed counts of all RLEs one after the other; no number is cut off."""
-
-
-_COLUMNS = [column for column in fields(Columns) if column.metadata]
 
 
 class _Collector:
@@ -75,18 +67,24 @@ class _Collector:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = 0
-        self.arrays = {column.name: array(column.metadata["typecode"]) for column in _COLUMNS}
+        self.ids, self.boxes, self.bad_parts = array("q"), array("d"), array("i")
+        self.polygon_lengths, self.coordinates = array("q"), array("f")
+        self.rle_lengths, self.rle_sizes, self.rle_bytes = array("q"), array("q"), array("B")
+
+    @property
+    def rows(self) -> int:
+        """Annotations so far."""
+        return len(self.bad_parts)
 
     def columns(self, images: List[ImageRecord], categories: List[Any]) -> Columns:
         """What was collected, as NumPy arrays that share its memory."""
-        found = {}
-        for column in _COLUMNS:
-            values, kind = self.arrays[column.name], np.dtype(column.metadata["typecode"])
-            found[column.name] = np.frombuffer(values, kind) if len(values) else np.zeros(0, kind)
-            if column.metadata["width"]:
-                found[column.name] = found[column.name].reshape(-1, column.metadata["width"])
-        return Columns(images, categories, **found)
+        return Columns(
+            images, categories, ids=np.asarray(self.ids).reshape(-1, 4),
+            boxes=np.asarray(self.boxes).reshape(-1, 4), bad_parts=np.asarray(self.bad_parts),
+            polygon_lengths=np.asarray(self.polygon_lengths),
+            coordinates=np.asarray(self.coordinates), rle_lengths=np.asarray(self.rle_lengths),
+            rle_sizes=np.asarray(self.rle_sizes).reshape(-1, 2),
+            rle_bytes=np.asarray(self.rle_bytes))
 
     def __call__(self, record: Dict[str, Any]) -> Any:
         # Some tools repeat image_id in image records or attributes, and file_name in annotations.
@@ -99,34 +97,32 @@ class _Collector:
     def _annotation(self, record: Dict[str, Any]) -> int:
         """Append one annotation to the columns; return its row, which replaces it in the list."""
         try:
-            self.arrays["ids"].extend((record["id"], record["image_id"], record["category_id"],
-                                       record.get("iscrowd", 0)))
+            self.ids.extend((record["id"], record["image_id"], record["category_id"],
+                             record.get("iscrowd", 0)))
         except (KeyError, TypeError, OverflowError):
             raise _bad_ids(self.path, record) from None
         box = _numbers("d", record.get("bbox") or (0, 0, 0, 0))
-        self.arrays["boxes"].extend(box if len(box) == 4 else (np.nan,) * 4)
+        self.boxes.extend(box if len(box) == 4 else (np.nan,) * 4)
         self._outline(record.get("segmentation"))
-        row = self.rows
-        self.rows += 1
-        return row
+        return self.rows - 1
 
     def _outline(self, segmentation: Any) -> None:
         size, counts, bad = [0, 0], b"", 0
-        start = len(self.arrays["coordinates"])
+        start = len(self.coordinates)
         if isinstance(segmentation, list):
             bad = self._polygons(segmentation)
         elif segmentation:
             size, counts = _compressed(segmentation)
             bad = int(not counts)
-        self.arrays["bad_parts"].append(bad)
-        self.arrays["polygon_lengths"].append(len(self.arrays["coordinates"]) - start)
-        self.arrays["rle_sizes"].extend(size)
-        self.arrays["rle_lengths"].append(len(counts))
-        self.arrays["rle_bytes"].frombytes(counts)
+        self.bad_parts.append(bad)
+        self.polygon_lengths.append(len(self.coordinates) - start)
+        self.rle_sizes.extend(size)
+        self.rle_lengths.append(len(counts))
+        self.rle_bytes.frombytes(counts)
 
     def _polygons(self, parts: List[Any]) -> int:
         """Append the polygons that are some; return how many are not."""
-        coordinates, bad = self.arrays["coordinates"], 0
+        coordinates, bad = self.coordinates, 0
         start = len(coordinates)
         for part in parts:
             points = _numbers("f", part)
@@ -207,8 +203,12 @@ def read_columns(path: Path) -> Columns:
         if not isinstance(document.get(key, []), list):
             raise UserError(f"{path}: '{key}' is a {type(document[key]).__name__}, expected a list")
     _check_rows(path, document.get("annotations", []), collector.rows)
-    images = [_image_record(path, n, record) for n, record in enumerate(document["images"])]
-    return collector.columns(images, document["categories"])
+    for number, record in enumerate(document["images"]):
+        if not isinstance(record, tuple):
+            found = record.get("id") if isinstance(record, dict) else record
+            raise UserError(f"{path}: image {found!r} (number {number} in the list) has no "
+                            "file_name; every image needs an id and a file_name")
+    return collector.columns(document["images"], document["categories"])
 
 
 def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
@@ -225,14 +225,6 @@ def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
             break
     raise UserError(f"{path}: 'annotations' does not hold exactly the file's annotations; expected "
                     "a flat list of objects with id, image_id and category_id")
-
-
-def _image_record(path: Path, number: int, record: Any) -> ImageRecord:
-    if isinstance(record, tuple):
-        return record  # type: ignore[return-value]
-    found = record.get("id") if isinstance(record, dict) else record
-    raise UserError(f"{path}: image {found!r} (number {number} in the list) has no file_name; "
-                    "every image needs an id and a file_name")
 
 
 def begins_as_json(path: Path) -> bool:
