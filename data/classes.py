@@ -84,7 +84,8 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
     Args:
         setting: `Config.class_weights`.
         class_names: of the training data, without background.
-        objects_per_class: their numbers of objects; `balanced` divides by them.
+        objects_per_class: their numbers of objects; `balanced` divides by them, and a class
+            without any has 1.
 
     Raises:
         UserError: the setting names a class that the data does not have.
@@ -92,7 +93,12 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
     if not setting:
         return None
     if setting == BALANCED:
-        return [1.0] + balanced(objects_per_class)
+        # Inverse frequency, so that the mean over all objects is 1 (but for the limit).
+        counts = np.asarray(objects_per_class, np.float64)
+        present = counts > 0
+        factors = np.ones(len(counts))
+        factors[present] = counts.sum() / (present.sum() * counts[present])
+        return [1.0, *factors.clip(1 / LARGEST_FACTOR, LARGEST_FACTOR).tolist()]
     given = dict(pair for pair in setting if not isinstance(pair, str))
     for name in given:
         if name not in class_names:
@@ -102,24 +108,10 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
     return [1.0] + [float(given.get(name, 1.0)) for name in class_names]
 
 
-def balanced(objects_per_class: Sequence[int]) -> List[float]:
-    """Inverse frequency, so that the mean over all objects is 1 (but for the limit).
-
-    A class without objects has 1.
-    """
-    counts = np.asarray(objects_per_class, np.float64)
-    present = counts > 0
-    factors = np.ones(len(counts))
-    factors[present] = counts.sum() / (present.sum() * counts[present])
-    return [float(value) for value in factors.clip(1 / LARGEST_FACTOR, LARGEST_FACTOR)]
-
-
-Matched = Tuple[List[Optional[int]], List[str]]
-
-
 def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
                      categories: Sequence[Tuple[int, str]], weights: str,
-                     annotations: str, by_name: bool = False) -> Matched:
+                     annotations: str, by_name: bool = False
+                     ) -> Tuple[List[Optional[int]], List[str]]:
     """Find the category id of each class: by name, or by order where nobody knows the names.
 
     Args:

@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from data.annotations.defects import AnnotationReport
-from data.annotations.packed import Annotations, Category, load_annotations
+from data.annotations.packed import load_annotations
 from data.image import read_header, read_image
 from data.masks import Segmentation
 from utils.errors import UserError, first_line, some
@@ -56,6 +55,9 @@ class CocoDataset:
 
     Attributes:
         annotations: all usable annotations as flat arrays; not to be changed.
+        report: counts of the file and of what was dropped; `report.sentences()` are for the user.
+        categories: sorted by id; class index n + 1 is `categories[n]`, 0 is background.
+        class_names: their names.
         origin: a sentence on what the files were made from, where that was another tool's folder.
 
     Raises:
@@ -70,8 +72,9 @@ class CocoDataset:
             found = "is not a folder" if os.path.exists(self.images_dir) else "not found"
             raise UserError(f"image folder {found}: looked for {os.path.abspath(self.images_dir)}")
         self.origin = ""
-        self.annotations: Annotations = load_annotations(self.annotation_file,
-                                                         self._size_from_header)
+        self.annotations = load_annotations(self.annotation_file, self._size_from_header)
+        self.report, self.categories = self.annotations.report, self.annotations.categories
+        self.class_names = [category.name for category in self.categories]
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
@@ -96,16 +99,6 @@ class CocoDataset:
             segmentations=[packed.segmentation(row, width, height) for row in range(first, last)])
 
     @property
-    def categories(self) -> List[Category]:
-        """Sorted by id; class index n + 1 is `categories[n]`, 0 is background."""
-        return self.annotations.categories
-
-    @property
-    def class_names(self) -> List[str]:
-        """Names of `categories`, in their order."""
-        return [category.name for category in self.annotations.categories]
-
-    @property
     def image_ids(self) -> np.ndarray:
         """int64 `[N]`, COCO image ids in the order of the items."""
         return self.annotations.image_ids
@@ -114,11 +107,6 @@ class CocoDataset:
     def max_objects(self) -> int:
         """Largest number of usable objects, crowds not counted, in one image."""
         return int(np.bincount(self.annotations.owners[~self.annotations.crowd], minlength=1).max())
-
-    @property
-    def report(self) -> AnnotationReport:
-        """Counts of the file and of what was dropped; `report.sentences()` are for the user."""
-        return self.annotations.report
 
     def image_info(self, index: int) -> Tuple[str, int, int]:
         """File name, width and height in pixels of item `index`."""
@@ -153,7 +141,7 @@ class CocoDataset:
         """
         missing = self.missing_images(indices)
         if missing:
-            named = some(f"{self.annotations.file_name(n)} (image {self.annotations.image_ids[n]})"
+            named = some(f"{self.annotations.file_name(n)} (image {self.image_ids[n]})"
                          for n in missing)
             hint = missing_hint(self.images_dir, self.annotations.file_name(missing[0]))
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "

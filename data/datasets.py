@@ -9,16 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from data.coco import CocoDataset
-from data.description import (
-    EXAMPLE,
-    FOLDER_FILE,
-    DatasetFile,
-    Split,
-    is_yolo,
-    parse_description,
-    read_dataset_file,
-    similar,
-)
+from data.description import EXAMPLE, FOLDER_FILE, DatasetFile, Split, read_dataset_file, similar
 from data.tools.formats import cached_conversion, expected_layouts, recognise
 from utils.errors import UserError, nearest
 
@@ -26,15 +17,14 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 _SUFFIX = "_dataset"
 """The original's names of layouts end so."""
 _LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
-    name: {"train": (train, train_file), "val": (val, val_file)}
-    for name, train, train_file, val, val_file in (
-        ("coco2017", "train2017", "annotations/instances_train2017.json",
-         "val2017", "annotations/instances_val2017.json"),
-        ("coco2014", "train2014", "annotations/instances_train2014.json",
-         "val2014", "annotations/instances_val2014.json"),
-        ("coco2017_testdev", "train2017", "annotations/instances_train2017.json",
-         "test2017", "annotations/image_info_test-dev2017.json"),
-        ("pascal_sbd", "img", "pascal_sbd_train.json", "img", "pascal_sbd_val.json"))}
+    "coco2017": {"train": ("train2017", "annotations/instances_train2017.json"),
+                 "val": ("val2017", "annotations/instances_val2017.json")},
+    "coco2014": {"train": ("train2014", "annotations/instances_train2014.json"),
+                 "val": ("val2014", "annotations/instances_val2014.json")},
+    "coco2017_testdev": {"train": ("train2017", "annotations/instances_train2017.json"),
+                         "val": ("test2017", "annotations/image_info_test-dev2017.json")},
+    "pascal_sbd": {"train": ("img", "pascal_sbd_train.json"),
+                   "val": ("img", "pascal_sbd_val.json")}}
 _ALL_IMAGES = "images"
 """Where the original has those of all splits."""
 _PLACES = {"pascal_sbd": "data/sbd"}
@@ -122,20 +112,18 @@ def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
     """
     root = root or default_root(layout)
     path = find_dataset_file(root)
-    if path is not None and not is_yolo(parse_description(path)):
-        return read_dataset_file(path)
+    described = None if path is None else read_dataset_file(path)
     source = path or Path(root or "").expanduser()
-    if path is not None:
-        kind: Optional[str] = "yolo"
-    elif root is None or not os.path.isdir(str(source)) or _is_layout(layout, source):
-        return None
-    else:
+    kind: Optional[str] = "yolo"
+    if path is None:
+        if root is None or not os.path.isdir(str(source)) or _is_layout(layout, source):
+            return None
         kind, source = recognise(source)
-    if kind is None:
-        return None
-    made, origin = cached_conversion(kind, source)
-    described = read_dataset_file(made)
-    described.origin = origin
+    if described is None and kind is not None:
+        made, origin = cached_conversion(kind, source)
+        described = read_dataset_file(made)
+        assert described is not None
+        described.origin = origin
     return described
 
 

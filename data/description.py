@@ -37,13 +37,15 @@ class DatasetFile:
     """What it was made from, in a sentence, where that is another tool's folder."""
 
 
-def read_dataset_file(path: Path) -> DatasetFile:
-    """Read a description.
+def read_dataset_file(path: Path) -> Optional[DatasetFile]:
+    """Read a description; None for one of YOLO's.
 
     Raises:
         UserError: it is missing, not YAML, or has other keys than those above.
     """
     content = parse_description(path)
+    if is_yolo(content):
+        return None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {shown(content)}, {EXAMPLE}")
     if isinstance(content.get("images"), list):

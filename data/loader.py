@@ -10,19 +10,7 @@ import functools
 import os
 import signal
 import threading
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Generator,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Tuple, Union
 
 import cv2
 import numpy as np
@@ -84,10 +72,10 @@ class TrainDataset(Dataset):
         interval: iterations that keep a side.
     """
 
-    def __init__(self, coco: CocoDataset, paths: Mapping[int, SamplePath], seed: int,
+    def __init__(self, coco: CocoDataset, paths: Dict[int, SamplePath], seed: int,
                  interval: int = 1) -> None:
         self.coco = coco
-        self.paths = dict(paths)
+        self.paths = paths
         self.seed = seed
         self.interval = interval
 
@@ -232,7 +220,7 @@ def prefetch(loader: Iterable[Batch], device: torch.device,
         yield batch.unpack(values)
 
 
-def _collate(samples: Sequence[Row], packed: bool) -> Union[Batch, UserError]:
+def _collate(samples: List[Row], packed: bool) -> Union[Batch, UserError]:
     rows = []
     for sample in samples:
         if isinstance(sample, UserError):

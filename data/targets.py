@@ -201,15 +201,14 @@ class TargetMaker:
                              f"{self.max_objects} slots of a batch")
         class_targets, gt_index, box_targets = self.matcher(
             sample.boxes, sample.labels, sample.crowd_boxes)
-        targets = {
+        return {
             "image": sample.image,
             "image_ids": sample.image_id,
             "class_targets": class_targets.astype(self.label_type),
             "box_targets": box_targets,
+            **self._mask_samples(class_targets, gt_index, rng),
+            **self._ground_truth(sample),
         }
-        targets.update(self._mask_samples(class_targets, gt_index, rng))
-        targets.update(self._ground_truth(sample))
-        return targets
 
     def _mask_samples(self, class_targets: np.ndarray, gt_index: np.ndarray,
                       rng: np.random.Generator) -> Dict[str, Any]:

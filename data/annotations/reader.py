@@ -205,8 +205,8 @@ def read_columns(path: Path) -> Columns:
     _check_rows(path, document.get("annotations", []), collector.rows)
     for number, record in enumerate(document["images"]):
         if not isinstance(record, tuple):
-            found = record.get("id") if isinstance(record, dict) else record
-            raise UserError(f"{path}: image {found!r} (number {number} in the list) has no "
+            name = record.get("id") if isinstance(record, dict) else record
+            raise UserError(f"{path}: image {name!r} (number {number} in the list) has no "
                             "file_name; every image needs an id and a file_name")
     return collector.columns(document["images"], document["categories"])
 
