@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.fused_ops import kernel_problem, npu_deform_conv2d, without_casts
+from layers.fused_ops import NpuDeformConv, kernel_problem, without_casts
 from utils.errors import first_line
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Ten
     if offset.shape[1] != 2 * taps or mask.shape[1] != taps:
         raise ValueError(f"offset and mask have {offset.shape[1]} and {mask.shape[1]} channels, "
                          f"expected {2 * taps} and {taps}")
-    run = {"npu": npu_deform_conv2d, "torchvision": _convolve_by_torchvision,
+    run = {"npu": NpuDeformConv.apply, "torchvision": _convolve_by_torchvision,
            "plain": convolve_plainly}[backend or deform_conv_backend(x.device)]
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_casts(x.device):  # the kernels take float32 only
@@ -117,7 +117,7 @@ def convolve_recordably(model: nn.Module) -> None:
 
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                      bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+                     bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
     """Sample every tap as a weighted sum of four rows of a pixel table, then multiply once.
 
     The table holds the pixels as rows of channels with a border of zeros, one wide before and two

@@ -127,18 +127,17 @@ class Detect:
         candidate = (scores.max(dim=2)[0] > self.conf_thresh) & within
         boxes = torch.where(candidate.unsqueeze(2), boxes, torch.zeros_like(boxes))
         scores = scores.transpose(1, 2).masked_fill(~candidate.unsqueeze(1), EXCLUDED)
-        return self._gather(boxes, coefficients, self._suppress(boxes, scores))
+        if self.nms == "fast":
+            suppress = fast_nms_on_host if self._on_host(boxes) else fast_nms
+            kept = suppress(boxes, scores, self.nms_thresh, self.top_k, self.max_detections)
+        elif self.nms == "cross_class":
+            kept = cross_class_nms(boxes, scores, self.nms_thresh, self.top_k)
+        else:
+            kept = self._suppress_on_host(boxes, scores)
+        return self._gather(boxes, coefficients, kept)
 
     def _on_host(self, values: Tensor) -> bool:
         return self.compact and values.device.type == "cpu"
-
-    def _suppress(self, boxes: Tensor, scores: Tensor) -> Kept:
-        if self.nms == "fast":
-            suppress = fast_nms_on_host if self._on_host(boxes) else fast_nms
-            return suppress(boxes, scores, self.nms_thresh, self.top_k, self.max_detections)
-        if self.nms == "cross_class":
-            return cross_class_nms(boxes, scores, self.nms_thresh, self.top_k)
-        return self._suppress_on_host(boxes, scores)
 
     def _suppress_on_host(self, boxes: Tensor, scores: Tensor) -> Kept:
         batch, device = len(boxes), boxes.device

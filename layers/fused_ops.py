@@ -15,7 +15,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ stays below; a wrong order of channels does not."""
 CROSS_ENTROPY_TOLERANCE = 1e-4
 """Relative for values above 1, absolute below. The plugin's own test allows a thousandth."""
 
-DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Optional[Tensor], int, int], Tensor]
-CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+Kernel = Callable[..., Tensor]
 Probe = Tuple[List[Tensor], Tuple[Any, ...]]
 """Arguments whose gradients are compared, and those after them."""
 
@@ -53,11 +52,11 @@ def operator(name: str) -> Any:
     return getattr(importlib.import_module("torch_npu") if plugin else torch, name, None)
 
 
-class _NpuDeformConv(torch.autograd.Function):
-    """`npu_deformable_conv2d` and its backward operator, float32 only.
+class NpuDeformConv(torch.autograd.Function):
+    """The convolution of `layers.deform_conv` by `npu_deformable_conv2d` and its backward operator.
 
-    The operators want the 3 * k * k offset channels as all x, then all y, then the mask, and return
-    what they sampled so that the backward pass need not sample again.
+    Float32 only. The operators want the 3 * k * k offset channels as all x, then all y, then the
+    mask, and return what they sampled so that the backward pass need not sample again.
     """
 
     @staticmethod
@@ -88,12 +87,6 @@ class _NpuDeformConv(torch.autograd.Function):
         grad_offset = torch.stack((grad_oy, grad_ox), 2).flatten(1, 2)
         return (grad_x, grad_offset, grad_mask, grad_weight, grad_bias if ctx.has_bias else None,
                 None, None)
-
-
-def npu_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                      bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
-    """Modulated deformable convolution by the plugin's operator; see `layers.deform_conv`."""
-    return _NpuDeformConv.apply(x, offset, mask, weight, bias, stride, padding)
 
 
 @contextlib.contextmanager
@@ -146,31 +139,50 @@ def kernel_problem(kernel: str, device: torch.device) -> str:
     return verdicts[-1]
 
 
-def try_deform_conv(device: torch.device, reference: DeformConv) -> str:
-    """Run `npu_deform_conv2d` here, forward and backward with stride 1 and 2.
+def try_deform_conv(device: torch.device, reference: Kernel) -> str:
+    """Run `NpuDeformConv` here, forward and backward with stride 1 and 2.
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    probes: List[Probe] = [(_probe_inputs(stride), (stride, 1)) for stride in (1, 2)]
-    return _trial(("npu_deformable_conv2d", "npu_deformable_conv2dbk"), npu_deform_conv2d,
+    probes: List[Probe] = []
+    side, channels = 8, 16
+    for stride in (1, 2):
+        out = (side - 1) // stride + 1
+        x, offset, mask, weight, bias = (
+            _wave(shape, 1.7 + 0.31 * n) for n, shape in enumerate((
+                (1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
+                (channels, channels, 3, 3), (channels,))))
+        # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
+        offset = (2 * offset).floor() + 0.5 + 0.4 * torch.cos(7 * offset)
+        probes.append(([x, offset, 0.5 + 0.5 * mask, weight, bias], (stride, 1)))
+    return _trial(("npu_deformable_conv2d", "npu_deformable_conv2dbk"), NpuDeformConv.apply,
                   reference, device, probes,
                   lambda expected: PROBE_TOLERANCE * expected.abs().max())
 
 
-def try_cross_entropy(device: torch.device, reference: CrossEntropy) -> str:
+def try_cross_entropy(device: torch.device, reference: Kernel) -> str:
     """Run `npu_cross_entropy` here, forward and backward, on a few sizes of rows and classes.
+
+    The logits are common values, far apart, beyond the range of exp, and a row with NaN: a loss
+    that is not finite has to stay so, or a training that has failed would go on.
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    probes: List[Probe] = [([_probe_logits(rows, classes)], (torch.arange(rows) * 7 % classes,))
-                           for rows, classes in ((37, 2), (1000, 21), (20000, 81))]
+    probes: List[Probe] = []
+    for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
+        logits = 8 * _wave((rows, classes), 1.7)
+        logits[3::10] *= 100
+        logits[4::10] += 100
+        logits[5::10] -= 120
+        logits[7::10] = 0
+        logits[6, 0] = float("nan")
+        probes.append(([logits], (torch.arange(rows) * 7 % classes,)))
     return _trial(("npu_cross_entropy_loss",), npu_cross_entropy, reference, device, probes,
                   lambda expected: CROSS_ENTROPY_TOLERANCE * expected.abs().clamp(min=1))
 
 
-def _trial(operators: Sequence[str], kernel: Callable[..., Tensor],
-           reference: Callable[..., Tensor], device: torch.device, probes: Sequence[Probe],
-           tolerance: Callable[[Tensor], Tensor]) -> str:
+def _trial(operators: Sequence[str], kernel: Kernel, reference: Kernel, device: torch.device,
+           probes: Sequence[Probe], tolerance: Kernel) -> str:
     """What is wrong with `kernel` on `device`: its results, or its gradients, of any probe."""
     for name in operators:
         if operator(name) is None:
@@ -189,49 +201,22 @@ def _trial(operators: Sequence[str], kernel: Callable[..., Tensor],
     return ""
 
 
-def _with_gradients(compute: Callable[..., Tensor], leaves: Sequence[Tensor],
-                    others: Sequence[Any], device: torch.device) -> List[Tensor]:
+def _with_gradients(compute: Kernel, leaves: Sequence[Tensor], others: Sequence[Any],
+                    device: torch.device) -> List[Tensor]:
     """A result and the gradients of the leaves for fixed weights, of which every third is 0."""
     with torch.enable_grad():
         leaves = [x.detach().to(device).requires_grad_() for x in leaves]
         result = compute(*leaves, *(x.to(device) if torch.is_tensor(x) else x for x in others))
-        weights = _wave(result.numel(), 0.7)
+        weights = _wave((result.numel(),), 0.7)
         weights[::3] = 0
         gradients = torch.autograd.grad(result, leaves, weights.reshape(result.shape).to(device))
     return [x.detach().cpu() for x in [result, *gradients]]
 
 
-def _wave(length: int, step: float) -> Tensor:
+def _wave(shape: Tuple[int, ...], step: float) -> Tensor:
     """A fixed formula: no random state is touched."""
-    return torch.sin(torch.arange(1, 1 + length, dtype=torch.float32) * step)
-
-
-def _probe_logits(rows: int, classes: int) -> Tensor:
-    """Common values, far apart, beyond the range of exp, and a row with NaN.
-
-    A loss that is not finite has to stay so, or a training that has failed would go on.
-    """
-    logits = 8 * _wave(rows * classes, 1.7).reshape(rows, classes)
-    logits[3::10] *= 100
-    logits[4::10] += 100
-    logits[5::10] -= 120
-    logits[7::10] = 0
-    logits[6, 0] = float("nan")
-    return logits
-
-
-def _probe_inputs(stride: int) -> List[Tensor]:
-    """x, offset, mask, weight, bias."""
-    side, channels = 8, 16
-    out = (side - 1) // stride + 1
-    shapes = ((1, channels, side, side), (1, 18, out, out), (1, 9, out, out),
-              (channels, channels, 3, 3), (channels,))
-    waves = [_wave(torch.Size(shape).numel(), 1.7 + 0.31 * n).reshape(shape)
-             for n, shape in enumerate(shapes)]
-    # Offsets of up to two pixels, at least a tenth away from whole ones, where gradients jump.
-    waves[1] = (2 * waves[1]).floor() + 0.5 + 0.4 * torch.cos(7 * waves[1])
-    waves[2] = 0.5 + 0.5 * waves[2]
-    return waves
+    place = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32)
+    return torch.sin(place * step).reshape(shape)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -239,17 +224,16 @@ def main(argv: Sequence[str]) -> int:
     from layers.deform_conv import convolve_plainly  # it imports this file
     from layers.multibox_loss import cross_entropy
 
-    trials: Dict[str, Tuple[Callable[..., str], Callable[..., Tensor]]] = {
-        "cross_entropy": (try_cross_entropy, cross_entropy),
-        "deform_conv": (try_deform_conv, convolve_plainly)}
     operator("npu_deformable_conv2d")  # the plugin makes the device known
     runtime: Any = getattr(torch, "npu", None)  # as `utils.device.prepare` has it
     if hasattr(runtime, "set_compile_mode"):
         runtime.set_compile_mode(jit_compile=False)
     if hasattr(runtime, "config"):
         runtime.config.allow_internal_format = False
-    trial, reference = trials[argv[0]]
-    print(VERDICT + trial(torch.device(argv[1]), reference), flush=True)
+    device = torch.device(argv[1])
+    problem = (try_cross_entropy(device, cross_entropy) if argv[0] == "cross_entropy"
+               else try_deform_conv(device, convolve_plainly))
+    print(VERDICT + problem, flush=True)
     return 0
 
 

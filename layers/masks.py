@@ -75,10 +75,12 @@ def inside_box(low: Tensor, high: Tensor, size: int) -> Tensor:
     return (pixels >= begin) & (pixels < end)
 
 
-def boxes_to_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Relative corners `[n, 4]` -> pixels, ordered and clipped to the image, not rounded."""
-    x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, cast=False)
-    y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, cast=False)
+def boxes_to_pixels(boxes: Tensor, height: int, width: int, padding: int = 0) -> Tensor:
+    """Relative corners `[n, 4]` -> pixels, ordered, widened by `padding` and clipped to the image,
+    not rounded.
+    """
+    x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, padding, cast=False)
+    y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, padding, cast=False)
     return torch.stack((x1.clamp(max=width), y1.clamp(max=height),
                         x2.clamp(min=0), y2.clamp(min=0)), 1)
 
@@ -106,8 +108,11 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
         chosen = slice(start, start + chunk_size)
         soft = torch.matmul(coefficients[chosen], flat).sigmoid_()
         masks = soft.reshape(-1, proto_width, proto_height).numpy()
-        cells = _crop_cells(boxes[chosen], proto_height, proto_width, crop_to_box)
-        for mask, (x1, x2, y1, y2) in zip(masks, cells):
+        # Cells that `crop` leaves, ends not included.
+        cells = boxes_to_pixels(boxes[chosen], proto_height, proto_width, _CROP_PADDING).ceil()
+        if not crop_to_box:
+            cells[:] = torch.tensor([0, 0, proto_width, proto_height])
+        for mask, (x1, y1, x2, y2) in zip(masks, cells.long().tolist()):
             lines, first_column = _resize_columns(mask, x1, x2, y1, y2, columns)
             waiting.append(_Crossings.find(lines, max(y1 - 1, 0), first_column))
             count += len(waiting[-1].piece)
@@ -144,17 +149,6 @@ class _Axis(NamedTuple):
         first = np.searchsorted(low, np.arange(source + 1)).astype(np.int64)
         return _Axis(float(scale), low, np.minimum(low + 1, source - 1),
                      position - low.astype(np.float32), first)
-
-
-def _crop_cells(boxes: Tensor, height: int, width: int, crop_to_box: bool) -> List[List[int]]:
-    """Cells that `crop` leaves, for each box: `[x1, x2, y1, y2]`, ends not included."""
-    if not crop_to_box:
-        return [[0, width, 0, height]] * len(boxes)
-    x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, _CROP_PADDING, cast=False)
-    y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, _CROP_PADDING, cast=False)
-    cells = torch.stack((x1.clamp(max=width), x2.clamp(min=0),
-                         y1.clamp(max=height), y2.clamp(min=0)), 1)
-    return cells.ceil().long().tolist()
 
 
 def _resize_columns(mask: np.ndarray, x1: int, x2: int, y1: int, y2: int,

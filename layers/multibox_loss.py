@@ -119,13 +119,19 @@ class MultiBoxLoss(nn.Module):
         conf_sum, _ = ohem_cross_entropy(conf, targets, batch.num_positives,
                                          self.ohem_negpos_ratio, self.class_factors,
                                          self.row_losses)
-        box_sum = _box_sum(predictions["loc"].float(), batch.box_targets, targets > 0)
+        box_losses = F.smooth_l1_loss(predictions["loc"].float(), batch.box_targets,
+                                      reduction="none")
+        box_sum = (box_losses * (targets > 0).unsqueeze(-1)).sum()
         mask_sums = self._mask_sums(predictions, batch)
+        segm = predictions["segm"].float()
+        semantic_sum = F.binary_cross_entropy_with_logits(segm, batch.semantic.float(),
+                                                          reduction="sum")
+        semantic_cells = segm.shape[0] * segm.shape[2] * segm.shape[3]
         losses = {
             "B": box_sum * self.bbox_alpha / normaliser,
             "C": conf_sum * self.conf_alpha / normaliser,
             "M": mask_sums[0] * self.mask_alpha / normaliser,
-            "S": self._semantic(predictions["segm"].float(), batch.semantic),
+            "S": semantic_sum * (self.semantic_alpha / semantic_cells),
         }
         if len(mask_sums) > 1:
             losses["I"] = mask_sums[1] * self.maskiou_alpha / normaliser
@@ -147,16 +153,6 @@ class MultiBoxLoss(nn.Module):
             sums.append(mask_iou_loss(self.mask_iou_net, logits, boxes, masks, labels,
                                       batch.mask_valid, self.discard_mask_area))
         return sums
-
-    def _semantic(self, logits: Tensor, targets: Tensor) -> Tensor:
-        batch, _, height, width = logits.shape
-        total = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")
-        return total * (self.semantic_alpha / (height * width * batch))
-
-
-def _box_sum(loc: Tensor, box_targets: Tensor, positive: Tensor) -> Tensor:
-    losses = F.smooth_l1_loss(loc, box_targets, reduction="none")
-    return (losses * positive.unsqueeze(-1)).sum()
 
 
 def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tensor,
