@@ -13,18 +13,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-)
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -39,8 +28,6 @@ from utils.weights.safetensors import looks_like_safetensors, read_safetensors
 from utils.weights.torch_file import MAGIC, ZIP_START, read_torch_file
 
 _PICKLE_START = b"\x80"
-
-T = TypeVar("T")
 
 
 def load_tensors(path: str) -> Dict[str, Any]:
@@ -67,7 +54,7 @@ def _dictionary(read: Callable[[str], Any], path: str) -> Dict[str, Any]:
     return content
 
 
-def _guarded(read: Callable[[str], T], path: str) -> T:
+def _guarded(read: Callable[[str], Any], path: str) -> Any:
     """`read(path)`, with a `UserError` for whatever a damaged or hostile file leads it into."""
     try:
         return read(path)
@@ -198,7 +185,7 @@ def _read(path: str) -> Tuple[str, Dict[Any, Any], Dict[str, str]]:
                     ".weights")
 
 
-def _only_weights(tensors: Mapping[str, Tensor], path: str) -> Dict[str, Tensor]:
+def _only_weights(tensors: Dict[str, Tensor], path: str) -> Dict[str, Tensor]:
     """Leave out single numbers such as an epoch; refuse arrays that are not floating point."""
     weights = {}
     for name, value in tensors.items():
@@ -211,7 +198,7 @@ def _only_weights(tensors: Mapping[str, Tensor], path: str) -> Dict[str, Tensor]
     return weights
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
+def _not_finite(tensors: Dict[str, Tensor]) -> List[str]:
     """A sentence if weights are NaN or infinite: a training that broke, seldom a wish."""
     bad = [name for name, value in tensors.items()
            if value.is_floating_point() and not bool(torch.isfinite(value.float()).all())]
@@ -221,7 +208,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> List[str]:
             f"{bad[0]}); what such a network finds, if anything, means nothing"]
 
 
-def _parsed(metadata: Mapping[str, str], key: str, path: str) -> Any:
+def _parsed(metadata: Dict[str, str], key: str, path: str) -> Any:
     """A field that `metadata_of` wrote; None where it is missing."""
     try:
         return json.loads(metadata[key]) if key in metadata else None
@@ -229,7 +216,7 @@ def _parsed(metadata: Mapping[str, str], key: str, path: str) -> Any:
         raise UserError(f"'{path}' has metadata '{key}' that is not JSON ({error})") from error
 
 
-def metadata_of(config: Optional[Mapping[str, Any]],
+def metadata_of(config: Optional[Dict[str, Any]],
                 class_names: Optional[Sequence[str]]) -> Dict[str, str]:
     """Metadata that `read_weights` understands."""
     known = {"config": config, "class_names": class_names}

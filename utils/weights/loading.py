@@ -43,8 +43,9 @@ class LoadReport(NamedTuple):
         return "\n".join(map(printable, [first] + self.source.warnings))
 
 
-def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:
-    """Set every tensor of `model` from a file of the same network with the same class count.
+def load_network(model: nn.Module, source: WeightsFile, fresh: Sequence[str] = ()) -> LoadReport:
+    """Set every tensor of `model` but `fresh` from a file of the same network with the same class
+    count.
 
     Batch counters may be missing. Nothing is changed where the file does not fit.
 
@@ -52,7 +53,23 @@ def load_network(model: nn.Module, source: WeightsFile) -> LoadReport:
         UserError: tensors are missing or foreign, or shapes differ (another class count, for one);
             names the first of them.
     """
-    return _load(model, source, [])
+    own = model.state_dict()
+    missing, foreign, wrong = _differences(own, source, fresh)
+    if missing or foreign:
+        lists = [f"{len(names)} {what}" + (f" (first: {some(names)})" if names else "")
+                 for what, names in (("tensors missing", missing), ("unknown", foreign))]
+        what = f"the file is {source.contents}, " if source.contents else ""
+        raise UserError(f"'{source.path}' does not hold this network: {', '.join(lists)}; "
+                        f"{what}check --config")
+    if wrong:
+        name = next((name for name in wrong if "conf_layer.weight" in name), list(wrong)[0])
+        semantic, hint = "semantic_seg_conv.weight", "check --config"
+        if semantic in wrong:
+            hint = (f"the file was trained for {len(source.tensors[semantic])} classes, the "
+                    f"dataset has {len(own[semantic])}: give it with --weights to train on from it")
+        raise UserError(f"'{source.path}' does not fit this network: {wrong[name]} "
+                        f"({len(wrong)} tensors differ); {hint}")
+    return _copy(own, source, fresh)
 
 
 def load_for_fine_tuning(model: nn.Module, source: WeightsFile,
@@ -77,7 +94,8 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile,
                         "whole network; give it with --backbone_weights")
     other_classes = contents is not None and (contents.num_classes != len(class_names) or (
         source.class_names is not None and source.class_names != list(class_names)))
-    return _load(model, source, class_dependent(list(model.state_dict())) if other_classes else [])
+    fresh = class_dependent(list(model.state_dict())) if other_classes else []
+    return load_network(model, source, fresh)
 
 
 def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
@@ -104,9 +122,8 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
             name[len(prefix):]: value for name, value in source.tensors.items()
             if name.startswith(prefix)}, source.renamed, source.unused, source.warnings)
     own = backbone.state_dict()
-    missing, _, wrong = _differences(own, source)
-    fresh = [name for name in missing if _DEFORMABLE.search(name)]
-    missing = [name for name in missing if name not in fresh]
+    fresh = [name for name in own if _DEFORMABLE.search(name) and name not in source.tensors]
+    missing, _, wrong = _differences(own, source, fresh)
     for problem, names in ((f"lacks {len(missing)} of the weights of this backbone", missing),
                            (f"has {len(wrong)} weights of another shape", list(wrong.values()))):
         if names:
@@ -125,29 +142,8 @@ def class_dependent(names: Sequence[str]) -> List[str]:
             if _HEAD.match(name) or (last is not None and name.startswith(last))]
 
 
-def _load(model: nn.Module, source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
-    """Set all tensors of a network but `fresh`; nothing is changed where the file does not fit."""
-    own = model.state_dict()
-    missing, foreign, wrong = _differences(own, source, fresh)
-    if missing or foreign:
-        lists = [f"{len(names)} {what}" + (f" (first: {some(names)})" if names else "")
-                 for what, names in (("tensors missing", missing), ("unknown", foreign))]
-        what = f"the file is {source.contents}, " if source.contents else ""
-        raise UserError(f"'{source.path}' does not hold this network: {', '.join(lists)}; "
-                        f"{what}check --config")
-    if wrong:
-        name = next((name for name in wrong if "conf_layer.weight" in name), list(wrong)[0])
-        semantic, hint = "semantic_seg_conv.weight", "check --config"
-        if semantic in wrong:
-            hint = (f"the file was trained for {len(source.tensors[semantic])} classes, the "
-                    f"dataset has {len(own[semantic])}: give it with --weights to train on from it")
-        raise UserError(f"'{source.path}' does not fit this network: {wrong[name]} "
-                        f"({len(wrong)} tensors differ); {hint}")
-    return _copy(own, source, fresh)
-
-
-def _differences(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str] = ()
-                 ) -> Tuple[List[str], List[str], Dict[str, str]]:
+def _differences(own: Dict[str, Tensor], source: WeightsFile,
+                 fresh: Sequence[str]) -> Tuple[List[str], List[str], Dict[str, str]]:
     """Names that the file lacks, that are foreign to the network, and phrases of other shapes."""
     missing = [name for name in own if name not in source.tensors and name not in fresh
                and not name.endswith(COUNTER)]

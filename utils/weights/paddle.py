@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.weights.pickles import PLAIN_NAMES, plain, unpickle
+from utils.weights.pickles import PLAIN_NAMES, unpickle
 
 NAME_TABLE = "StructuredToParameterName@@"
 PROTOCOL = 4
@@ -34,7 +34,7 @@ def read_pdparams(path: str) -> Any:
     """
     names = {**PLAIN_NAMES, "builtins.tuple": _tuple, "__builtin__.tuple": _tuple}
     with open(path, "rb") as stream:
-        content = plain(unpickle(stream, names))
+        content = unpickle(stream, names)
         if stream.read(1):
             raise pickle.UnpicklingError("something follows the pickle")
     if isinstance(content, dict):

@@ -234,28 +234,24 @@ class _Bounded:
 
 def unpickle(stream: BinaryIO, names: Names,
              storage: Optional[Callable[[Any], Any]] = None) -> Any:
-    """Read one pickle from a file; what follows it is left in the file.
+    """Read one pickle from a file: tensors, arrays as tensors, and plain values. What follows it is
+    left in the file.
 
-    `storage` turns a persistent id into an object. Arrays come back as stand-ins: see `plain`.
+    A container or tensor that occurs twice is one object. `storage` turns a persistent id into an
+    object.
 
     Raises:
         ForbiddenName: the pickle uses a name that is not in `names`, or sets attributes.
     """
     size = (len(stream.getvalue()) if isinstance(stream, io.BytesIO)
             else os.fstat(stream.fileno()).st_size)
-    return _Unpickler(_Bounded(stream, size), names, storage).load()
-
-
-def plain(content: Any) -> Any:
-    """Content of a pickle with tensors in place of stand-ins; anything foreign is refused.
-
-    A container or tensor that occurs twice is the same object afterwards too.
-    """
-    return _plain(content, {}, 0)[0]
+    return _plain(_Unpickler(_Bounded(stream, size), names, storage).load(), {}, 0)[0]
 
 
 def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[Any, int]:
-    """The value, and of how many values it consists when it is written out."""
+    """A value with tensors in place of stand-ins, anything foreign refused; and of how many values
+    it consists when it is written out.
+    """
     if type(value) in _PLAIN or isinstance(value, Tensor):
         if type(value) is int and value.bit_length() > MAX_BITS:
             raise pickle.UnpicklingError(f"a whole number of {value.bit_length()} bits")

@@ -13,13 +13,7 @@ from typing import Any, BinaryIO, Dict, List, Mapping, Tuple
 
 from torch import Tensor
 
-from utils.weights import (
-    ELEMENT_TYPES,
-    element_count,
-    read_tensor,
-    tensor_to_bytes,
-    type_name,
-)
+from utils.weights import ELEMENT_TYPES, element_count, read_tensor, tensor_to_bytes, type_name
 
 MAX_HEADER = 100 * 1000 * 1000
 """Bytes; the limit of the format."""

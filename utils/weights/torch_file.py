@@ -18,15 +18,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.weights import ELEMENT_TYPES, element_count, read_tensor
-from utils.weights.pickles import (
-    ANY_MODULE,
-    PLAIN_NAMES,
-    ForbiddenName,
-    Named,
-    Names,
-    plain,
-    unpickle,
-)
+from utils.weights.pickles import ANY_MODULE, PLAIN_NAMES, ForbiddenName, Named, Names, unpickle
 
 ZIP_START = b"PK\x03\x04"
 MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -135,8 +127,7 @@ def _read_archive(path: str, stream: BinaryIO) -> Any:
             with archive.open(entry) as elements:
                 return read_tensor(elements, kind, count)
 
-        return plain(unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _NAMES,
-                              _Storages(load)))
+        return unpickle(io.BytesIO(archive.read(root + "/data.pkl")), _NAMES, _Storages(load))
 
 
 def _check_entries(archive: zipfile.ZipFile, path: str) -> str:
@@ -194,4 +185,4 @@ def _read_legacy(stream: BinaryIO, size: int) -> Any:
         if int.from_bytes(stream.read(8), "little") != len(flat):
             raise pickle.UnpicklingError("elements are fewer or more than declared")
         flat.copy_(read_tensor(stream, kind, len(flat)))
-    return plain(content)
+    return content
