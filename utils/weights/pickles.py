@@ -65,45 +65,37 @@ class _ArrayType:
 
 
 class _Array:
-    """Stand-in for a NumPy array: shape, element type and bytes have to agree."""
+    """Stand-in for a NumPy array."""
 
     def __init__(self, *_: Any) -> None:
-        self._tensor: Optional[Tensor] = None
-        self._is_number = False
-
-    def content(self) -> Any:
-        """The tensor, or the number that the array is."""
-        if self._tensor is None:
-            raise pickle.UnpicklingError("an array without elements")
-        return self._tensor.item() if self._is_number else self._tensor
+        self.tensor: Optional[Tensor] = None
 
     def set_state(self, state: Any) -> None:
-        shape, kind, is_fortran, data = tuple(state)[-4:]
-        if not isinstance(kind, _ArrayType):
-            raise pickle.UnpicklingError("an array without a type")
-        if isinstance(data, str):  # from Python 2
-            data = data.encode("latin1")
-        flat = np.frombuffer(data, dtype=np.uint8)
-        width = int(kind.code[1:])
-        if element_count(shape) * width != len(flat):
-            raise pickle.UnpicklingError(
-                f"an array {list(shape)} of {width} bytes each has {len(flat)} bytes")
-        if kind.order == ">":
-            flat = flat.reshape(-1, width)[:, ::-1].reshape(-1)
-        tensor = tensor_from_bytes(np.array(flat), _ARRAY_TYPES[kind.code])
-        if is_fortran:
-            self._tensor = tensor.view(tuple(shape)[::-1]).permute(
-                *range(len(shape) - 1, -1, -1)).contiguous()
-        else:
-            self._tensor = tensor.view(tuple(shape))
+        self.tensor = _array_tensor(*tuple(state)[-4:])
 
-    @classmethod
-    def scalar(cls, kind: Any, data: Any) -> _Array:
-        """Stand-in for NumPy's `scalar`."""
-        array = cls()
-        array.set_state(((), kind, False, data))
-        array._is_number = True
-        return array
+
+def _array_tensor(shape: Any, kind: Any, is_fortran: Any, data: Any) -> Tensor:
+    """The tensor of an array's state: shape, element type and bytes have to agree."""
+    if not isinstance(kind, _ArrayType):
+        raise pickle.UnpicklingError("an array without a type")
+    if isinstance(data, str):  # from Python 2
+        data = data.encode("latin1")
+    flat = np.frombuffer(data, dtype=np.uint8)
+    width = int(kind.code[1:])
+    if element_count(shape) * width != len(flat):
+        raise pickle.UnpicklingError(
+            f"an array {list(shape)} of {width} bytes each has {len(flat)} bytes")
+    if kind.order == ">":
+        flat = flat.reshape(-1, width)[:, ::-1].reshape(-1)
+    tensor = tensor_from_bytes(np.array(flat), _ARRAY_TYPES[kind.code])
+    if is_fortran:
+        return tensor.view(tuple(shape)[::-1]).permute(
+            *range(len(shape) - 1, -1, -1)).contiguous()
+    return tensor.view(tuple(shape))
+
+
+def _scalar(kind: Any, data: Any) -> Any:
+    return _array_tensor((), kind, False, data).item()
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -125,8 +117,8 @@ def _ordered(pairs: Iterable[Any] = ()) -> Dict[Any, Any]:
 PLAIN_NAMES: Names = {
     "collections.OrderedDict": _ordered, "numpy.ndarray": None, "numpy.dtype": _ArrayType,
     "_codecs.encode": _encode,
-    "numpy.core.multiarray._reconstruct": _Array, "numpy.core.multiarray.scalar": _Array.scalar,
-    "numpy._core.multiarray._reconstruct": _Array, "numpy._core.multiarray.scalar": _Array.scalar}
+    "numpy.core.multiarray._reconstruct": _Array, "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray._reconstruct": _Array, "numpy._core.multiarray.scalar": _scalar}
 """Those of ordered dicts and of NumPy arrays, as NumPy 1 and 2 spell them."""
 
 
@@ -261,7 +253,9 @@ def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[A
     if depth > MAX_DEPTH:
         raise pickle.UnpicklingError(f"more than {MAX_DEPTH} levels of lists")
     if isinstance(value, _Array):
-        result, size = value.content(), 1
+        if value.tensor is None:
+            raise pickle.UnpicklingError("an array without elements")
+        result, size = value.tensor, 1
     elif isinstance(value, dict):
         items = [_plain(item, known, depth + 1) for item in value.values()]
         result = dict(zip(value, (item for item, _ in items)))
