@@ -6,7 +6,7 @@ that published weights load as they are. Letters: B batch, S input side in pixel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.distributed as dist
@@ -43,9 +43,7 @@ class _SumOverCards(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return _SumOverCards.forward(ctx, gradient)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -59,30 +57,21 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalise `[B, C, h, w]`."""
         if not self.training or not dist.is_initialized():
             return super().forward(features)
-        # In float32: squares of half-precision features overflow.
-        wide = features.float()
-        mean, variance, count = self._statistics(wide)
-        self._update(mean.detach(), variance.detach(), count)
+        wide = features.float()  # squares of half-precision features overflow
+        world = dist.get_world_size()
+        # The mean first, then squares of differences: sums of squares alone would lose digits.
+        mean = _SumOverCards.apply(wide.mean(dim=(0, 2, 3))) / world
+        centred = wide - mean.view(1, -1, 1, 1)
+        variance = _SumOverCards.apply((centred * centred).mean(dim=(0, 2, 3))) / world
+        count = wide.numel() // wide.shape[1] * world
+        unbiased = variance.detach() * (count / max(count - 1, 1))
+        for running, value in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
+            assert running is not None and self.momentum is not None
+            running.mul_(1 - self.momentum).add_(value, alpha=self.momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
         normalised = wide * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
         return normalised.to(features.dtype)
-
-    def _statistics(self, features: Tensor) -> Tuple[Tensor, Tensor, int]:
-        # The mean first, then squares of differences: sums of squares alone would lose digits.
-        world = dist.get_world_size()
-        count = features.numel() // features.shape[1] * world
-        mean = _SumOverCards.apply(features.mean(dim=(0, 2, 3))) / world
-        centred = features - mean.view(1, -1, 1, 1)
-        variance = _SumOverCards.apply((centred * centred).mean(dim=(0, 2, 3))) / world
-        return mean, variance, count
-
-    def _update(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.momentum is not None
-        unbiased = variance * (count / max(count - 1, 1))
-        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.mul_(1 - self.momentum).add_(value, alpha=self.momentum)
 
 
 def synchronise_batch_norm(module: nn.Module) -> int:
@@ -200,15 +189,10 @@ def _resnet_stage(block: Union[Type[BasicBlock], Type[Bottleneck]], in_channels:
         downsample = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
             BatchNorm2d(out_channels))
-    blocks: List[nn.Module] = []
-    for is_deformable in deformable:
-        # Only a Bottleneck knows the keyword.
-        extra: Dict[str, Any] = {"deformable": True} if is_deformable else {}
-        if blocks:
-            blocks.append(block(out_channels, width, **extra))
-        else:
-            blocks.append(block(in_channels, width, stride, downsample, **extra))
-    return nn.Sequential(*blocks)
+    # Only a Bottleneck knows the keyword.
+    extra: List[Dict[str, Any]] = [{"deformable": True} if here else {} for here in deformable]
+    return nn.Sequential(block(in_channels, width, stride, downsample, **extra[0]),
+                         *(block(out_channels, width, **more) for more in extra[1:]))
 
 
 class DarkNetBlock(nn.Module):
@@ -285,12 +269,10 @@ def _init_kaiming(backbone: nn.Module, negative_slope: float = 0.0) -> None:
 def build_backbone(config: Config) -> Union[ResNet, DarkNet]:
     """Build the backbone that `config` names, with random weights."""
     selected = config.selected_layers
-    dcn: Dict[str, Any] = {"dcn_layers": config.dcn_layers, "dcn_interval": config.dcn_interval}
-    builders: Dict[str, Callable[[], Union[ResNet, DarkNet]]] = {
-        "resnet101": lambda: ResNet((3, 4, 23, 3), selected_layers=selected, **dcn),
-        "resnet50": lambda: ResNet((3, 4, 6, 3), selected_layers=selected, **dcn),
-        "resnet_mini": lambda: ResNet((2, 2, 2, 2), block=BasicBlock, base_width=32,
-                                      selected_layers=selected),
-        "darknet53": lambda: DarkNet((1, 2, 8, 8, 4), selected_layers=selected),
-    }
-    return builders[config.backbone]()
+    if config.backbone == "darknet53":
+        return DarkNet((1, 2, 8, 8, 4), selected)
+    if config.backbone == "resnet_mini":
+        return ResNet((2, 2, 2, 2), BasicBlock, base_width=32, selected_layers=selected)
+    blocks = {"resnet101": (3, 4, 23, 3), "resnet50": (3, 4, 6, 3)}[config.backbone]
+    return ResNet(blocks, selected_layers=selected, dcn_layers=config.dcn_layers,
+                  dcn_interval=config.dcn_interval)

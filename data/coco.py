@@ -90,10 +90,18 @@ class CocoDataset:
         index = range(len(self))[index]
         image_id = int(packed.image_ids[index])
         width, height = packed.image_sizes[index].tolist()
+        path = self.image_path(index)
+        image = read_image(path, f"image {image_id} of {self.annotation_file}", (width, height))
+        found = image.shape[1::-1]
+        if found != (width, height):
+            turned = " (turned, and by no EXIF orientation that may be left out)" \
+                if found == (height, width) else ""
+            raise UserError(f"image {image_id}: {path} is {found[0]} x {found[1]} pixels (width x "
+                            f"height), but {self.annotation_file} says {width} x {height}{turned}; "
+                            "its boxes and masks would not fit")
         first, last = packed.object_offsets[index:index + 2].tolist()
         return Sample(
-            image_id=image_id, image=self._read(index, image_id, width, height),
-            boxes=packed.boxes[first:last].copy(),
+            image_id=image_id, image=image, boxes=packed.boxes[first:last].copy(),
             labels=packed.labels[first:last].astype(np.int64),
             crowd=packed.crowd[first:last].copy(),
             segmentations=[packed.segmentation(row, width, height) for row in range(first, last)])
@@ -146,18 +154,6 @@ class CocoDataset:
             hint = missing_hint(self.images_dir, self.annotations.file_name(missing[0]))
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
                             f"are missing in {os.path.abspath(self.images_dir)}: {named}{hint}")
-
-    def _read(self, index: int, image_id: int, width: int, height: int) -> np.ndarray:
-        path = self.image_path(index)
-        image = read_image(path, f"image {image_id} of {self.annotation_file}", (width, height))
-        found = image.shape[1::-1]
-        if found != (width, height):
-            turned = " (turned, and by no EXIF orientation that may be left out)" \
-                if found == (height, width) else ""
-            raise UserError(f"image {image_id}: {path} is {found[0]} x {found[1]} pixels (width x "
-                            f"height), but {self.annotation_file} says {width} x {height}{turned}; "
-                            "its boxes and masks would not fit")
-        return image
 
     def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
         path = os.path.join(self.images_dir, file_name)

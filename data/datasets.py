@@ -9,9 +9,10 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from data.coco import CocoDataset
-from data.description import EXAMPLE, FOLDER_FILE, DatasetFile, Split, read_dataset_file, similar
+from data.description import EXAMPLE, FOLDER_FILE, DatasetFile, Split, read_dataset_file
 from data.tools.formats import cached_conversion, expected_layouts, recognise
 from utils.errors import UserError, nearest
+from utils.files import similar
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _SUFFIX = "_dataset"

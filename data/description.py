@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from utils.errors import UserError, nearest
-from utils.files import read_whole
+from utils.files import read_text
 from utils.parsing import parse_json, parse_yaml
 
 SPLITS = ("train", "val", "test")
@@ -87,13 +87,7 @@ def parse_description(path: Path) -> Any:
     Raises:
         UserError: it is missing or neither of both.
     """
-    try:
-        text = read_whole(path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError("dataset file not found: looked for "
-                        f"{path.absolute()}{similar(path)}") from None
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read {path}: {problem}") from None
+    text = read_text(path, "dataset file")
     return (parse_json if path.suffix.lower() == ".json" else parse_yaml)(text, str(path))
 
 
@@ -136,14 +130,6 @@ def _refuse_unknown(path: Path, prefix: str, values: Dict[Any, Any],
             raise UserError(f"{path}: unknown key '{prefix}{key}'"
                             f"{nearest(str(key), known) or '.'} Known: "
                             f"{', '.join(prefix + name for name in known)}.")
-
-
-def similar(path: Path) -> str:
-    """A hint with the nearest name in the folder where `path` should be."""
-    try:
-        return nearest(path.name, sorted(os.listdir(str(path.parent))))
-    except OSError:
-        return ""
 
 
 def shown(value: Any) -> str:

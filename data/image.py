@@ -15,14 +15,7 @@ import numpy as np
 
 from utils.errors import UserError, first_line
 from utils.files import read_whole, refuse_endless
-from utils.pixels import (
-    JPEG_START,
-    MOST_PIXELS,
-    PNG_START,
-    image_from_array,
-    is_truncated,
-    promised_size,
-)
+from utils.pixels import MOST_PIXELS, image_from_array, is_truncated, promised_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +85,7 @@ def _promised_size(data: bytes) -> Size:
     Raises:
         ValueError: they are more than Pillow goes on with.
     """
-    if data.startswith((PNG_START, JPEG_START)):
+    if any(promised_size(data)):  # without opening a JPEG or PNG twice
         return promised_size(data)
     from PIL import Image
 

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 _MOST_BYTES = 1 << 29
 """Of a file that is read at once: as many as the largest picture has without compression."""
@@ -112,6 +112,32 @@ def read_whole(path: Union[str, Path]) -> bytes:
         if size > _MOST_BYTES:
             raise OSError(errno.EFBIG, f"{size} bytes, expected at most {_MOST_BYTES}", str(path))
         return stream.read()
+
+
+def read_text(path: Path, what: str = "file") -> str:
+    """Text of a file in UTF-8 or a Chinese Windows' encoding; `what` it is to the user.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is neither of these.
+    """
+    try:
+        data = read_whole(path)
+    except FileNotFoundError:
+        raise UserError(f"{what} not found: looked for {path.absolute()}{similar(path)}") from None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"cannot read {path}: {problem}") from None
+    for encoding in ("utf-8-sig", "gb18030"):
+        with contextlib.suppress(ValueError):
+            return data.decode(encoding)
+    raise UserError(f"{path}: is not text in UTF-8")
+
+
+def similar(path: Path) -> str:
+    """A hint with the nearest name in the folder where `path` should be."""
+    try:
+        return nearest(path.name, sorted(os.listdir(str(path.parent))))
+    except OSError:
+        return ""
 
 
 def first_match(path: str, pattern: str) -> Optional[str]:

@@ -15,11 +15,11 @@ from data.tools.conversion import Conversion, Found, Part, signed, write_dataset
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
 from data.tools.sbd import is_sbd_folder, read_sbd
-from data.tools.source_files import SPLIT_FOLDERS, list_files, read_text, split_folders
+from data.tools.source_files import SPLIT_FOLDERS, list_files, split_folders
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.errors import UserError, counted
-from utils.files import alone, user_cache, write_whole
+from utils.files import alone, read_text, user_cache, write_whole
 
 _COCO = "_annotations.coco.json"
 """As Roboflow exports COCO's format: `train/_annotations.coco.json` among the images."""

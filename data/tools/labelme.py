@@ -26,8 +26,9 @@ from data.tools.conversion import (
     run_lengths,
     union,
 )
-from data.tools.source_files import by_split, read_text
+from data.tools.source_files import by_split
 from utils.errors import UserError, counted
+from utils.files import read_text
 from utils.parsing import parse_json
 
 _IGNORED_LABELS = ("__ignore__", "_background_")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, Set, Tuple, Ty
 
 from data.image import SUFFIXES, load_pil
 from utils.errors import UserError
-from utils.files import read_whole
+from utils.files import read_text, read_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,26 +52,6 @@ def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
                             "of another tool; name the dataset's own folder")
     found.sort(key=lambda path: path.replace(os.sep, "\0"))  # as paths compare: name by name
     return [Path(path) for path in found]
-
-
-def read_text(path: Path) -> str:
-    """Text of a file in UTF-8 or a Chinese Windows' encoding.
-
-    Raises:
-        UserError: it is missing, or neither of these.
-    """
-    try:
-        data = read_whole(path)
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path.absolute()}") from None
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read {path}: {problem}") from None
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding)
-        except ValueError:
-            continue
-    raise UserError(f"{path}: is not text in UTF-8")
 
 
 def read_pixels(path: Path) -> Image.Image:

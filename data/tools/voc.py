@@ -20,8 +20,9 @@ from data.tools.conversion import (
     rectangle,
     run_lengths,
 )
-from data.tools.source_files import by_stem, list_files, listed_stems, read_pixels, read_text
+from data.tools.source_files import by_stem, list_files, listed_stems, read_pixels
 from utils.errors import UserError, counted
+from utils.files import read_text
 
 _VOID = 255
 _FITS = 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from data.description import FOLDER_FILE, SPLITS, is_yolo, shown
+from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_description, shown
 from data.image import SUFFIXES
 from data.tools.conversion import Conversion, Found, FoundImage, open_image, polygon, rectangle
-from data.tools.source_files import list_files, read_text, split_folders
+from data.tools.source_files import list_files, split_folders
 from utils.errors import UserError, counted
-from utils.parsing import parse_yaml, whole_number
+from utils.files import read_text
+from utils.parsing import whole_number
 
 _NAME_FILES = ("classes.txt", "obj.names")
 _OUTSIDE = 0.01
@@ -34,11 +36,9 @@ def find_description(source: Path) -> Optional[Path]:
     """The description of YOLO's that a folder holds, data.yaml before others; None for none."""
     names = [FOLDER_FILE] + sorted(path.name for path in source.glob("*.y*ml"))
     for path in (source / name for name in names):
-        try:
-            if path.is_file() and is_yolo(parse_yaml(read_text(path), str(path))):
+        with contextlib.suppress(UserError):
+            if path.is_file() and is_yolo(parse_description(path)):
                 return path
-        except UserError:
-            continue
     return None
 
 
@@ -115,7 +115,7 @@ def _begins_with_object(path: Path) -> bool:
 
 def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
     """Places of the images of each split, and the class names."""
-    content = parse_yaml(read_text(path), str(path))
+    content = parse_description(path)
     if not is_yolo(content):
         raise UserError(f"{path}: expected YOLO's keys train, val and names")
     if "kpt_shape" in content:

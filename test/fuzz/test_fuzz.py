@@ -24,7 +24,6 @@ from data.config_file import read_recipe
 from data.description import parse_description
 from data.image import load_pil, read_header, read_image
 from data.tools.conversion import Conversion
-from data.tools.source_files import read_text
 from data.tools.yolo import read_yolo
 from fuzz import fuzz
 from fuzz.inputs import KINDS
@@ -40,7 +39,7 @@ from utils.distributed.processes import Processes
 from utils.engine.train_flags import parse_train_flags
 from utils.errors import UserError
 from utils.exported import ExportedModel
-from utils.files import digest
+from utils.files import digest, read_text
 from utils.inference.predict import PredictionOptions, PredictionRun
 from utils.parsing import parse_yaml
 

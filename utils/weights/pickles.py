@@ -255,7 +255,8 @@ def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[A
     if isinstance(value, _Array):
         if value.tensor is None:
             raise pickle.UnpicklingError("an array without elements")
-        result, size = value.tensor, 1
+        result: Any = value.tensor
+        size = 1
     elif isinstance(value, dict):
         items = [_plain(item, known, depth + 1) for item in value.values()]
         result = dict(zip(value, (item for item, _ in items)))
