@@ -15,7 +15,6 @@ So SSD's random order of contrast need not be drawn, and the image saturates onc
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Callable, Optional, Tuple
 
@@ -134,11 +133,9 @@ class Augmenter:
         if not drawn.all():
             solid, masks, extents = solid[drawn], masks[drawn], extents[drawn]
         return AugmentedSample(
-            image=resample(sample.image, placement, FILL_BGR,
-                           functools.partial(distort, distortion=distortion)),
-            boxes=boxes[solid], labels=sample.labels[solid], masks=masks,
-            crowd_boxes=boxes[kept & sample.crowd], image_id=sample.image_id,
-            mask_extents=extents)
+            image=resample(sample.image, placement, distortion), boxes=boxes[solid],
+            labels=sample.labels[solid], masks=masks, crowd_boxes=boxes[kept & sample.crowd],
+            image_id=sample.image_id, mask_extents=extents)
 
 
 def turned(sample: AugmentedSample, quarters: int) -> AugmentedSample:
@@ -239,30 +236,28 @@ class Placement:
         return corners.reshape(-1, 4)
 
 
-def resample(image: np.ndarray, placement: Placement, fill: Tuple[int, int, int],
-             distort: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def resample(image: np.ndarray, placement: Placement, distortion: Distortion) -> np.ndarray:
     """Render `image` uint8 `[h, w, 3]` as `placement` says: uint8 `[S, S, 3]`, bilinear.
 
-    Canvas outside the image becomes `fill`. `distort`, a change of colours pixel by pixel, is
-    applied to the image but not to the fill, before or after resampling, where there are fewer
-    pixels.
+    Canvas outside the image becomes `FILL_BGR`. `distortion` is applied to the image but not to the
+    fill, before or after resampling, where there are fewer pixels.
     """
     x1, y1, x2, y2 = placement.visible
     part, size = image[y1:y2, x1:x2], placement.size
     crop = placement.crop
     if (x2 - x1, y2 - y1) == (crop[2] - crop[0], crop[3] - crop[1]):
         output = _in_cheaper_order(
-            part, size * size, distort,
+            part, size * size, distortion,
             lambda pixels: cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR))
     else:
         output = np.empty((size, size, 3), np.uint8)
-        cv2.rectangle(output, (0, 0), (size, size), fill, cv2.FILLED)
-        _paste(output, part, placement, distort)
+        cv2.rectangle(output, (0, 0), (size, size), FILL_BGR, cv2.FILLED)
+        _paste(output, part, placement, distortion)
     return cv2.flip(output, 1) if placement.mirror else output
 
 
 def _paste(output: np.ndarray, part: np.ndarray, placement: Placement,
-           distort: Callable[[np.ndarray], np.ndarray]) -> None:
+           distortion: Distortion) -> None:
     """Draw the visible part of an expanded image where the crop, not yet mirrored, shows it."""
     size, (x1, y1, x2, y2) = placement.size, placement.crop
     scale = np.array([size / (x2 - x1), size / (y2 - y1)])
@@ -276,17 +271,16 @@ def _paste(output: np.ndarray, part: np.ndarray, placement: Placement,
     matrix = np.array([[1.0 / scale[0], 0.0, start[0]], [0.0, 1.0 / scale[1], start[1]]])
     shape = (int(right - left), int(bottom - top))
     output[top:bottom, left:right] = _in_cheaper_order(
-        part, shape[0] * shape[1], distort,
+        part, shape[0] * shape[1], distortion,
         lambda pixels: cv2.warpAffine(pixels, matrix, shape, borderMode=cv2.BORDER_REPLICATE,
                                       flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP))
 
 
-def _in_cheaper_order(part: np.ndarray, output_pixels: int,
-                      distort: Callable[[np.ndarray], np.ndarray],
+def _in_cheaper_order(part: np.ndarray, output_pixels: int, distortion: Distortion,
                       resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     if part.shape[0] * part.shape[1] < output_pixels:
-        return resize(distort(part))
-    return distort(resize(part))
+        return resize(distort(part, distortion))
+    return distort(resize(part), distortion)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ PLACING_TRIES = 12
 MIN_CONTRAST = 170
 """Least sum over BGR of the differences between a shape's colour and what lies under it."""
 
+Place = Tuple[slice, slice]
+"""Rows and columns of the canvas."""
+
 _CORNERS = {"circle": 36, "square": 4, "triangle": 3, "star": 10}
 _FINE = 8  # samples along a pixel's side
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
@@ -119,7 +122,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         along = np.array([np.cos(angle), np.sin(angle)]) * rng.integers(15, 91)
         across = np.array([-np.sin(angle), np.cos(angle)]) * rng.uniform(0.6, 1.5)
         corners = [along + across, along - across, -along - across, across - along]
-        _paint(canvas, rng.uniform(0, [width, height]) + corners, rng.integers(0, 256, 3))
+        place, cover = _cover(rng.uniform(0, [width, height]) + corners, canvas)
+        _blend(canvas, place, rng.integers(0, 256, 3), cover)
     return canvas
 
 
@@ -188,7 +192,7 @@ def _contrasting(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
     return candidates[enough[0] if len(enough) else int(contrast.argmax())]
 
 
-def _cover(points: np.ndarray, canvas: np.ndarray) -> Tuple[Tuple[slice, slice], np.ndarray]:
+def _cover(points: np.ndarray, canvas: np.ndarray) -> Tuple[Place, np.ndarray]:
     """Where on the canvas a polygon lies, and how much of each pixel there it covers (0..1)."""
     size = canvas.shape[1::-1]
     left, top = np.clip(np.floor(points.min(axis=0)), 0, size).astype(int).tolist()
@@ -210,17 +214,8 @@ def _region(points: np.ndarray, canvas: np.ndarray) -> np.ndarray:
     return region
 
 
-def _paint(canvas: np.ndarray, points: np.ndarray, color: np.ndarray,
-           shading: Optional[Callable[[np.ndarray, np.ndarray], np.ndarray]] = None) -> None:
-    """Blend a polygon of `color` (`[3]`) into the canvas.
-
-    `shading(rows, columns)` is added to the colour, for rows `[h, 1]` and columns `[1, w]` of the
-    canvas.
-    """
-    place, cover = _cover(points, canvas)
-    if shading is not None:
-        rows, columns = np.ogrid[place]
-        color = np.clip(color + shading(rows, columns)[:, :, None], 0, 255)
+def _blend(canvas: np.ndarray, place: Place, color: np.ndarray, cover: np.ndarray) -> None:
+    """Mix a colour, of all pixels or of each, into the canvas as far as `cover` (0..1) says."""
     canvas[place] += (color - canvas[place]) * cover[:, :, None]
 
 
@@ -229,12 +224,12 @@ def _paint_shape(rng: np.random.Generator, canvas: np.ndarray, points: np.ndarra
     """Paint a shape with a shading across it and some noise."""
     centre = points.mean(axis=0)
     slope = rng.integers(-30, 31, 2) / radius
-
-    def shading(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return (slope[0] * (columns - centre[0]) + slope[1] * (rows - centre[1])
-                + _noise(rng, (len(rows), columns.shape[1]), cell=4, strength=14))
-
-    _paint(canvas, points, np.clip(color, 0, 255), shading)
+    place, cover = _cover(points, canvas)
+    rows, columns = np.ogrid[place]
+    shading = (slope[0] * (columns - centre[0]) + slope[1] * (rows - centre[1])
+               + _noise(rng, cover.shape, cell=4, strength=14))
+    shaded = np.clip(np.clip(color, 0, 255) + shading[:, :, None], 0, 255)
+    _blend(canvas, place, shaded, cover)
 
 
 def write_dataset(folder: str, seed: int = 0, train: int = 2000, val: int = 300,

@@ -143,8 +143,7 @@ def _read(path: Path, image_size: Optional[SizeReader]) -> KeptArrays:
     """What `_unpacked` takes; it lasts if no size came from an image."""
     columns = read_columns(path)
     categories = _categories(path, _without_root(columns))
-    image_ids = _image_ids(path, columns.images)
-    sizes = _image_sizes(path, columns.images, image_size)
+    image_ids, sizes = _images(path, columns.images, image_size)
     names = [name.encode("utf-8", "surrogatepass") for _, name, _, _ in columns.images]
     image_index, labels, crowd = _resolve_ids(path, columns, image_ids, categories)
     found = Inspection(str(path), columns, sizes[image_index])
@@ -209,35 +208,19 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
     return [Category(number, by_id[number]) for number in sorted(by_id)]
 
 
-def _image_ids(path: Path, images: List[ImageRecord]) -> np.ndarray:
+def _images(path: Path, images: List[ImageRecord],
+            image_size: Optional[SizeReader]) -> Tuple[np.ndarray, np.ndarray]:
+    """int64 `[N]` ids and int64 `[N, 2]` width and height, from the file or the image's header."""
     if not images:
         raise UserError(f"{path}: 'images' is empty, expected at least one image")
-    for number, name, _, _ in images:
+    sizes = []
+    for number, name, width, height in images:
         if not is_id(number):
             raise UserError(f"{path}: image '{name}' has id {shown(number)}, expected an integer; "
                             "write ids as numbers without quotes")
         if not isinstance(name, str) or not name or "\0" in name:
             raise UserError(f"{path}: image {number} has file_name {name!r}, expected the name of "
                             "a file")
-    ids = np.array([image[0] for image in images], np.int64)
-    _refuse_duplicates(path, "image", ids)
-    return ids
-
-
-def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    repeated = values[counts > 1].tolist()
-    if repeated:
-        occur = " occurs" if len(repeated) == 1 else "s occur"
-        raise UserError(f"{path}: {len(repeated)} {what} id{occur} more than once: {what} id "
-                        f"{some(repeated)}; ids have to be unique")
-
-
-def _image_sizes(path: Path, images: List[ImageRecord],
-                 image_size: Optional[SizeReader]) -> np.ndarray:
-    """int64 `[N, 2]` width and height, from the file or from the image's own header."""
-    sizes = []
-    for number, name, width, height in images:
         if width is None or height is None:
             if image_size is None:
                 raise UserError(f"{path}: image {number} ('{name}') has no width and height")
@@ -248,7 +231,18 @@ def _image_sizes(path: Path, images: List[ImageRecord],
                 raise UserError(f"{path}: image {number} ('{name}') has width {width!r} and height "
                                 f"{height!r}, expected whole numbers above 0")
         sizes.append((int(width), int(height)))
-    return np.array(sizes, np.int64)
+    ids = np.array([image[0] for image in images], np.int64)
+    _refuse_duplicates(path, "image", ids)
+    return ids, np.array(sizes, np.int64)
+
+
+def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    repeated = values[counts > 1].tolist()
+    if repeated:
+        occur = " occurs" if len(repeated) == 1 else "s occur"
+        raise UserError(f"{path}: {len(repeated)} {what} id{occur} more than once: {what} id "
+                        f"{some(repeated)}; ids have to be unique")
 
 
 def _resolve_ids(path: Path, columns: Columns, image_ids: np.ndarray,

@@ -255,18 +255,14 @@ def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[A
     if isinstance(value, _Array):
         if value.tensor is None:
             raise pickle.UnpicklingError("an array without elements")
-        result: Any = value.tensor
-        size = 1
-    elif isinstance(value, dict):
-        items = [_plain(item, known, depth + 1) for item in value.values()]
-        result = dict(zip(value, (item for item, _ in items)))
-        size = 1 + sum(count for _, count in items)
-    elif type(value) in (list, tuple):
-        items = [_plain(item, known, depth + 1) for item in value]
-        result = type(value)(item for item, _ in items)
-        size = 1 + sum(count for _, count in items)
-    else:
+        return value.tensor, 1
+    if not isinstance(value, dict) and type(value) not in (list, tuple):
         raise ForbiddenName(_what(value))
+    inside = value.values() if isinstance(value, dict) else value
+    items = [_plain(item, known, depth + 1) for item in inside]
+    size = 1 + sum(count for _, count in items)
+    contents = [item for item, _ in items]
+    result = dict(zip(value, contents)) if isinstance(value, dict) else type(value)(contents)
     if size > MAX_VALUES:
         raise pickle.UnpicklingError(f"more than {MAX_VALUES} values")
     known[id(value)] = result, size
