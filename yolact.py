@@ -17,8 +17,7 @@ from backbone import BatchNorm2d, DarkNet, ResNet, build_backbone
 from data.config import Config
 from layers.anchors import make_priors
 from layers.deform_conv import DeformConv2d
-from layers.heads import FPN, PredictionHead, ProtoNet
-from layers.mask_iou import MaskIouNet
+from layers.heads import FPN, MaskIouNet, PredictionHead, ProtoNet
 
 
 class Yolact(nn.Module):
@@ -39,7 +38,7 @@ class Yolact(nn.Module):
         input_size: S; the side of images in evaluation.
         pixel_mean, pixel_std: RGB in 0..255, applied to uint8 images.
         maskiou_net: re-scores masks (YOLACT++). `forward` does not run it: in training the loss
-            does, in evaluation `layers.mask_iou.mask_scores`, both with masks that `forward` does
+            does, in evaluation `layers.masks.mask_scores`, both with masks that `forward` does
             not have. None without mask re-scoring.
     """
 

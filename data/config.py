@@ -27,7 +27,7 @@ BALANCED = "balanced"
 SMALLEST_SIDE = 64
 """Pixels that an input side has at least: two positions of a ResNet's last stage."""
 SMALLEST_MASKIOU_INPUT = 63
-"""Prototype pixels a side from which `layers.mask_iou.MaskIouNet` has an output."""
+"""Prototype pixels a side from which `layers.heads.MaskIouNet` has an output."""
 _MOST_DETECTIONS = 10000
 """Each is compared with all others of its class."""
 _FIRST_NEW_FIELD = "ema_decay"

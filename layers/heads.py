@@ -1,4 +1,5 @@
-"""What stands on the backbone: feature pyramid, prototype masks, and the head shared by all levels.
+"""What stands on the backbone: feature pyramid, prototype masks, the head shared by all levels, and
+the network that re-scores masks.
 
 Letters: B batch, P priors, C classes with background, k prototypes, H x W size of a level.
 """
@@ -111,3 +112,28 @@ class PredictionHead(nn.Module):
         batch = joined.shape[0]
         return (loc.reshape(batch, -1, 4), conf.reshape(batch, -1, self.num_classes),
                 torch.tanh(mask).reshape(batch, -1, self.num_prototypes))
+
+
+class MaskIouNet(nn.Module):
+    """IoU of a soft mask with its object's true mask, were the object of each class.
+
+    The mask re-scoring of YOLACT++ (Bolya et al., 2020, section 6): 3x3 convolutions with stride 2,
+    a 1x1 convolution to C-1 and the maximum over what is left of the mask. They have no padding, so
+    that masks need 63 pixels a side.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers: List[nn.Module] = []
+        previous = 1
+        for features in (8, 16, 32, 64, 128):
+            layers += [nn.Conv2d(previous, features, 3, stride=2), nn.ReLU(inplace=True)]
+            previous = features
+        layers += [nn.Conv2d(previous, num_classes - 1, 1), nn.ReLU(inplace=True)]
+        self.maskiou_net = nn.Sequential(*layers)
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """Soft masks `[n,1,h,w]` in 0..1, zero outside of their boxes -> `[n,C-1]`, 0 or more."""
+        # Where the parameters are in half precision, the loss that this is called from is not.
+        x = self.maskiou_net(masks.to(next(self.parameters()).dtype))
+        return F.max_pool2d(x, x.shape[2:]).flatten(1).to(masks.dtype)

@@ -8,16 +8,19 @@ lengths without ever forming them.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from layers.box_ops import crop as crop_masks
 from layers.box_ops import sanitize_coordinates
+
+if TYPE_CHECKING:
+    from layers.detection import Detections
 
 Rle = Dict[str, Any]
 """`{"size": [h, w], "counts": str}`, compressed run lengths in COCO's format."""
@@ -73,6 +76,39 @@ def inside_box(low: Tensor, high: Tensor, size: int) -> Tensor:
     begin = (low * size - 1).unsqueeze(-1)
     end = (high * size + 1).unsqueeze(-1)
     return (pixels >= begin) & (pixels < end)
+
+
+def crop_to_boxes(soft: Tensor, boxes: Tensor) -> Tensor:
+    """Soft masks `[B, n, h, w]`, zero outside of boxes `[B, n, 4]` that are grown by a pixel."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    rows = inside_box(y1, y2, soft.shape[2]).unsqueeze(-1)
+    columns = inside_box(x1, x2, soft.shape[3]).unsqueeze(-2)
+    return soft.masked_fill(~(rows & columns), 0.0)
+
+
+@torch.no_grad()
+def mask_scores(network: nn.Module, detections: Detections, proto: Tensor,
+                crop: bool = True) -> Tensor:
+    """Scores of the masks: the boxes' scores times the predicted IoU for their classes.
+
+    Args:
+        network: a `MaskIouNet`.
+        detections: boxes of N rows an image.
+        proto: float `[B, h, w, k]`.
+        crop: whether the masks are cropped to their boxes.
+
+    Returns:
+        `[B, N]`, in the order of the rows; zero in rows not in use.
+    """
+    scores, rows = detections.scores, detections.scores.shape[1]
+    if scores.device.type == "cpu":
+        rows = max(1, int(detections.count.max()))  # the value is at hand; elsewhere it is not
+    soft = torch.sigmoid(mask_logits(detections.coefficients[:, :rows].float(), proto.float()))
+    if crop:
+        soft = crop_to_boxes(soft, detections.boxes[:, :rows])
+    predicted = network(soft.flatten(0, 1).unsqueeze(1)).reshape(soft.shape[:2] + (-1,))
+    iou = predicted.gather(2, detections.classes[:, :rows].unsqueeze(2)).squeeze(2)
+    return F.pad(scores[:, :rows] * iou, [0, scores.shape[1] - rows])
 
 
 def boxes_to_pixels(boxes: Tensor, height: int, width: int, padding: int = 0) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.mask_iou import mask_iou_loss
-from layers.masks import inside_box, mask_logits
+from layers.masks import crop_to_boxes, inside_box, mask_logits
 
 SMALLEST_AREA = 1e-9
 """Keeps padded slots (area 0) out of a division by zero; far below one pixel of any input."""
@@ -39,7 +38,7 @@ class MultiBoxLoss(nn.Module):
         num_classes: C, classes with background.
         bbox_alpha, conf_alpha, mask_alpha, semantic_alpha: weights of the four terms.
         ohem_negpos_ratio: hard negatives mined for each positive.
-        mask_iou_net: the network's `layers.mask_iou.MaskIouNet`; None leaves I out.
+        mask_iou_net: the network's `layers.heads.MaskIouNet`; None leaves I out.
         maskiou_alpha: weight of I.
         discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
         class_factors: `[C]`, on the confidence loss of each class's positives; the first, of the
@@ -233,6 +232,40 @@ def mask_loss(logits: Tensor, boxes: Tensor, masks: Tensor, weights: Tensor) -> 
     pixel_weight = inside_box(x1, x2, width).unsqueeze(-2) * rows
     return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), weight=pixel_weight,
                                               reduction="sum")
+
+
+def mask_iou_loss(network: nn.Module, logits: Tensor, boxes: Tensor, masks: Tensor,
+                  labels: Tensor, valid: Tensor, smallest_area: float) -> Tensor:
+    """Smooth L1 between predicted and true IoU, summed over the samples.
+
+    The true IoU is that of the predicted mask above 0.5, cropped to the true box, with the
+    ground truth. Gradients reach the network and, through its input, the masks. All K slots run
+    through the network; what does not count has weight 0.
+
+    Args:
+        network: a `MaskIouNet`.
+        logits: float `[B, K, h, w]`, see `layers.masks.mask_logits`.
+        boxes: float `[B, K, 4]`, ground-truth x1 y1 x2 y2 of each sample, relative.
+        masks: `[B, K, h, w]` in {0, 1}, ground truth of each sample.
+        labels: integer `[B, K]`, 1..C-1; anything in slots that hold no sample.
+        valid: bool `[B, K]`, slots that hold a sample.
+        smallest_area: ground-truth masks of up to this many pixels do not count.
+
+    Returns:
+        0-d float.
+    """
+    soft = crop_to_boxes(torch.sigmoid(logits), boxes)
+    predicted = network(soft.flatten(0, 1).unsqueeze(1))
+    label = (labels.long() - 1).clamp(min=0).reshape(-1, 1)
+    predicted = predicted.gather(1, label).reshape(valid.shape)
+
+    truth = masks.to(logits.dtype)
+    found = (soft.detach() > 0.5).to(logits.dtype)
+    area = truth.sum((2, 3))
+    overlap = (truth * found).sum((2, 3))
+    iou = overlap / (area + found.sum((2, 3)) - overlap).clamp(min=1)
+    losses = F.smooth_l1_loss(predicted, iou, reduction="none")
+    return (losses * (valid & (area > smallest_area))).sum()
 
 
 def flat_index(index: Tensor, rows: int) -> Tensor:

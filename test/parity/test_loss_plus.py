@@ -9,7 +9,7 @@ import torch
 from helpers import rounding
 from helpers.deterministic import load_deterministic_weights, small_plus_config
 from helpers.loss_reference import golden_images, target_batch
-from layers.mask_iou import MaskIouNet
+from layers.heads import MaskIouNet
 from layers.multibox_loss import MultiBoxLoss
 
 KEYS = ("loc", "conf", "mask", "proto", "segm")

@@ -9,7 +9,8 @@ import torch
 from helpers import rounding
 from helpers.deterministic import load_deterministic_weights
 from layers.detection import Detections
-from layers.mask_iou import MaskIouNet, mask_scores
+from layers.heads import MaskIouNet
+from layers.masks import mask_scores
 
 
 @pytest.fixture

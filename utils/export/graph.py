@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.config import Config
 from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from layers.detection import Detect
-from layers.mask_iou import MaskIouNet
+from layers.heads import MaskIouNet
 from utils.errors import UserError, first_line
 from utils.exported import open_onnx, require
 from utils.memory import is_out_of_memory

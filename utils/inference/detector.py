@@ -32,8 +32,7 @@ from data.config import Config, get_config
 from data.config_file import read_recipe
 from layers.deform_conv import convolve_recordably
 from layers.detection import Detect, Detections
-from layers.mask_iou import mask_scores
-from layers.masks import Rle, boxes_to_pixels, encode_masks
+from layers.masks import Rle, boxes_to_pixels, encode_masks, mask_scores
 from utils import checkpoint
 from utils.amp import inference_dtype
 from utils.device import prefers_channels_last

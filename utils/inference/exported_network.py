@@ -79,7 +79,7 @@ class ExportedNetwork(nn.Module):
 
 
 class _MaskIou(nn.Module):
-    """`layers.mask_iou.MaskIouNet` as it was exported."""
+    """`layers.heads.MaskIouNet` as it was exported."""
 
     def __init__(self, network: ExportedNetwork) -> None:
         super().__init__()

@@ -12,8 +12,9 @@ from helpers import rounding
 from helpers.loss_reference import target_batch
 from helpers.recorder import SKIP_REASON, Recorder, available
 from layers.detection import Detections
-from layers.mask_iou import MaskIouNet, crop_to_boxes, mask_iou_loss, mask_scores
-from layers.multibox_loss import MultiBoxLoss
+from layers.heads import MaskIouNet
+from layers.masks import crop_to_boxes, mask_scores
+from layers.multibox_loss import MultiBoxLoss, mask_iou_loss
 from utils.errors import UserError
 from yolact import build_yolact
 
