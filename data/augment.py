@@ -300,11 +300,7 @@ class Distortion:
     hue: float = 0.0
 
     def within_range(self, image: np.ndarray) -> Distortion:
-        """The same with brightness and contrast held back to keep `image`'s median in 0..255.
-
-        Args:
-            image: uint8 `[h, w, 3]`.
-        """
+        """The same with brightness and contrast held back to keep `image`'s median in 0..255."""
         if self.brightness == 0.0 and self.contrast <= 1.0:
             return self
         height, width = image.shape[:2]

@@ -44,14 +44,8 @@ def known_classes(dataset: str) -> ClassList:
 def find_classes(count: int, names: Optional[Sequence[str]] = None,
                  category_ids: Optional[Sequence[int]] = None,
                  dataset: Optional[str] = None) -> ClassList:
-    """Put together what is known about the `count` foreground classes of a network.
-
-    Args:
-        count: foreground classes.
-        names: as stored with the weights, or None.
-        category_ids: as stored with the weights, or None.
-        dataset: `Config.dataset` of the weights; names the classes where nothing else does and
-            their number fits.
+    """What is known about the `count` foreground classes of a network: names and ids as they are
+    stored with its weights, else those of the weights' `dataset` if their number fits.
 
     Raises:
         ValueError: not `count` names or ids.
@@ -81,11 +75,8 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
                   objects_per_class: Sequence[int]) -> Optional[List[float]]:
     """C factors, of the background (1) and of each class in order; None where all are 1.
 
-    Args:
-        setting: `Config.class_weights`.
-        class_names: of the training data, without background.
-        objects_per_class: their numbers of objects; `balanced` divides by them, and a class
-            without any has 1.
+    `setting` is `Config.class_weights`, classes and objects are those of the training data. A
+    balanced factor divides by the class's objects; a class without any has 1.
 
     Raises:
         UserError: the setting names a class that the data does not have.

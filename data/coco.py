@@ -139,10 +139,7 @@ class CocoDataset:
         return missing
 
     def check_images_exist(self, indices: Optional[Sequence[int]] = None) -> None:
-        """Compare the annotation file with one listing of the image folder.
-
-        Args:
-            indices: items to look for; None for all.
+        """Look for items, or for all, in one listing of the image folder.
 
         Raises:
             UserError: images are missing; names the first ones and says how many.
@@ -166,11 +163,8 @@ class CocoDataset:
 
 
 def missing_hint(images_dir: str, file_name: str) -> str:
-    """What to change so that a missing image is found, as the end of a sentence; '' if unknown.
-
-    Args:
-        images_dir: folder that file names refer to.
-        file_name: of an image that is not there, as the annotation file gives it.
+    """What to change so that an image is found that is not in `images_dir` under the name that the
+    annotation file gives it, as the end of a sentence; '' if unknown.
     """
     folder = os.path.abspath(images_dir)
     for above in list(Path(folder).parents)[:_UP]:

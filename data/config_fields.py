@@ -64,10 +64,7 @@ def expected_value(kind: Any, declared: Mapping[str, Any]) -> str:
 def value_problem(value: Any, kind: Any, declared: Mapping[str, Any]) -> str:
     """What is expected in place of `value` in a field of type `kind`; empty if it may stand there.
 
-    Args:
-        value: of any type.
-        kind: type of the field, as `typing.get_type_hints` gives it.
-        declared: metadata of a field from `option`.
+    `kind` is as `typing.get_type_hints` gives it, `declared` the field's metadata from `option`.
     """
     if not _fits(value, kind):
         return f"expected {expectation(kind)}{LIMITS.get(kind, '')}"

@@ -154,12 +154,7 @@ def _missing(split: Split) -> List[Path]:
 
 
 def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
-    """Image folder and annotation file of one split of a known layout.
-
-    Args:
-        layout: a `Config.dataset`, with or without the original's `_dataset`.
-        root: the data root, as given with --data.
-        split: `train` or `val`.
+    """Image folder and annotation file of one split of a known layout below `root`.
 
     Raises:
         UserError: an unknown layout, or something of it is missing; says what was looked for and

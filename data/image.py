@@ -129,15 +129,12 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
 
 
 def load_pil(data: bytes, alone: bool = False) -> Image.Image:
-    """Decode a file's bytes with Pillow; of a file itself it reads what a chunk promises.
-
-    Args:
-        data: of the file.
-        alone: several images in it are an error; otherwise the first is taken.
+    """Decode bytes with Pillow, of several images the first. Of a file itself Pillow would read
+    as much as a chunk promises.
 
     Raises:
         OSError: it is not an image, or a damaged one.
-        ValueError: it has too many pixels, or there are several.
+        ValueError: it has too many pixels, or is not `alone`.
     """
     from PIL import Image
 
@@ -155,11 +152,7 @@ def load_pil(data: bytes, alone: bool = False) -> Image.Image:
 
 
 def image_from_pil(image: Image.Image, as_stored: bool = False) -> np.ndarray:
-    """Convert a PIL image of any mode to the form of `read_image`.
-
-    Args:
-        image: is loaded.
-        as_stored: leave the EXIF orientation out.
+    """Convert a PIL image of any mode to the form of `read_image`, which `as_stored` is not turned.
 
     Raises:
         ValueError: the values are out of range, see `image_from_array`.

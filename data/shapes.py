@@ -239,15 +239,8 @@ def write_dataset(folder: str, seed: int = 0, train: int = 2000, val: int = 300,
     It is built beside `folder` and renamed, so that `folder` is never incomplete. A dataset of
     other parameters is replaced.
 
-    Args:
-        folder: where it goes; must be new, empty or hold such a dataset.
-        seed: of all random choices, 0 or more.
-        train: number of training images.
-        val: number of validation images.
-        progress: called with images done and images in all.
-
-    Returns:
-        True if it was written, False if it was there already.
+    `progress` is called with images done and images in all. Returns whether it was written and not
+    there already.
 
     Raises:
         UserError: `folder` holds something else, or cannot be written.

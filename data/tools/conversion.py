@@ -207,13 +207,10 @@ def _runs(outline: Outline, size: Size) -> Dict[str, Any]:
 
 def open_image(path: Path, where: str,
                given: Tuple[Optional[float], Optional[float]] = (None, None)) -> FoundImage:
-    """An image file that has been found; its header alone is read.
+    """The image that `where` refers to; its header alone is read.
 
-    Args:
-        path: the image.
-        where: what refers to it, for the sentence.
-        given: width and height that the annotations give, where they give both. They tell whether
-            a photo with an EXIF orientation was annotated as viewers show it or as it is stored.
+    Width and height that the annotations give, where they give both, tell whether a photo with an
+    EXIF orientation was annotated as viewers show it or as it is stored.
 
     Raises:
         UserError: it is missing, not an image, or of another size.
@@ -258,13 +255,8 @@ def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
                   portable: bool = True) -> List[str]:
     """Write the COCO files, and last the description; returns a line about each split.
 
-    Images stay where they are.
-
-    Args:
-        parts: by split.
-        names: of the classes; none are written where the files alone say them.
-        out: folder.
-        portable: paths are relative to `out` in the description.
+    Images stay where they are. No class names are written where the files alone say them. Paths in
+    a `portable` description are relative to its folder `out`.
     """
     remove_abandoned(str(out))
     described, lines = {}, []

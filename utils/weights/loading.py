@@ -78,12 +78,8 @@ def load_for_fine_tuning(model: nn.Module, source: WeightsFile,
 
     With other classes the layers that belong to them keep their initial values: class scores,
     semantic segmentation, and the last layer of mask re-scoring. The classes are others if their
-    number differs, or if the names of both are known and differ.
-
-    Args:
-        model: newly built.
-        source: weights of the same recipe.
-        class_names: of the data to train on, the foreground classes of `model`.
+    number differs, or if the names of both are known and differ. `model` is newly built, for the
+    classes `class_names` of the data to train on.
 
     Raises:
         UserError: the file belongs to another recipe, or is a backbone alone.
