@@ -123,7 +123,11 @@ class Augmenter:
         Objects of which nothing is left to train on are left out: those with a box of no width or
         height, or a mask without a pixel.
         """
-        kept = _centres_inside(sample.boxes, placement)
+        x1, y1, x2, y2 = placement.crop
+        centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
+        centres = centres * np.array([placement.width, placement.height])
+        centres = centres + [placement.left, placement.top]
+        kept = ((centres > [x1, y1]) & (centres < [x2, y2])).all(axis=1)
         boxes = placement.boxes(sample.boxes)
         objects = np.flatnonzero(kept & ~sample.crowd)
         solid = objects[((boxes[objects, 2:] - boxes[objects, :2]) > DEGENERATE).all(axis=1)]
@@ -176,14 +180,6 @@ def draw_crop(width: int, height: int, centres: np.ndarray,
             return (int(first[trial, 0]), int(first[trial, 1]),
                     int(last[trial, 0]), int(last[trial, 1]))
     return None
-
-
-def _centres_inside(boxes: np.ndarray, placement: Placement) -> np.ndarray:
-    """Whether each box `[n, 4]`, relative to the image, has its centre in the crop: bool `[n]`."""
-    x1, y1, x2, y2 = placement.crop
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 * np.array([placement.width, placement.height])
-    centres = centres + [placement.left, placement.top]
-    return ((centres > [x1, y1]) & (centres < [x2, y2])).all(axis=1)
 
 
 @dataclass(frozen=True)
@@ -326,7 +322,10 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
 def distort(image: np.ndarray, distortion: Distortion) -> np.ndarray:
     """Return the distorted image; `image` is BGR uint8 `[h, w, 3]` and is left as it is."""
     if distortion.hue != 0.0:
-        image = _rotate_hue(image, distortion.hue)
+        # The _FULL variants spread 360 degrees over the 256 values of a byte: hue wraps by itself.
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+        hsv[:, :, 0] += np.uint8(int(round(distortion.hue * 256.0 / 360.0)) % 256)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
     contrast, saturation = distortion.contrast, distortion.saturation
     offset = contrast * distortion.brightness
     if saturation != 1.0:
@@ -340,11 +339,3 @@ def distort(image: np.ndarray, distortion: Distortion) -> np.ndarray:
         levels = np.clip(np.rint(_LEVELS * contrast + offset), 0, 255)
         return cv2.LUT(image, levels.astype(np.uint8))
     return image
-
-
-def _rotate_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    # The _FULL variants spread 360 degrees over the 256 values of a byte, so hue wraps by itself.
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
-    hue = hsv[:, :, 0]
-    hue += np.uint8(int(round(degrees * 256.0 / 360.0)) % 256)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)

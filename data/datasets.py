@@ -174,18 +174,14 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
         images = root / _ALL_IMAGES
     for path in _missing((images, annotations)):
         what = "image folder" if path == images else "annotation file"
-        hint = "".join(f"; did you mean {folder}?" for folder in _around(root)
+        here = root.absolute()
+        near = [here.parent] + sorted(path for path in here.iterdir() if path.is_dir())[:50]
+        hint = "".join(f"; did you mean {folder}?" for folder in near
                        if all((folder / part).exists() for part in parts))
         if not hint and path == images and not _is_layout(layout, root):
             hint = f"; {expected_layouts(root)}"
         raise UserError(f"{what} not found: looked for {path.absolute()}; {expected}{hint}")
     return images, annotations
-
-
-def _around(root: Path) -> List[Path]:
-    """The folder above `root`, and those in it."""
-    root = root.absolute()
-    return [root.parent] + sorted(path for path in root.iterdir() if path.is_dir())[:50]
 
 
 def find_dataset_file(root: Union[str, Path, None]) -> Optional[Path]:

@@ -36,21 +36,21 @@ def start_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the training's own, which it was born with
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        main_process = os.getppid()
+
+        def obey() -> None:
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+                pass
+            os._exit(0)
+
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=obey, daemon=True).start()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-def _obey(main_process: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
-        pass
-    os._exit(0)
-
-
 # These take the place of an image's index where a side or the order of an epoch is drawn.
 _SIDE_STREAM, _ORDER_STREAM = 2 ** 32 - 2, 2 ** 32 - 1
-
 
 Key = Tuple[int, int, int]
 """Epoch, index of an image in the dataset, and side of the network's input."""

@@ -125,7 +125,12 @@ class MaskShrinker:
     """
 
     def __init__(self, size: int, shrunk: int) -> None:
-        low, high, self.weight = _bilinear_taps(size, shrunk)
+        # As torch computes them, in float32.
+        scale, half = np.float32(size) / np.float32(shrunk), np.float32(0.5)
+        place = np.maximum(scale * (np.arange(shrunk, dtype=np.float32) + half) - half, 0)
+        low = place.astype(np.int64)
+        high = np.minimum(low + 1, size - 1)
+        self.weight = place - low.astype(np.float32)  # of the upper one
         self.taps = np.stack((low, high), axis=1).ravel()  # two for each output pixel
         places = np.arange(size + 1)
         self.first = np.searchsorted(high, places).tolist()
@@ -145,12 +150,3 @@ class MaskShrinker:
         lines = corners[:, 0::2] * (1 - weight) + corners[:, 1::2] * weight
         weight = self.weight[top:bottom, None]
         out[top:bottom, left:right] |= lines[0::2] * (1 - weight) + lines[1::2] * weight > 0.5
-
-
-def _bilinear_taps(size: int, shrunk: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper input index and the upper's weight, as torch computes them (float32)."""
-    scale = np.float32(size) / np.float32(shrunk)
-    place = scale * (np.arange(shrunk, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
-    place = np.maximum(place, np.float32(0))
-    low = place.astype(np.int64)
-    return low, np.minimum(low + 1, size - 1), place - low.astype(np.float32)

@@ -46,8 +46,7 @@ class WeightsFolder:
     def __init__(self, path: str, lock: BinaryIO, note: TrainingNote) -> None:
         self.path, self._lock = path, lock
         remove_abandoned(path)
-        self.note = note._replace(process=f"{os.getpid()} on {platform.node()}")
-        self._write()
+        self._write(note._replace(process=f"{os.getpid()} on {platform.node()}"))
 
     def close(self) -> None:
         """Leave it to others."""
@@ -55,13 +54,13 @@ class WeightsFolder:
 
     def saved(self, path: str, launch: str, finished: bool) -> None:
         """Note what was saved."""
-        self.note = self.note._replace(saved=os.path.basename(path), launch=launch,
-                                       finished=finished)
-        self._write()
+        self._write(self.note._replace(saved=os.path.basename(path), launch=launch,
+                                       finished=finished))
 
-    def _write(self) -> None:
-        write_whole(_note_path(self.path, self.note.config_name),
-                    json.dumps(self.note._asdict()).encode("ascii"))
+    def _write(self, note: TrainingNote) -> None:
+        self.note = note
+        write_whole(_note_path(self.path, note.config_name),
+                    json.dumps(note._asdict()).encode("ascii"))
 
 
 def claim_folder(folder: str, config_name: str, training_id: str,

@@ -123,13 +123,8 @@ def _write(path: Path, kept: KeptArrays) -> None:
         checksum = zlib.crc32(piece, checksum)
     pieces.insert(0, _START.pack(_MAGIC, checksum, len(directory)))
     remove_abandoned(str(path.parent))
-    _remove_unused(path.parent)
-    write_whole(str(path), lambda stream: [stream.write(piece) for piece in pieces])
-
-
-def _remove_unused(folder: Path) -> None:
-    """Delete what no process has opened for long: files of contents that are no more."""
-    for path in folder.glob("*" + _SUFFIX):
+    for other in path.parent.glob("*" + _SUFFIX):  # those that no process has opened for long
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - _UNUSED_DAYS * 86400:
-                path.unlink()
+            if other.stat().st_mtime < time.time() - _UNUSED_DAYS * 86400:
+                other.unlink()
+    write_whole(str(path), lambda stream: [stream.write(piece) for piece in pieces])
