@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Tuple, Union
 
 import cv2
@@ -62,22 +63,17 @@ SamplePath = Tuple[Augmenter, TargetMaker]
 """From `Sample` to `AugmentedSample`, and from that to arrays."""
 
 
+@dataclass(eq=False)
 class TrainDataset(Dataset):
-    """Images as rows of a `Batch`; item (epoch, index, side) is image `index` in epoch `epoch`.
+    """Images as rows of a `Batch`; item (epoch, index, side) is image `index` in epoch `epoch`."""
 
-    Args:
-        coco: dataset of `data.coco.Sample`.
-        paths: the way of a sample for each side of the network's input.
-        seed: of the run.
-        interval: iterations that keep a side.
-    """
-
-    def __init__(self, coco: CocoDataset, paths: Dict[int, SamplePath], seed: int,
-                 interval: int = 1) -> None:
-        self.coco = coco
-        self.paths = paths
-        self.seed = seed
-        self.interval = interval
+    coco: CocoDataset
+    paths: Dict[int, SamplePath]
+    """For each side of the network's input."""
+    seed: int
+    """Of the run."""
+    interval: int = 1
+    """Iterations that keep a side."""
 
     @staticmethod
     def from_config(coco: CocoDataset, config: Config,
