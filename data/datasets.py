@@ -9,8 +9,8 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from data.coco import CocoDataset
+from data.convert import cached_conversion, expected_layouts, recognise
 from data.description import EXAMPLE, FOLDER_FILE, DatasetFile, Split, read_dataset_file
-from data.tools.formats import cached_conversion, expected_layouts, recognise
 from utils.errors import UserError, nearest
 from utils.files import similar
 

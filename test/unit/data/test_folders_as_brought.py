@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from data import convert
+from data.convert import expected_layouts
 from data.datasets import describe, open_dataset
 from data.tools.conversion import Conversion
-from data.tools.formats import expected_layouts
 from data.tools.labelme import read_labelme
 from helpers.foreign_layouts import NAMES, corners, mask, picture, text, voc, yolo_labels
 from utils.errors import UserError

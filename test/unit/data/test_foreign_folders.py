@@ -19,7 +19,6 @@ import train
 from data import check, convert
 from data.coco import CocoDataset
 from data.datasets import describe, open_dataset
-from data.tools import formats
 from helpers.foreign_layouts import (
     BOXES,
     LAYOUTS,
@@ -129,7 +128,7 @@ def test_a_conversion_is_made_once_and_anew_when_the_source_changes(tmp_path, mo
     made = {path.name: path.read_bytes() for path in Path(first.path).parent.iterdir()}
     assert sorted(made) == ["data.yaml", "origin.txt", "train.json", "val.json"]
     with monkeypatch.context() as patch:
-        patch.setattr(formats, "convert", None)
+        patch.setattr(convert, "convert", None)
         assert describe("coco2017", str(tmp_path / "raw")) == first
     Path(first.path).unlink()  # as if killed before the end
     assert describe("coco2017", str(tmp_path / "raw")) == first

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data import convert
+from data.convert import recognise
 from data.tools import source_files
 from data.tools.conversion import Conversion
-from data.tools.formats import recognise
 from helpers.convert_files import HEIGHT, WIDTH, drawn, iou, masks_of, opened, picture, run
 from utils.cli import run_main
 from utils.errors import UserError
