@@ -128,8 +128,6 @@ _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class _Unpickler(_PythonUnpickler):
     """Unpickler for which only the names in a table exist."""
 
-    dispatch = dict(_PythonUnpickler.dispatch)
-
     def __init__(self, stream: Any, names: Names,
                  storage: Optional[Callable[[Any], Any]]) -> None:
         super().__init__(stream, encoding="latin1")
@@ -188,13 +186,11 @@ class _Unpickler(_PythonUnpickler):
         """End at an instruction that makes objects of a class, or uses a registry."""
         raise ForbiddenName("an object of a class")
 
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.DICT[0]] = load_dict
-    for _opcode in _OBJECTS_OF_CLASSES:
-        dispatch[_opcode[0]] = refuse_opcode
+    dispatch = {
+        **_PythonUnpickler.dispatch, pickle.REDUCE[0]: load_reduce, pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        **dict.fromkeys([opcode[0] for opcode in _OBJECTS_OF_CLASSES], refuse_opcode)}
 
 
 def _what(value: Any) -> str:
