@@ -13,6 +13,9 @@ from layers.masks import crop_to_boxes, inside_box, mask_logits
 SMALLEST_AREA = 1e-9
 """Keeps padded slots (area 0) out of a division by zero; far below one pixel of any input."""
 
+WEIGHTS = {"B": 1.5, "C": 1.0, "M": 6.125, "S": 1.0, "I": 25.0}
+"""Of each term, in the original's recipes."""
+
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 """`cross_entropy`, or a kernel in its place."""
 
@@ -36,10 +39,9 @@ class MultiBoxLoss(nn.Module):
 
     Args:
         num_classes: C, classes with background.
-        bbox_alpha, conf_alpha, mask_alpha, semantic_alpha: weights of the four terms.
+        weights: of each term, by its letter.
         ohem_negpos_ratio: hard negatives mined for each positive.
         mask_iou_net: the network's `layers.heads.MaskIouNet`; None leaves I out.
-        maskiou_alpha: weight of I.
         discard_mask_area: ground-truth masks of up to this many prototype pixels do not count in I.
         class_factors: `[C]`, on the confidence loss of each class's positives; the first, of the
             background, is 1. None leaves the factors out.
@@ -48,21 +50,16 @@ class MultiBoxLoss(nn.Module):
 
     class_factors: Optional[Tensor]
 
-    def __init__(self, num_classes: int, bbox_alpha: float = 1.5, conf_alpha: float = 1.0,
-                 mask_alpha: float = 6.125, semantic_alpha: float = 1.0,
+    def __init__(self, num_classes: int, weights: Dict[str, float] = WEIGHTS,
                  ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
-                 maskiou_alpha: float = 25.0, discard_mask_area: float = 25,
+                 discard_mask_area: float = 25,
                  class_factors: Optional[Sequence[float]] = None,
                  row_losses: RowLosses = cross_entropy) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.bbox_alpha = bbox_alpha
-        self.conf_alpha = conf_alpha
-        self.mask_alpha = mask_alpha
-        self.semantic_alpha = semantic_alpha
+        self.weights = weights
         self.ohem_negpos_ratio = ohem_negpos_ratio
         self.mask_iou_net = mask_iou_net
-        self.maskiou_alpha = maskiou_alpha
         self.discard_mask_area = discard_mask_area
         self.row_losses = row_losses
         self.register_buffer("class_factors", None if class_factors is None else
@@ -81,12 +78,10 @@ class MultiBoxLoss(nn.Module):
             need = "needs" if config.use_maskiou else "must not be given"
             raise ValueError(f"configuration '{config.name}' has use_maskiou={config.use_maskiou}, "
                              f"so the loss {need} the network's maskiou_net")
-        return cls(config.num_classes, bbox_alpha=config.bbox_alpha, conf_alpha=config.conf_alpha,
-                   mask_alpha=config.mask_alpha, semantic_alpha=config.semantic_alpha,
-                   ohem_negpos_ratio=config.ohem_negpos_ratio, mask_iou_net=mask_iou_net,
-                   maskiou_alpha=config.maskiou_alpha,
-                   discard_mask_area=config.discard_mask_area, class_factors=class_factors,
-                   row_losses=row_losses)
+        weights = {"B": config.bbox_alpha, "C": config.conf_alpha, "M": config.mask_alpha,
+                   "S": config.semantic_alpha, "I": config.maskiou_alpha}
+        return cls(config.num_classes, weights, config.ohem_negpos_ratio, mask_iou_net,
+                   config.discard_mask_area, class_factors, row_losses)
 
     def forward(self, predictions: Dict[str, Tensor], batch: Any,
                 num_positives: Optional[Tensor] = None) -> Dict[str, Tensor]:
@@ -127,13 +122,13 @@ class MultiBoxLoss(nn.Module):
                                                           reduction="sum")
         semantic_cells = segm.shape[0] * segm.shape[2] * segm.shape[3]
         losses = {
-            "B": box_sum * self.bbox_alpha / normaliser,
-            "C": conf_sum * self.conf_alpha / normaliser,
-            "M": mask_sums[0] * self.mask_alpha / normaliser,
-            "S": semantic_sum * (self.semantic_alpha / semantic_cells),
+            "B": box_sum * self.weights["B"] / normaliser,
+            "C": conf_sum * self.weights["C"] / normaliser,
+            "M": mask_sums[0] * self.weights["M"] / normaliser,
+            "S": semantic_sum * (self.weights["S"] / semantic_cells),
         }
         if len(mask_sums) > 1:
-            losses["I"] = mask_sums[1] * self.maskiou_alpha / normaliser
+            losses["I"] = mask_sums[1] * self.weights["I"] / normaliser
         return losses
 
     def _mask_sums(self, predictions: Dict[str, Tensor], batch: Any) -> List[Tensor]:
