@@ -186,16 +186,13 @@ def _likely(conf: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a suppression left over, best score first; rows after `count` are zero."""
+    """What a suppression left over in R rows; all but `index` as in `Detections`."""
 
     index: Tensor
     """int64 `[B, R]`, prior of each detection."""
     classes: Tensor
-    """int64 `[B, R]`, 0-based foreground class."""
     scores: Tensor
-    """float `[B, R]`, in [0, 1]."""
     count: Tensor
-    """int64 `[B]`, rows in use."""
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
