@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import random
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -21,35 +21,58 @@ import torch
 from utils import ascend_versions
 from utils.cli import CARD, split_device
 from utils.errors import UserError, first_line, nearest
-from utils.start_problems import start_problem
 
 _LOG = logging.getLogger(__name__)
 
 PLUGIN = "torch_npu"
 """What makes an NPU known to PyTorch; the PyTorch 1.5 for Ascend has it built in."""
 
+_TITLES = {"npu": "Ascend NPU", "cuda": "CUDA", "cpu": "CPU"}
+"""The kinds of devices, in the order in which `auto` tries them, and their names in sentences."""
+_BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+"""Their collective libraries for `torch.distributed`."""
+_ALIASES = {"gpu": "cuda", "": "auto"}
+_AUTO = "auto"
 
-class DeviceKind(NamedTuple):
-    """What differs from one kind of device to the next."""
+DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_TITLES, "gpu", CARD)
+"""What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
 
-    title: str
-    """Name in sentences."""
-    backend: str
-    """Collective library for `torch.distributed`."""
-    find_problem: Callable[[], str]
-    """Why no such device can be used here, as the end of a sentence; empty if one can."""
-    runtime: Callable[[], Any]
-    """Module with `set_device`, `synchronize`, ...; only called when there is no problem."""
+_CARDS = "/dev/davinci*"
+"""Those of cards end in a number; a container without one may have that of the driver."""
+
+_TOOLS = {"npu": "npu-smi info", "cuda": "nvidia-smi"}
+_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+_END_IT = "{tool} shows which: end it, or choose another card by --device_id"
+# Signs in the error's text (lower case), the first that fits counts; what it means. The numbers are
+# CANN's (rt_error_codes.h), EL0005 is its driver's "Resource_Busy".
+_START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
+    (("el0005", "resource_busy", "resources are busy", "busy or unavailable"),
+     "another process or container holds it; " + _END_IT),
+    (("207001", "207018", "el0004", "out of memory"),
+     "its memory is full, so another process is using it; " + _END_IT),
+    (("107001", "invalid device ordinal"),
+     "the driver knows no card of this number; {tool} and the variable {visible} show which there "
+     "are"),
+    (("207004", "no cuda-capable device"),
+     "the driver finds no card; {tool} has to show one, in a container too"),
+    (("207006", "no_permission"),
+     "this user may not; it has to be in the group that owns /dev/davinci*"),
+    (("507033",),
+     "it did not start (CANN's error 507033): another process may hold it, or driver and CANN do "
+     "not go together; {tool} and the logs in ~/ascend/log say which"),
+    (("507899",),
+     "the driver failed (CANN's error 507899): another container may hold it, or this one may not "
+     "use /dev/davinci*; {tool} has to work here first"),
+)
 
 
-def _npu_module() -> Any:
-    """`torch.npu`, or None as long as no plugin has put it there."""
-    return getattr(torch, "npu", None)
+def _runtime(kind: str) -> Any:
+    """`torch.npu` or `torch.cuda`; None for the CPU, and as long as no plugin has put it there."""
+    return None if kind == "cpu" else getattr(torch, kind, None)
 
 
 def _npu_installed() -> bool:
-    # The PyTorch 1.5 for Ascend is a PyTorch of its own that brings torch.npu without a plugin.
-    return _npu_module() is not None or importlib.util.find_spec(PLUGIN) is not None
+    return _runtime("npu") is not None or importlib.util.find_spec(PLUGIN) is not None
 
 
 def _plugin_version() -> Optional[str]:
@@ -73,9 +96,9 @@ def _npu_problem() -> str:
     if mixed:  # asked before the import, which would end in an undefined symbol
         return mixed
     try:
-        if _npu_module() is None:
+        if _runtime("npu") is None:
             importlib.import_module(PLUGIN)
-        found = _npu_module().device_count()
+        found = _runtime("npu").device_count()
     except Exception as error:  # the plugin raises whatever its libraries raise
         return (f"torch_npu is installed but unusable ({first_line(error)}); install CANN and "
                 "source its set_env.sh")
@@ -84,28 +107,15 @@ def _npu_problem() -> str:
     return ""
 
 
-def _cuda_problem() -> str:
-    if torch.cuda.is_available():
+def _problem(kind: str) -> str:
+    """Why no device of a kind can be used here, as the end of a sentence; empty if one can."""
+    if kind == "npu":
+        return _npu_problem()
+    if kind == "cpu" or torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
         return f"this PyTorch ({torch.__version__}) is built without CUDA"
     return "PyTorch finds no CUDA device; nvidia-smi shows what the driver sees"
-
-
-_KINDS: Dict[str, DeviceKind] = {
-    "npu": DeviceKind("Ascend NPU", "hccl", _npu_problem, _npu_module),
-    "cuda": DeviceKind("CUDA", "nccl", _cuda_problem, lambda: torch.cuda),
-    "cpu": DeviceKind("CPU", "gloo", lambda: "", lambda: None),
-}
-_ALIASES = {"gpu": "cuda", "": "auto"}
-_AUTO = "auto"
-
-DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_KINDS, "gpu", CARD)
-"""What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
-
-
-_CARDS = "/dev/davinci*"
-"""Those of cards end in a number; a container without one may have that of the driver."""
 
 
 def _ascend_sign() -> str:
@@ -125,8 +135,8 @@ def _find_kind(name: str, warn: bool = True) -> str:
     key = split_device(name)[0]
     key = _ALIASES.get(key, key)
     if key in (_AUTO, CARD):
-        problems = {kind: _KINDS[kind].find_problem() for kind in _KINDS}
-        found = next(kind for kind in _KINDS if not problems[kind])
+        problems = {kind: _problem(kind) for kind in _TITLES}
+        found = next(kind for kind in problems if not problems[kind])
         sign = _ascend_sign() if found == "cpu" else ""
         if key == CARD and found == "cpu":
             raise UserError(f"device '{name}' is a card, but there is none: {problems['npu']}; "
@@ -138,32 +148,38 @@ def _find_kind(name: str, warn: bool = True) -> str:
         if warn and problems["npu"] and _npu_installed():
             _LOG.warning("no Ascend NPU is used: %s", problems["npu"])
         return found
-    if key not in _KINDS:
+    if key not in _TITLES:
         if "," in key:
             raise UserError(f"device '{name}' is a list, but one process drives one card: "
                             "NPROC=2 bash test/train_full_8p.sh DATA starts two")
         raise UserError(f"unknown device '{name}'{nearest(key, DEVICE_NAMES) or '.'} Known: "
                         f"{', '.join(DEVICE_NAMES)}, and cards such as npu:1 or 0.")
-    problem = _KINDS[key].find_problem()
+    problem = _problem(key)
     if problem:
-        others = ", ".join(other for other in _KINDS if other != key)
+        others = ", ".join(other for other in _TITLES if other != key)
         raise UserError(f"device '{name}' was asked for, but {problem}; other choices: auto, "
                         f"{others}")
     return key
 
 
 def device_runtime(device: torch.device) -> Any:
-    """Module with the interface of `torch.cuda`, or the part of it that the plugin knows.
-
-    None for the CPU.
-    """
-    return _KINDS[device.type].runtime()
+    """What has the interface of `torch.cuda`, or the part that the plugin knows; None: the CPU."""
+    return _runtime(device.type)
 
 
 def cards_of_host(name: str) -> Optional[int]:
     """Number of cards of the kind `name` on this host; None for the CPU, which all ranks share."""
     kind = _find_kind(name, warn=False)  # `select_device` follows
-    return None if kind == "cpu" else int(_KINDS[kind].runtime().device_count())
+    return None if kind == "cpu" else int(_runtime(kind).device_count())
+
+
+def _start_problem(error: RuntimeError, kind: str) -> str:
+    """Why a card of this kind (`npu` or `cuda`) cannot be started, as the end of a sentence."""
+    lowered = str(error).lower()
+    for signs, meaning in _START_PROBLEMS:
+        if any(sign in lowered for sign in signs):
+            return meaning.format(tool=_TOOLS[kind], visible=_VISIBLE[kind])
+    return f"{first_line(error)} ({_TOOLS[kind]} shows its state)"
 
 
 class NpuModes(NamedTuple):
@@ -197,7 +213,7 @@ def select_device(name: str, index: int = 0, modes: NpuModes = _TESTED_MODES) ->
     if kind == "cpu":
         return torch.device("cpu")
     index = index if named is None else named
-    title, runtime = _KINDS[kind].title, _KINDS[kind].runtime()
+    title, runtime = _TITLES[kind], _runtime(kind)
     found = runtime.device_count()
     if not 0 <= index < found:
         raise UserError(f"{title} device {index} was asked for, but this host has {found} "
@@ -208,7 +224,7 @@ def select_device(name: str, index: int = 0, modes: NpuModes = _TESTED_MODES) ->
         runtime.synchronize(device)  # the first use: only now CUDA asks the driver for the card
     except RuntimeError as error:
         raise UserError(f"{title} device {index} cannot be used: "
-                        f"{start_problem(error, kind)}") from error
+                        f"{_start_problem(error, kind)}") from error
     prepare(device, modes)
     return device
 
@@ -221,7 +237,7 @@ def prepare(device: torch.device, modes: NpuModes = _TESTED_MODES) -> None:
     """
     if device.type != "npu":
         return
-    npu = _npu_module()  # early plugins have neither switch
+    npu = _runtime("npu")  # early plugins have neither switch
     for flag, asked, known in (("jit_compile", modes.jit_compile, hasattr(npu, "set_compile_mode")),
                                ("internal_format", modes.internal_format, hasattr(npu, "config"))):
         if asked and not known:
@@ -247,8 +263,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)  # lazy: starts nothing where CUDA is not in use
-    if _npu_module() is not None:
-        _npu_module().manual_seed_all(seed)
+    if _runtime("npu") is not None:
+        _runtime("npu").manual_seed_all(seed)
 
 
 def synchronize(device: torch.device) -> None:
@@ -259,7 +275,7 @@ def synchronize(device: torch.device) -> None:
 
 def distributed_backend(device: torch.device) -> str:
     """`hccl`, `nccl` or `gloo`."""
-    return _KINDS[device.type].backend
+    return _BACKENDS[device.type]
 
 
 def memory_reserved(device: torch.device) -> int:
@@ -366,20 +382,19 @@ def saturates(device: torch.device) -> bool:
         return False
     if _model(device) in _SATURATING:
         return True
-    known = getattr(getattr(_npu_module(), "utils", None), "is_support_inf_nan", None)
+    known = getattr(getattr(_runtime("npu"), "utils", None), "is_support_inf_nan", None)
     return known is None or not known()
 
 
 def clear_overflow(device: torch.device) -> None:
     """Queue that the register of overflows is emptied."""
-    _npu_operator("npu_clear_float_status")(torch.zeros(8, device=device))
+    _npu_operators().npu_clear_float_status(torch.zeros(8, device=device))
 
 
 def overflow_since_clear(device: torch.device) -> torch.Tensor:
     """What the register holds, above 0 after an overflow, as a 0-d tensor on the device."""
-    return _npu_operator("npu_get_float_status")(torch.zeros(8, device=device))[0].float()
+    return _npu_operators().npu_get_float_status(torch.zeros(8, device=device))[0].float()
 
 
-def _npu_operator(name: str) -> Any:
-    plugin = importlib.util.find_spec(PLUGIN) is not None
-    return getattr(importlib.import_module(PLUGIN) if plugin else torch, name)
+def _npu_operators() -> Any:
+    return importlib.import_module(PLUGIN) if importlib.util.find_spec(PLUGIN) else torch
