@@ -153,8 +153,7 @@ def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: 
         UserError: the file differs from the network.
     """
     ready, convolutions = _prepared(network)
-    graph.trace_network(graph.outputs_module(ready, config, form), path, config, form, batch,
-                        "float32", graph.DEFAULT_OPSET)
+    graph.trace_network(ready, path, config, form, batch, "float32", graph.DEFAULT_OPSET)
     ready(torch.from_numpy(planes))
     predictions = network.eval()(torch.from_numpy(planes))
     cut = _Cut(path)

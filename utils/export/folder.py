@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from data.classes import find_classes
+from layers.deform_conv import DeformConv2d
 from utils.errors import UserError
 from utils.export import graph
 from utils.export.atc import ATC_ENDING
@@ -48,11 +49,6 @@ class Plan:
         """File name, without ending, of the model with this batch."""
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
 
-    def needs(self) -> List[str]:
-        """What not every PyTorch writes, by its flag."""
-        return [flag for flag, is_asked in (
-            ("--outputs=detections", self.form == "detections"), ("--half", self.half),
-            ("--batch_size=dynamic", None in self.batches)) if is_asked]
 
 
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
@@ -73,17 +69,16 @@ def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
         UserError: the network cannot be exported so.
     """
     config = loaded.config
-    deformable = graph.has_deform_conv(network)
-    graph.refuse_old_pytorch(plan.needs() + ["a deformable convolution"] * deformable)
+    deformable = any(isinstance(module, DeformConv2d) for module in network.modules())
+    _refuse_old_pytorch(plan, deformable)
     opset = plan.opset or (graph.DEFORM_CONV_OPSET if deformable else graph.DEFAULT_OPSET)
     if deformable and opset < graph.DEFORM_CONV_OPSET:
         raise UserError(f"--opset is {opset}, but {config.name} has deformable convolutions, which "
                         f"ONNX has from opset {graph.DEFORM_CONV_OPSET} on; leave --opset out")
     ready = graph.prepared(network)
-    module = graph.outputs_module(ready, config, plan.form)
     for batch in plan.batches:
         path = os.path.join(folder, plan.model_name(batch))
-        graph.write_network(module, path + ".onnx", config, plan.form, batch, plan.input_type,
+        graph.write_network(ready, path + ".onnx", config, plan.form, batch, plan.input_type,
                             opset, plan.half)
         if plan.for_atc and deformable:
             write_for_atc(network, path + ATC_ENDING, config, plan.form, cast(int, batch),
@@ -94,6 +89,19 @@ def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
     with open(os.path.join(folder, RUN), "w", encoding="utf-8") as stream:
         stream.write(bundle(os.path.join(REPOSITORY, "utils", "export", RUN)))
     return _describe(loaded, plan, folder, opset)
+
+
+def _refuse_old_pytorch(plan: Plan, deformable: bool) -> None:
+    """A `UserError` where this PyTorch lacks operators, or does not name nodes by module."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    for asked, what, since in (
+            (plan.form == "detections", "--outputs=detections", (2, 0)),
+            (plan.half, "--half", (2, 0)), (None in plan.batches, "--batch_size=dynamic", (1, 8)),
+            (deformable, "a deformable convolution", (2, 0))):
+        if asked and version < since:
+            raise UserError(f"PyTorch {torch.__version__} cannot write {what}; export where "
+                            f"PyTorch {'.'.join(map(str, since))} or newer is installed: it reads "
+                            "the same weights")
 
 
 def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[str, Any]:

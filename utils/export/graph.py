@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import warnings
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,6 @@ INPUT_NAME = "input.1"
 """As in ModelZoo's YOLACT, whose scripts name it."""
 DEFAULT_OPSET, DEFORM_CONV_OPSET = 11, 19
 """What ATC takes, and the first with a deformable convolution."""
-
-
-_SINCE = {"--outputs=detections": (2, 0), "--half": (2, 0), "--batch_size=dynamic": (1, 8),
-          "a deformable convolution": (2, 0)}
-"""PyTorch whose exporter writes it: older ones lack operators, or do not name nodes by module."""
 
 
 class Output(NamedTuple):
@@ -67,39 +62,26 @@ def outputs_of(config: Config, form: str) -> List[Output]:
             proto]
 
 
-class RawOutputs(nn.Module):
-    """Outputs `raw` of a network."""
+class Outputs(nn.Module):
+    """What gives the outputs of a form from a network that is ready for export; of `detections`
+    with Fast NMS inside and static shapes.
+    """
 
-    def __init__(self, network: Yolact) -> None:
+    def __init__(self, network: Yolact, config: Config, form: str) -> None:
         super().__init__()
         self.network = network
+        self.detect = Detect.from_config(config) if form == "detections" else None
+        if self.detect is not None:
+            self.detect.compact = False
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
-        """Images `[B,3,S,S]` -> `outputs_of(config, "raw")`."""
+        """Images `[B,3,S,S]` -> `outputs_of(config, form)`."""
         found = self.network(images)
-        return found["mask"], F.softmax(found["conf"], dim=2), found["loc"], found["proto"]
-
-
-class DetectionOutputs(nn.Module):
-    """Outputs `detections` of a network: Fast NMS inside, with static shapes."""
-
-    def __init__(self, network: Yolact, config: Config) -> None:
-        super().__init__()
-        self.network = network
-        self.detect = Detect.from_config(config)
-        self.detect.compact = False
-
-    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
-        """Images `[B,3,S,S]` -> `outputs_of(config, "detections")`."""
-        predictions = self.network(images)
-        found = self.detect(predictions)
-        return (found.boxes, found.scores, found.classes.int(), found.coefficients,
-                found.count.int(), predictions["proto"])
-
-
-def outputs_module(network: Yolact, config: Config, form: str) -> nn.Module:
-    """What gives the outputs of a form from a network that is ready for export."""
-    return RawOutputs(network) if form == "raw" else DetectionOutputs(network, config)
+        if self.detect is None:
+            return found["mask"], F.softmax(found["conf"], dim=2), found["loc"], found["proto"]
+        rows = self.detect(found)
+        return (rows.boxes, rows.scores, rows.classes.int(), rows.coefficients, rows.count.int(),
+                found["proto"])
 
 
 class _MaskIouOutput(nn.Module):
@@ -147,43 +129,28 @@ def prepared(network: Yolact) -> Yolact:
     return ready
 
 
-def has_deform_conv(network: nn.Module) -> bool:
-    """Whether the network needs ONNX's `DeformConv` (YOLACT++)."""
-    return any(isinstance(module, DeformConv2d) for module in network.modules())
-
-
-def refuse_old_pytorch(needs: Iterable[str]) -> None:
-    """A `UserError` where this PyTorch does not write something of these, of `_SINCE`."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    for need in needs:
-        if version < _SINCE[need]:
-            raise UserError(f"PyTorch {torch.__version__} cannot write {need}; export where "
-                            f"PyTorch {'.'.join(map(str, _SINCE[need]))} or newer is installed: it "
-                            "reads the same weights")
-
-
-def write_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
+def write_network(ready: Yolact, path: str, config: Config, form: str, batch: Optional[int],
                   input_type: str, opset: int, half: bool) -> None:
-    """Write `RawOutputs` or `DetectionOutputs` of a `prepared` network as an ONNX file; check it.
+    """Write the outputs of a `prepared` network as an ONNX file; check it.
 
     A batch of None is left open. An `input_type` `float32` takes images normalised as in training,
     `uint8` those as read. With `half` weights and arithmetic of the network are in half precision;
     single precision stays what comes before and after it, and the types of inputs and outputs.
     """
-    trace_network(module, path, config, form, batch, input_type, opset)
+    trace_network(ready, path, config, form, batch, input_type, opset)
     simplify(path)
     if half:
         _to_half(path)
     check(path)
 
 
-def trace_network(module: nn.Module, path: str, config: Config, form: str, batch: Optional[int],
+def trace_network(ready: Yolact, path: str, config: Config, form: str, batch: Optional[int],
                   input_type: str, opset: int) -> None:
     """The first step of `write_network`: what PyTorch writes."""
     side = config.max_size
     images = torch.zeros((batch or 1, 3, side, side), dtype=getattr(torch, input_type))
     names = [output.name for output in outputs_of(config, form)]
-    _write(module, images, path, INPUT_NAME, names, opset, batch is None)
+    _write(Outputs(ready, config, form), images, path, INPUT_NAME, names, opset, batch is None)
 
 
 def write_mask_iou(network: MaskIouNet, path: str, config: Config, opset: int) -> None:

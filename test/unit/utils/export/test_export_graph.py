@@ -12,7 +12,7 @@ from backbone import BatchNorm2d
 from helpers.deterministic import load_deterministic_weights, small_config, small_plus_config
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import save_weights
-from utils.export.graph import INPUT_NAME, RawOutputs, prepared, write_network
+from utils.export.graph import INPUT_NAME, Outputs, prepared, write_network
 from yolact import build_yolact
 
 onnx, onnxruntime = require_onnx()
@@ -66,13 +66,15 @@ def test_operators_of_detections_have_static_shapes(weights, tmp_path):
 
 @pytest.mark.parametrize("name", ["yolact_resnet50", "yolact_darknet53"])
 def test_normalisation_is_folded(name):
-    network = load_deterministic_weights(build_yolact(small_config(name))).eval()
+    config = small_config(name)
+    network = load_deterministic_weights(build_yolact(config)).eval()
     ready = prepared(network)
     assert not [module for module in ready.modules() if isinstance(module, BatchNorm2d)]
     assert any(isinstance(module, BatchNorm2d) for module in network.modules())
     images = torch.randn(1, 3, 138, 138)
     with torch.no_grad():
-        for one, other in zip(RawOutputs(ready)(images), RawOutputs(network)(images)):
+        for one, other in zip(*(Outputs(part, config, "raw")(images)
+                                for part in (ready, network))):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -83,7 +85,7 @@ def test_operators_of_other_recipes(tmp_path):
              RAW | {"DeformConv", "Sigmoid"})):
         network = load_deterministic_weights(build_yolact(config)).eval()
         path = str(tmp_path / (name + ".onnx"))
-        write_network(RawOutputs(prepared(network)), path, config, "raw", 1, "float32", opset,
+        write_network(prepared(network), path, config, "raw", 1, "float32", opset,
                       False)
         found, _ = operators(path)
         assert set(found) == expected
@@ -100,7 +102,7 @@ def test_the_image_is_normalised_as_in_training(tmp_path):
     found = {}
     for kind, values in inputs.items():
         path = str(tmp_path / (kind + ".onnx"))
-        write_network(RawOutputs(prepared(network)), path, config, "raw", 1, kind, 11, False)
+        write_network(prepared(network), path, config, "raw", 1, kind, 11, False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found[kind] = session.run(None, {INPUT_NAME: values})
     for one, other in zip(found["uint8"], found["float32"]):
