@@ -68,17 +68,13 @@ class ScoredEvaluation(NamedTuple):
     settings: Mapping[str, Any]
     """What of score threshold, NMS and the like was not the default, by flag."""
 
-    @property
-    def is_comparable(self) -> bool:
-        """Whether this is what a validation finds: all images, by the default settings."""
-        return not self.settings and len(self.evaluator) == len(self.dataset)
-
 
 def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str) -> List[str]:
     """Put an evaluation into a run folder and draw its report; returns lines for the user.
 
     Where the training did not validate at the weights' iteration, its row of results.csv gets the
-    scores of a comparable evaluation, and the weights of the best of all rows are best.pth.
+    scores of an evaluation as a validation is, of all images by the default settings, and the
+    weights of the best of all rows are best.pth.
 
     `choice` is `none`; `auto` for the folder of the run that made the weights, if it is there; or a
     path, which is made if it does not exist. With a path an evaluation of more images, or with the
@@ -87,9 +83,15 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = _folder_for(choice, evaluation, config_name)
-    if folder is None:
+    if choice == NONE:
         return []
+    folder = (folder_of_weights(evaluation.weights, evaluation.origin) if choice == AUTO
+              else open_run_folder(choice))
+    if folder is None:
+        if choice == AUTO:
+            return []
+        folder = RunFolder(choice, launch_id({}))
+        folder.write_config({"program": "eval.py", "config": config_name})
     lines, images = [], len(evaluation.evaluator)
     with damage_refused(folder.path):
         before = folder.read(SUMMARY)
@@ -102,21 +104,12 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
                         f"--run_folder={folder.path} replaces it"]
             lines.append(f"Run folder : this replaces the evaluation of {kind}")
         write_evaluation(folder, evaluation)
-        if evaluation.is_comparable and evaluation.origin is not None and (
-                evaluation.origin.run_id == folder.run_id):
-            _add_scores(folder, evaluation, int(evaluation.origin.iteration or 0))
+        origin, is_whole = evaluation.origin, images == len(evaluation.dataset)
+        if is_whole and not evaluation.settings and origin and origin.run_id == folder.run_id:
+            _add_scores(folder, evaluation, int(origin.iteration or 0))
         return lines + build_report(folder)
 
 
-def _folder_for(choice: str, evaluation: ScoredEvaluation,
-                config_name: str) -> Optional[RunFolder]:
-    if choice in (NONE, AUTO):
-        return None if choice == NONE else folder_of_weights(evaluation.weights, evaluation.origin)
-    found = open_run_folder(choice)
-    if found is None:
-        found = RunFolder(choice, launch_id({}))
-        found.write_config({"program": "eval.py", "config": config_name})
-    return found
 
 
 def _same_file(first: str, second: str) -> bool:

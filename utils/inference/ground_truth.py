@@ -43,12 +43,8 @@ class GroundTruth:
     def __init__(self, source: Union[str, COCO],
                  image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
         self._source, self._image_sizes = source, image_sizes or {}
+        self.name = source if isinstance(source, str) else "the annotation file"
         self._coco: Optional[COCO] = None
-
-    @property
-    def name(self) -> str:
-        """Of the file, for sentences."""
-        return self._source if isinstance(self._source, str) else "the annotation file"
 
     @property
     def is_annotated(self) -> bool:
@@ -72,10 +68,8 @@ class GroundTruth:
         return self._coco
 
     def _read(self) -> COCO:
-        if isinstance(self._source, str):
-            document = json.loads(read_json_text(Path(self._source)))
-        else:
-            document = self._source.dataset
+        document = (json.loads(read_json_text(Path(self._source)))
+                    if isinstance(self._source, str) else self._source.dataset)
         images = []
         for image in document["images"]:
             size = image.get("width"), image.get("height")

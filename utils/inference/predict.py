@@ -6,7 +6,6 @@ and left out; the rest goes on.
 
 from __future__ import annotations
 
-import functools
 import glob
 import itertools
 import json
@@ -38,7 +37,7 @@ from utils.errors import UserError
 from utils.files import refuse_unwritable, refuse_unwritable_file, write_whole
 from utils.inference.detector import Item, StageTimes
 from utils.inference.predictor import Prediction, Predictor
-from utils.inference.video import FrameOutput, VideoReader, read_ahead, refuse_window
+from utils.inference.video import FrameOutput, VideoReader, read_ahead, window_problem
 from utils.parsing import whole_number
 from utils.progress import ProgressBar
 
@@ -117,7 +116,7 @@ class PredictionRun:
         self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
         refuse_unwritable(folder)
         self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
-        interrupted = _interrupt_in(lambda: self._draw_files(files))
+        interrupted = _interrupt_in(self._draw_files, files)
         code = self._end(f"{self.files} of {len(files)} images drawn in {folder}, "
                          f"{self.objects} objects")
         if interrupted is not None:  # what was found so far is written
@@ -129,15 +128,16 @@ class PredictionRun:
         source, target = split_pair(value)
         if whole_number(source) is None:
             source, target = output_pair(value, ".mp4")
-        if target is None:
-            refuse_window(source)
-        else:
+        if target is not None:
             refuse_unwritable_file(target)
+        elif window_problem():
+            raise UserError(f"no window can be shown: {window_problem()}; write to a file "
+                            f"instead, e.g. --video={source}:out.mp4 (Ctrl-C ends it)")
         with closing(VideoReader(source)) as reader:
             self._start(os.path.splitext(target or os.path.join(RESULTS, "camera" + source))[0])
             shown = FrameOutput(reader, target)
             try:
-                interrupted = _interrupt_in(lambda: self._draw_frames(reader, shown))
+                interrupted = _interrupt_in(self._draw_frames, reader, shown)
             finally:
                 is_whole = self._attempt(shown.close)
             if not self.times.images and interrupted is None:
@@ -171,10 +171,10 @@ class PredictionRun:
         self.warn(f"failed: {error}")
         self._failures += [error] * times
 
-    def _attempt(self, action: Callable[[], Any]) -> bool:
-        """Whether `action` ended without a `UserError`, which is counted."""
+    def _attempt(self, action: Callable[..., Any], *given: Any) -> bool:
+        """Whether `action(*given)` ended without a `UserError`, which is counted."""
         try:
-            action()
+            action(*given)
         except UserError as error:
             self._fail(error)
             return False
@@ -194,8 +194,7 @@ class PredictionRun:
                 drawn = self._draw(prediction, file.image_id, _stem(file.target),
                                    {"file_name": os.path.basename(file.source)})
                 with self.times.stage("writing"):
-                    self.files += self._attempt(functools.partial(
-                        write_image, file.target, drawn))
+                    self.files += self._attempt(write_image, file.target, drawn)
 
     def _draw_frames(self, reader: VideoReader, shown: FrameOutput) -> None:
         """Draw until the end, or until the user leaves the window."""
@@ -226,7 +225,7 @@ class PredictionRun:
         self.objects += len(shown)
         with self.times.stage("writing"):
             if options.crops:
-                self._attempt(lambda: self._write_cut_outs(shown, name))
+                self._attempt(self._write_cut_outs, shown, name)
             if options.json:
                 self._records += [
                     json.dumps(dict(record, **facts), separators=(",", ":"), ensure_ascii=False)
@@ -261,7 +260,7 @@ class PredictionRun:
         self.say(sentence)
         path, text = self._stem + ".json", "[" + ",\n".join(self._records) + "]\n"
         content = text.encode("utf-8", "backslashreplace")  # a name need not be text
-        if self.options.json and self._attempt(lambda: write_whole(path, content)):
+        if self.options.json and self._attempt(write_whole, path, content):
             self.say(f"{len(self._records)} records in {path}")
         if speed:
             self.say(self.times.sentence(stages=self.options.benchmark))
@@ -270,10 +269,10 @@ class PredictionRun:
         return EXIT_FAILURES if self._failures else 0
 
 
-def _interrupt_in(action: Callable[[], None]) -> Optional[KeyboardInterrupt]:
-    """The interrupt, if any, that has ended `action`."""
+def _interrupt_in(action: Callable[..., None], *given: Any) -> Optional[KeyboardInterrupt]:
+    """The interrupt, if any, that has ended `action(*given)`."""
     try:
-        action()
+        action(*given)
     except KeyboardInterrupt as stop:
         return stop
     return None
@@ -330,15 +329,13 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
     stems = [_stem(path) for path in chosen]
     # Compared without case: some file systems do not know it.
     counts = Counter(stem.lower() for stem in stems)
-    ids = list(range(1, len(stems) + 1))
-    if all(stem.isdigit() and stem.isascii() for stem in stems) and (
-            len({int(stem) for stem in stems}) == len(stems)):
-        ids = [int(stem) for stem in stems]
-    # Endings stay where names without them would be the same.
-    names = [stem if counts[stem.lower()] == 1 else os.path.basename(path)
-             for stem, path in zip(stems, chosen)]
-    images = [ImageFile(path, os.path.join(folder, name + ".png"), image_id)
-              for path, name, image_id in zip(chosen, names, ids)]
+    numbers = {int(stem) for stem in stems if stem.isdigit() and stem.isascii()}
+    are_ids, images = len(numbers) == len(stems), []
+    for number, (path, stem) in enumerate(zip(chosen, stems), 1):
+        # Endings stay where names without them would be the same.
+        name = stem if counts[stem.lower()] == 1 else os.path.basename(path)
+        images.append(ImageFile(path, os.path.join(folder, name + ".png"),
+                                int(stem) if are_ids else number))
     return images, folder, others
 
 

@@ -30,7 +30,6 @@ import cv2
 import numpy as np
 import pycocotools.mask
 import torch
-from torch import Tensor
 
 from data.classes import ClassList, find_classes
 from data.image import image_from_pil, read_image
@@ -266,10 +265,12 @@ class Predictor:
         A batch, of images uint8 `[h, w, 3]` BGR, is read and finished while the device works on
         another one; see `Detector.find`.
         """
-        prepared = ((self._input([image for _, image in batch]),
+        detector = self._detector
+        prepared = ((to_network_batch([image for _, image in batch], detector.model.input_size,
+                                      self.batch_size if detector.full_batches else len(batch)),
                      [((item, image), image.shape[0], image.shape[1]) for item, image in batch])
                     for batch in batches)
-        for (item, image), objects in self._detector.find(prepared, times, progress):
+        for (item, image), objects in detector.find(prepared, times, progress):
             yield item, self._prediction(objects, image)
 
     def warm_up(self) -> None:
@@ -289,10 +290,6 @@ class Predictor:
             return image_from_pil(source)
         raise ValueError(f"image is a {type(source).__name__}, expected a path, an array or a "
                          "PIL image")
-
-    def _input(self, images: Sequence[np.ndarray]) -> Tensor:
-        return to_network_batch(images, self._detector.model.input_size, self.batch_size
-                                if self._detector.full_batches else len(images))
 
     def _prediction(self, objects: ImageObjects, image: np.ndarray) -> Prediction:
         # YOLACT++ ranks by the masks' scores; otherwise this changes nothing.

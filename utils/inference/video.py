@@ -219,7 +219,9 @@ class FrameOutput:
     def add(self, drawn: np.ndarray, frame: Frame, lost: int) -> None:
         """Write and show a frame, before which so many were lost."""
         if self._target is None:
-            self.left = self.left or not show_in_window(drawn)
+            if not self.left:
+                cv2.imshow("YOLACT", drawn)
+                self.left = cv2.waitKey(1) & 0xFF in (27, ord("q"))  # Esc, too
             return
         if self._writer is None:
             self._writer = VideoWriter(self._target, self._reader.fps, drawn.shape[1::-1])
@@ -241,12 +243,6 @@ class FrameOutput:
             self._writer.close()
 
 
-def refuse_window(source: str) -> None:
-    """A `UserError` where no window can be shown; says what to do instead."""
-    problem = window_problem()
-    if problem:
-        raise UserError(f"no window can be shown: {problem}; write to a file instead, e.g. "
-                        f"--video={source}:out.mp4 (Ctrl-C ends it)")
 
 
 def window_problem() -> str:
@@ -258,9 +254,3 @@ def window_problem() -> str:
             os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return "there is no display (DISPLAY is not set)"
     return ""
-
-
-def show_in_window(frame: np.ndarray) -> bool:
-    """Show a frame; False when the user has pressed Esc or q."""
-    cv2.imshow("YOLACT", frame)
-    return cv2.waitKey(1) & 0xFF not in (27, ord("q"))
