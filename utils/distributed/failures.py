@@ -215,7 +215,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._restore()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:
         if not self.requested:
@@ -223,10 +225,5 @@ class StopRequest:
             self.signal_name = signal.Signals(number).name
             self._since = time.monotonic()
         elif time.monotonic() - self._since > SAME_REQUEST_SECONDS:
-            self._restore()
+            self.__exit__()
             os.kill(os.getpid(), number)
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}

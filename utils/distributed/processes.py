@@ -70,7 +70,10 @@ class Processes:
             raise UserError(f"environment: {rank_name}={rank} but {size_name}={world_size}; ranks "
                             f"count from 0 to {world_size - 1}")
         elif devices_per_host:
-            if world_size > devices_per_host and _on_one_host(env):
+            # Nothing names a second host: no LOCAL_RANK, no address but this host's own.
+            one_host = not env.get("LOCAL_RANK") and (
+                env.get("MASTER_ADDR", "") in ("", *_OWN_ADDRESSES))
+            if world_size > devices_per_host and one_host:
                 raise UserError(
                     f"{world_size} processes were started ({size_name}={world_size}), but this "
                     f"host has {counted(devices_per_host, 'card')}; start at most that many, or "
@@ -102,30 +105,25 @@ class Processes:
         if number is None or not 0 < number < 65536:
             raise UserError(f"environment: MASTER_PORT is '{port}', expected a number from 1 to "
                             "65535")
+        of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
         try:
             with time_limit(JOIN_SECONDS, self.rank, "could not join the other processes at "
                                                      f"{address}:{port} within {JOIN_SECONDS} s"):
+                store = open_store(address, number, self.world_size,
+                                   self.is_main and not of_launcher, TIMEOUT)
+                # Torch's elastic launcher keeps its store when it restarts the processes, and what
+                # the failed ones left there would be read as addresses of living ones. So every
+                # start has a corner of its own.
                 dist.init_process_group(
                     backend=distributed_backend(device), rank=self.rank,
                     world_size=self.world_size, timeout=TIMEOUT,
-                    store=self._meeting_point(os.environ, address, number))
+                    store=dist.PrefixStore(f"restart {restarts}", store))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"process {self.rank} of {self.world_size} could not join the others "
                             f"at {address}:{port} ({error}); check that all were started and that "
                             "the port is free (MASTER_PORT)") from error
 
-    def _meeting_point(self, env: Mapping[str, str], address: str, port: int) -> Any:
-        """The store in which processes exchange addresses.
-
-        Torch's elastic launcher keeps its own when it restarts the processes, and what the failed
-        ones left there would be read as addresses of living ones. So every start has a corner of
-        its own.
-        """
-        of_launcher = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = open_store(address, port, self.world_size, self.is_main and not of_launcher,
-                           TIMEOUT)
-        restarts = env.get("TORCHELASTIC_RESTART_COUNT") or "0"
-        return dist.PrefixStore(f"restart {restarts}", store)
 
     def shutdown(self) -> None:
         """Leave the group, if there is one."""
@@ -137,9 +135,6 @@ class Processes:
             time.sleep(_GIVEN_BACK_SECONDS)
 
 
-def _on_one_host(env: Mapping[str, str]) -> bool:
-    """Whether nothing names a second host: no LOCAL_RANK, no address but this host's own."""
-    return not env.get("LOCAL_RANK") and env.get("MASTER_ADDR", "") in ("", *_OWN_ADDRESSES)
 
 
 def open_store(address: str, port: int, world_size: int, is_main: bool,
