@@ -71,23 +71,22 @@ def refuse_two_cards(name: str, index: Optional[int]) -> None:
                         "of them")
 
 
+_EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
+"""What types of flags take, in words; others say it by their attribute `expected`."""
+
+
 class Bounded:
     """Type of a flag that takes numbers from `minimum` to `LARGEST`: `type=Bounded(int, 1)`."""
 
     def __init__(self, kind: Callable[[str], float], minimum: float) -> None:
         self.kind, self.minimum = kind, minimum
+        self.expected = f"{_EXPECTED[kind]} from {minimum:g} to {LARGEST}"
 
     def __call__(self, text: str) -> float:
         value = self.kind(text)
         if not self.minimum <= value <= LARGEST:  # NaN, too
             raise ValueError(text)
         return value
-
-    def __str__(self) -> str:
-        return f"{_EXPECTED[self.kind]} from {self.minimum:g} to {LARGEST}"
-
-
-_EXPECTED = {int: "a whole number", float: "a number", str2bool: "True or False"}
 
 
 def add_switch(target: Any, *names: str, default: bool = False, **more: Any) -> argparse.Action:
@@ -190,7 +189,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _describe_leftover(self, left: List[str]) -> str:
         word = next((word for word in left if word.startswith("-")), left[0])
-        flag = word.split("=", 1)[0]
+        flag = word.partition("=")[0]
         name = flag.lstrip("-").replace("-", "_")
         if name in self._instead:
             return f"{flag} does not exist here: {self._instead[name]}"
@@ -210,11 +209,9 @@ class ArgumentParser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, arg_string)  # type: ignore[misc]
         except argparse.ArgumentError as error:
-            if isinstance(action.type, Bounded):
-                expected = str(action.type)
-            elif action.type in _EXPECTED:
-                expected = _EXPECTED[action.type]  # type: ignore[index]
-            else:
+            kind: Any = action.type
+            expected = getattr(kind, "expected", _EXPECTED.get(kind))
+            if expected is None:
                 raise
             # Without an action argparse prints the sentence as it is.
             raise argparse.ArgumentError(None, f"{_flag_name(action)} is '{arg_string}', expected "

@@ -90,6 +90,8 @@ def _draw_lines(title: str, unit: str, lines: Mapping[str, Tuple[np.ndarray, str
 
     None where no line has two: a single point is no curve, and tables have its value.
     """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if max((len(line) for line, _, _ in lines.values()), default=0) < 2:
         return None
@@ -111,18 +113,14 @@ def _draw_lines(title: str, unit: str, lines: Mapping[str, Tuple[np.ndarray, str
                       color=INK, textcoords="offset points", ha="center")
     _style(axes, title, "iteration", unit)
     axes.margins(x=0.03)
-    _label_iterations(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(lines) > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=6, fontsize=8.5,
                     frameon=False, labelcolor=INK)
     return _to_png(figure)
 
 
-def _label_iterations(axes: Any) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> Optional[bytes]:

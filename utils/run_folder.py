@@ -214,7 +214,10 @@ class RunFolder:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             with alone(Path(self.path)):
                 for source, name, _ in new:
-                    _link(source, name)
+                    try:
+                        os.link(source, name)
+                    except OSError:  # another disk, or a file system without links
+                        shutil.copyfile(source, name)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(state_path(target))
                 for _, name, place in new:
@@ -327,10 +330,3 @@ def best_row(rows: Sequence[Row]) -> Optional[Row]:
     """The row with the best mask mAP, the first of equal ones; None where nothing was scored."""
     scored = [row for row in rows if row.get("mask_mAP") is not None]
     return max(scored, key=lambda row: row["mask_mAP"]) if scored else None
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(source, target)

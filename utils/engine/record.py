@@ -217,32 +217,30 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     """
     if not training.processes.is_main:
         return RunRecord()
-    tracker_name = None if args.no_log else args.track
+    log_folder, board, tracker_name = (None, None, None) if args.no_log else (
+        args.log_folder, args.tensorboard, args.track)
     if tracker_name is not None:
         require_tracker(tracker_name)
-    flags = {name: value for name, value in vars(args).items()
-             if name not in _NOT_RERUN and name not in flagged_fields()}
-    for flag, place in (("--log_folder", args.log_folder), ("--tensorboard", args.tensorboard)):
-        if place is not None and not args.no_log and "://" not in place:  # TensorBoard takes those
+    for flag, place in (("--log_folder", log_folder), ("--tensorboard", board)):
+        if place is not None and "://" not in place:  # TensorBoard takes those
             try:
                 refuse_unwritable(place)
             except UserError as error:
                 raise UserError(f"{error} with {flag}") from error
-    folder = None
+    flags = {name: value for name, value in vars(args).items()
+             if name not in _NOT_RERUN and name not in flagged_fields()}
+    config, folder, tracker = training.config, None, None
     if not (args.no_run_folder or args.train_performance):
         folder = open_folder(args, training, flags, start)
-    log, board = os.path.join(args.log_folder, training.config.name + ".log"), args.tensorboard
-    tracker = None
+    path = None if folder is None else folder.path
     if tracker_name is not None:
-        saver = training.saver
-        name = training.config.name if folder is None else os.path.basename(folder.path)
-        tracker = open_tracker(tracker_name, saver.training_id, name, training.config.to_dict(),
-                               None if folder is None else folder.path)
-    record = RunRecord(folder, None if args.no_log else log, None if args.no_log else board,
-                       tracker, start)
+        tracker = open_tracker(tracker_name, training.saver.training_id,
+                               os.path.basename(path or config.name), config.to_dict(), path)
+    log = None if log_folder is None else os.path.join(log_folder, config.name + ".log")
+    record = RunRecord(folder, log, board, tracker, start)
     if folder is not None:
         print_lines([f"Run folder : {folder.path}"] + record.notes)
-    record.write("session", config=training.config.to_dict(), args=flags,
+    record.write("session", config=config.to_dict(), args=flags,
                  device=describe(training.learner.device))
     return record
 

@@ -179,8 +179,8 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
     those of this session, `images_per_second` 0 where it was not measured.
     """
     best, skipped = training.best, training.records.total_skipped
-    speed = (f"{images_per_second:.1f} images/s on average" if images_per_second
-             else "speed not measured (too few iterations)")
+    speed = ("speed not measured (too few iterations)" if not images_per_second else
+             f"{images_per_second:.1f} images/s on average")
     lines = [_line("Done", f"{done} iterations ({done / training.loader.epoch_size:.1f} epochs); "
                            f"this session took {duration(seconds)}, {speed}")]
     if training.nothing_improves():
@@ -239,8 +239,11 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
             commands["train longer"] = again + [
                 f"--{length}={2 * getattr(training.config, length)}"]
     if weights is not None and (training.nothing_improves() or done >= training.schedule.max_iter):
-        commands["export"] = _module("utils.export") + [
-            weights, f"--out={os.path.join(run_folder or 'results', 'export')}"]
+        # A module is looked for in the current folder.
+        place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
+        commands["export"] = [
+            *place, _python("train.py")[0], "-m", "utils.export", weights,
+            f"--out={os.path.join(run_folder or 'results', 'export')}"]
     if not commands:
         return []
     return [_line("Next", ", ".join(commands))] + [
@@ -271,10 +274,6 @@ def _python(program: str) -> List[str]:
             path if near.startswith("..") else near]
 
 
-def _module(name: str) -> List[str]:
-    """Words that start a module, which is looked for in the current folder."""
-    place = [] if os.path.samefile(os.curdir, PROJECT) else ["env", f"PYTHONPATH={PROJECT}"]
-    return place + _python("train.py")[:1] + ["-m", name]
 
 
 def _launch(processes: Processes) -> List[str]:

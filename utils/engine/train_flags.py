@@ -36,20 +36,19 @@ class BatchSize(Bounded):
 
     def __init__(self) -> None:
         super().__init__(int, 1)
+        self.expected += ", or auto"
 
     def __call__(self, text: str) -> Any:
-        """Read the text."""
         return AUTO if text.strip().lower() == AUTO else super().__call__(text)
 
-    def __str__(self) -> str:
-        return super().__str__() + ", or auto"
 
-
-class FieldValue(Bounded):
+class FieldValue:
     """Type of a flag that sets a field of the configuration."""
 
     def __init__(self, kind: Any, declared: Mapping[str, Any]) -> None:
         self._kind, self._declared = kind, declared
+        limit = LIMITS.get(kind, "") if declared["at_most"] is None else ""
+        self.expected = expected_value(kind, declared) + limit
 
     def __call__(self, text: str) -> Any:
         """Read the text; choices are left to the configuration, which names the nearest."""
@@ -57,10 +56,6 @@ class FieldValue(Bounded):
         if not self._declared["choices"] and value_problem(value, self._kind, self._declared):
             raise ValueError(text)
         return value
-
-    def __str__(self) -> str:
-        limit = LIMITS.get(self._kind, "") if self._declared["at_most"] is None else ""
-        return expected_value(self._kind, self._declared) + limit
 
 
 def train_parser() -> ArgumentParser:
