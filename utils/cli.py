@@ -229,27 +229,18 @@ def _flag_name(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else str(action.dest)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal that asks the program to end, as Ctrl-C does: what it has begun is finished first.
-
-    Attributes:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Raise `Interrupted` for the signals of a batch system and of a terminal that is gone.
+    """Raise `KeyboardInterrupt(number)` for the signals of a batch system and of a terminal that is
+    gone: as after Ctrl-C, what the program has begun is finished first.
 
     A launcher's shell that dies without a word counts as one that has sent SIGTERM.
     """
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
-        raise Interrupted(number)
+        raise KeyboardInterrupt(number)
 
     previous = {}
     if os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid()):
@@ -352,7 +343,7 @@ def run_main(main: Callable[[List[str]], Optional[int]],
         except KeyboardInterrupt as stop:
             sys.stdout.flush()
             print("interrupted", file=sys.stderr)
-            return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
+            return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def print_lines(lines: Sequence[str]) -> None:

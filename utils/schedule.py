@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Sequence
 
 if TYPE_CHECKING:
     from data.config import Config
 
 
+@dataclass(frozen=True)
 class LearningRate:
     """Warm-up, then steps or half a cosine: `learning_rate(iteration)` with iterations from 0.
 
@@ -17,29 +19,24 @@ class LearningRate:
     below `warmup_until`) it grows linearly from `warmup_init`; iteration `warmup_until` is the
     first at the full rate. A step takes effect at its own iteration: from iteration `lr_steps[n]`
     on the rate is `base_lr * gamma ** (n + 1)`.
-
-    Args:
-        base_lr: rate after warm-up.
-        max_iter: iterations of the whole run, where the cosine ends.
-        schedule: "step" or "cosine".
-        lr_steps: iterations of the steps, ascending.
-        gamma: factor of each step.
-        warmup_init: rate at iteration 0.
-        warmup_until: iterations of warm-up; 0 for none.
-        final_factor: the cosine ends at this fraction of `base_lr`.
     """
 
-    def __init__(self, base_lr: float, max_iter: int, schedule: str = "step",
-                 lr_steps: Sequence[int] = (), gamma: float = 0.1, warmup_init: float = 0.0,
-                 warmup_until: int = 0, final_factor: float = 0.0) -> None:
-        self.base_lr = base_lr
-        self.max_iter = max_iter
-        self.schedule = schedule
-        self.lr_steps = tuple(lr_steps)
-        self.gamma = gamma
-        self.warmup_init = warmup_init
-        self.warmup_until = warmup_until
-        self.final_factor = final_factor
+    base_lr: float
+    """After warm-up."""
+    max_iter: int
+    """Iterations of the whole run, where the cosine ends."""
+    schedule: str = "step"
+    """`step` or `cosine`."""
+    lr_steps: Sequence[int] = ()
+    """Iterations of the steps, ascending."""
+    gamma: float = 0.1
+    """Factor of each step."""
+    warmup_init: float = 0.0
+    """Rate at iteration 0."""
+    warmup_until: int = 0
+    """Iterations of warm-up; 0 for none."""
+    final_factor: float = 0.0
+    """The cosine ends at this fraction of `base_lr`."""
 
     @classmethod
     def from_config(cls, config: Config, total_batch: int, autoscale: bool = True,
@@ -82,6 +79,4 @@ class LearningRate:
 
     def state_dict(self) -> Dict[str, Any]:
         """All arguments as plain types: a resumed run compares them with its own."""
-        state = dict(vars(self))
-        state["lr_steps"] = list(self.lr_steps)
-        return state
+        return dict(vars(self), lr_steps=list(self.lr_steps))
