@@ -71,7 +71,6 @@ class LossScale:
         return {"scale": float(self.value), "good_steps": int(self._good_steps)}
 
     def load_state_dict(self, state: Dict[str, float]) -> None:
-        """Put back what `state_dict` returned."""
         self.value.fill_(state["scale"])
         self.used.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
@@ -225,11 +224,9 @@ class Precision:
                         parameter.data.copy_(values)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Plain types."""
         return {} if self.scale is None else self.scale.state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
         if self.scale is not None and state:
             self.scale.load_state_dict(state)
 

@@ -67,7 +67,6 @@ class Versions(NamedTuple):
     """Not in the table."""
 
     def sentence(self) -> str:
-        """All four."""
         return f"{_combination(self)}, driver {self.driver or 'not found'}"
 
 
@@ -150,6 +149,5 @@ def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
 
 
 def read_driver(root: str = "/") -> Optional[str]:
-    """Version of the installed driver."""
     path = os.path.join(root, _DRIVER)
     return first_match(path, r"package_version=\s*(\S+)") or first_match(path, r"Version=\s*(\S+)")

@@ -173,7 +173,6 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print one sentence and leave with exit code 2."""
         self.exit(EXIT_USER_ERROR, f"error: {one_line(message)}\n")
 
     def _own_word(self, word: str) -> str:
@@ -273,7 +272,6 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or say that it fails."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -281,7 +279,6 @@ class LastingStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or say that it fails."""
         try:
             self._stream.flush()
         except OSError as error:

@@ -31,7 +31,6 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC
 
 
 def is_available() -> bool:
-    """Whether plots can be drawn at all."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

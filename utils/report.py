@@ -145,7 +145,6 @@ def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _fill(values: Mapping[str, Any]) -> bytes:
-    """The page with these values."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -195,7 +194,6 @@ def _read(folder: RunFolder, *parts: str) -> bytes:
 
 
 def main(argv: List[str]) -> int:
-    """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.report", description=(
         "Draw the plots and the report of run folders from the files in them; of several, also a "
         "page that compares them."))

@@ -14,7 +14,6 @@ from utils.distributed.processes import open_store
 
 
 def main() -> None:
-    """Run the launcher with the command line's arguments."""
     static_tcp_rendezvous.TCPStore = open_store  # type: ignore[assignment, misc]
     run.main()
 

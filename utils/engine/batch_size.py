@@ -57,7 +57,6 @@ class MemoryNeed(NamedTuple):
         return max(0, (available - self.fixed) // self.per_image)
 
     def sentence(self, batch_size: int) -> str:
-        """For people."""
         return (f"{in_gib(self.fixed + batch_size * self.per_image)} for "
                 f"{counted(batch_size, 'image')} ({in_gib(self.fixed)} + "
                 f"{in_gib(self.per_image)} per image)")

@@ -259,7 +259,6 @@ class WeightAverage:
             view.copy_(tensors[name])
 
     def restart(self) -> None:
-        """Begin anew from the weights as they are."""
         with torch.no_grad():
             self._flat.copy_(self._optimizer.flat)
             if self._buffers:

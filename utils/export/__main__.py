@@ -30,7 +30,6 @@ DEFAULT_SOC, DEFAULT_SECONDS, HALF_MODE = "310P3", 3600.0, "force_fp16"
 
 
 def export_parser() -> ArgumentParser:
-    """Parser of this command."""
     parser = ArgumentParser(prog="python -m utils.export", description="Export a network to ONNX "
                             "and to Ascend's OM, with all that is needed to run it elsewhere.")
     parser.add_argument("weights", metavar="WEIGHTS",
@@ -105,7 +104,6 @@ def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
 
 
 def main(argv: List[str]) -> int:
-    """Command line entry."""
     args = export_parser().parse_args(argv)
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.

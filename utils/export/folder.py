@@ -144,7 +144,6 @@ def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[
 
 
 def write_description(facts: Dict[str, Any], folder: str) -> None:
-    """Write `model.yaml`."""
     with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as stream:
         stream.write(_COMMENT + json.dumps(facts, indent=2) + "\n")
 

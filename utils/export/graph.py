@@ -106,7 +106,6 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int,
                  padding: int) -> Any:
-        """The node of the graph."""
         return g.op("DeformConv", x, weight, offset, bias, mask, strides_i=[stride] * 2,
                     pads_i=[padding] * 4)
 

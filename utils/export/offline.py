@@ -102,7 +102,6 @@ def score(loaded: LoadedModel, network: ExportedNetwork, dataset: CocoDataset,
 
 
 def main(argv: List[str]) -> int:
-    """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.export.offline", description="Images for "
                             "ais_bench, and scores of what it writes.")
     parser.add_argument("step", choices=("preprocess", "score"))

@@ -55,7 +55,6 @@ class Found:
 
     @property
     def class_names(self) -> List[str]:
-        """Name of each object's class."""
         return [self.all_class_names[index] for index in self.class_ids]
 
     def draw(self) -> np.ndarray:

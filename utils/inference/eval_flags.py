@@ -34,7 +34,6 @@ def parse_eval_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def eval_parser() -> ArgumentParser:
-    """Parser of eval.py."""
     same, instead = foreign_words("eval")
     parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
                             "dataset, or draw what they find in an image.", same=same,

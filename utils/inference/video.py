@@ -117,7 +117,6 @@ class VideoReader:
             self.missing = self.total - done
 
     def close(self) -> None:
-        """Let go of the file or camera."""
         self._capture.release()
 
 
