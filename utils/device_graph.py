@@ -59,11 +59,8 @@ def prepare_graphs(device: torch.device) -> None:
 def record(work: Callable[[], T], device: torch.device, pool: Any = None) -> Tuple[Any, T]:
     """A graph of `work`, which has not run by then, and the result that each replay leaves.
 
-    Args:
-        work: launches the same work each time.
-        device: made ready by `prepare_graphs`.
-        pool: memory of graphs that run one after the other and leave nothing in it; None for a
-            new one.
+    `work` launches the same each time, on a device that `prepare_graphs` has made ready. `pool` is
+    the memory of graphs that run one after the other and leave nothing in it; None for a new one.
 
     Raises:
         UserError: an operator that cannot be recorded, by its name.
@@ -86,10 +83,8 @@ def record(work: Callable[[], T], device: torch.device, pool: Any = None) -> Tup
 class GraphedStep:
     """`step`, recorded after some calls for each place of its batches and replayed from then on.
 
-    Args:
-        step: called with batches, and whether it is void; what it returns is dropped.
-        device: made ready by `prepare_graphs`.
-        shared: several processes train together.
+    `step` is called with batches, and whether it is void; `device` was made ready by
+    `prepare_graphs`; `shared` says that several processes train together.
     """
 
     def __init__(self, step: Callable[..., None], device: torch.device, shared: bool) -> None:

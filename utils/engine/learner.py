@@ -136,12 +136,10 @@ def freeze_stages(model: Yolact, config: Config) -> None:
 
 def load_start_weights(model: Yolact, args: argparse.Namespace, backbone: str,
                        class_names: Sequence[str]) -> Tuple[Optional[str], bool]:
-    """Load what --weights names, or else the backbone's file.
+    """Load what --weights names, or else the backbone's file; returns what was loaded, for the
+    user, or None, and whether the backbone is pretrained.
 
     A run that goes on from a checkpoint loads nothing here, but is as pretrained as it was.
-
-    Returns:
-        What was loaded, for the user, or None; and whether the backbone is pretrained.
     """
     pretrained = args.weights is not None or backbone != "none"
     if args.resume is not None or not pretrained:
@@ -194,12 +192,7 @@ class WeightAverage:
 
     An update is a dozen operators for the whole network and asks the device for nothing. A step
     that was not applied changes nothing. How many were applied is the optimiser's count, so there
-    is no other state than the average itself.
-
-    Args:
-        model: the network in training mode; statistics of frozen batch norm are left alone.
-        optimizer: of its parameters.
-        decay: final decay, in (0, 1).
+    is no other state than the average itself. Statistics of frozen batch norm are left alone.
     """
 
     def __init__(self, model: nn.Module, optimizer: FlatOptimizer, decay: float) -> None:

@@ -261,10 +261,8 @@ class Saver:
 
 def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                         weights_path: str) -> List[str]:
-    """Refuse to resume a training that would not be the same one.
-
-    Returns:
-        a sentence for each part of the schedule, and for the data, that is not as it was.
+    """Refuse to resume a training that would not be the same one; returns a sentence for each part
+    of the schedule, and for the data, that is not as it was.
 
     Raises:
         UserError: names the first part that differs, with both values.

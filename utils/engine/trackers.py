@@ -115,12 +115,8 @@ def open_tracker(name: str, training_id: str, run_name: str, settings: Mapping[s
                  folder: Optional[str] = None) -> Tracker:
     """Begin, or go on with, the training's run at a tracker whose package is there.
 
-    Args:
-        name: of `TRACKERS`.
-        training_id: of the training, see `utils.engine.saving`.
-        run_name: for people.
-        settings: the configuration.
-        folder: for what the package writes on this host; None leaves it to the package.
+    `settings` are the configuration; what the package writes on this host goes to `folder`, or
+    where it likes.
 
     Raises:
         UserError: the package says no: no server, no account.

@@ -35,16 +35,10 @@ def example_images(side: int, count: int) -> np.ndarray:
 
 
 def check_images(side: int, source: Optional[str]) -> np.ndarray:
-    """Images to check an export with: drawn ones, noise, and up to three of the user's own.
+    """Images to check an export with, uint8 `[n, 3, side, side]` RGB: drawn ones, noise, and up to
+    three of the user's own, of the folder or pattern `source`.
 
     A network finds little in images that are not of the kind that it was trained on.
-
-    Args:
-        side: S.
-        source: --images, a folder or a pattern; None for none.
-
-    Returns:
-        uint8 `[n, 3, S, S]` RGB.
 
     Raises:
         UserError: there are no images, or one cannot be read.
@@ -60,14 +54,8 @@ def check_images(side: int, source: Optional[str]) -> np.ndarray:
 @torch.no_grad()
 def differences(network: Yolact, config: Config, folder: str, half: bool,
                 planes: np.ndarray) -> Dict[str, float]:
-    """Differences of the models in `folder` from their network, see `compare`; the worst of each.
-
-    Args:
-        network: that they were exported from.
-        config: of the network.
-        folder: with its description.
-        half: whether the models are in half precision.
-        planes: uint8 images `[n, 3, S, S]` RGB, which each model gets.
+    """Differences of the models in `folder`, which may be in `half` precision, from their network,
+    see `compare`; the worst of each. Each model gets `planes`, uint8 images `[n, 3, S, S]` RGB.
 
     Raises:
         UserError: a difference above the tolerance; names it.
@@ -90,18 +78,13 @@ def differences(network: Yolact, config: Config, folder: str, half: bool,
 
 def compare(predictions: Dict[str, Tensor], found: Dict[str, Tensor], config: Config,
             half: bool = False) -> Dict[str, float]:
-    """Largest difference of every output of an exported model, relative to its values.
+    """Largest difference of every output `found` of an exported model from the network's
+    `predictions` for the same images, relative to its values.
 
     Of detections, the distance of each from the nearest of its class in the other's; those that
     the last bits of a score let in or out are left aside, and in half precision the worst tenth:
     there an overlap at the threshold may be decided otherwise. Where there are none, they are left
     out.
-
-    Args:
-        predictions: of the network.
-        found: outputs of the model by name, for the same images.
-        config: of the network.
-        half: whether the model is in half precision.
     """
     apart = {"proto": relative(predictions["proto"], found["proto"])}
     if "conf" in found:

@@ -139,15 +139,8 @@ def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: 
                   planes: np.ndarray) -> None:
     """Write a network with deformable convolutions as ATC takes it, and check the file.
 
-    Its input is float32, normalised as in training; opset 11.
-
-    Args:
-        network: to write.
-        path: of the file.
-        config: of the network.
-        form: one of `utils.exported.FORMS`.
-        batch: images that the model takes.
-        planes: uint8 images `[n, 3, S, S]` RGB for the check.
+    Its input is float32, normalised as in training; opset 11. `batch` are the images that the model
+    takes, `planes` uint8 images `[n, 3, S, S]` RGB for the check.
 
     Raises:
         UserError: the file differs from the network.

@@ -53,17 +53,9 @@ class Plan:
 
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
                  planes: np.ndarray) -> Dict[str, Any]:
-    """Write the ONNX files and what they need.
+    """Write the ONNX files and what they need; returns the description of the folder.
 
-    Args:
-        loaded: where the network comes from.
-        network: to export.
-        plan: what is to be exported.
-        folder: that everything is written into.
-        planes: uint8 images `[n, 3, S, S]` RGB to check what ONNX Runtime cannot run.
-
-    Returns:
-        The description of the folder.
+    `planes` are uint8 images `[n, 3, S, S]` RGB to check what ONNX Runtime cannot run.
 
     Raises:
         UserError: the network cannot be exported so.

@@ -106,11 +106,9 @@ class Evaluation:
             stopped: Callable[[], bool] = lambda: False) -> bool:
         """Find the objects of all images, all processes together. The model keeps its mode.
 
-        Args:
-            detector: this process's.
-            evaluator: the main process's gets the detections of all.
-            times: is told how long the stages take, and counts this process's images.
-            stopped: asked after each image whether this process is to stop.
+        The main process's `evaluator` gets the detections of all; `times` is told how long the
+        stages take, and counts this process's images; `stopped` is asked after each image whether
+        this process is to stop.
 
         Returns:
             False where a process was to stop: `evaluator` has gained nothing.

@@ -35,9 +35,8 @@ class GroundTruth:
     flag may be missing in annotations that people made themselves, and one with id 0 would never
     count as found (COCOeval takes 0 for "no match").
 
-    Args:
-        source: path of the file, or pycocotools' COCO object (left unchanged).
-        image_sizes: width and height by image id, for files that leave them out.
+    `source` is the path of the file, or pycocotools' COCO object (left unchanged); `image_sizes`
+    are width and height by image id, for files that leave them out.
     """
 
     def __init__(self, source: Union[str, COCO],
