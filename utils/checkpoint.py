@@ -74,12 +74,9 @@ def state_path(weights_path: str) -> str:
 
 
 def save_checkpoint(path: str, state_dict: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
-    """Write weights to `path` and the full state beside them; returns the path.
-
-    Args:
-        path: of the weights file; its folder is made if it does not exist.
-        state_dict: the network's tensors on any device; copied to the CPU one by one.
-        state: tensors and plain types; `format` and the weights' digest are added.
+    """Write weights to `path`, whose folder is made, and the full state beside them; returns the
+    path. The network's tensors are copied to the CPU one by one; `state`, tensors and plain types,
+    gets `format` and the weights' digest.
     """
     weights = serialise(on_cpu(state_dict))
     write_whole(state_path(path), serialise(dict(

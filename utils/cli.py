@@ -146,11 +146,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and name the nearest flag or choice.
 
     Flags cannot be abbreviated: a shortened name would change its meaning when a flag is added.
-    Words of a flag may be joined by dashes. Every error leaves with exit code 2 and nothing but
-    `error: <sentence>` on stderr.
-
-    Args:
-        same, instead: see `foreign_words`.
+    Words of a flag may be joined by dashes; `same` and `instead` are `foreign_words`. Every error
+    leaves with exit code 2 and nothing but `error: <sentence>` on stderr.
     """
 
     def __init__(self, *args: Any, same: Optional[Mapping[str, str]] = None,

@@ -109,10 +109,8 @@ class GraphedStep:
 class GraphedCall(Generic[T]):
     """`function` of a tensor, recorded after some calls for each shape and replayed from then on.
 
-    Args:
-        function: of a tensor on the device; asks the device for nothing.
-        copied: of a result, one with memory of its own: the next replay overwrites the last one's.
-        device: made ready by `prepare_graphs`.
+    `copied` gives a result memory of its own, since the next replay overwrites the last one's;
+    `device` was made ready by `prepare_graphs`.
     """
 
     def __init__(self, function: Callable[[Tensor], T], copied: Callable[[T], T],

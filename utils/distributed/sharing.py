@@ -23,11 +23,6 @@ class Sharing:
     """How the batch of a step is divided, and what the processes agree on in every step.
 
     A step of B x W x N images runs as N micro-batches, one after the other, on each of W cards.
-
-    Args:
-        processes: all of the run.
-        device: that the batches lie on.
-        micro_batches: N, batches of a step on each card.
     """
 
     def __init__(self, processes: Processes, device: torch.device, micro_batches: int = 1) -> None:

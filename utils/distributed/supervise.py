@@ -77,11 +77,7 @@ def bind(part: int, parts: int, environ: Mapping[str, str]) -> None:
 class Supervisor:
     """One program, from its start to the record of its end.
 
-    Args:
-        output: folder that holds a folder for each rank of this host.
-        name: of the program; the log is `<output>/<number>/<name>_<number>.log`.
-        command: program and arguments.
-        environ: of this process.
+    The log of a rank is `<output>/<number>/<name>_<number>.log`.
     """
 
     def __init__(self, output: str, name: str, command: Sequence[str],

@@ -109,10 +109,8 @@ class StepRecords:
             scale: Optional[Tensor] = None) -> None:
         """Queue the record of a step on the device; `count` follows.
 
-        Args:
-            losses: 0-d tensors without a gradient, by name; the same names in every step.
-            applied: 0-d, 0 where the optimiser left the parameters alone.
-            scale: 0-d, what the loss was multiplied by; in every step or in none.
+        All are 0-d, without a gradient, and the same in every step: the losses by name, `applied`,
+        0 where the optimiser left the parameters alone, and what the loss was multiplied by.
         """
         row = [value.float() for value in losses.values()] + [applied.float()]
         row += [] if scale is None else [scale]

@@ -61,10 +61,7 @@ def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: 
     """Make Ascend's models of those in `folder`, and describe them; without `atc`, leave a script.
 
     The description `facts` gets an entry for each model. Everything lies in `folder` for now, which
-    will be called `out`; `say` prints a line.
-
-    Returns:
-        Sentences for the user.
+    will be called `out`; `say` prints a line. Returns sentences for the user.
     """
     if plan.aipp:
         with open(os.path.join(folder, AIPP), "w", encoding="ascii") as stream:

@@ -18,15 +18,8 @@ DETECTIONS = "detections"
 
 
 class ExportedNetwork(nn.Module):
-    """Gives what `yolact.Yolact` gives in evaluation mode, from an exported model.
-
-    Args:
-        path: an exported folder, or a model in it.
-
-    Attributes:
-        config: that the network was built from.
-        input_size: S.
-        maskiou_net: re-scores masks (YOLACT++), or None.
+    """Gives what `yolact.Yolact` gives in evaluation mode, from an exported folder, or a model in
+    it. `config` is that the network was built from, `maskiou_net` re-scores masks (YOLACT++).
     """
 
     def __init__(self, path: str) -> None:

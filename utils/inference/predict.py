@@ -342,10 +342,8 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
 def image_files(source: str) -> Tuple[List[str], int]:
     """Images that --images names: those of a folder, or of a pattern such as `in/*.jpg`.
 
-    Taken are files with an image's ending or without any, but not hidden ones.
-
-    Returns:
-        Paths in the order of their names, and how many other files there were.
+    Taken are files with an image's ending or without any, but not hidden ones. Returns their paths
+    in the order of their names, and how many other files there were.
 
     Raises:
         UserError: no such folder, or no images in it.

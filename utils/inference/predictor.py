@@ -113,7 +113,9 @@ class Prediction:
                 "data": {"class_name": np.array(self.class_names, dtype=str)}}
 
     def best(self, top_k: Optional[int] = None, score_threshold: float = 0.0) -> Prediction:
-        """Only the first `top_k` objects, and only those with scores above the threshold."""
+        """Only the first `top_k` objects (None: all), and only those with scores above the
+        threshold (0: all).
+        """
         keep = slice(0, int((self.scores > score_threshold).sum()) if score_threshold > 0 else None)
         if top_k is not None:
             keep = slice(0, min(top_k, len(self.scores[keep])))
@@ -123,15 +125,10 @@ class Prediction:
 
     def draw(self, top_k: Optional[int] = 15, score_threshold: float = 0.15, masks: bool = True,
              boxes: bool = True, text: bool = True, scores: bool = True) -> np.ndarray:
-        """Draw the best objects and return a new image, uint8 `[h, w, 3]`, BGR.
+        """Draw the best objects, see `best`, and return a new image, uint8 `[h, w, 3]`, BGR.
 
-        Args:
-            top_k: at most this many, best first; None for all.
-            score_threshold: only objects with a higher score; 0 for all.
-            masks: fill and outline the masks.
-            boxes: outline the boxes.
-            text: write class names.
-            scores: write scores behind the class names; without `text` nothing is written.
+        Masks are filled and outlined, boxes outlined, and scores written behind the class names;
+        without `text` nothing is written.
         """
         shown = self.best(top_k, score_threshold)
         windows = [decode_window(rle) for rle in shown.rles] if masks else None
@@ -144,12 +141,8 @@ class Prediction:
                               outline_boxes=boxes)
 
     def to_coco(self, image_id: int, polygons: bool = False) -> List[Dict[str, Any]]:
-        """One record an object in COCO's result format.
-
-        Args:
-            image_id: written into the records.
-            polygons: outlines instead of run lengths. Holes are filled then; an object without
-                pixels has an empty list.
+        """One record an object in COCO's result format; with `polygons` outlines instead of run
+        lengths. Holes are filled then, and an object without pixels has an empty list.
         """
         boxes = self.boxes.astype(np.float64)
         corners = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)

@@ -60,10 +60,8 @@ class Frame(NamedTuple):
 class VideoReader:
     """Iterate the frames of a file or camera; single-threaded.
 
-    Frames that cannot be decoded are left out; the numbers of the others tell.
-
-    Args:
-        source: path of a file, an address of a stream, or the number of a camera.
+    Frames that cannot be decoded are left out; the numbers of the others tell. `source` is the path
+    of a file, an address of a stream, or the number of a camera.
 
     Attributes:
         fps: frames per second of the video.
@@ -123,12 +121,8 @@ class VideoReader:
 class VideoWriter:
     """Write a video file that holds all of its frames, or say that it does not.
 
-    The frames go to a temporary file beside the target, which takes its name at the end.
-
-    Args:
-        path: .mp4, .m4v, .mov, .mkv or .avi.
-        fps: frames per second.
-        size: width and height; frames of another size are resized.
+    The frames, which are resized to `size` (width and height), go to a temporary file beside the
+    target, which takes its name at the end.
 
     Raises:
         UserError: the ending is unknown or the file cannot be opened. Leaving the `with` block
