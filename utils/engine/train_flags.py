@@ -66,12 +66,10 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description="Train YOLACT on a COCO-format dataset.",
                             same=same, instead={**fields, **instead})
     _add_data(parser)
-    _add_recipe(parser)
-    _add_schedule(parser)
+    _add_recipe_and_steps(parser)
     _add_checkpoints(parser)
     _add_device(parser)
-    _add_logging(parser)
-    _add_run_folder(parser)
+    _add_records(parser)
     return parser
 
 
@@ -196,7 +194,7 @@ def _add_data(parser: ArgumentParser) -> None:
                        help="loader processes per card; 0 loads in the training process")
 
 
-def _add_recipe(parser: ArgumentParser) -> None:
+def _add_recipe_and_steps(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("recipe (docs/training.md lists all fields)")
     group.add_argument("--config", default="yolact_base", metavar="NAME|FILE.yaml",
                        help=f"one of {', '.join(list_configs())}; or a file with a recipe's name "
@@ -214,8 +212,6 @@ def _add_recipe(parser: ArgumentParser) -> None:
                                metavar=declared["metavar"], help=f"{declared['help']} (default: "
                                f"the recipe's; yolact_base: {as_text(field.default)})", **alone)
 
-
-def _add_schedule(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("steps")
     group.add_argument("--batch_size", "--batch", type=BatchSize(), default=None,
                        metavar="N|auto", help="images per card and step; auto takes as many as fit "
@@ -287,7 +283,7 @@ def _add_device(parser: ArgumentParser) -> None:
                help="several cards train in one process each; nothing else exists here")
 
 
-def _add_logging(parser: ArgumentParser) -> None:
+def _add_records(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("log and validation")
     group.add_argument("--log_folder", default="logs/", help="where the log files are written")
     add_switch(group, "--no_log", help="write nothing to --log_folder, --tensorboard and --track")
@@ -313,8 +309,6 @@ def _add_logging(parser: ArgumentParser) -> None:
     add_switch(group, "--map_classes", help="validate on the classes that share a name, where "
                "training and validation data have different ones")
 
-
-def _add_run_folder(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("run folder (docs/training.md)")
     group.add_argument("--project", default=os.environ.get("YOLACT_RUNS") or "runs",
                        metavar="FOLDER",

@@ -38,16 +38,13 @@ def eval_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="eval.py", description="Score YOLACT weights on a COCO-format "
                             "dataset, or draw what they find in an image.", same=same,
                             instead=instead)
-    _add_weights(parser)
-    _add_data(parser)
+    _add_weights_and_data(parser)
     _add_images(parser)
-    _add_detection(parser)
-    _add_output(parser)
-    _add_device(parser)
+    _add_detection_and_output(parser)
     return parser
 
 
-def _add_weights(parser: ArgumentParser) -> None:
+def _add_weights_and_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("weights")
     group.add_argument("--trained_model", "--weights", default="latest",
                        metavar="FILE|FOLDER|latest|interrupt",
@@ -59,8 +56,6 @@ def _add_weights(parser: ArgumentParser) -> None:
                        help="recipe, or a file as for train.py; default: that of the .state file, "
                             "or of the weights file's name")
 
-
-def _add_data(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--val_data", "--data", "--data_path", default=None,
                        metavar="FOLDER|YAML",
@@ -107,7 +102,7 @@ def _add_images(parser: ArgumentParser) -> None:
     add_switch(group, "--crops", help="cut each object out, with a transparent background")
 
 
-def _add_detection(parser: ArgumentParser) -> None:
+def _add_detection_and_output(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("detection")
     add_switch(group, "--fast_nms", default=True,
                       help="False suppresses one by one, on the host")
@@ -118,8 +113,6 @@ def _add_detection(parser: ArgumentParser) -> None:
                        help="detections per image; default: the configuration's, 100")
     add_switch(group, "--no_crop", help="do not cut objects off outside their rectangles")
 
-
-def _add_output(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     add_switch(group, "--output_coco_json", help="write result files for COCO's server")
     add_switch(group, "--detect", help="do not score: with --output_coco_json, only write them")
@@ -137,8 +130,6 @@ def _add_output(parser: ArgumentParser) -> None:
     add_switch(group, "--no_bar", "--quiet", help="show no progress, also on a terminal")
     add_switch(group, "--benchmark", help="time each stage of the evaluation")
 
-
-def _add_device(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     add_device_flags(group, "--eval_device", "--node_device")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16", "auto"),
