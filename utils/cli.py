@@ -269,28 +269,25 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._failed(error)
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._failed(error)
+        self._attempt(self._stream.flush)
 
-    def _failed(self, error: OSError) -> None:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-        if not self._said:
-            self._said = True
-            with contextlib.suppress(OSError):
-                print(f"Warning: {self._name} cannot be written ({error.strerror}); the program "
-                      "goes on", file=self._other, flush=True)
+    def _attempt(self, action: Callable[..., Any], *given: str) -> None:
+        try:
+            action(*given)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            if not self._said:
+                self._said = True
+                with contextlib.suppress(OSError):
+                    print(f"Warning: {self._name} cannot be written ({error.strerror}); the "
+                          "program goes on", file=self._other, flush=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict
+from typing import Any, Callable, Dict
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class ExportedNetwork(nn.Module):
             nms_conf_thresh=limits["score"], nms_thresh=limits["iou"], nms_top_k=limits["top_k"],
             max_num_detections=limits["max_detections"])
         self.input_size = self.config.max_size
-        self.maskiou_net = _MaskIou(self) if self.facts["mask_iou"] else None
+        self.maskiou_net: Any = self._mask_iou if self.facts["mask_iou"] else None
         self.priors = torch.from_numpy(self._exported.priors())
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
@@ -70,14 +70,7 @@ class ExportedNetwork(nn.Module):
         return lambda found: Detections(found["boxes"], found["scores"], found["classes"].long(),
                                         found["coefficients"], found["count"].long())
 
-
-class _MaskIou(nn.Module):
-    """`layers.heads.MaskIouNet` as it was exported."""
-
-    def __init__(self, network: ExportedNetwork) -> None:
-        super().__init__()
-        self._network = [network]  # in a list: no module of this one
-
-    def forward(self, masks: Tensor) -> Tensor:
-        model = self._network[0].exported(masks.device.type)
-        return torch.from_numpy(model.mask_iou(masks.cpu().numpy())).to(masks.device)
+    def _mask_iou(self, masks: Tensor) -> Tensor:
+        """`layers.heads.MaskIouNet` as it was exported."""
+        iou = self.exported(masks.device.type).mask_iou(masks.cpu().numpy())
+        return torch.from_numpy(iou).to(masks.device)
