@@ -90,7 +90,7 @@ PRINTING = (
     "utils/cli.py",       # reports the commands' errors
     "utils/engine/learner.py",  # says what it loaded
     "utils/engine/record.py",  # says where the records are
-    "utils/engine/setup.py",  # says which batch size it chose
+    "utils/engine/batch_size.py",  # says which batch size it chose
     "utils/engine/saving.py",  # says what it saved and where it goes on
     "utils/weights_folder.py",  # says which checkpoint is damaged
     "utils/distributed/failures.py",  # says why it ends a process that hangs

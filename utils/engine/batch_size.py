@@ -6,17 +6,23 @@ their gradients, the batch itself). Two trial steps of different batch sizes sho
 
 from __future__ import annotations
 
+import argparse
+import os
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from data.batch import collate, pack
-from data.loader import prefetch
+from data.coco import CocoDataset
+from data.config import Config
+from data.loader import TrainDataset, prefetch
+from layers.anchors import make_priors
+from utils.amp import build_precision
 from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, gather_bytes
-from utils.engine.learner import Learner
+from utils.engine.learner import Learner, assemble_learner, freeze_stages, fused_loss_limit
 from utils.errors import UserError, counted, first_line
 from utils.memory import (
     MARGIN,
@@ -29,6 +35,7 @@ from utils.memory import (
     reset_peak_memory,
 )
 from utils.parsing import whole_number
+from yolact import build_yolact
 
 TRIAL_SIZES = (1, 2, 4, 8)
 """Images of the trial steps; the last two that fit count. With few the peak comes when activations
@@ -42,6 +49,40 @@ WORKER_BYTES = 256 << 20
 
 TrainStep = Callable[..., Dict[str, Tensor]]
 """`train.train_step`; given by the caller, since it stands above this module."""
+
+
+def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
+                    processes: Processes, device: torch.device, step: TrainStep,
+                    resumed: Optional[str]) -> int:
+    """Images per card for --batch_size=auto; a resumed training keeps what it had."""
+    shares = processes.world_size * args.accumulate
+    chosen = None if resumed is None else resumed_batch_size(resumed, shares)
+    sentence = f"{chosen} per card, as in {resumed}"
+    if chosen is None:
+        largest = config.at_largest_side()
+        priors = make_priors(largest)
+        row = TrainDataset.from_config(dataset, largest, lambda recipe: make_priors(recipe).numpy()
+                                       )[0, 0, largest.max_size]
+        if isinstance(row, UserError):
+            raise row
+
+        def build() -> Learner:
+            model = build_yolact(largest)
+            freeze_stages(model, largest)
+            precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
+            return assemble_learner(largest, model, precision, Processes(), device)
+
+        need = measure(build, row, step, device, processes)
+        limits = {f"{LARGEST_STEP} images a step, beyond which the learning rate is not known to "
+                  "work": max(1, LARGEST_STEP // shares),
+                  f"the {len(dataset)} images of the training set": len(dataset) // shares}
+        if args.fused_loss:
+            limits["what the fused loss takes"] = fused_loss_limit(len(priors))
+        available = available_bytes(device, args.num_workers, os.environ)
+        chosen, sentence = choose_batch_size(need, available, processes, device, limits)
+    if processes.is_main:
+        print(f"Batch size auto : {sentence}", flush=True)
+    return chosen
 
 
 class MemoryNeed(NamedTuple):

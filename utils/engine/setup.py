@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from typing import Callable, Optional, Sequence, Tuple
 
@@ -25,21 +24,8 @@ from utils.device import pin_memory_supported
 from utils.device_graph import GraphedStep, prepare_graphs
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, broadcast_from_main
-from utils.engine.batch_size import (
-    LARGEST_STEP,
-    TrainStep,
-    available_bytes,
-    choose_batch_size,
-    measure,
-    resumed_batch_size,
-)
-from utils.engine.learner import (
-    Learner,
-    assemble_learner,
-    build_learner,
-    freeze_stages,
-    fused_loss_limit,
-)
+from utils.engine.batch_size import TrainStep, automatic_batch
+from utils.engine.learner import Learner, build_learner
 from utils.engine.observer import StepRecords
 from utils.engine.saving import BestScore, SavePlan, Saver
 from utils.engine.train_flags import AUTO, images_per_card
@@ -47,7 +33,6 @@ from utils.errors import UserError
 from utils.inference.detector import Detector
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.schedule import LearningRate
-from yolact import build_yolact
 
 VALIDATION_SHARE = 0.1
 """Part of a training's time that validations take at most where no interval is asked for."""
@@ -233,40 +218,6 @@ def plan_validation(args: argparse.Namespace, evaluation: Evaluation, detector: 
                       "training; --validation_epoch and --validation_size set when and how many")
     epochs = max(1, math.ceil(cost / (VALIDATION_SHARE * epoch_size)))
     return Validation(evaluation, detector, epoch_size * epochs, at_end=True), ""
-
-
-def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
-                    processes: Processes, device: torch.device, step: TrainStep,
-                    resumed: Optional[str]) -> int:
-    """Images per card for --batch_size=auto; a resumed training keeps what it had."""
-    shares = processes.world_size * args.accumulate
-    chosen = None if resumed is None else resumed_batch_size(resumed, shares)
-    sentence = f"{chosen} per card, as in {resumed}"
-    if chosen is None:
-        largest = config.at_largest_side()
-        priors = make_priors(largest)
-        row = TrainDataset.from_config(dataset, largest, lambda recipe: make_priors(recipe).numpy()
-                                       )[0, 0, largest.max_size]
-        if isinstance(row, UserError):
-            raise row
-
-        def build() -> Learner:
-            model = build_yolact(largest)
-            freeze_stages(model, largest)
-            precision = build_precision(args.opt_level, args.loss_scale, args.amp_dtype, device)
-            return assemble_learner(largest, model, precision, Processes(), device)
-
-        need = measure(build, row, step, device, processes)
-        limits = {f"{LARGEST_STEP} images a step, beyond which the learning rate is not known to "
-                  "work": max(1, LARGEST_STEP // shares),
-                  f"the {len(dataset)} images of the training set": len(dataset) // shares}
-        if args.fused_loss:
-            limits["what the fused loss takes"] = fused_loss_limit(len(priors))
-        available = available_bytes(device, args.num_workers, os.environ)
-        chosen, sentence = choose_batch_size(need, available, processes, device, limits)
-    if processes.is_main:
-        print(f"Batch size auto : {sentence}", flush=True)
-    return chosen
 
 
 def identity_of(args: argparse.Namespace, config: Config, dataset: CocoDataset, learner: Learner,

@@ -20,7 +20,6 @@ from layers.anchors import make_priors
 from utils.amp import build_precision
 from utils.distributed.processes import Processes
 from utils.engine import batch_size as memory_of_steps
-from utils.engine import setup
 from utils.engine.batch_size import (
     MemoryNeed,
     available_bytes,
@@ -189,7 +188,7 @@ def test_processes_agree_on_the_smallest():
 
 @pytest.fixture
 def flags(tmp_path, request, monkeypatch):
-    monkeypatch.setattr(setup, "LARGEST_STEP", 4)
+    monkeypatch.setattr(memory_of_steps, "LARGEST_STEP", 4)
     write_dataset(str(tmp_path / "data"), seed=3, train=9, val=2)
     return ["--data={}".format(tmp_path / "data"), "--config=yolact_shapes", "--no_autoscale",
             "--num_workers=0", "--max_iter=3", "--save_interval=2", "--no_log",
@@ -209,7 +208,7 @@ def test_the_chosen_number_is_the_run_s(flags, tmp_path, capsys):
         weights[batch_size] = torch.load(newest, map_location="cpu")
     assert all(torch.equal(value, weights["4"][name]) for name, value in weights["auto"].items())
 
-    setup.LARGEST_STEP = 2  # what would be chosen now
+    memory_of_steps.LARGEST_STEP = 2  # what would be chosen now
     assert train.main(flags + ["--batch_size=auto", "--save_folder=" + folder,
                                "--resume=latest", "--seed=4"]) == 2
     assert train.main(flags + ["--batch_size=auto", "--save_folder=" + folder,
@@ -229,9 +228,9 @@ def test_other_values_are_a_mistake(flags, text, capsys):
 def test_limits_beside_the_memory(flags, tmp_path, capsys):
     """Nine images on a card with four micro-batches are two at a time."""
     flags = flags + ["--batch_size=auto", "--save_folder={}".format(tmp_path), "--max_iter=1"]
-    setup.LARGEST_STEP = 64
+    memory_of_steps.LARGEST_STEP = 64
     assert train.main(flags + ["--accumulate=4"]) == 0
     assert "2 per card, by the 9 images of the training set" in capsys.readouterr().out
-    setup.LARGEST_STEP = 8
+    memory_of_steps.LARGEST_STEP = 8
     assert train.main(flags) == 0
     assert "8 per card, by 8 images a step, beyond which" in capsys.readouterr().out
