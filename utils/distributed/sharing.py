@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any, ContextManager, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, ContextManager, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -125,18 +125,19 @@ def broadcast_from_main(verdict: bool, processes: Processes, device: torch.devic
     return gather_bytes(bytes([verdict]), processes, device)[0] == b"\1"
 
 
-def raise_together(problem: Optional[UserError], processes: Processes,
-                   device: torch.device) -> None:
-    """Raise in every process if any has a problem, or those without one would wait for it.
-
-    Raises:
-        UserError: this process's problem, or that another has one.
+@contextlib.contextmanager
+def failing_together(processes: Processes, device: torch.device) -> Iterator[None]:
+    """A block that every process runs: a `UserError` in any of them is one in all of them, or those
+    without a problem would wait for the one that has it.
     """
+    problem: Optional[UserError] = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
     found = gather_bytes(bytes([problem is not None]), processes, device)
-    if problem is None and b"\1" in found:
-        problem = UserError("another process has found a problem; its log says which")
-    if problem is not None:
-        raise problem
+    if b"\1" in found:
+        raise problem or UserError("another process has found a problem; its log says which")
 
 
 def gather_bytes(data: bytes, processes: Processes, device: torch.device) -> List[bytes]:

@@ -17,7 +17,7 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointName, rng_state, set_rng_state, state_path
 from utils.cli import print_lines
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import gather_bytes, raise_together
+from utils.distributed.sharing import failing_together, gather_bytes
 from utils.engine.learner import Learner
 from utils.engine.observer import StepRecords
 from utils.errors import UserError, some
@@ -306,8 +306,7 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
     Raises:
         UserError: there is no such file, or hosts have different ones.
     """
-    path, problem = None, None
-    try:
+    with failing_together(processes, device):
         path = find_restart(launch, folder, config_name) if restarted else None
         if path is None and resume is not None:
             path = find_checkpoint(resume, folder, config_name)
@@ -315,9 +314,6 @@ def choose_start(resume: Optional[str], folder: str, config_name: str, launch: s
             path = whole_checkpoint(path)
             if processes.is_main:
                 _say_what_has_no_state(path)
-    except UserError as error:
-        problem = error
-    raise_together(problem, processes, device)
     if processes.world_size > 1:
         _refuse_different_starts(path, processes, device)
     return path

@@ -23,9 +23,9 @@ from utils.amp import cpu_computes_bfloat16
 from utils.cli import print_lines
 from utils.device import describe, has_autocast
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import raise_together
+from utils.distributed.sharing import failing_together
 from utils.engine.setup import Training, absent_validation
-from utils.errors import UserError, counted
+from utils.errors import counted
 from utils.progress import duration
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -40,14 +40,10 @@ def announce(training: Training, start: int, resumed: Optional[str], strict: boo
         UserError: in all processes: the folder cannot be had; with `strict`, the data check finds
             something.
     """
-    problem: Optional[UserError] = None
-    if training.processes.is_main:
-        try:
+    with failing_together(training.processes, training.learner.device):
+        if training.processes.is_main:
             print_lines(start_lines(training, start, strict))
             print_lines(training.saver.open_folder(resumed))
-        except UserError as error:
-            problem = error
-    raise_together(problem, training.processes, training.learner.device)
 
 
 def start_lines(training: Training, start: int, strict: bool) -> List[str]:

@@ -17,7 +17,7 @@ from utils.compat import iterate, share
 from utils.device import pin_memory_supported
 from utils.distributed.failures import WatchedLoader
 from utils.distributed.processes import Processes
-from utils.distributed.sharing import gather_bytes, gather_state, raise_together, shard
+from utils.distributed.sharing import failing_together, gather_bytes, gather_state, shard
 from utils.errors import UserError
 from utils.inference.detector import Detector, StageTimes, to_network_batch
 from utils.inference.evaluator import CocoEvaluator
@@ -116,16 +116,13 @@ class Evaluation:
         Raises:
             UserError: an image cannot be read, or the loader hangs; in all processes.
         """
-        own, problem = self.evaluator(), None
-        complete, was_training = True, detector.model.training
-        detector.model.eval()
-        try:
-            complete = self._detect(detector, own, times or StageTimes(), stopped)
-        except UserError as error:
-            problem = error
-        finally:
-            detector.model.train(was_training)
-        raise_together(problem, self.processes, detector.device)
+        own, was_training = self.evaluator(), detector.model.training
+        with failing_together(self.processes, detector.device):
+            detector.model.eval()
+            try:
+                complete = self._detect(detector, own, times or StageTimes(), stopped)
+            finally:
+                detector.model.train(was_training)
         if b"\0" in gather_bytes(bytes([complete]), self.processes, detector.device):
             return False
         image_ids = [int(self.dataset.image_ids[index]) for index in self.indices]
