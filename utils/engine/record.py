@@ -77,19 +77,17 @@ class RunRecord:
         self._folder = folder
         self._said: Set[str] = set()
         self._updated = 0.0
-        self._logs = [] if log is None else [log]
+        own_log = None if folder is None else folder.file(LOG)
+        self._logs = [path for path in (log, own_log) if path is not None]
         self._trackers = [] if tracker is None else [tracker]
-        if board is not None:
+        for place in (board, self.path):
             try:
-                self._trackers.append(TensorBoard(board, start))
+                if place is not None:
+                    self._trackers.append(TensorBoard(place, start))
             except ImportError as error:
-                raise UserError(f"--tensorboard needs the package tensorboard ({error}); install "
-                                "it or leave the flag out") from error
-        if folder is not None:
-            self._logs.append(folder.file(LOG))
-            try:
-                self._trackers.append(TensorBoard(folder.path, start))
-            except ImportError:
+                if place == board:
+                    raise UserError(f"--tensorboard needs the package tensorboard ({error}); "
+                                    "install it or leave the flag out") from error
                 self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
                                   "install tensorboard)")
         for path in self._logs:

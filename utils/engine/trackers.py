@@ -22,11 +22,9 @@ class Tracker:
 
     def log(self, numbers: Mapping[str, float], iteration: int) -> None:
         """Keep `numbers` of an iteration."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Send what is still waiting."""
-        raise NotImplementedError
 
 
 class TensorBoard(Tracker):
