@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before torch, which takes seconds: --help and mist
 
 import argparse
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Sequence
 
 import torch
 
@@ -50,7 +50,7 @@ from utils.run_folder import CONFIG
 
 
 def result_files(evaluation: Evaluation, evaluator: CocoEvaluator, weights: str,
-                 args: argparse.Namespace) -> List[str]:
+                 args: argparse.Namespace) -> list[str]:
     """Files in COCO's result format that are asked for; refuses what could not end well."""
     files = [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
     if args.detect and not files:
@@ -110,7 +110,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
 
 
 def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
-                  processes: Processes) -> Tuple[Evaluation, List[str]]:
+                  processes: Processes) -> tuple[Evaluation, list[str]]:
     """What is to be scored, and sentences about the classes."""
     config = loaded.config
     dataset = open_dataset(args.dataset or config.dataset, args.val_data, args.valid_images,
@@ -164,7 +164,7 @@ def evaluate(args: argparse.Namespace, processes: Processes, device: torch.devic
         return score(evaluation, detector, loaded, args, notes)
 
 
-def _run(argv: List[str]) -> int:
+def _run(argv: list[str]) -> int:
     args = parse_eval_flags(argv)
     name = args.eval_device if args.cuda else "cpu"
     processes = Processes.from_env(devices_per_host=cards_of_host(name))
@@ -180,7 +180,7 @@ def _run(argv: List[str]) -> int:
             processes.shutdown()
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run with these arguments; returns the exit code (2: something the user has to change)."""
     return run_main(_run, argv)
 

@@ -32,7 +32,7 @@ import math
 import operator
 import sys
 import time
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimizer,
-               micro_batches: Sequence[Batch], lr: Optional[float], sharing: Sharing,
-               precision: Precision, void: bool = False) -> Dict[str, Tensor]:
+               micro_batches: Sequence[Batch], lr: float | None, sharing: Sharing,
+               precision: Precision, void: bool = False) -> dict[str, Tensor]:
     """One update: forward, loss, backward, optimiser.
 
     The batch of a step is divided among the cards, and on each card into micro-batches that run one
@@ -85,7 +85,7 @@ def train_step(network: nn.Module, criterion: nn.Module, optimizer: FlatOptimize
     """
     sharing.begin(micro_batches, void)
     optimizer.zero_grad()
-    shown: Dict[str, Tensor] = {}
+    shown: dict[str, Tensor] = {}
     for batch in micro_batches:
         with sharing.local_gradients(network, last=batch is micro_batches[-1]):
             with precision.forward():
@@ -124,7 +124,7 @@ class Outcome(NamedTuple):
     """Iterations, counted from the start of the whole training."""
     stopped_early: bool
     """Validations no longer found anything better (--early_stopping)."""
-    problem: Optional[UserError]
+    problem: UserError | None
     """What ended it: an image that cannot be read, a loader process that was killed."""
 
     def finished(self, training: Training) -> bool:
@@ -278,7 +278,7 @@ def validate(training: Training, done: int, record: RunRecord, stop: StopRequest
 
 
 def save(training: Training, done: int, record: RunRecord, interrupt: bool = False,
-         finished: bool = False) -> Optional[str]:
+         finished: bool = False) -> str | None:
     """Write the checkpoint of iteration `done` and say so; returns the path of the weights."""
     path = training.saver.save(done, interrupt, finished)
     if path is not None:
@@ -287,7 +287,7 @@ def save(training: Training, done: int, record: RunRecord, interrupt: bool = Fal
     return path
 
 
-def finish(training: Training, outcome: Outcome, record: RunRecord) -> Optional[str]:
+def finish(training: Training, outcome: Outcome, record: RunRecord) -> str | None:
     """Save what was trained and draw the report; returns the weights' path, if any were saved.
 
     Raises:
@@ -360,7 +360,7 @@ def run(args: argparse.Namespace, training: Training, start: int) -> int:
         return 130
 
 
-def _run(argv: List[str]) -> int:
+def _run(argv: list[str]) -> int:
     args = parse_train_flags(argv)
     name = args.node_device if args.cuda else "cpu"
     environ = dict(os.environ)
@@ -385,7 +385,7 @@ def _run(argv: List[str]) -> int:
         processes.shutdown()
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code (2 for a mistake in flags or data)."""
     return run_main(_run, argv)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, ContextManager, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class LossScale:
     always the same 0-d float32 tensor; `used` is what it was before the last update.
     """
 
-    def __init__(self, device: torch.device, fixed: Optional[float] = None) -> None:
+    def __init__(self, device: torch.device, fixed: float | None = None) -> None:
         self.fixed = fixed
         self.value = torch.full((), fixed or FIRST_SCALE, dtype=torch.float32, device=device)
         self.used = self.value.clone()
@@ -66,11 +66,11 @@ class LossScale:
         self.value.mul_(factor).clamp_(LOWEST_SCALE, HIGHEST_SCALE)
         self._good_steps.masked_fill_(grow, 0.0)
 
-    def state_dict(self) -> Dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Plain numbers; waits for the device."""
         return {"scale": float(self.value), "good_steps": int(self._good_steps)}
 
-    def load_state_dict(self, state: Dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         self.value.fill_(state["scale"])
         self.used.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
@@ -92,8 +92,8 @@ class Precision:
     unscaled loss; `library` casts at O1 where PyTorch does not.
     """
 
-    def __init__(self, level: str = "O0", device: Optional[torch.device] = None,
-                 dtype: torch.dtype = torch.float16, scale: Optional[LossScale] = None,
+    def __init__(self, level: str = "O0", device: torch.device | None = None,
+                 dtype: torch.dtype = torch.float16, scale: LossScale | None = None,
                  library: Any = None) -> None:
         self.level = level
         self.device = device or torch.device("cpu")
@@ -106,9 +106,9 @@ class Precision:
         """The library's context in which it casts nothing; entered but in the forward pass."""
         # In float32 too: a 910A convolves in float16 at every level, and turns NaN into 0.
         self._reads_register = saturates(self.device)
-        self._overflow: Optional[Tensor] = None
-        self._master_weights: List[Tuple[nn.Parameter, Tensor]] = []
-        self._optimizer: Optional[FlatOptimizer] = None
+        self._overflow: Tensor | None = None
+        self._master_weights: list[tuple[nn.Parameter, Tensor]] = []
+        self._optimizer: FlatOptimizer | None = None
 
     @property
     def name(self) -> str:
@@ -166,7 +166,7 @@ class Precision:
         self._no_casts = self._library.disable_casts()
         self._no_casts.__enter__()
 
-    def widen(self, predictions: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def widen(self, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
         """The network's output in float32."""
         return {name: value.float() for name, value in predictions.items()}
 
@@ -182,7 +182,7 @@ class Precision:
             found = overflow_since_clear(self.device)
             self._overflow = found if self._overflow is None else self._overflow + found
 
-    def take_overflow(self) -> Optional[Tensor]:
+    def take_overflow(self) -> Tensor | None:
         """0-d, above 0 if this card's register saw an overflow since the last call, in a forward
         pass, a loss or a backward pass; else None.
 
@@ -192,8 +192,8 @@ class Precision:
         overflow, self._overflow = self._overflow, None
         return overflow
 
-    def step(self, optimizer: FlatOptimizer, lr: Optional[float],
-             overflow: Optional[Tensor] = None) -> None:
+    def step(self, optimizer: FlatOptimizer, lr: float | None,
+             overflow: Tensor | None = None) -> None:
         """Update the parameters unless a gradient overflowed, then the scale."""
         optimizer.step(lr, None if self.scale is None else self.scale.value, overflow)
         if self.scale is not None:
@@ -223,10 +223,10 @@ class Precision:
                     if not parameter.requires_grad:
                         parameter.data.copy_(values)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {} if self.scale is None else self.scale.state_dict()
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.scale is not None and state:
             self.scale.load_state_dict(state)
 
@@ -238,7 +238,7 @@ def batch_norm_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
             for p in module.parameters(recurse=False)]
 
 
-def build_precision(opt_level: str, loss_scale: Optional[str], amp_dtype: str,
+def build_precision(opt_level: str, loss_scale: str | None, amp_dtype: str,
                     device: torch.device) -> Precision:
     """Precision from the values of --opt_level, --loss_scale (None: by type) and --amp_dtype.
 
@@ -301,7 +301,7 @@ def cpu_computes_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _fixed_scale(text: Optional[str]) -> Optional[float]:
+def _fixed_scale(text: str | None) -> float | None:
     """The number in --loss_scale; None for `dynamic` and for nothing."""
     if text is None or text == "dynamic":
         return None

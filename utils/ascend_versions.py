@@ -9,12 +9,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import Iterator, Mapping, NamedTuple
 
 from utils.files import first_match
 
 # CANN: (plugin, ..). The torch is the plugin without its suffix.
-TABLE: Dict[str, Tuple[str, ...]] = {
+TABLE: dict[str, tuple[str, ...]] = {
     "9.1.0": ("2.12.0", "2.11.0", "2.10.0", "2.10.0.post4", "2.9.0.post3", "2.9.0.post6",
               "2.7.1.post5", "2.7.1.post8"),
     "9.0.0": ("2.10.0", "2.9.0.post2", "2.8.0.post4", "2.7.1.post4"),
@@ -60,10 +60,10 @@ class Versions(NamedTuple):
     """What a host has, or a row of the table; None for what was not found."""
 
     torch: str
-    plugin: Optional[str]
+    plugin: str | None
     """None for the PyTorch 1.5 of Ascend, which brings it built in."""
-    cann: Optional[str]
-    driver: Optional[str] = None
+    cann: str | None
+    driver: str | None = None
     """Not in the table."""
 
     def sentence(self) -> str:
@@ -103,7 +103,7 @@ def doubt(versions: Versions) -> str:
             f"nearest is {_combination(nearest)}")
 
 
-def _distance(versions: Versions, row: Versions) -> Tuple[int, int, int]:
+def _distance(versions: Versions, row: Versions) -> tuple[int, int, int]:
     """How far a row is, torch first: with another torch more has to be installed anew."""
     cann, supported_cann = versions.cann or row.cann or "", row.cann or ""
     same_cann = (cann + ".").startswith(supported_cann + ".")  # a patch of it, too
@@ -128,12 +128,12 @@ def _number(version: str) -> int:
     return major * 10000 + minor * 100 + (candidate if candidate else 50 + patch)
 
 
-def read_plugin(folder: str) -> Optional[str]:
+def read_plugin(folder: str) -> str | None:
     """Version of the plugin in `folder`, read without importing it."""
     return first_match(os.path.join(folder, "version.py"), r"__version__\s*=\s*['\"]([^'\"]+)")
 
 
-def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
+def read_cann(environ: Mapping[str, str], root: str = "/") -> str | None:
     """Version of the CANN whose environment is set, else of the one that is installed."""
     homes = [environ.get("ASCEND_HOME_PATH"), environ.get("ASCEND_TOOLKIT_HOME")]
     noted = first_match(os.path.join(root, _INSTALL_NOTE), r".*Install_Path[^=]*=\s*(\S+)")
@@ -148,6 +148,6 @@ def read_cann(environ: Mapping[str, str], root: str = "/") -> Optional[str]:
     return None
 
 
-def read_driver(root: str = "/") -> Optional[str]:
+def read_driver(root: str = "/") -> str | None:
     path = os.path.join(root, _DRIVER)
     return first_match(path, r"package_version=\s*(\S+)") or first_match(path, r"Version=\s*(\S+)")

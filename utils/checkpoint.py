@@ -16,7 +16,7 @@ import io
 import os
 import random
 import re
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class CheckpointName(NamedTuple):
         return os.path.join(folder, f"{self.config}_{self.epoch}_{self.iteration}{suffix}.pth")
 
     @staticmethod
-    def parse(path: str) -> Optional[CheckpointName]:
+    def parse(path: str) -> CheckpointName | None:
         """Read a file name; None where it does not follow the pattern."""
         match = _NAME.match(os.path.splitext(os.path.basename(path))[0])
         if match is None:
@@ -94,7 +94,7 @@ def serialise(values: Any) -> memoryview:
     return file.getbuffer()
 
 
-def on_cpu(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def on_cpu(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU.
 
     A clone each: parameters are views of one flat buffer, and saving a view saves it all.
@@ -109,13 +109,13 @@ def remove_checkpoint(path: str) -> None:
             os.unlink(victim)
 
 
-def recipe_of(path: str) -> Optional[str]:
+def recipe_of(path: str) -> str | None:
     """Recipe that a weights file's name names; None if it follows no pattern."""
     name = CheckpointName.parse(path)
     return name.config if name else None
 
 
-def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
+def load_state(weights_path: str) -> dict[str, Any] | None:
     """Full state beside a weights file, or None where there is none.
 
     Raises:
@@ -131,7 +131,7 @@ def load_state(weights_path: str) -> Optional[Dict[str, Any]]:
     return state
 
 
-def _read_state(weights_path: str) -> Optional[Dict[str, Any]]:
+def _read_state(weights_path: str) -> dict[str, Any] | None:
     path = state_path(weights_path)
     if not os.path.isfile(path):
         return None
@@ -178,7 +178,7 @@ def load_for_inference(path: str) -> WeightsFile:
         origin=origin, warnings=weights.warnings + more)
 
 
-def rng_state() -> Dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """State of Python's, NumPy's and torch's generators, as tensors and plain types."""
     legacy: Any = np.random.get_state()
     kind, keys, position, has_gauss, gauss = legacy
@@ -191,7 +191,7 @@ def rng_state() -> Dict[str, Any]:
     }
 
 
-def set_rng_state(state: Dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

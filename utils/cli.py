@@ -18,19 +18,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    NoReturn,
-    Optional,
-    Sequence,
-    TextIO,
-    Tuple,
-)
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence, TextIO
 
 from utils.distributed.failures import LAUNCHER_VARIABLE, die_with_parent
 from utils.errors import UserError, nearest, one_line, printable
@@ -54,7 +42,7 @@ def str2bool(text: str) -> bool:
     raise ValueError(f"expected True or False, found '{text}'")
 
 
-def split_device(name: str) -> Tuple[str, Optional[int]]:
+def split_device(name: str) -> tuple[str, int | None]:
     """Kind of a device, and its number where the name has one: `cuda:1`; `0` is a card's."""
     kind, _, number = name.strip().lower().rpartition(":")
     index = whole_number(number)
@@ -63,7 +51,7 @@ def split_device(name: str) -> Tuple[str, Optional[int]]:
     return f"{kind}:{number}" if kind else number, None
 
 
-def refuse_two_cards(name: str, index: Optional[int]) -> None:
+def refuse_two_cards(name: str, index: int | None) -> None:
     """A `UserError` where --device and --device_id name different cards."""
     number = split_device(name)[1]
     if number is not None and index not in (None, number):
@@ -119,7 +107,7 @@ def add_npu_modes(target: Any) -> None:
                     "untested")
 
 
-def foreign_words(program: str) -> Tuple[Dict[str, str], Dict[str, str]]:
+def foreign_words(program: str) -> tuple[dict[str, str], dict[str, str]]:
     """Other tools' words, from foreign_flags.ini: with the flag of `program` that means the same,
     and with a sentence on what there is in place of theirs.
     """
@@ -150,15 +138,15 @@ class ArgumentParser(argparse.ArgumentParser):
     leaves with exit code 2 and nothing but `error: <sentence>` on stderr.
     """
 
-    def __init__(self, *args: Any, same: Optional[Mapping[str, str]] = None,
-                 instead: Optional[Mapping[str, str]] = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, same: Mapping[str, str] | None = None,
+                 instead: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **kwargs)
         self._same, self._instead = dict(same or {}), dict(instead or {})
 
-    def parse_args(self, args: Optional[Sequence[str]] = None,  # type: ignore[override]
-                   namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None,  # type: ignore[override]
+                   namespace: argparse.Namespace | None = None) -> argparse.Namespace:
         """Parse all of `args`; what is left over is an error that names the nearest flag."""
         words = sys.argv[1:] if args is None else args
         for word in words:  # argparse would take `--` away and leave nothing
@@ -183,7 +171,7 @@ class ArgumentParser(argparse.ArgumentParser):
             flag = self._same.get(name, f"--{name}")
         return flag + equals + value if flag in self._option_string_actions else word
 
-    def _describe_leftover(self, left: List[str]) -> str:
+    def _describe_leftover(self, left: list[str]) -> str:
         word = next((word for word in left if word.startswith("-")), left[0])
         flag = word.partition("=")[0]
         name = flag.lstrip("-").replace("-", "_")
@@ -235,7 +223,7 @@ def signals_interrupt() -> Iterator[None]:
     A launcher's shell that dies without a word counts as one that has sent SIGTERM.
     """
 
-    def interrupt(number: int, frame: Optional[FrameType]) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
     previous = {}
@@ -313,8 +301,7 @@ def lasting_streams() -> Iterator[None]:
             sys.stdout.flush()
 
 
-def run_main(main: Callable[[List[str]], Optional[int]],
-             argv: Optional[Sequence[str]] = None) -> int:
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the process's exit code.
 
     A `UserError` becomes `error: <sentence>` on stderr and 2, as a mistake in the flags does;

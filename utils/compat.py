@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import threading
-from typing import Any, Dict, Iterable, Iterator, Optional
+from typing import Any, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from utils.errors import UserError, first_line
 
 
-def loader_generator(seed: int) -> Dict[str, Any]:
+def loader_generator(seed: int) -> dict[str, Any]:
     """Arguments for a `DataLoader` whose workers' base seed comes from `seed`.
 
     Without them it is drawn from, and so changes, the global generator. PyTorch 1.5 has no such
@@ -71,7 +71,7 @@ def _kill(iterator: Any) -> None:
         worker.kill()
 
 
-def share(tensors: Iterable[Tensor]) -> Optional[UserError]:
+def share(tensors: Iterable[Tensor]) -> UserError | None:
     """Move a worker's batch to shared memory; None, or why that failed. Nothing in other processes.
 
     It would go there by itself, but in a thread of the worker whose failure nobody is told of: the
@@ -121,7 +121,7 @@ def _lost_worker(error: Exception, num_workers: int) -> str:
             f"lower --num_workers, now {num_workers}, or --batch_size, or raise that limit")
 
 
-def unsynchronised_buffers() -> Dict[str, Any]:
+def unsynchronised_buffers() -> dict[str, Any]:
     """Arguments for `DistributedDataParallel` that keep it from sending buffers in every step.
 
     PyTorch 2.13 renamed the argument and warns of the old name.

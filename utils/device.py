@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import random
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ _BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 _ALIASES = {"gpu": "cuda", "": "auto"}
 _AUTO = "auto"
 
-DEVICE_NAMES: Tuple[str, ...] = (_AUTO, *_TITLES, "gpu", CARD)
+DEVICE_NAMES: tuple[str, ...] = (_AUTO, *_TITLES, "gpu", CARD)
 """What `select_device` accepts, and with a number behind them or alone: `npu:1`, `0`."""
 
 _CARDS = "/dev/davinci*"
@@ -45,7 +45,7 @@ _VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 _END_IT = "{tool} shows which: end it, or choose another card by --device_id"
 # Signs in the error's text (lower case), the first that fits counts; what it means. The numbers are
 # CANN's (rt_error_codes.h), EL0005 is its driver's "Resource_Busy".
-_START_PROBLEMS: Tuple[Tuple[Tuple[str, ...], str], ...] = (
+_START_PROBLEMS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("el0005", "resource_busy", "resources are busy", "busy or unavailable"),
      "another process or container holds it; " + _END_IT),
     (("207001", "207018", "el0004", "out of memory"),
@@ -75,7 +75,7 @@ def _npu_installed() -> bool:
     return _runtime("npu") is not None or importlib.util.find_spec(PLUGIN) is not None
 
 
-def _plugin_version() -> Optional[str]:
+def _plugin_version() -> str | None:
     """Of torch_npu, which need not be imported for it; None where it is built into PyTorch."""
     spec = importlib.util.find_spec(PLUGIN)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -167,7 +167,7 @@ def device_runtime(device: torch.device) -> Any:
     return _runtime(device.type)
 
 
-def cards_of_host(name: str) -> Optional[int]:
+def cards_of_host(name: str) -> int | None:
     """Number of cards of the kind `name` on this host; None for the CPU, which all ranks share."""
     kind = _find_kind(name, warn=False)  # `select_device` follows
     return None if kind == "cpu" else int(_runtime(kind).device_count())

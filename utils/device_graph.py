@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, Callable, Dict, Generic, Sequence, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def prepare_graphs(device: torch.device) -> None:
     runtime.set_stream(runtime.Stream(device))
 
 
-def record(work: Callable[[], T], device: torch.device, pool: Any = None) -> Tuple[Any, T]:
+def record(work: Callable[[], T], device: torch.device, pool: Any = None) -> tuple[Any, T]:
     """A graph of `work`, which has not run by then, and the result that each replay leaves.
 
     `work` launches the same each time, on a device that `prepare_graphs` has made ready. `pool` is
@@ -90,8 +90,8 @@ class GraphedStep:
     def __init__(self, step: Callable[..., None], device: torch.device, shared: bool) -> None:
         self._step, self._device = step, device
         self._warm_up = WARM_UP_SHARED if shared else WARM_UP
-        self._calls: Dict[int, int] = {}
-        self._graphs: Dict[int, Any] = {}
+        self._calls: dict[int, int] = {}
+        self._graphs: dict[int, Any] = {}
 
     def __call__(self, batches: Sequence[Batch], void: bool = False) -> None:
         """A step of batches whose memory stays; a `void` one, which is rare, runs as usual."""
@@ -116,8 +116,8 @@ class GraphedCall(Generic[T]):
     def __init__(self, function: Callable[[Tensor], T], copied: Callable[[T], T],
                  device: torch.device) -> None:
         self._function, self._copied, self._device = function, copied, device
-        self._calls: Dict[torch.Size, int] = {}
-        self._places: Dict[torch.Size, Tuple[Tensor, Any, T]] = {}
+        self._calls: dict[torch.Size, int] = {}
+        self._places: dict[torch.Size, tuple[Tensor, Any, T]] = {}
 
     def __call__(self, values: Tensor) -> T:
         """The result for a tensor of the host, whose copy to the device is queued."""

@@ -7,7 +7,7 @@ image, all anti-aliased. Images are uint8 `[h, w, 3]` BGR, as OpenCV reads and w
 from __future__ import annotations
 
 import colorsys
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -67,8 +67,8 @@ def class_color(label: str, class_names: Sequence[str]) -> Color:
 
 
 def draw_instances(image_bgr: np.ndarray, boxes_px: np.ndarray,
-                   masks: Optional[Sequence[Union[np.ndarray, MaskWindow]]], labels: Sequence[str],
-                   class_names: Sequence[str] = (), texts: Optional[Sequence[str]] = None,
+                   masks: Sequence[np.ndarray | MaskWindow] | None, labels: Sequence[str],
+                   class_names: Sequence[str] = (), texts: Sequence[str] | None = None,
                    outline_boxes: bool = True) -> np.ndarray:
     """Draw n objects and return a new image.
 
@@ -142,8 +142,7 @@ def _style(image: np.ndarray) -> _Style:
                   font_line=max(1, int(round(scale * 1.4))), padding=max(2, int(round(scale * 5))))
 
 
-def _fill_mask(image: np.ndarray, mask: Union[np.ndarray, MaskWindow],
-               color: Color) -> List[np.ndarray]:
+def _fill_mask(image: np.ndarray, mask: np.ndarray | MaskWindow, color: Color) -> list[np.ndarray]:
     """Blend a colour into the mask's pixels; returns the outlines of the mask."""
     if not isinstance(mask, MaskWindow):
         mask = MaskWindow(0, 0, mask)
@@ -171,7 +170,7 @@ def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, style: _Style) -
     cv2.polylines(image, [points], True, color, style.line, cv2.LINE_AA, _SHIFT)
 
 
-def _fit_text(text: str, scale: float, thickness: int, width: int) -> Tuple[str, float]:
+def _fit_text(text: str, scale: float, thickness: int, width: int) -> tuple[str, float]:
     """Make text smaller, down to a still readable size, and then shorter, until it fits."""
     def is_fit(candidate: str) -> bool:
         return cv2.getTextSize(candidate, _FONT, scale, thickness)[0][0] <= width

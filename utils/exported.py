@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def _is_input(value: Any) -> bool:
         "mean": _are_three, "std": lambda std: _are_three(std, 0)}))
 
 
-_FILE: Dict[str, Any] = {
+_FILE: dict[str, Any] = {
     "file": lambda value: isinstance(value, str) and os.path.basename(value) == value,
     "sha256": (str, type(None))}
 _DESCRIPTION: Form = {
@@ -74,7 +74,7 @@ def is_export(path: str) -> bool:
     return path.endswith(MODEL_ENDINGS) or os.path.isfile(os.path.join(path, DESCRIPTION))
 
 
-def read_description(folder: str) -> Dict[str, Any]:
+def read_description(folder: str) -> dict[str, Any]:
     """What `model.yaml` says: YAML in JSON's subset, behind lines of comment.
 
     Raises:
@@ -94,11 +94,11 @@ def read_description(folder: str) -> Dict[str, Any]:
     problem = misfit(facts, _DESCRIPTION) or _contradiction(facts)
     if problem:
         raise UserError(f"'{path}' is damaged: {problem}; export the weights again")
-    found: Dict[str, Any] = facts
+    found: dict[str, Any] = facts
     return found
 
 
-def _contradiction(facts: Dict[str, Any]) -> str:
+def _contradiction(facts: dict[str, Any]) -> str:
     """Where the parts of a description do not fit each other; an empty string if they do."""
     outputs = {output["name"]: len(output["shape"]) for output in facts["outputs"]}
     if list(outputs.items()) != list(OUTPUTS[facts["form"]].items()):
@@ -150,16 +150,16 @@ class ExportedModel:
         if name is not None:
             chosen = [entry for entry in entries if entry["file"] == name]
         self.models = sorted(chosen, key=lambda entry: -(entry["batch"] or 0))
-        self._sessions: Dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
 
-    def __call__(self, planes: np.ndarray) -> Dict[str, np.ndarray]:
+    def __call__(self, planes: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name for uint8 images `[B, 3, S, S]` RGB; any B, whatever the models take."""
         if not self.models:
             raise UserError(f"'{self.folder}' has no model that runs on {self.device}; export the "
                             "weights again")
         names = [output["name"] for output in self.facts["outputs"]]
         shapes = [output["shape"][1:] for output in self.facts["outputs"]]
-        parts: List[List[np.ndarray]] = []
+        parts: list[list[np.ndarray]] = []
         start = 0
         while start < len(planes):
             entry = next((entry for entry in self.models
@@ -199,7 +199,7 @@ class ExportedModel:
         """Predicted IoU of soft masks float32 `[n, 1, h, w]` for every class (YOLACT++)."""
         return self._run(self.facts["mask_iou"]["file"], masks)[0]
 
-    def _run(self, file: str, values: np.ndarray) -> List[np.ndarray]:
+    def _run(self, file: str, values: np.ndarray) -> list[np.ndarray]:
         session = self.session(file)
         try:
             return [np.asarray(output) for output in session(values)]
@@ -225,7 +225,7 @@ class ExportedModel:
         return self._sessions[file]
 
 
-def prepare(planes: np.ndarray, described: Dict[str, Any]) -> np.ndarray:
+def prepare(planes: np.ndarray, described: dict[str, Any]) -> np.ndarray:
     """Bring uint8 RGB images `[B, 3, S, S]` into the form of a model's input."""
     if described["layout"] == "NHWC":
         planes = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
@@ -236,8 +236,7 @@ def prepare(planes: np.ndarray, described: Dict[str, Any]) -> np.ndarray:
     return (planes.astype(np.float32) - mean) / std
 
 
-def open_onnx(path: str, device: str = "cpu",
-              options: Optional[Any] = None) -> Tuple[Session, str]:
+def open_onnx(path: str, device: str = "cpu", options: Any | None = None) -> tuple[Session, str]:
     """What runs an ONNX file, and ONNX Runtime's version and device in words."""
     runtime = require("onnxruntime")
     available = runtime.get_available_providers()

@@ -7,7 +7,7 @@ import ctypes
 import re
 import resource
 import traceback
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator
 
 import torch
 
@@ -36,8 +36,8 @@ def in_gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= 0.95 * GIB else f"{count / (1 << 20):.0f} MiB"
 
 
-def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
-                   cgroup: str = "/sys/fs/cgroup") -> Optional[int]:
+def host_available(space_limit: int | None = None, proc: str = "/proc",
+                   cgroup: str = "/sys/fs/cgroup") -> int | None:
     """Bytes this process may still take: free memory, its control group, its address space.
 
     None where the system does not say (no /proc). The arguments are for tests.
@@ -58,13 +58,13 @@ def host_available(space_limit: Optional[int] = None, proc: str = "/proc",
     return min(limits)
 
 
-def proc_bytes(path: str, key: str) -> Optional[int]:
+def proc_bytes(path: str, key: str) -> int | None:
     """The bytes in a line `key: N kB` of a file below /proc; None where there is none."""
     found = first_match(path, re.escape(key) + r":\s+(\d+) kB")
     return None if found is None else int(found) << 10
 
 
-def memory_info(device: torch.device) -> Tuple[int, int]:
+def memory_info(device: torch.device) -> tuple[int, int]:
     """Bytes that this process may take on `device`, and all it has; 0 for what is not known.
 
     On a card those that the process holds are among the first; on the CPU they are not, and how

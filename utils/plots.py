@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -34,9 +34,8 @@ def is_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw_plots(steps: Sequence[Row], results: Sequence[Row],
-               classes: Sequence[Mapping[str, str]],
-               matrix: Optional[Tuple[np.ndarray, List[str]]]) -> Dict[str, bytes]:
+def draw_plots(steps: Sequence[Row], results: Sequence[Row], classes: Sequence[Mapping[str, str]],
+               matrix: tuple[np.ndarray, list[str]] | None) -> dict[str, bytes]:
     """PNG files by name, without those for which there are no numbers: of the rows of log.jsonl,
     results.csv and per_class.csv, and of the confusion matrix with the classes' names.
     """
@@ -55,7 +54,7 @@ def draw_plots(steps: Sequence[Row], results: Sequence[Row],
         confusion_matrix=None if matrix is None else draw_confusion(*matrix))
 
 
-def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> Dict[str, bytes]:
+def draw_comparison(runs: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> dict[str, bytes]:
     """PNG files by name: total loss and mask mAP of several runs, from the rows of log.jsonl and of
     results.csv.
     """
@@ -72,7 +71,7 @@ def draw_comparison(runs: Mapping[str, Tuple[Sequence[Row], Sequence[Row]]]) -> 
             for name, (_, results), color in curves}))
 
 
-def _drawn(**plots: Optional[bytes]) -> Dict[str, bytes]:
+def _drawn(**plots: bytes | None) -> dict[str, bytes]:
     return {name: png for name, png in plots.items() if png is not None}
 
 
@@ -82,8 +81,8 @@ def points(rows: Sequence[Row], column: str) -> np.ndarray:
                      if row.get(column) is not None], np.float64).reshape(-1, 2)
 
 
-def _draw_lines(title: str, unit: str, lines: Mapping[str, Tuple[np.ndarray, str, str]],
-                may_be_log: bool = False, best_of: str = "") -> Optional[bytes]:
+def _draw_lines(title: str, unit: str, lines: Mapping[str, tuple[np.ndarray, str, str]],
+                may_be_log: bool = False, best_of: str = "") -> bytes | None:
     """A curve for each line (points, colour, dashes) that has points; the highest point of the line
     `best_of` is named.
 
@@ -122,7 +121,7 @@ def _draw_lines(title: str, unit: str, lines: Mapping[str, Tuple[np.ndarray, str
 
 
 
-def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> Optional[bytes]:
+def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> bytes | None:
     """Average precision by class, the best masks first; None without classes.
 
     `mask_AP` and `box_AP` are in percent, '' where no image has an object. Bars are masks, strokes
@@ -188,7 +187,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> bytes:
     return _to_png(figure)
 
 
-def drawable(names: Sequence[str]) -> Tuple[List[str], str]:
+def drawable(names: Sequence[str]) -> tuple[list[str], str]:
     """Names as a plot can show them, and the font for them.
 
     The font is the first installed one that has the most of the letters; a name with letters that
@@ -213,7 +212,7 @@ def drawable(names: Sequence[str]) -> Tuple[List[str], str]:
     return texts, font
 
 
-def _new_figure(width: float, height: float) -> Tuple[Any, Any]:
+def _new_figure(width: float, height: float) -> tuple[Any, Any]:
     """An empty figure of inches, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

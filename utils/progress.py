@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from typing import Callable, List, Optional, Sequence, TextIO
+from typing import Callable, Sequence, TextIO
 
 INTERVAL = 0.5
 """Seconds between two drawings."""
@@ -31,7 +31,7 @@ class ProgressBar:
         clock: seconds, for tests.
     """
 
-    def __init__(self, total: int, stream: TextIO, beside: Optional[TextIO] = None,
+    def __init__(self, total: int, stream: TextIO, beside: TextIO | None = None,
                  enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
         self._stream = stream
@@ -99,7 +99,7 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def step_parts(left: int, step: float, data: float, memory: int) -> List[str]:
+def step_parts(left: int, step: float, data: float, memory: int) -> list[str]:
     """What a line of training steps says behind its count: seconds of a `step` (0: not measured),
     of these waiting for `data`, and the bytes of `memory` reserved on the device, if any.
     """
@@ -110,7 +110,7 @@ def step_parts(left: int, step: float, data: float, memory: int) -> List[str]:
     return shown + [f"{memory / 2 ** 30:.1f} GiB"] if memory else shown
 
 
-def image_parts(left: int, images_per_second: float) -> List[str]:
+def image_parts(left: int, images_per_second: float) -> list[str]:
     """What a line of images says behind its count; `left` 0 leaves out the time that is left."""
     eta = [f"ETA {duration(left / max(images_per_second, 1e-9))}"] if left > 0 else []
     return eta + [f"{images_per_second:.2f} images/s"]

@@ -14,7 +14,7 @@ import io
 import os
 import shlex
 import sys
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,14 +22,7 @@ from utils import plots
 from utils.cli import ArgumentParser, print_lines, run_main
 from utils.errors import UserError
 from utils.files import read_whole, write_whole
-from utils.run_folder import (
-    CONFIG,
-    REPORT,
-    RunFolder,
-    best_row,
-    damage_refused,
-    open_run_folder,
-)
+from utils.run_folder import CONFIG, REPORT, RunFolder, best_row, damage_refused, open_run_folder
 
 SUMMARY = os.path.join("evaluation", "evaluation.json")
 PER_CLASS = os.path.join("evaluation", "per_class.csv")
@@ -44,7 +37,7 @@ _OF_ONE_RUN = ("time", "command", "folder", "start_iteration", "class_names", "c
 """Facts that differ from run to run, or that others say in fewer words."""
 
 
-def build_report(folder: RunFolder) -> List[str]:
+def build_report(folder: RunFolder) -> list[str]:
     """Draw the plots and write the page; returns lines for the user: what is missing, and where the
     page is.
     """
@@ -70,7 +63,7 @@ def _missing(package: str, what: str, folder: RunFolder) -> str:
             f"and 'python -m utils.report {folder.path}' make up for it")
 
 
-def read_run(folder: RunFolder) -> Dict[str, Any]:
+def read_run(folder: RunFolder) -> dict[str, Any]:
     """All that the files of a run folder say; what is not there is empty."""
     evaluation = folder.read(SUMMARY)
     shown = evaluation.get("pictures", {}).get("shown", [])
@@ -86,7 +79,7 @@ def read_run(folder: RunFolder) -> Dict[str, Any]:
         "weights": [name for name in ("best", "last") if os.path.exists(folder.weights(name))]}
 
 
-def read_matrix(lines: Iterable[str]) -> Optional[Tuple[np.ndarray, List[str]]]:
+def read_matrix(lines: Iterable[str]) -> tuple[np.ndarray, list[str]] | None:
     """Counts and class names of a confusion_matrix.csv; None where there is none."""
     rows = list(csv.reader(lines))
     if not rows:
@@ -94,7 +87,7 @@ def read_matrix(lines: Iterable[str]) -> Optional[Tuple[np.ndarray, List[str]]]:
     return np.array([row[1:] for row in rows[1:]], np.int64), rows[0][1:-1]
 
 
-def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
+def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Sums over a confusion matrix, and the most frequent pairs of different classes."""
     objects, found = int(counts[:-1].sum()), int(counts[:-1, :-1].sum())
     right = int(counts[:-1, :-1].trace())
@@ -109,7 +102,7 @@ def sum_up_matrix(counts: np.ndarray, names: Sequence[str]) -> Dict[str, Any]:
                   if wrong[row, column]]}
 
 
-def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
+def compare(folders: Sequence[RunFolder], path: str) -> list[str]:
     """Write a page with the curves of several runs, their scores and what differs between them;
     returns lines for the user, as `build_report`.
     """
@@ -131,7 +124,7 @@ def compare(folders: Sequence[RunFolder], path: str) -> List[str]:
     return [f"Comparison : {path}"]
 
 
-def _compared_facts(run: Mapping[str, Any]) -> Dict[str, Any]:
+def _compared_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was: recipe, data, flags, machine and versions, by names for a table."""
     config, session = run["config"], dict((run["sessions"] or [{}])[-1])
     facts = dict(config.get("run", {}))
@@ -169,11 +162,11 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _percent(value: Optional[float]) -> str:
+def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.2f}"
 
 
-def _decimals(value: Any, digits: Optional[int] = 2) -> str:
+def _decimals(value: Any, digits: int | None = 2) -> str:
     """A number to so many decimals; None leaves it as it is."""
     return "" if value is None else _plain(value) if digits is None else f"{value:.{digits}f}"
 
@@ -193,7 +186,7 @@ def _read(folder: RunFolder, *parts: str) -> bytes:
         return b""
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="python -m utils.report", description=(
         "Draw the plots and the report of run folders from the files in them; of several, also a "
         "page that compares them."))

@@ -24,7 +24,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Sequence
 
 import yaml
 
@@ -83,7 +83,7 @@ class RunFolder:
     def weights(self, name: str) -> str:
         return self.file(WEIGHTS, name + ".pth")
 
-    def read(self, name: str) -> Dict[str, Any]:
+    def read(self, name: str) -> dict[str, Any]:
         """A JSON or YAML file of the folder; empty where there is none.
 
         Raises:
@@ -119,10 +119,10 @@ class RunFolder:
         """Note where and how the program was started, once more."""
         self.write(ENVIRONMENT, {"sessions": self.sessions() + [dict(session)]})
 
-    def sessions(self) -> List[Dict[str, Any]]:
+    def sessions(self) -> list[dict[str, Any]]:
         return list(self.read(ENVIRONMENT).get("sessions", []))
 
-    def records(self) -> List[Dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """The records of the log: `type` (session, train, epoch, val), `time`, what is known."""
         found = []
         with damage_refused(self.file(LOG)), contextlib.suppress(FileNotFoundError):
@@ -135,15 +135,15 @@ class RunFolder:
                             found.append(record)
         return found
 
-    def training(self) -> List[Row]:
+    def training(self) -> list[Row]:
         with damage_refused(self.file(LOG)):
             return [_train_row(record) for record in self.records() if record["type"] == "train"]
 
-    def results(self) -> List[Row]:
+    def results(self) -> list[Row]:
         """A row for each iteration at which an epoch ended or the network was scored, with the
         losses of the last log line before it.
         """
-        rows: Dict[int, Row] = {}
+        rows: dict[int, Row] = {}
         latest: Row = {}
         with damage_refused(self.file(LOG)):
             for record in self.records():
@@ -235,7 +235,7 @@ def append_record(path: str, kind: str, values: Mapping[str, Any]) -> None:
         stream.write(json.dumps(plain) + "\n")
 
 
-def open_run_folder(path: str, run_id: Optional[str] = None) -> Optional[RunFolder]:
+def open_run_folder(path: str, run_id: str | None = None) -> RunFolder | None:
     """The run folder at `path`; None where there is none, or one of another run than `run_id`."""
     try:
         values = RunFolder(path, "").read(CONFIG)
@@ -247,7 +247,7 @@ def open_run_folder(path: str, run_id: Optional[str] = None) -> Optional[RunFold
     return RunFolder(path, found)
 
 
-def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[RunFolder]:
+def folder_of_weights(weights_path: str, origin: Origin | None) -> RunFolder | None:
     """The folder of the run that made some weights; None where it is not known or gone.
 
     Weights that lie in a run folder belong to it, and others to the one that their state names.
@@ -259,7 +259,7 @@ def folder_of_weights(weights_path: str, origin: Optional[Origin]) -> Optional[R
     return open_run_folder(origin.path, origin.run_id)
 
 
-def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = None,
+def folder_of_run(project: str, name: str, run_id: str, before: str | None = None,
                   restarted: bool = False) -> RunFolder:
     """The folder in `project` that a training writes to, found again or made; a name that is taken
     gets a number: `name-2`.
@@ -298,7 +298,7 @@ def folder_of_run(project: str, name: str, run_id: str, before: Optional[str] = 
     return found
 
 
-def timestamp(seconds: Optional[float] = None) -> str:
+def timestamp(seconds: float | None = None) -> str:
     """A time since the epoch, or now, in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -320,7 +320,7 @@ def _score_row(record: Mapping[str, Any]) -> Row:
     return row
 
 
-def best_row(rows: Sequence[Row]) -> Optional[Row]:
+def best_row(rows: Sequence[Row]) -> Row | None:
     """The row with the best mask mAP, the first of equal ones; None where nothing was scored."""
     scored = [row for row in rows if row.get("mask_mAP") is not None]
     return max(scored, key=lambda row: row["mask_mAP"]) if scored else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 if TYPE_CHECKING:
     from data.config import Config
@@ -77,6 +77,6 @@ class LearningRate:
         final = self.base_lr * self.final_factor
         return final + (self.base_lr - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All arguments as plain types: a resumed run compares them with its own."""
         return dict(vars(self), lr_steps=list(self.lr_steps))

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional
+from typing import Any, Iterable, Iterator, Mapping
 
 from utils.errors import UserError
 
@@ -53,7 +53,7 @@ def is_lost_peer(text: str) -> bool:
     return any(part in text.lower() for part in _LOST_PEER)
 
 
-def new_record(rank: int, cause: str) -> Dict[str, Any]:
+def new_record(rank: int, cause: str) -> dict[str, Any]:
     """The record of a failure that is seen now; log and exit code are for the supervisor to add."""
     return {"rank": rank, "time": time.time(), "cause": " ".join(cause.split())[:500],
             "lost_peer": is_lost_peer(cause), "log": "", "status": 1}
@@ -86,7 +86,7 @@ def record_failure(rank: int) -> Iterator[None]:
         raise
 
 
-def read_records(paths: Iterable[str]) -> List[Dict[str, Any]]:
+def read_records(paths: Iterable[str]) -> list[dict[str, Any]]:
     """The records among `paths` that exist, the decisive one first."""
     records = []
     for path in paths:
@@ -130,7 +130,7 @@ def interrupted_after(seconds: float, sentence: str) -> Iterator[None]:
     """Raise `UserError(sentence)` in the main thread if that is in the block and the block takes
     longer than `seconds`; 0 is no limit. Waiting for a file or a queue is interrupted.
     """
-    def expire(number: int, frame: Optional[FrameType]) -> None:
+    def expire(number: int, frame: FrameType | None) -> None:
         raise UserError(sentence)
 
     if not seconds or threading.current_thread() is not threading.main_thread():
@@ -204,7 +204,7 @@ class StopRequest:
         self.requested = False
         self.signal_name = ""
         self._since = 0.0
-        self._previous: Dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
@@ -219,7 +219,7 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
 
-    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
             self.requested = True
             self.signal_name = signal.Signals(number).name

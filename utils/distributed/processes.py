@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 
 import torch
 import torch.distributed as dist
@@ -42,8 +42,8 @@ class Processes:
     """Index of this process's device on its host."""
 
     @staticmethod
-    def from_env(environ: Optional[Mapping[str, str]] = None,
-                 devices_per_host: Optional[int] = None) -> Processes:
+    def from_env(environ: Mapping[str, str] | None = None,
+                 devices_per_host: int | None = None) -> Processes:
         """Read the environment; without any of its variables this is a run of one process.
 
         The device is LOCAL_RANK where it is set. Else a single process takes ASCEND_DEVICE_ID, and

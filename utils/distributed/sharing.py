@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any, ContextManager, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, ContextManager, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Sharing:
         if self.processes.world_size > 1:
             self._handle = dist.all_reduce(self._agreed, async_op=True)
 
-    def positives_per_share(self) -> Optional[Tensor]:
+    def positives_per_share(self) -> Tensor | None:
         """The whole step's positives (at least 1) / shares, 0-d; None for an undivided step.
 
         With losses divided by this and gradients averaged over the shares, the gradient is that of
@@ -130,7 +130,7 @@ def failing_together(processes: Processes, device: torch.device) -> Iterator[Non
     """A block that every process runs: a `UserError` in any of them is one in all of them, or those
     without a problem would wait for the one that has it.
     """
-    problem: Optional[UserError] = None
+    problem: UserError | None = None
     try:
         yield
     except UserError as error:
@@ -140,7 +140,7 @@ def failing_together(processes: Processes, device: torch.device) -> Iterator[Non
         raise problem or UserError("another process has found a problem; its log says which")
 
 
-def gather_bytes(data: bytes, processes: Processes, device: torch.device) -> List[bytes]:
+def gather_bytes(data: bytes, processes: Processes, device: torch.device) -> list[bytes]:
     """Everybody's `data`, by rank.
 
     Travels as int32 tensors of the largest one's size: a type that all backends take.
@@ -160,7 +160,7 @@ def gather_bytes(data: bytes, processes: Processes, device: torch.device) -> Lis
     return [part.cpu().numpy().tobytes()[:size] for part, size in zip(received, sizes.tolist())]
 
 
-def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List[int]:
+def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> list[int]:
     """Part of the images for one process: every W-th batch of one process's sequence of batches.
 
     Whole batches, so that each image passes the network in the company it has on one card: some
@@ -170,8 +170,8 @@ def shard(indices: Sequence[int], batch_size: int, processes: Processes) -> List
             if n // batch_size % processes.world_size == processes.rank]
 
 
-def gather_state(state: List[Any], image_ids: Sequence[int], processes: Processes,
-                 device: torch.device) -> List[Any]:
+def gather_state(state: list[Any], image_ids: Sequence[int], processes: Processes,
+                 device: torch.device) -> list[Any]:
     """Bring the processes' `CocoEvaluator.state()` together, in the order of `image_ids`.
 
     Returns everything in the main process, nothing in the others.

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from types import FrameType
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Mapping, Sequence
 
 from utils.distributed.failures import (
     FILE_VARIABLE,
@@ -54,7 +54,7 @@ FEWEST_CORES = 4
 """Per rank: the training's thread, the plugin's queue, and two of the loader."""
 
 
-def share_of_cores(cores: Set[int], part: int, parts: int) -> Set[int]:
+def share_of_cores(cores: set[int], part: int, parts: int) -> set[int]:
     """The part-th of `parts` equal stretches of the cores in use; all where there are too few."""
     each = len(cores) // parts
     if each < FEWEST_CORES or part >= parts:
@@ -104,8 +104,8 @@ class Supervisor:
         # The launcher's shell may die without a word, and torch's launcher below it.
         self._above = [int(environ[LAUNCHER_VARIABLE])] if LAUNCHER_VARIABLE in environ else []
         self._parent = os.getppid()
-        self._signal: Optional[int] = None
-        self._deadline: Optional[float] = None
+        self._signal: int | None = None
+        self._deadline: float | None = None
 
     def run(self) -> int:
         """Start the program and wait for its end; returns the exit code for the launcher."""
@@ -126,13 +126,13 @@ class Supervisor:
             os.unlink(self.pid_file)
         return status
 
-    def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:  # a batch system and torch's launcher may both send one
             self._signal = number
 
     def _watch(self, program: subprocess.Popen) -> int:
         forwarded = False
-        failed: List[Dict] = []
+        failed: list[dict] = []
         running = time.monotonic()
         while program.poll() is None:
             failed = failed or read_records(self.all_records)
@@ -165,7 +165,7 @@ class Supervisor:
         deadline = time.monotonic() + seconds
         self._deadline = min(self._deadline or deadline, deadline)
 
-    def _conclude(self, status: int, killed_for: List[Dict]) -> int:
+    def _conclude(self, status: int, killed_for: list[dict]) -> int:
         if status == 0 or (status == EXIT_STOPPED and self._signal is not None):
             return 0  # in order; torch's launcher must not take it for a failure and restart
         code = 128 - status if status < 0 else status
@@ -188,7 +188,7 @@ class Supervisor:
         return (shown or lines or ["nothing was printed"])[-1]
 
 
-def _last_lines(path: str) -> List[str]:
+def _last_lines(path: str) -> list[str]:
     with open(path, "rb") as stream:
         stream.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
         text = stream.read().decode("utf-8", "replace")
@@ -223,12 +223,12 @@ def record_path(output: str, name: str, number: int, attempt: int) -> str:
     return os.path.join(output, str(number), f"{name}_failure_{attempt}.json")
 
 
-def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
+def report(output: str, name: str, numbers: Sequence[int]) -> tuple[str, int]:
     """What the launcher prints when ranks have failed, the decisive one first, and its exit code.
 
     `output` and `name` are those of `Supervisor`, `numbers` the folders of this host's ranks.
     """
-    records: List[Dict] = []
+    records: list[dict] = []
     for attempt in itertools.count():
         found = read_records(record_path(output, name, n, attempt) for n in numbers)
         if not found:
@@ -246,7 +246,7 @@ def report(output: str, name: str, numbers: Sequence[int]) -> Tuple[str, int]:
     return "\n".join(shown), int(records[0]["status"])
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Command line: `OUTPUT NAME PROGRAM ARGUMENT...`, or `--report OUTPUT NAME NUMBER...`."""
     if argv[:1] == ["--report"]:
         text, code = report(argv[1], argv[2], [int(number) for number in argv[3:]])

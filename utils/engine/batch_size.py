@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ TrainStep = Callable[..., Dict[str, Tensor]]
 
 def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDataset,
                     processes: Processes, device: torch.device, step: TrainStep,
-                    resumed: Optional[str]) -> int:
+                    resumed: str | None) -> int:
     """Images per card for --batch_size=auto; a resumed training keeps what it had."""
     shares = processes.world_size * args.accumulate
     chosen = None if resumed is None else resumed_batch_size(resumed, shares)
@@ -110,7 +110,7 @@ class MemoryNeed(NamedTuple):
         return MemoryNeed(max(high - more * per_image, 0), per_image)
 
 
-def measure(build: Callable[[], Learner], row: Dict[str, Any], step: TrainStep,
+def measure(build: Callable[[], Learner], row: dict[str, Any], step: TrainStep,
             device: torch.device, processes: Processes) -> MemoryNeed:
     """What training takes on `device`; leaves no trace in the random generators.
 
@@ -128,10 +128,10 @@ def measure(build: Callable[[], Learner], row: Dict[str, Any], step: TrainStep,
         release_memory(device)
 
 
-def _try_steps(learner: Learner, row: Dict[str, Any], step: TrainStep, device: torch.device,
+def _try_steps(learner: Learner, row: dict[str, Any], step: TrainStep, device: torch.device,
                buckets: bool) -> MemoryNeed:
     sharing = Sharing(Processes(), device)
-    peaks: Dict[int, int] = {}
+    peaks: dict[int, int] = {}
     try:
         for size in TRIAL_SIZES:
             # The CPU's memory is that of all programs: twice as many images have to fit for sure.
@@ -157,7 +157,7 @@ def _try_steps(learner: Learner, row: Dict[str, Any], step: TrainStep, device: t
 
 
 def available_bytes(device: torch.device, num_workers: int,
-                    environ: Mapping[str, str]) -> Tuple[int, str]:
+                    environ: Mapping[str, str]) -> tuple[int, str]:
     """Bytes that one process of the training may take, and where, in words.
 
     Raises:
@@ -177,8 +177,8 @@ def available_bytes(device: torch.device, num_workers: int,
     return available, f"free memory of {device}{shared}"
 
 
-def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: Processes,
-                      device: torch.device, limits: Mapping[str, int]) -> Tuple[int, str]:
+def choose_batch_size(need: MemoryNeed, available: tuple[int, str], processes: Processes,
+                      device: torch.device, limits: Mapping[str, int]) -> tuple[int, str]:
     """Images per card for --batch_size=auto, the same on all cards, and why.
 
     The largest even number that leaves a tenth of the memory free and is within all limits. Even,
@@ -205,7 +205,7 @@ def choose_batch_size(need: MemoryNeed, available: Tuple[int, str], processes: P
                     f"{available[1]} may be used")
 
 
-def resumed_batch_size(weights_path: str, shares: int) -> Optional[int]:
+def resumed_batch_size(weights_path: str, shares: int) -> int | None:
     """Images per card of the training that is resumed; None where only its weights are left.
 
     Raises:

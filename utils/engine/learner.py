@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,16 +46,16 @@ class Learner:
     criterion: MultiBoxLoss
     optimizer: FlatOptimizer
     precision: Precision
-    average: Optional[WeightAverage]
+    average: WeightAverage | None
     """None where the raw weights are scored and saved."""
     device: torch.device
 
-    def raw_weights(self) -> Dict[str, Tensor]:
+    def raw_weights(self) -> dict[str, Tensor]:
         """The float32 weights that the next step starts from, by their names in the network."""
         with self.precision.float32_weights(self.model):
             return self.model.state_dict()
 
-    def weights(self) -> Dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """The weights that are saved, scored and handed on: the averages where they are kept."""
         raw = self.raw_weights()
         return raw if self.average is None else self.average.apply_to(raw)
@@ -74,7 +74,7 @@ class Learner:
 
 def build_learner(args: argparse.Namespace, config: Config, precision: Precision,
                   processes: Processes, device: torch.device, per_card: int,
-                  class_names: Sequence[str], factors: Optional[Sequence[float]]) -> Learner:
+                  class_names: Sequence[str], factors: Sequence[float] | None) -> Learner:
     """Build and load the network, then what trains it.
 
     `args` names the start weights, --sync_bn and --fused_loss; `precision` is not yet prepared;
@@ -87,7 +87,7 @@ def build_learner(args: argparse.Namespace, config: Config, precision: Precision
 
 
 def assemble_learner(config: Config, model: Yolact, precision: Precision, processes: Processes,
-                     device: torch.device, factors: Optional[Sequence[float]] = None,
+                     device: torch.device, factors: Sequence[float] | None = None,
                      row_losses: RowLosses = cross_entropy) -> Learner:
     """Move a network to its device and put what trains it around it; see `build_learner`."""
     model = model.to(device).train()
@@ -135,7 +135,7 @@ def freeze_stages(model: Yolact, config: Config) -> None:
 
 
 def load_start_weights(model: Yolact, args: argparse.Namespace, backbone: str,
-                       class_names: Sequence[str]) -> Tuple[Optional[str], bool]:
+                       class_names: Sequence[str]) -> tuple[str | None, bool]:
     """Load what --weights names, or else the backbone's file; returns what was loaded, for the
     user, or None, and whether the backbone is pretrained.
 
@@ -200,8 +200,8 @@ class WeightAverage:
         self._optimizer = optimizer
         self._decay = decay
         self._flat = optimizer.flat.clone()
-        self._buffers: List[Tensor] = []
-        self._views: Dict[str, Tensor] = {}
+        self._buffers: list[Tensor] = []
+        self._views: dict[str, Tensor] = {}
         self._name_parameters()
         self._statistics = self._name_statistics()
 
@@ -219,7 +219,7 @@ class WeightAverage:
                                     self._statistics)
                 self._statistics.mul_(kept).addcmul_(found, share)
 
-    def apply_to(self, state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    def apply_to(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`state_dict` with the averages in place of what they are averages of."""
         return {name: self._views.get(name, value) for name, value in state_dict.items()}
 
@@ -266,7 +266,7 @@ class WeightAverage:
 
     def _name_statistics(self) -> Tensor:
         """The flat average of the running statistics, with its parts among the views."""
-        names: List[str] = []
+        names: list[str] = []
         for prefix, module in self._model.named_modules():
             if isinstance(module, nn.BatchNorm2d) and module.training:
                 names += [f"{prefix}.{name}" for name in _STATISTICS]

@@ -10,21 +10,7 @@ import math
 import sys
 import time
 from collections import deque
-from typing import (
-    Any,
-    Callable,
-    ContextManager,
-    Deque,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-)
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -49,10 +35,10 @@ class SkippedStep(NamedTuple):
     """
 
     iteration: int
-    image_ids: Tuple[int, ...]
-    losses: Dict[str, float]
-    scale: Optional[float] = None
-    next_scale: Optional[float] = None
+    image_ids: tuple[int, ...]
+    losses: dict[str, float]
+    scale: float | None = None
+    next_scale: float | None = None
 
     def sentence(self) -> str:
         """One line for the log; avoids the words that log readers search for."""
@@ -71,15 +57,15 @@ class SkippedStep(NamedTuple):
 class Report(NamedTuple):
     """What a log line says of the steps so far."""
 
-    losses: Dict[str, float]
+    losses: dict[str, float]
     """Means over the last `WINDOW` steps that were applied; NaN if none was."""
     total: float
-    skipped: List[SkippedStep]
+    skipped: list[SkippedStep]
     """Since the last report."""
     in_a_row: int
     """Longest run of skipped steps that touches those since the last report, without steps that a
     lower loss scale answers."""
-    scale: Optional[float] = None
+    scale: float | None = None
     """Of the last step."""
 
 
@@ -96,17 +82,16 @@ class StepRecords:
                  on_any_card: Callable[[Tensor], Tensor] = lambda flags: flags) -> None:
         self._scale_floor = scale_floor
         self._on_any_card = on_any_card
-        self._names: List[str] = []
+        self._names: list[str] = []
         # Rows one behind the other, the newest last: steps shift them, without any number that
         # changes from one to the next.
-        self._ring: Optional[Tensor] = None
+        self._ring: Tensor | None = None
         self._steps = 0
-        self._since_report: Deque[Tuple[int, Tuple[int, ...]]] = deque(maxlen=WINDOW)
+        self._since_report: deque[tuple[int, tuple[int, ...]]] = deque(maxlen=WINDOW)
         self._run = 0
         self.total_skipped = 0
 
-    def add(self, losses: Dict[str, Tensor], applied: Tensor,
-            scale: Optional[Tensor] = None) -> None:
+    def add(self, losses: dict[str, Tensor], applied: Tensor, scale: Tensor | None = None) -> None:
         """Queue the record of a step on the device; `count` follows.
 
         All are 0-d, without a gradient, and the same in every step: the losses by name, `applied`,
@@ -119,7 +104,7 @@ class StepRecords:
             self._ring = torch.zeros(WINDOW * len(row), device=applied.device)
         self._ring.copy_(torch.cat([self._ring[len(row):], torch.stack(row)]))
 
-    def count(self, iteration: int, image_ids: Tuple[int, ...]) -> None:
+    def count(self, iteration: int, image_ids: tuple[int, ...]) -> None:
         """Count a step that was recorded, of number `iteration`, with its images."""
         self._steps += 1
         self._since_report.append((iteration, image_ids))
@@ -176,12 +161,12 @@ class StepRecords:
         on_any_card = self._on_any_card(bad_losses.to(self._ring.device)).cpu().numpy()
         return overflows & (on_any_card == 0)
 
-    def state_dict(self) -> Dict[str, object]:
+    def state_dict(self) -> dict[str, object]:
         """Plain types and a CPU tensor, so that averages go on after a resume."""
         return {"names": self._names, "ring": self._turned(self._ring, self._steps),
                 "steps": self._steps, "run": self._run, "total_skipped": self.total_skipped}
 
-    def load_state_dict(self, state: Dict, device: torch.device) -> None:
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
         self._names = list(state["names"])
         self._steps, self._run = state["steps"], state["run"]
         ring = self._turned(state["ring"], -self._steps)
@@ -189,7 +174,7 @@ class StepRecords:
         self.total_skipped = state["total_skipped"]
 
     @staticmethod
-    def _turned(ring: Optional[Tensor], steps: int) -> Optional[Tensor]:
+    def _turned(ring: Tensor | None, steps: int) -> Tensor | None:
         """In files the row of step n is the n-th, modulo `WINDOW`."""
         return None if ring is None else ring.cpu().reshape(WINDOW, -1).roll(steps % WINDOW, 0)
 
@@ -217,8 +202,8 @@ def format_line(epoch: int, iteration: int, losses: Mapping[str, float], total: 
 class Progress(NamedTuple):
     """What a log line says, and the values for the other records."""
 
-    lines: List[str]
-    values: Dict[str, Any]
+    lines: list[str]
+    values: dict[str, Any]
     report: Report
 
 
@@ -237,10 +222,9 @@ class Observer:
         quiet: no bar, and no log line among a progress's lines.
     """
 
-    def __init__(self, loader: Iterable[Any], records: StepRecords, device: torch.device,
-                 rank: int, start: int, max_iter: int, epoch_size: int, images_per_step: int,
-                 fps_start: int, loader_timeout: float, step_timeout: float = 0,
-                 quiet: bool = False) -> None:
+    def __init__(self, loader: Iterable[Any], records: StepRecords, device: torch.device, rank: int,
+                 start: int, max_iter: int, epoch_size: int, images_per_step: int, fps_start: int,
+                 loader_timeout: float, step_timeout: float = 0, quiet: bool = False) -> None:
         self.watched: WatchedLoader = WatchedLoader(loader, loader_timeout, rank)
         self._records, self._device, self._rank = records, device, rank
         self._start, self._max_iter, self._epoch_size = start, max_iter, epoch_size

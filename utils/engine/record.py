@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from data.config import get_config, list_configs
 from utils.checkpoint import remove_checkpoint, save_checkpoint
@@ -70,12 +70,11 @@ class RunRecord:
         UserError: something cannot be written, or `board` is given and TensorBoard not installed.
     """
 
-    def __init__(self, folder: Optional[RunFolder] = None, log: Optional[str] = None,
-                 board: Optional[str] = None, tracker: Optional[Tracker] = None,
-                 start: int = 0) -> None:
-        self.notes: List[str] = []
+    def __init__(self, folder: RunFolder | None = None, log: str | None = None,
+                 board: str | None = None, tracker: Tracker | None = None, start: int = 0) -> None:
+        self.notes: list[str] = []
         self._folder = folder
-        self._said: Set[str] = set()
+        self._said: set[str] = set()
         self._updated = 0.0
         own_log = None if folder is None else folder.file(LOG)
         self._logs = [path for path in (log, own_log) if path is not None]
@@ -99,7 +98,7 @@ class RunRecord:
                                 "folder with --log_folder, or give --no_log") from error
 
     @property
-    def path(self) -> Optional[str]:
+    def path(self) -> str | None:
         """Of the run folder; None without one."""
         return None if self._folder is None else self._folder.path
 
@@ -131,17 +130,17 @@ class RunRecord:
             self.keep_weights(new, "best")
             remove_checkpoint(new)
 
-    def recorded_best(self) -> Optional[Row]:
+    def recorded_best(self) -> Row | None:
         """The best row of results.csv; eval.py may have made it, unknown to the training."""
         with self._trying("results.csv"):
             return None if self._folder is None else best_row(self._folder.results())
         return None
 
-    def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> List[str]:
+    def add_validation(self, evaluation: ScoredEvaluation, is_best: bool) -> list[str]:
         """Keep what the best weights found; the report is drawn anew if it is a minute old. Returns
         a line for the user, if something went wrong.
         """
-        def draw(folder: RunFolder) -> List[str]:
+        def draw(folder: RunFolder) -> list[str]:
             if is_best:
                 write_evaluation(folder, evaluation)
             report = folder.file(REPORT)
@@ -152,7 +151,7 @@ class RunRecord:
 
         return self._drawn(draw)
 
-    def finish(self) -> List[str]:
+    def finish(self) -> list[str]:
         """Close what is open and draw the report; returns lines for the user."""
         self._update_results()
         self._to_trackers(lambda tracker: tracker.close())
@@ -184,7 +183,7 @@ class RunRecord:
                 print(f"Warning: {name} cannot be written ({reason}); the training goes on",
                       flush=True)
 
-    def _drawn(self, draw: Callable[[RunFolder], List[str]]) -> List[str]:
+    def _drawn(self, draw: Callable[[RunFolder], list[str]]) -> list[str]:
         """What `draw` has to say, or why it failed: an image is no reason to lose a training."""
         if self._folder is None:
             return []
@@ -196,9 +195,9 @@ class RunRecord:
                     f"-m utils.report {self._folder.path}' draws it again"]
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"losses": {"B": 1}}` becomes `{"losses.B": 1}`; what is no number is left out."""
-    flat: Dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat.update(flatten(value, prefix + key + "."))
@@ -243,7 +242,7 @@ def open_record(args: argparse.Namespace, training: Training, start: int) -> Run
     return record
 
 
-def open_folder(args: argparse.Namespace, training: Training, flags: Dict[str, Any],
+def open_folder(args: argparse.Namespace, training: Training, flags: dict[str, Any],
                 start: int) -> RunFolder:
     """The run folder with what this session is going to do.
 
@@ -269,7 +268,7 @@ def open_folder(args: argparse.Namespace, training: Training, flags: Dict[str, A
     return folder
 
 
-def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str, Any]:
+def describe_session(device: str, argv: Sequence[str], **more: Any) -> dict[str, Any]:
     """What a program runs on; `argv` begins with the program."""
     versions = {}
     for name in _PACKAGES:
@@ -282,7 +281,7 @@ def describe_session(device: str, argv: Sequence[str], **more: Any) -> Dict[str,
         "packages": versions, "source": source_version()}, **more)
 
 
-def source_version() -> Optional[str]:
+def source_version() -> str | None:
     """Git commit of the project, with `-dirty` where files differ from it; None outside of git."""
     folder = str(Path(__file__).resolve().parents[2])
     if not os.path.exists(os.path.join(folder, ".git")):
@@ -295,7 +294,7 @@ def source_version() -> Optional[str]:
         return None
 
 
-def _facts(training: Training, seed: int) -> Dict[str, Any]:
+def _facts(training: Training, seed: int) -> dict[str, Any]:
     """What follows from the configuration and the data, for the report."""
     epoch_size, max_iter = training.loader.epoch_size, training.schedule.max_iter
     return {

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Mapping, NamedTuple
 
 import torch
 
@@ -56,7 +56,7 @@ class SavePlan(NamedTuple):
     folder: str
     interval: int
     """Iterations between two files that stay. Those in between are passing ones."""
-    keep_latest_interval: Optional[int] = None
+    keep_latest_interval: int | None = None
     """Only the newest file stays, and those of every so many iterations; None: all stay."""
     enabled: bool = True
     """False where only speed is measured."""
@@ -68,16 +68,16 @@ class SavePlan(NamedTuple):
 class BestScore:
     """Best average precision of masks over the validations of a training."""
 
-    mask_ap: Optional[float] = None
+    mask_ap: float | None = None
     """In [0, 1]; None before the first validation, and where no image had ground truth."""
-    box_ap: Optional[float] = None
+    box_ap: float | None = None
     """In the same validation."""
     iteration: int = 0
     """Steps done by then."""
     since: int = 0
     """Validations that have followed, none of them better."""
 
-    def update(self, iteration: int, mask_ap: Optional[float], box_ap: Optional[float]) -> bool:
+    def update(self, iteration: int, mask_ap: float | None, box_ap: float | None) -> bool:
         """Take the scores of a validation; returns whether they are the best so far.
 
         The first validation is the best one whatever it scored; of equal ones the first stays.
@@ -97,7 +97,7 @@ class BestScore:
             self.box_ap = None if box_ap is None else box_ap / 100
 
 
-def _value(score: Optional[float]) -> float:
+def _value(score: float | None) -> float:
     """A score to compare by: none, and one that is no number, are below all others."""
     return -1.0 if score is None or score != score else float(score)
 
@@ -121,15 +121,15 @@ class Saver:
         self.plan = plan
         self.training_id = self._launch = launch
         self._is_main = is_main
-        self.run_folder: Optional[str] = None
-        self._passing: Optional[str] = None
+        self.run_folder: str | None = None
+        self._passing: str | None = None
         self._saved_at = time.monotonic()
-        self._folder: Optional[WeightsFolder] = None
+        self._folder: WeightsFolder | None = None
         self._learner, self._records, self._best = learner, records, best
         self._identity = dict(identity)
         self._epoch_size = epoch_size
 
-    def open_folder(self, resumed: Optional[str] = None) -> List[str]:
+    def open_folder(self, resumed: str | None = None) -> list[str]:
         """Take the folder that this training writes to; returns a sentence if it is not the one
         that was asked for, because that has files of another.
 
@@ -167,7 +167,7 @@ class Saver:
         """Weights file of iteration `done`."""
         return CheckpointName(self.plan.name, done // self._epoch_size, done).path(self.plan.folder)
 
-    def state(self, done: int) -> Dict[str, Any]:
+    def state(self, done: int) -> dict[str, Any]:
         """Everything beside the weights that iteration `done` of this training is made of."""
         learner = self._learner
         state = dict(
@@ -182,7 +182,7 @@ class Saver:
             state["run_folder"] = {"path": self.run_folder, "id": self.training_id}
         return state
 
-    def save(self, done: int, interrupt: bool = False, finished: bool = False) -> Optional[str]:
+    def save(self, done: int, interrupt: bool = False, finished: bool = False) -> str | None:
         """Write the checkpoint of iteration `done`; returns its path, None where none is kept.
 
         One of an `interrupt`, which does not come at an interval, replaces its like; the next one
@@ -260,14 +260,14 @@ class Saver:
 
 
 def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
-                        weights_path: str) -> List[str]:
+                        weights_path: str) -> list[str]:
     """Refuse to resume a training that would not be the same one; returns a sentence for each part
     of the schedule, and for the data, that is not as it was.
 
     Raises:
         UserError: names the first part that differs, with both values.
     """
-    changed: List[str] = []
+    changed: list[str] = []
     for key, value in identity.items():
         stored = state.get(key, _BEFORE_IT_WAS_STORED.get(key))
         if key == "learning_rate" and isinstance(stored, dict):
@@ -296,8 +296,8 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
     return changed
 
 
-def choose_start(resume: Optional[str], folder: str, config_name: str, launch: str, restarted: bool,
-                 processes: Processes, device: torch.device) -> Optional[str]:
+def choose_start(resume: str | None, folder: str, config_name: str, launch: str, restarted: bool,
+                 processes: Processes, device: torch.device) -> str | None:
     """The checkpoint that all processes go on from; None to start at the beginning.
 
     `resume` is what the user asked for, if anything. Where torch's launcher has `restarted` the
@@ -330,8 +330,7 @@ def _say_what_has_no_state(path: str) -> None:
               "new training from such a file", flush=True)
 
 
-def _refuse_different_starts(path: Optional[str], processes: Processes,
-                             device: torch.device) -> None:
+def _refuse_different_starts(path: str | None, processes: Processes, device: torch.device) -> None:
     known = "" if path is None else digest(path)
     found = f"'{path}' ({known[:12]})" if known else "nothing"
     told = gather_bytes(json.dumps([known, f"{found} on {platform.node()}"]).encode("utf-8"),

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Sequence
 
 import torch
 
@@ -60,7 +60,7 @@ class Training:
     schedule: LearningRate
     dataset: CocoDataset
     loader: TrainLoader
-    validation: Optional[Validation]
+    validation: Validation | None
     """None where this run does not validate."""
     records: StepRecords
     best: BestScore
@@ -80,7 +80,7 @@ class Training:
         """Of all cards."""
         return self.loader.batch_size * self.sharing.shares
 
-    def recorded(self, step: Callable[..., None]) -> Tuple[Callable[..., None], int]:
+    def recorded(self, step: Callable[..., None]) -> tuple[Callable[..., None], int]:
         """`step`, recorded on the device and replayed where this run asks for it, and how many
         places of batches it then needs of `data.loader.prefetch`.
         """
@@ -95,7 +95,7 @@ class Training:
 
 
 def build_training(args: argparse.Namespace, processes: Processes, device: torch.device,
-                   step: TrainStep, launch: str, resumed: Optional[str] = None) -> Training:
+                   step: TrainStep, launch: str, resumed: str | None = None) -> Training:
     """Build everything from the command line, in the order in which mistakes are cheapest.
 
     `step` is one update, which --batch_size=auto tries; `launch` comes from `launch_id`; `resumed`
@@ -109,7 +109,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
     dataset.check_images_exist()
     config = config.replace(num_classes=len(dataset.categories) + 1)
     evaluation, absent = build_evaluation(args, config, dataset.class_names, processes, device)
-    factors: Optional[Sequence[float]] = None
+    factors: Sequence[float] | None = None
     if config.class_weights:
         factors = class_factors(config.class_weights, dataset.class_names,
                                 list(dataset.report.objects_per_category.values()))
@@ -152,8 +152,7 @@ def build_training(args: argparse.Namespace, processes: Processes, device: torch
 
 
 def build_evaluation(args: argparse.Namespace, config: Config, class_names: Sequence[str],
-                     processes: Processes, device: torch.device
-                     ) -> Tuple[Optional[Evaluation], str]:
+                     processes: Processes, device: torch.device) -> tuple[Evaluation | None, str]:
     """What a validation scores, or None and why there is none, if not by --validation_epoch.
 
     The data is read now, so that a mistake shows before hours of training.
@@ -201,7 +200,7 @@ def absent_validation(args: argparse.Namespace, config: Config) -> str:
 
 def plan_validation(args: argparse.Namespace, evaluation: Evaluation, detector: Detector,
                     epoch_size: int, max_iter: int, images_per_step: int
-                    ) -> Tuple[Optional[Validation], str]:
+                    ) -> tuple[Validation | None, str]:
     """When to validate; or None, and why not.
 
     What is not asked for follows from numbers of images alone, so that a resumed run validates

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import sys
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Sequence
 
 from backbone import SyncBatchNorm2d
 from data.check import quick_check
@@ -33,7 +33,7 @@ SCORE_THRESHOLD = 0.3
 """Of the command that draws an image: what a person wants to see."""
 
 
-def announce(training: Training, start: int, resumed: Optional[str], strict: bool) -> None:
+def announce(training: Training, start: int, resumed: str | None, strict: bool) -> None:
     """Say what is about to happen, and take the folder for the weights.
 
     Raises:
@@ -46,7 +46,7 @@ def announce(training: Training, start: int, resumed: Optional[str], strict: boo
             print_lines(training.saver.open_folder(resumed))
 
 
-def start_lines(training: Training, start: int, strict: bool) -> List[str]:
+def start_lines(training: Training, start: int, strict: bool) -> list[str]:
     """What is about to happen, from iteration `start`; the lines up to `learning rate` are also
     read by programs. With `strict` findings of the data check are errors.
     """
@@ -86,20 +86,20 @@ def start_lines(training: Training, start: int, strict: bool) -> List[str]:
     return lines
 
 
-def _counts(dataset: CocoDataset) -> Dict[str, int]:
+def _counts(dataset: CocoDataset) -> dict[str, int]:
     report = dataset.report
     return {"images": len(dataset), "objects": report.objects, "classes": len(dataset.categories),
             "empty": report.empty_images, "crowds": report.crowds, "dropped": report.dropped}
 
 
-def data_table(splits: Sequence[Tuple[str, Dict[str, int]]]) -> List[str]:
+def data_table(splits: Sequence[tuple[str, dict[str, int]]]) -> list[str]:
     """A row for each split under the names of its counts."""
     rows = [_line("Data", "  ".join(splits[0][1]))]
     return rows + [_line(f"  {name}", "  ".join(
         str(value).rjust(len(head)) for head, value in counts.items())) for name, counts in splits]
 
 
-def schedule_lines(training: Training) -> List[str]:
+def schedule_lines(training: Training) -> list[str]:
     """Learning rate, validations and files, each in iterations and in epochs."""
     loader, saving, max_iter = training.loader, training.saver.plan, training.schedule.max_iter
 
@@ -150,7 +150,7 @@ def _rate(training: Training) -> str:
         f"{text}, x {rate.gamma:g} at iteration{'s' * (len(steps) > 1)} {', '.join(steps)}")
 
 
-def _options(training: Training) -> List[str]:
+def _options(training: Training) -> list[str]:
     """Training options that are turned on, with what they are set to."""
     config, weights = training.config, training.config.class_weights
     frozen = f"stem and {config.freeze} stages" if config.freeze.isdigit() else config.freeze
@@ -170,7 +170,7 @@ def _options(training: Training) -> List[str]:
 
 
 def end_lines(training: Training, done: int, seconds: float, images_per_second: float,
-              run_folder: Optional[str]) -> List[str]:
+              run_folder: str | None) -> list[str]:
     """What came out of a training after `done` iterations, counted from its start; `seconds` are
     those of this session, `images_per_second` 0 where it was not measured.
     """
@@ -197,7 +197,7 @@ def end_lines(training: Training, done: int, seconds: float, images_per_second: 
                                       f"{place}")]
 
 
-def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str]:
+def _best_weights(training: Training, run_folder: str | None) -> str | None:
     """Weights of the best validation; None where there was none, or they were not kept."""
     places = [training.saver.path(training.best.iteration)] if training.best.iteration else []
     if places and run_folder is not None:
@@ -205,12 +205,12 @@ def _best_weights(training: Training, run_folder: Optional[str]) -> Optional[str
     return next((place for place in places if os.path.exists(place)), None)
 
 
-def next_lines(args: argparse.Namespace, training: Training, done: int, path: Optional[str],
-               run_folder: Optional[str]) -> List[str]:
+def next_lines(args: argparse.Namespace, training: Training, done: int, path: str | None,
+               run_folder: str | None) -> list[str]:
     """Commands to paste that go on from a training; none where no weights were kept. `path` are
     those that were saved at the end, if any.
     """
-    commands: Dict[str, Sequence[str]] = {}
+    commands: dict[str, Sequence[str]] = {}
     weights = _best_weights(training, run_folder) or path
     if weights is not None:
         device = {"--eval_device": args.node_device if args.cuda else "cpu",
@@ -246,7 +246,7 @@ def next_lines(args: argparse.Namespace, training: Training, done: int, path: Op
         "  " + " ".join(map(shlex.quote, words)) for words in commands.values()]
 
 
-def _images_to_score(args: argparse.Namespace, training: Training) -> List[str]:
+def _images_to_score(args: argparse.Namespace, training: Training) -> list[str]:
     """Where eval.py finds them: validation images if there are some, else those of training."""
     if args.valid_images is not None:
         return [f"--valid_images={args.valid_images}", f"--valid_info={args.valid_info}"]
@@ -256,13 +256,13 @@ def _images_to_score(args: argparse.Namespace, training: Training) -> List[str]:
             f"--valid_info={training.dataset.annotation_file}"]
 
 
-def without_flag(argv: Sequence[str], flag: str) -> List[str]:
+def without_flag(argv: Sequence[str], flag: str) -> list[str]:
     """`argv` without `flag`, written as `--flag=value` or `--flag value`."""
     return [word for before, word in zip(["", *argv], argv) if word.split("=", 1)[0] != flag
             and (before != flag or word.startswith("--"))]
 
 
-def _python(program: str) -> List[str]:
+def _python(program: str) -> list[str]:
     """Words that start `program` with this interpreter from the current folder."""
     path = os.path.join(PROJECT, program)
     near = os.path.relpath(path)
@@ -272,7 +272,7 @@ def _python(program: str) -> List[str]:
 
 
 
-def _launch(processes: Processes) -> List[str]:
+def _launch(processes: Processes) -> list[str]:
     """Words that start train.py in as many processes as this run has, on this host of several."""
     words, count, environ = _python("train.py"), processes.world_size, os.environ
     if count == 1:

@@ -7,7 +7,7 @@ told to the packages in their own way: MLFLOW_TRACKING_URI, WANDB_PROJECT and so
 from __future__ import annotations
 
 import importlib
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 
 from utils.errors import UserError, first_line
 
@@ -84,7 +84,7 @@ class _Wandb(Tracker):
     name = "the run of Weights & Biases"
 
     def __init__(self, training_id: str, run_name: str, settings: Mapping[str, Any],
-                 folder: Optional[str]) -> None:
+                 folder: str | None) -> None:
         import wandb
 
         self._run = wandb.init(id=training_id, name=run_name, config=dict(settings),
@@ -110,7 +110,7 @@ def require_tracker(name: str) -> None:
 
 
 def open_tracker(name: str, training_id: str, run_name: str, settings: Mapping[str, Any],
-                 folder: Optional[str] = None) -> Tracker:
+                 folder: str | None = None) -> Tracker:
     """Begin, or go on with, the training's run at a tracker whose package is there.
 
     `settings` are the configuration; what the package writes on this host goes to `folder`, or

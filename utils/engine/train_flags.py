@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Mapping, Sequence
 
 from data.config import Config, field_kinds, list_configs
 from data.config_fields import LIMITS, as_text, expected_value, parse, value_problem
@@ -122,7 +122,7 @@ def parse_train_flags(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _words_of(flags: Mapping[str, Any], parser: ArgumentParser, file: str) -> List[str]:
+def _words_of(flags: Mapping[str, Any], parser: ArgumentParser, file: str) -> list[str]:
     """Flags of a file as a command line has them; names that nothing here has are an error in a
     `file` that somebody wrote, and left out where a run recorded them (`file` is empty).
     """
@@ -141,12 +141,12 @@ def _words_of(flags: Mapping[str, Any], parser: ArgumentParser, file: str) -> Li
     return words
 
 
-def _or_none(text: str) -> Optional[str]:
+def _or_none(text: str) -> str | None:
     """ModelZoo's scripts pass an empty --resume where there is nothing to resume, others True."""
     return {"": None, "none": None, "false": None, "true": UNFINISHED}.get(text.lower(), text)
 
 
-def flagged_fields() -> List[str]:
+def flagged_fields() -> list[str]:
     """Fields of a `Config` that have a flag."""
     return [field.name for field in dataclasses.fields(Config) if field.metadata["flags"]]
 
@@ -205,7 +205,7 @@ def _add_recipe_and_steps(parser: ArgumentParser) -> None:
     for field in dataclasses.fields(Config):
         declared = field.metadata
         if declared["flags"]:
-            alone: Dict[str, Any] = {} if declared["flag_alone"] is None else {
+            alone: dict[str, Any] = {} if declared["flag_alone"] is None else {
                 "nargs": "?", "const": declared["flag_alone"]}
             group.add_argument(*declared["flags"], dest=field.name, default=None,
                                type=FieldValue(kinds[field.name], declared),

@@ -11,7 +11,7 @@ import argparse
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, List, Optional, Tuple, cast
+from typing import TYPE_CHECKING, cast
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError, printable
@@ -70,7 +70,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     if args.batch_size == DYNAMIC and args.outputs != "raw":
         raise UserError(f"--batch_size is {DYNAMIC}, but --outputs={args.outputs} has fixed "
                         "shapes; give numbers, such as 1,8")
-    batches: Tuple[Optional[int], ...] = (None,)
+    batches: tuple[int | None, ...] = (None,)
     if args.batch_size != DYNAMIC:
         numbers = [whole_number(word) for word in args.batch_size.split(",")]
         if not all(number and number <= _MOST_IMAGES for number in numbers) or (
@@ -87,7 +87,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(args.outputs, batches, "float32", False, args.opset, for_atc=True)
 
 
-def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
+def atc_plan_of(args: argparse.Namespace) -> AtcPlan | None:
     """What the flags ask of ATC; None where they ask for ONNX alone."""
     if args.format == "onnx":
         for flag in ("soc", "precision_mode", "atc_seconds"):
@@ -103,7 +103,7 @@ def atc_plan_of(args: argparse.Namespace) -> Optional[AtcPlan]:
                    args.atc_seconds or DEFAULT_SECONDS)
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     args = export_parser().parse_args(argv)
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from data.config import Config
 from utils.distributed.failures import die_with_parent
@@ -34,7 +34,7 @@ _GROUP = 'trap "kill -9 0" TERM; "$@" & wait $!'
 itself, which does not pass signals on."""
 
 
-def parse_socs(text: str) -> List[str]:
+def parse_socs(text: str) -> list[str]:
     """The different chips of `310P3,Ascend910B3`; one that is not known is a `UserError`."""
     socs = [re.sub("(?i)^ascend", "", word.strip()) for word in text.split(",")]
     for soc in socs:
@@ -47,7 +47,7 @@ def parse_socs(text: str) -> List[str]:
 class AtcPlan(NamedTuple):
     """What Ascend's models are made for, and how."""
 
-    socs: List[str]
+    socs: list[str]
     precision_mode: str
     """One of `PRECISION_MODES`; empty for ATC's own."""
     aipp: bool
@@ -56,8 +56,8 @@ class AtcPlan(NamedTuple):
     """After these `atc` is ended."""
 
 
-def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: str, out: str,
-                  say: Callable[[str], None]) -> List[str]:
+def add_om_models(facts: dict[str, Any], config: Config, plan: AtcPlan, folder: str, out: str,
+                  say: Callable[[str], None]) -> list[str]:
     """Make Ascend's models of those in `folder`, and describe them; without `atc`, leave a script.
 
     The description `facts` gets an entry for each model. Everything lies in `folder` for now, which
@@ -81,8 +81,8 @@ def add_om_models(facts: Dict[str, Any], config: Config, plan: AtcPlan, folder: 
             for entry in entries]
 
 
-def _om_entry(entry: Dict[str, Any], config: Config, soc: str, plan: AtcPlan,
-              folder: str) -> Dict[str, Any]:
+def _om_entry(entry: dict[str, Any], config: Config, soc: str, plan: AtcPlan,
+              folder: str) -> dict[str, Any]:
     """How `model.yaml` describes the OM that `atc` makes of the ONNX model `entry`."""
     stem = os.path.splitext(entry["file"])[0]
     name, side = f"{stem}_{soc}", config.max_size
@@ -116,7 +116,7 @@ def aipp_config(config: Config) -> str:
     return "aipp_op {\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
 
-def _script(entries: Sequence[Dict[str, Any]]) -> str:
+def _script(entries: Sequence[dict[str, Any]]) -> str:
     """A script that makes the OMs on a host that has CANN."""
     return ("#!/bin/bash\n# Makes the Ascend models that model.yaml describes. Needs CANN:\n"
             f"#   source {SET_ENV}\n"
@@ -124,7 +124,7 @@ def _script(entries: Sequence[Dict[str, Any]]) -> str:
             + "".join(entry["command"] + "\n" for entry in entries))
 
 
-def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
+def _convert(entry: dict[str, Any], folder: str, log_path: str, seconds: float,
              say: Callable[[str], None]) -> None:
     """Run the command of an OM's `entry` in `folder`, where nothing but its model stays.
 
@@ -134,7 +134,7 @@ def _convert(entry: Dict[str, Any], folder: str, log_path: str, seconds: float,
         UserError: `atc` fails, takes too long, or leaves no model; with its last lines.
     """
     say(entry["command"])
-    last: Deque[str] = deque(maxlen=_LAST_LINES)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
     before = os.listdir(folder)
     with open(log_path, "w") as log:
         process = subprocess.Popen(["sh", "-c", _GROUP, "sh", *shlex.split(entry["command"])],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Dict, List, Optional
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ def example_images(side: int, count: int) -> np.ndarray:
         else rng.randint(0, 256, (3, side, side)).astype(np.uint8) for n in range(count)])
 
 
-def check_images(side: int, source: Optional[str]) -> np.ndarray:
+def check_images(side: int, source: str | None) -> np.ndarray:
     """Images to check an export with, uint8 `[n, 3, side, side]` RGB: drawn ones, noise, and up to
     three of the user's own, of the folder or pattern `source`.
 
@@ -53,7 +52,7 @@ def check_images(side: int, source: Optional[str]) -> np.ndarray:
 
 @torch.no_grad()
 def differences(network: Yolact, config: Config, folder: str, half: bool,
-                planes: np.ndarray) -> Dict[str, float]:
+                planes: np.ndarray) -> dict[str, float]:
     """Differences of the models in `folder`, which may be in `half` precision, from their network,
     see `compare`; the worst of each. Each model gets `planes`, uint8 images `[n, 3, S, S]` RGB.
 
@@ -62,7 +61,7 @@ def differences(network: Yolact, config: Config, folder: str, half: bool,
     """
     network = network.eval()
     predictions = network(torch.from_numpy(planes))
-    apart: Dict[str, float] = {}
+    apart: dict[str, float] = {}
     for entry in ExportedModel(folder, "cpu").models:
         index = np.arange(max(entry["batch"] or 0, len(planes))) % len(planes)
         model = ExportedModel(os.path.join(folder, entry["file"]), "cpu")
@@ -76,8 +75,8 @@ def differences(network: Yolact, config: Config, folder: str, half: bool,
     return apart
 
 
-def compare(predictions: Dict[str, Tensor], found: Dict[str, Tensor], config: Config,
-            half: bool = False) -> Dict[str, float]:
+def compare(predictions: dict[str, Tensor], found: dict[str, Tensor], config: Config,
+            half: bool = False) -> dict[str, float]:
     """Largest difference of every output `found` of an exported model from the network's
     `predictions` for the same images, relative to its values.
 
@@ -99,19 +98,19 @@ def compare(predictions: Dict[str, Tensor], found: Dict[str, Tensor], config: Co
     return apart
 
 
-def of_images(predictions: Dict[str, Tensor], index: np.ndarray) -> Dict[str, Tensor]:
+def of_images(predictions: dict[str, Tensor], index: np.ndarray) -> dict[str, Tensor]:
     """Predictions for those images of a batch."""
     return {name: values if name == "priors" else values[index]
             for name, values in predictions.items()}
 
 
-def keep_worst(apart: Dict[str, float], found: Dict[str, float]) -> None:
+def keep_worst(apart: dict[str, float], found: dict[str, float]) -> None:
     """Let `apart` hold the larger difference of each output; one that is no number stays."""
     for name, value in found.items():
         apart[name] = float(np.maximum(value, apart.get(name, 0.0)))
 
 
-def refuse_apart(apart: Dict[str, float], tolerance: float) -> None:
+def refuse_apart(apart: dict[str, float], tolerance: float) -> None:
     """A `UserError` where a difference is above the tolerance, or not a number."""
     worst = max(apart, key=lambda name: np.inf if np.isnan(apart[name]) else apart[name])
     if not apart[worst] <= tolerance:
@@ -128,10 +127,10 @@ def relative(wanted: Tensor, found: Tensor) -> float:
     return float((wanted - found).abs().max() / scale)
 
 
-def _distances(predictions: Dict[str, Tensor], found: Dict[str, Tensor],
-               config: Config) -> List[float]:
+def _distances(predictions: dict[str, Tensor], found: dict[str, Tensor],
+               config: Config) -> list[float]:
     wanted = Detect.from_config(config)(predictions)
-    apart: List[float] = []
+    apart: list[float] = []
     for n in range(len(wanted.count)):
         sides = []
         for boxes, scores, classes, coefficients, count in (

@@ -7,7 +7,7 @@ but Ascend's knows the operator, so a file is checked in two parts: its nodes, a
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,14 +16,7 @@ from torch import Tensor
 from data.config import Config
 from layers.deform_conv import DeformConv2d, modulated_deform_conv2d
 from utils.export import graph
-from utils.export.check import (
-    TOLERANCE,
-    compare,
-    keep_worst,
-    of_images,
-    refuse_apart,
-    relative,
-)
+from utils.export.check import TOLERANCE, compare, keep_worst, of_images, refuse_apart, relative
 from utils.exported import prepare, require
 from yolact import Yolact, for_inference
 
@@ -79,7 +72,7 @@ class _Cut:
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer
                         if any(tensor.name in node.input for node in self.nodes)}
 
-    def take_out(self, results: List[Tensor]) -> None:
+    def take_out(self, results: list[Tensor]) -> None:
         """Write the file without its nodes; `results` are examples of what they give."""
         model, of = self._onnx.load(self.path), self._onnx.helper.make_tensor_value_info
         for node, result in zip(self.nodes, results):
@@ -99,7 +92,7 @@ class _Cut:
             model.graph)
         self._onnx.save(model, self.path)
 
-    def run(self, images: np.ndarray, results: List[Tensor]) -> Dict[str, Tensor]:
+    def run(self, images: np.ndarray, results: list[Tensor]) -> dict[str, Tensor]:
         """Outputs by name of the file without its nodes, and under the nodes' names what they give
         for what they take in it.
         """
@@ -118,7 +111,7 @@ class _Cut:
         return found
 
 
-def _prepared(network: Yolact) -> Tuple[Yolact, List[_DeformConv]]:
+def _prepared(network: Yolact) -> tuple[Yolact, list[_DeformConv]]:
     """A copy for export, and its deformable convolutions in the order in which they run."""
     ready = for_inference(network)
     convolutions = []
@@ -155,7 +148,7 @@ def write_for_atc(network: Yolact, path: str, config: Config, form: str, batch: 
     graph.simplify(path)
     graph.check(path)
 
-    apart: Dict[str, float] = {}
+    apart: dict[str, float] = {}
     for start in range(0, len(planes), batch):
         index = np.arange(start, start + batch) % len(planes)
         images = prepare(planes[index], {"layout": "NCHW", "type": "float32",

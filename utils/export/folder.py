@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Set, Tuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,24 +35,24 @@ class Plan:
 
     form: str = "raw"
     """One of `utils.exported.FORMS`."""
-    batches: Tuple[Optional[int], ...] = (1,)
+    batches: tuple[int | None, ...] = (1,)
     """A model for each; None leaves the batch open."""
     input_type: str = "float32"
     """One of `utils.exported.INPUT_TYPES`."""
     half: bool = False
-    opset: Optional[int] = None
+    opset: int | None = None
     """None for the lowest that the network can do with."""
     for_atc: bool = False
     """Whether ATC is to make Ascend's models of these; it takes the float32 ones."""
 
-    def model_name(self, batch: Optional[int]) -> str:
+    def model_name(self, batch: int | None) -> str:
         """File name, without ending, of the model with this batch."""
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
 
 
 
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
-                 planes: np.ndarray) -> Dict[str, Any]:
+                 planes: np.ndarray) -> dict[str, Any]:
     """Write the ONNX files and what they need; returns the description of the folder.
 
     `planes` are uint8 images `[n, 3, S, S]` RGB to check what ONNX Runtime cannot run.
@@ -96,11 +96,11 @@ def _refuse_old_pytorch(plan: Plan, deformable: bool) -> None:
                             "the same weights")
 
 
-def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[str, Any]:
+def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> dict[str, Any]:
     config, source = loaded.config, loaded.source.path
     classes = find_classes(config.num_classes - 1, loaded.source.class_names,
                            loaded.source.category_ids, config.dataset)
-    model_input: Dict[str, Any] = {"name": graph.INPUT_NAME, "type": plan.input_type,
+    model_input: dict[str, Any] = {"name": graph.INPUT_NAME, "type": plan.input_type,
                                    "layout": "NCHW"}
     if plan.input_type == "float32":
         model_input.update(mean=config.pixel_mean, std=config.pixel_std)
@@ -135,12 +135,12 @@ def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> Dict[
     }
 
 
-def write_description(facts: Dict[str, Any], folder: str) -> None:
+def write_description(facts: dict[str, Any], folder: str) -> None:
     with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as stream:
         stream.write(_COMMENT + json.dumps(facts, indent=2) + "\n")
 
 
-def bundle(path: str, known: Optional[Set[str]] = None) -> str:
+def bundle(path: str, known: set[str] | None = None) -> str:
     """The text of a module, with those modules of `utils` that it imports in their place.
 
     What they define keeps its names, so that one file does what several do here.
@@ -154,7 +154,7 @@ def bundle(path: str, known: Optional[Set[str]] = None) -> str:
     is_inner = bool(known)
     for node, following in reversed([(node, body[body.index(node) + 1]) for node in ours]):
         module = str(node.module)
-        inner: List[str] = []
+        inner: list[str] = []
         if module not in known:
             known.add(module)
             inner = bundle(os.path.join(REPOSITORY, *module.split(".")) + ".py",

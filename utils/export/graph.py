@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import warnings
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,12 @@ class Output(NamedTuple):
     """One output of a graph."""
 
     name: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     """Behind the batch."""
     meaning: str
 
 
-def outputs_of(config: Config, form: str) -> List[Output]:
+def outputs_of(config: Config, form: str) -> list[Output]:
     """Outputs in their order; those of `raw` are ModelZoo's."""
     priors = config.num_anchors * sum(size * size for size in config.feature_sizes)
     k, n = config.num_prototypes, config.nms_top_k
@@ -74,7 +74,7 @@ class Outputs(nn.Module):
         if self.detect is not None:
             self.detect.compact = False
 
-    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images `[B,3,S,S]` -> `outputs_of(config, form)`."""
         found = self.network(images)
         if self.detect is None:
@@ -128,7 +128,7 @@ def prepared(network: Yolact) -> Yolact:
     return ready
 
 
-def write_network(ready: Yolact, path: str, config: Config, form: str, batch: Optional[int],
+def write_network(ready: Yolact, path: str, config: Config, form: str, batch: int | None,
                   input_type: str, opset: int, half: bool) -> None:
     """Write the outputs of a `prepared` network as an ONNX file; check it.
 
@@ -143,7 +143,7 @@ def write_network(ready: Yolact, path: str, config: Config, form: str, batch: Op
     check(path)
 
 
-def trace_network(ready: Yolact, path: str, config: Config, form: str, batch: Optional[int],
+def trace_network(ready: Yolact, path: str, config: Config, form: str, batch: int | None,
                   input_type: str, opset: int) -> None:
     """The first step of `write_network`: what PyTorch writes."""
     side = config.max_size
@@ -159,11 +159,11 @@ def write_mask_iou(network: MaskIouNet, path: str, config: Config, opset: int) -
     check(path)
 
 
-def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names: List[str],
+def _write(module: nn.Module, example: Tensor, path: str, input_name: str, names: list[str],
            opset: int, open_batch: bool) -> None:
     # The tracing exporter: the other one knows no opset below 18 and needs onnxscript.
     known = inspect.signature(torch.onnx.export).parameters
-    more: Dict[str, Any] = {name: False for name in ("dynamo", "autograd_inlining")
+    more: dict[str, Any] = {name: False for name in ("dynamo", "autograd_inlining")
                             if name in known}
     axes = {name: {0: "batch"} for name in [input_name] + names} if open_batch else None
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def preprocess(network: ExportedNetwork, dataset: CocoDataset, indices: Sequence
     return size
 
 
-def find_results(folder: str) -> Dict[str, str]:
+def find_results(folder: str) -> dict[str, str]:
     """Path, without `_0.bin`, of each image's results by its stem; in any folder below."""
     found = glob.glob(os.path.join(glob.escape(folder), "**", "*_0.bin"), recursive=True)
     paths = [path[:-len("_0.bin")] for path in found]
@@ -54,7 +54,7 @@ def find_results(folder: str) -> Dict[str, str]:
     return by_stem
 
 
-def read_results(network: ExportedNetwork, path: str) -> Dict[str, np.ndarray]:
+def read_results(network: ExportedNetwork, path: str) -> dict[str, np.ndarray]:
     """The outputs of one image, `path_0.bin` and so on in the model's order."""
     outputs = {}
     for number, described in enumerate(network.facts["outputs"]):
@@ -73,7 +73,7 @@ def read_results(network: ExportedNetwork, path: str) -> Dict[str, np.ndarray]:
 
 
 def score(loaded: LoadedModel, network: ExportedNetwork, dataset: CocoDataset,
-          indices: Sequence[int], results: str) -> List[str]:
+          indices: Sequence[int], results: str) -> list[str]:
     """Score what ais_bench wrote for these images; returns the lines of the table."""
     name = os.path.basename(network.path)
     category_ids, notes = match_categories(
@@ -101,7 +101,7 @@ def score(loaded: LoadedModel, network: ExportedNetwork, dataset: CocoDataset,
             f"{os.path.basename(dataset.annotation_file)}", "", evaluator.evaluate().table()]
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="python -m utils.export.offline", description="Images for "
                             "ais_bench, and scores of what it writes.")
     parser.add_argument("step", choices=("preprocess", "score"))

@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -50,11 +50,11 @@ class Found:
     """int64 `[n]`, 0-based."""
     masks: np.ndarray
     """bool `[n, h, w]`"""
-    all_class_names: List[str]
-    category_ids: List[int]
+    all_class_names: list[str]
+    category_ids: list[int]
 
     @property
-    def class_names(self) -> List[str]:
+    def class_names(self) -> list[str]:
         return [self.all_class_names[index] for index in self.class_ids]
 
     def draw(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class Found:
         return draw_instances(self.image, self.boxes, list(self.masks), self.class_names,
                               self.all_class_names, texts)
 
-    def records(self, image_id: int = 1) -> List[Dict[str, Any]]:
+    def records(self, image_id: int = 1) -> list[dict[str, Any]]:
         """One record an object in COCO's result format."""
         return [{"image_id": image_id, "category_id": self.category_ids[class_id],
                  "category_name": self.all_class_names[class_id],
@@ -90,7 +90,7 @@ class Segmenter:
         self.facts = self.model.facts
         self.priors = self.model.priors()
 
-    def __call__(self, image: np.ndarray, top_k: Optional[int] = None,
+    def __call__(self, image: np.ndarray, top_k: int | None = None,
                  score_threshold: float = 0.0) -> Found:
         """Find the objects of an image, uint8 `[h, w, 3]` BGR as OpenCV reads it.
 
@@ -125,7 +125,7 @@ class Segmenter:
         return Found(image, to_pixels(boxes, height, width), scores, classes.astype(np.int64),
                      masks, self.facts["class_names"], self.facts["category_ids"])
 
-    def detections(self, outputs: Dict[str, np.ndarray]) -> Rows:
+    def detections(self, outputs: dict[str, np.ndarray]) -> Rows:
         """Detections of one image from its outputs, boxes relative to the image."""
         if self.facts["form"] == "detections":
             count = int(outputs["count"])
@@ -158,7 +158,7 @@ def decode(loc: np.ndarray, priors: np.ndarray) -> np.ndarray:
 
 
 def fast_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, top_k: int,
-             max_detections: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+             max_detections: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """YOLACT's Fast NMS within each class (Bolya et al. 2019, section 3.3).
 
     Args:
@@ -253,7 +253,7 @@ def read_image(path: str) -> np.ndarray:
         raise UserError(f"'{path}': {problem}") from None
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code (2: something the user has to change)."""
     parser = argparse.ArgumentParser(description="Find objects in images with the model beside.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
@@ -283,7 +283,7 @@ def _complain(sentence: object) -> None:
     print(f"error: {one_line(str(sentence))}", file=sys.stderr, flush=True)
 
 
-def find(args: argparse.Namespace) -> Tuple[List[Dict[str, Any]], bool]:
+def find(args: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
     """Find the objects of all images, and draw them where a folder is given.
 
     An image that cannot be read, and a drawing that cannot be written, is said and left out.
@@ -318,7 +318,7 @@ def find(args: argparse.Namespace) -> Tuple[List[Dict[str, Any]], bool]:
     return records, is_whole
 
 
-def _targets(images: Sequence[str], folder: str) -> List[str]:
+def _targets(images: Sequence[str], folder: str) -> list[str]:
     """Where each image is drawn, each in a file of its own.
 
     Raises:
@@ -329,7 +329,7 @@ def _targets(images: Sequence[str], folder: str) -> List[str]:
             raise UserError(f"'{folder}' is both the folder of '{path}' and the output folder; "
                             "choose another one with --out")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in images]
-    targets: List[str] = []
+    targets: list[str] = []
     for number, stem in enumerate(stems, 1):
         name = stem if stems.count(stem) == 1 else f"{stem}_{number}"
         while os.path.join(folder, name + ".png") in targets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 from utils.cli import (
     ArgumentParser,
@@ -141,7 +141,7 @@ def _add_detection_and_output(parser: ArgumentParser) -> None:
                     "launch a batch (CUDA, and NPU from the 910B on); to score a dataset")
 
 
-def changed_settings(args: argparse.Namespace) -> Dict[str, Any]:
+def changed_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What of the flags that scores depend on is not the default, by name."""
     defaults = eval_parser()
     return {name: getattr(args, name) for name in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass, field
-from typing import Callable, Generator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Generator, List, Sequence, Tuple
 
 import numpy as np
 from torch import Tensor
@@ -41,7 +41,7 @@ class EvaluationBatches(Dataset):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, number: int) -> Union[ImageBatch, UserError]:
+    def __getitem__(self, number: int) -> ImageBatch | UserError:
         """Return a batch, or an image's error: raised in a worker it would lose its type."""
         indices = self._indices[number]
         try:
@@ -65,7 +65,7 @@ def load_batches(batches: EvaluationBatches, num_workers: int = 0,
 
 
 def choose_images(total: int, max_images: int, shuffle: bool = False,
-                  seed: Optional[int] = None) -> List[int]:
+                  seed: int | None = None) -> list[int]:
     """Indices of the images to evaluate: the first `max_images`, or random ones; <= 0 is all."""
     indices = (np.random.default_rng(seed).permutation(total).tolist() if shuffle
                else list(range(total)))
@@ -77,7 +77,7 @@ class Evaluation:
     """Which images of which dataset are scored, and how they are read."""
 
     dataset: CocoDataset
-    category_ids: Sequence[Optional[int]]
+    category_ids: Sequence[int | None]
     """Of each class of the network; None for one that the dataset does not have."""
     indices: Sequence[int]
     """Of the images, as from `choose_images`."""
@@ -101,8 +101,7 @@ class Evaluation:
         """An evaluator on the dataset's annotations, without detections."""
         return CocoEvaluator(self._truth, self.category_ids)
 
-    def run(self, detector: Detector, evaluator: CocoEvaluator,
-            times: Optional[StageTimes] = None,
+    def run(self, detector: Detector, evaluator: CocoEvaluator, times: StageTimes | None = None,
             stopped: Callable[[], bool] = lambda: False) -> bool:
         """Find the objects of all images, all processes together. The model keeps its mode.
 

@@ -14,7 +14,7 @@ import contextlib
 import csv
 import io
 import os
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -23,13 +23,7 @@ import pycocotools.mask
 from data.coco import CocoDataset
 from utils.distributed.processes import launch_id
 from utils.drawing import draw_instances, side_by_side
-from utils.inference.evaluator import (
-    THRESHOLDS,
-    CocoEvaluator,
-    CocoResults,
-    ScoredImage,
-    text_cell,
-)
+from utils.inference.evaluator import THRESHOLDS, CocoEvaluator, CocoResults, ScoredImage, text_cell
 from utils.report import MATRIX, PER_CLASS, SUMMARY, build_report
 from utils.run_folder import (
     CONFIG,
@@ -63,13 +57,13 @@ class ScoredEvaluation(NamedTuple):
     dataset: CocoDataset
     weights: str
     """Which weights were scored, in words."""
-    origin: Optional[Origin]
+    origin: Origin | None
     """Iteration and training that made them; None if unknown."""
     settings: Mapping[str, Any]
     """What of score threshold, NMS and the like was not the default, by flag."""
 
 
-def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str) -> List[str]:
+def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str) -> list[str]:
     """Put an evaluation into a run folder and draw its report; returns lines for the user.
 
     Where the training did not validate at the weights' iteration, its row of results.csv gets the
@@ -136,7 +130,7 @@ def _add_scores(folder: RunFolder, evaluation: ScoredEvaluation, iteration: int)
         folder.keep_weights(evaluation.weights, "best")
 
 
-def describe_data(dataset: CocoDataset) -> Dict[str, Any]:
+def describe_data(dataset: CocoDataset) -> dict[str, Any]:
     """What a dataset holds, in plain types, for the configuration of a run folder."""
     report = dataset.report
     return {
@@ -156,7 +150,7 @@ def write_evaluation(folder: RunFolder, evaluation: ScoredEvaluation) -> None:
     folder.write_bytes(MATRIX, matrix_csv(count_confusions(images, list(names)),
                                           list(names.values())))
     place = {int(image_id): n for n, image_id in enumerate(dataset.image_ids)}
-    shown: List[Dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     for image in images_to_draw(images):
         index, name = place[image.image_id], f"{image.image_id:012d}.jpg"
         folder.write_bytes(os.path.join(_IMAGES, name),
@@ -225,7 +219,7 @@ def count_confusions(images: Iterable[ScoredImage], category_ids: Sequence[int],
     return counts
 
 
-def _overlaps(found: Sequence[Dict[str, Any]], others: Sequence[Dict[str, Any]],
+def _overlaps(found: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]],
               crowd: int) -> np.ndarray:
     """IoU of masks, `[found, others]`; with crowd 1, the part of each found mask inside."""
     if not found or not others:
@@ -243,7 +237,7 @@ def matrix_csv(counts: np.ndarray, names: Sequence[str]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def images_to_draw(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> List[ScoredImage]:
+def images_to_draw(images: Sequence[ScoredImage], most: int = _MAX_IMAGES) -> list[ScoredImage]:
     """The same ones in each evaluation of the same images.
 
     Spread evenly over those with objects, in the order of their ids; where these are fewer than
@@ -277,12 +271,12 @@ def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str])
     return bytes(cv2.imencode(".jpg", pair, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
 
 
-def _surest(image: ScoredImage) -> List[Dict[str, Any]]:
+def _surest(image: ScoredImage) -> list[dict[str, Any]]:
     found = [item for item in image.detections if item["mask_score"] >= SCORE_THRESHOLD]
     return sorted(found, key=lambda item: -item["mask_score"])[:_MAX_DETECTIONS]
 
 
-def _draw(canvas: np.ndarray, scale: float, items: Sequence[Dict[str, Any]],
+def _draw(canvas: np.ndarray, scale: float, items: Sequence[dict[str, Any]],
           names: Mapping[int, str], suffixes: Sequence[str]) -> np.ndarray:
     boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -35,13 +35,13 @@ class ExportedNetwork(nn.Module):
         self.maskiou_net: Any = self._mask_iou if self.facts["mask_iou"] else None
         self.priors = torch.from_numpy(self._exported.priors())
 
-    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predictions for uint8 images `[B,3,S,S]`; with `detections` inside, those by field."""
         return self.predictions(self.exported(images.device.type)(images.cpu().numpy()),
                                 images.device)
 
-    def predictions(self, outputs: Dict[str, np.ndarray], device: torch.device
-                    ) -> Dict[str, Tensor]:
+    def predictions(self, outputs: dict[str, np.ndarray], device: torch.device
+                    ) -> dict[str, Tensor]:
         """The model's outputs as `forward` returns them."""
         found = {name: torch.from_numpy(values).to(device) for name, values in outputs.items()}
         if "conf" in found:
@@ -55,7 +55,7 @@ class ExportedNetwork(nn.Module):
             self._exported = ExportedModel(self.path, device)
         return self._exported
 
-    def detect(self, nms: str, config: Config) -> Callable[[Dict[str, Tensor]], Detections]:
+    def detect(self, nms: str, config: Config) -> Callable[[dict[str, Tensor]], Detections]:
         """From predictions to detections, with the suppression that is asked for.
 
         Raises:

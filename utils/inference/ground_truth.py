@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Iterable, Mapping
 
 import pycocotools.mask
 
@@ -39,11 +39,11 @@ class GroundTruth:
     are width and height by image id, for files that leave them out.
     """
 
-    def __init__(self, source: Union[str, COCO],
-                 image_sizes: Optional[Mapping[int, Tuple[int, int]]] = None) -> None:
+    def __init__(self, source: str | COCO,
+                 image_sizes: Mapping[int, tuple[int, int]] | None = None) -> None:
         self._source, self._image_sizes = source, image_sizes or {}
         self.name = source if isinstance(source, str) else "the annotation file"
-        self._coco: Optional[COCO] = None
+        self._coco: COCO | None = None
 
     @property
     def is_annotated(self) -> bool:
@@ -83,8 +83,8 @@ class GroundTruth:
         return coco_of(images, document.get("categories", []), annotations)
 
 
-def coco_of(images: List[Dict[str, Any]], categories: List[Any],
-            annotations: Optional[List[Dict[str, Any]]]) -> COCO:
+def coco_of(images: list[dict[str, Any]], categories: list[Any],
+            annotations: list[dict[str, Any]] | None) -> COCO:
     """The library's object for these records."""
     made = COCO()
     made.dataset = {"images": images, "categories": categories}
@@ -95,8 +95,8 @@ def coco_of(images: List[Dict[str, Any]], categories: List[Any],
     return made
 
 
-def _usable(annotations: Iterable[Dict[str, Any]],
-            images: Dict[int, Dict[str, Any]]) -> List[Dict[str, Any]]:
+def _usable(annotations: Iterable[dict[str, Any]],
+            images: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """Annotations that have an outline, each with all its fields; `images` by id."""
     found = []
     for annotation in annotations:
@@ -120,7 +120,7 @@ def _usable(annotations: Iterable[Dict[str, Any]],
     return found
 
 
-def _to_rle(segmentation: Any, width: int, height: int) -> Optional[Rle]:
+def _to_rle(segmentation: Any, width: int, height: int) -> Rle | None:
     """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
     if isinstance(segmentation, list):
         segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]

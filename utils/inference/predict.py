@@ -14,19 +14,7 @@ import re
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Sequence,
-    TextIO,
-    Tuple,
-)
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, TextIO
 
 import cv2
 import numpy as np
@@ -63,7 +51,7 @@ class ImageFile(NamedTuple):
 class PredictionOptions:
     """What is shown of the objects that were found, and what is written beside the drawings."""
 
-    top_k: Optional[int] = 5
+    top_k: int | None = 5
     """At most this many objects an image, best first; None for all."""
     score_threshold: float = 0.0
     masks: bool = True
@@ -90,15 +78,14 @@ class PredictionRun:
     progress.
     """
 
-    def __init__(self, predictor: Predictor, options: PredictionOptions,
-                 say: Callable[[str], None], warn: Callable[[str], None],
-                 stream: TextIO) -> None:
+    def __init__(self, predictor: Predictor, options: PredictionOptions, say: Callable[[str], None],
+                 warn: Callable[[str], None], stream: TextIO) -> None:
         self.predictor, self.options = predictor, options
         self.say, self.warn, self.stream = say, warn, stream
         self.times = StageTimes()
         self.objects = self.files = 0  # shown, and drawn, so far
-        self._records: List[str] = []
-        self._failures: List[UserError] = []  # a list, since images are read in another thread
+        self._records: list[str] = []
+        self._failures: list[UserError] = []  # a list, since images are read in another thread
         self._stem, self._crops_folder, self._strict = "", "", False
 
     def image(self, value: str) -> int:
@@ -181,7 +168,7 @@ class PredictionRun:
         return True
 
     def _draw_files(self, files: Sequence[ImageFile]) -> None:
-        def readable() -> Iterator[Tuple[ImageFile, np.ndarray]]:
+        def readable() -> Iterator[tuple[ImageFile, np.ndarray]]:
             for file in files:
                 try:
                     yield file, read_image(file.source)
@@ -214,7 +201,7 @@ class PredictionRun:
                 before = frame.number
 
     def _draw(self, prediction: Prediction, image_id: int, name: str,
-              facts: Dict[str, str]) -> np.ndarray:
+              facts: dict[str, str]) -> np.ndarray:
         """Draw an image's objects and return it; `name` is of its cut-outs, `facts` go with the
         id into each record.
         """
@@ -242,9 +229,9 @@ class PredictionRun:
     def _progress(self, total: int) -> ProgressBar:
         return ProgressBar(total, self.stream, enabled=self.options.show_progress and total != 1)
 
-    def _batches(self, items: Iterable[Tuple[Item, np.ndarray]]
-                 ) -> Iterator[List[Tuple[Item, np.ndarray]]]:
-        batch: List[Tuple[Item, np.ndarray]] = []
+    def _batches(self, items: Iterable[tuple[Item, np.ndarray]]
+                 ) -> Iterator[list[tuple[Item, np.ndarray]]]:
+        batch: list[tuple[Item, np.ndarray]] = []
         pixels = 0
         for item, image in items:
             batch.append((item, image))
@@ -269,7 +256,7 @@ class PredictionRun:
         return EXIT_FAILURES if self._failures else 0
 
 
-def _interrupt_in(action: Callable[..., None], *given: Any) -> Optional[KeyboardInterrupt]:
+def _interrupt_in(action: Callable[..., None], *given: Any) -> KeyboardInterrupt | None:
     """The interrupt, if any, that has ended `action(*given)`."""
     try:
         action(*given)
@@ -278,7 +265,7 @@ def _interrupt_in(action: Callable[..., None], *given: Any) -> Optional[Keyboard
     return None
 
 
-def split_pair(value: str) -> Tuple[str, Optional[str]]:
+def split_pair(value: str) -> tuple[str, str | None]:
     """`in:out` -> both, or None for an output left out. Addresses and what is there stay whole.
 
     Raises:
@@ -292,7 +279,7 @@ def split_pair(value: str) -> Tuple[str, Optional[str]]:
     return source, target or None
 
 
-def output_pair(value: str, ending: str) -> Tuple[str, str]:
+def output_pair(value: str, ending: str) -> tuple[str, str]:
     """Paths of `in.jpg[:out.png]`; an output left out is `results/in` with the ending.
 
     Raises:
@@ -306,7 +293,7 @@ def output_pair(value: str, ending: str) -> Tuple[str, str]:
     return source, target
 
 
-def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
+def find_images(value: str) -> tuple[list[ImageFile], str, int]:
     """Resolve `--images=in_dir[:out_dir]`, where `image_files` are looked for in `in_dir`.
 
     Returns:
@@ -339,7 +326,7 @@ def find_images(value: str) -> Tuple[List[ImageFile], str, int]:
     return images, folder, others
 
 
-def image_files(source: str) -> Tuple[List[str], int]:
+def image_files(source: str) -> tuple[list[str], int]:
     """Images that --images names: those of a folder, or of a pattern such as `in/*.jpg`.
 
     Taken are files with an image's ending or without any, but not hidden ones. Returns their paths

@@ -12,19 +12,7 @@ import itertools
 import os
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import (
-    Any,
-    Dict,
-    Generator,
-    Iterable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-    overload,
-)
+from typing import Any, Generator, Iterable, Iterator, Sequence, Union, overload
 
 import cv2
 import numpy as np
@@ -75,12 +63,12 @@ class Prediction:
     boxes: np.ndarray
     scores: np.ndarray
     class_ids: np.ndarray
-    class_names: List[str]
-    rles: List[Rle]
-    all_class_names: List[str] = field(repr=False)
-    category_ids: List[int] = field(repr=False)
-    path: Optional[str] = None
-    _masks: Optional[np.ndarray] = field(default=None, repr=False)
+    class_names: list[str]
+    rles: list[Rle]
+    all_class_names: list[str] = field(repr=False)
+    category_ids: list[int] = field(repr=False)
+    path: str | None = None
+    _masks: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -106,13 +94,13 @@ class Prediction:
         """Bool `[h, w]`, the mask of object n alone."""
         return pycocotools.mask.decode(self.rles[n]).astype(bool)
 
-    def as_detections(self, masks: bool = True) -> Dict[str, Any]:
+    def as_detections(self, masks: bool = True) -> dict[str, Any]:
         """Arguments of `supervision.Detections`; without `masks` they stay unmade."""
         return {"xyxy": self.boxes, "mask": self.masks if masks and len(self) else None,
                 "confidence": self.scores, "class_id": self.class_ids.astype(int),
                 "data": {"class_name": np.array(self.class_names, dtype=str)}}
 
-    def best(self, top_k: Optional[int] = None, score_threshold: float = 0.0) -> Prediction:
+    def best(self, top_k: int | None = None, score_threshold: float = 0.0) -> Prediction:
         """Only the first `top_k` objects (None: all), and only those with scores above the
         threshold (0: all).
         """
@@ -123,7 +111,7 @@ class Prediction:
                        class_ids=self.class_ids[keep], class_names=self.class_names[keep],
                        rles=self.rles[keep], _masks=None)
 
-    def draw(self, top_k: Optional[int] = 15, score_threshold: float = 0.15, masks: bool = True,
+    def draw(self, top_k: int | None = 15, score_threshold: float = 0.15, masks: bool = True,
              boxes: bool = True, text: bool = True, scores: bool = True) -> np.ndarray:
         """Draw the best objects, see `best`, and return a new image, uint8 `[h, w, 3]`, BGR.
 
@@ -140,7 +128,7 @@ class Prediction:
                               shown.class_names, class_names=shown.all_class_names, texts=texts,
                               outline_boxes=boxes)
 
-    def to_coco(self, image_id: int, polygons: bool = False) -> List[Dict[str, Any]]:
+    def to_coco(self, image_id: int, polygons: bool = False) -> list[dict[str, Any]]:
         """One record an object in COCO's result format; with `polygons` outlines instead of run
         lengths. Holes are filled then, and an object without pixels has an empty list.
         """
@@ -153,7 +141,7 @@ class Prediction:
                 for class_id, name, score, corner, rle in zip(
                     self.class_ids, self.class_names, self.scores, corners.tolist(), self.rles)]
 
-    def cut_outs(self) -> Iterator[Tuple[int, np.ndarray]]:
+    def cut_outs(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number and image of each object with pixels: uint8 `[h, w, 4]`, BGRA.
 
         The image is as large as the mask; what does not belong to the object is transparent.
@@ -189,10 +177,10 @@ class Predictor:
         UserError: the weights cannot be loaded, or there is no such device.
     """
 
-    def __init__(self, weights: Union[str, os.PathLike, LoadedModel] = "latest",
-                 device: Union[str, torch.device] = "auto", config: Optional[str] = None,
+    def __init__(self, weights: str | os.PathLike | LoadedModel = "latest",
+                 device: str | torch.device = "auto", config: str | None = None,
                  score_threshold: float = 0.0, batch_size: int = 1, nms: str = "fast",
-                 crop: bool = True, max_num_detections: Optional[int] = None,
+                 crop: bool = True, max_num_detections: int | None = None,
                  save_folder: str = "weights/", precision: str = "float32") -> None:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold is {score_threshold}, expected 0 to 1")
@@ -213,16 +201,15 @@ class Predictor:
                                   crop, score_threshold)
 
     @overload
-    def __call__(self, source: Union[List[Source], Tuple[Source, ...]],
-                 rgb: bool = False) -> List[Prediction]:
+    def __call__(self, source: list[Source] | tuple[Source, ...],
+                 rgb: bool = False) -> list[Prediction]:
         ...
 
     @overload
-    def __call__(self, source: Union[str, os.PathLike, np.ndarray],
-                 rgb: bool = False) -> Prediction:
+    def __call__(self, source: str | os.PathLike | np.ndarray, rgb: bool = False) -> Prediction:
         ...
 
-    def __call__(self, source: Any, rgb: bool = False) -> Union[Prediction, List[Prediction]]:
+    def __call__(self, source: Any, rgb: bool = False) -> Prediction | list[Prediction]:
         """Find the objects in an image, or in each of a list of images.
 
         Args:
@@ -250,9 +237,8 @@ class Predictor:
                 prediction.path = path
                 yield prediction
 
-    def find(self, batches: Iterable[Sequence[Tuple[Item, np.ndarray]]], times: StageTimes,
-             progress: Optional[ProgressBar] = None
-             ) -> Generator[Tuple[Item, Prediction], None, None]:
+    def find(self, batches: Iterable[Sequence[tuple[Item, np.ndarray]]], times: StageTimes,
+             progress: ProgressBar | None = None) -> Generator[tuple[Item, Prediction], None, None]:
         """Yield what is found in each image of batches of up to B, with what came with the image.
 
         A batch, of images uint8 `[h, w, 3]` BGR, is read and finished while the device works on
@@ -304,7 +290,7 @@ def decode_window(rle: Rle) -> MaskWindow:
     return MaskWindow(left, top, np.ascontiguousarray(pixels).astype(bool))
 
 
-def outline(rle: Rle) -> List[List[float]]:
+def outline(rle: Rle) -> list[list[float]]:
     """Polygons `[x1, y1, x2, y2, ...]` around the parts of a mask, along the edges of its pixels.
 
     Simplified by less than a pixel; holes are filled.

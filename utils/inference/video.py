@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generator, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Generator, Iterable, Iterator, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -129,7 +129,7 @@ class VideoWriter:
             raises it when frames are missing in the file, as on a full disk.
     """
 
-    def __init__(self, path: str, fps: float, size: Tuple[int, int]) -> None:
+    def __init__(self, path: str, fps: float, size: tuple[int, int]) -> None:
         ending = os.path.splitext(path)[1].lower()
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"cannot write a video to '{path}': it is no regular file")
@@ -201,10 +201,10 @@ class FrameOutput:
     length. From a camera a frame is written as often as the time since the last one demands.
     """
 
-    def __init__(self, reader: VideoReader, target: Optional[str]) -> None:
+    def __init__(self, reader: VideoReader, target: str | None) -> None:
         self._reader, self._target = reader, target
-        self._writer: Optional[VideoWriter] = None
-        self._last: Optional[np.ndarray] = None
+        self._writer: VideoWriter | None = None
+        self._last: np.ndarray | None = None
         self._start = 0.0
         self.left = False
         """Whether the user has closed the window."""
