@@ -142,7 +142,8 @@ class Supervisor:
                 write_record(self.record, new_record(self.rank, "was stopped (SIGSTOP) for "
                                                      f"{SUSPENDED_SECONDS:g} s"))
                 _kill_session(program)
-            if self._signal is None and self._is_orphan():
+            is_orphan = os.getppid() != self._parent or not all(map(_exists, self._above))
+            if self._signal is None and is_orphan:
                 self._signal = signal.SIGTERM
                 self._end_within(GRACE_OF_ORPHANS)
             if failed:
@@ -158,8 +159,6 @@ class Supervisor:
         _kill_session(program)  # loader processes that hang would outlive it
         return self._conclude(program.returncode, killed_for=failed)
 
-    def _is_orphan(self) -> bool:
-        return os.getppid() != self._parent or not all(map(_exists, self._above))
 
     def _end_within(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

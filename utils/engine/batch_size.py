@@ -18,11 +18,12 @@ from data.coco import CocoDataset
 from data.config import Config
 from data.loader import TrainDataset, prefetch
 from layers.anchors import make_priors
+from layers.fused_ops import CROSS_ENTROPY_ROWS
 from utils.amp import build_precision
 from utils.checkpoint import load_state, rng_state, set_rng_state
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import Sharing, gather_bytes
-from utils.engine.learner import Learner, assemble_learner, freeze_stages, fused_loss_limit
+from utils.engine.learner import Learner, assemble_learner, freeze_stages
 from utils.errors import UserError, counted, first_line
 from utils.memory import (
     MARGIN,
@@ -60,7 +61,6 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
     sentence = f"{chosen} per card, as in {resumed}"
     if chosen is None:
         largest = config.at_largest_side()
-        priors = make_priors(largest)
         row = TrainDataset.from_config(dataset, largest, lambda recipe: make_priors(recipe).numpy()
                                        )[0, 0, largest.max_size]
         if isinstance(row, UserError):
@@ -77,7 +77,7 @@ def automatic_batch(args: argparse.Namespace, config: Config, dataset: CocoDatas
                   "work": max(1, LARGEST_STEP // shares),
                   f"the {len(dataset)} images of the training set": len(dataset) // shares}
         if args.fused_loss:
-            limits["what the fused loss takes"] = fused_loss_limit(len(priors))
+            limits["what the fused loss takes"] = CROSS_ENTROPY_ROWS // len(make_priors(largest))
         available = available_bytes(device, args.num_workers, os.environ)
         chosen, sentence = choose_batch_size(need, available, processes, device, limits)
     if processes.is_main:

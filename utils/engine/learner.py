@@ -165,7 +165,7 @@ def choose_row_losses(fused: bool, device: torch.device, images: int, priors: in
     elif images * priors > CROSS_ENTROPY_ROWS:
         problem = (f"it takes {CROSS_ENTROPY_ROWS} rows at most, and {images} x {priors} (images, "
                    f"priors of each) are {images * priors}")
-        most = fused_loss_limit(priors)
+        most = CROSS_ENTROPY_ROWS // priors
         if most:
             advice = (f"give --batch_size={most} or less, with --accumulate for as many images a "
                       "step, or leave it out")
@@ -177,9 +177,6 @@ def choose_row_losses(fused: bool, device: torch.device, images: int, priors: in
     return npu_cross_entropy
 
 
-def fused_loss_limit(priors: int) -> int:
-    """Images of a card's batch that --fused_loss allows, where each has so many priors."""
-    return CROSS_ENTROPY_ROWS // priors
 
 
 class WeightAverage:
