@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from utils.cli import ArgumentParser, Bounded, add_switch, run_main
 from utils.errors import UserError, printable
-from utils.export.atc import PRECISION_MODES, AtcPlan, add_om_models, parse_socs
-from utils.export.new_folder import new_folder
+from utils.export.atc import AIPP, PRECISION_MODES, SCRIPT, AtcPlan, add_om_models, parse_socs
 from utils.exported import FORMS, INPUT_TYPES, is_export, require
 from utils.parsing import whole_number
 
@@ -108,7 +107,7 @@ def main(argv: list[str]) -> int:
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.export.check import check_images, differences
-    from utils.export.folder import write_description, write_models
+    from utils.export.folder import clear, new_folder, write_description, write_models
     from utils.inference.detector import CPU, load_model
     from utils.memory import explain_out_of_memory
 
@@ -126,9 +125,12 @@ def main(argv: list[str]) -> int:
         write_description(facts, folder)
         apart = differences(network, loaded.config, folder, plan.half, planes)
         facts["differences"] = apart
-        onnx_models = facts["models"]
-        notes = [] if atc is None else add_om_models(
-            facts, loaded.config, atc, folder, args.out, lambda line: print(line, flush=True))
+        onnx_models, notes, before = facts["models"], [], os.listdir(folder)
+        if atc is not None:
+            notes = add_om_models(facts, loaded.config, atc, folder, args.out,
+                                  lambda line: print(line, flush=True))
+            # ATC leaves more than its models.
+            clear(folder, [*before, AIPP, SCRIPT, *(entry["file"] for entry in facts["models"])])
         write_description(facts, folder)
     print(f"Checked : {len(planes)} images; largest relative difference from PyTorch: "
           + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))

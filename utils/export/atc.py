@@ -15,7 +15,6 @@ from typing import Any, Callable, NamedTuple, Sequence
 from data.config import Config
 from utils.distributed.failures import die_with_parent
 from utils.errors import UserError, nearest
-from utils.export.new_folder import clear
 from utils.files import digest
 
 SOCS = ("310", "310B1", "310B2", "310B3", "310B4", "310P1", "310P3", "310P5", "310P7", "910A",
@@ -126,7 +125,7 @@ def _script(entries: Sequence[dict[str, Any]]) -> str:
 
 def _convert(entry: dict[str, Any], folder: str, log_path: str, seconds: float,
              say: Callable[[str], None]) -> None:
-    """Run the command of an OM's `entry` in `folder`, where nothing but its model stays.
+    """Run the command of an OM's `entry` in `folder`.
 
     All that `atc` prints goes to `log_path`, which is left only where `atc` fails.
 
@@ -135,7 +134,6 @@ def _convert(entry: dict[str, Any], folder: str, log_path: str, seconds: float,
     """
     say(entry["command"])
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    before = os.listdir(folder)
     with open(log_path, "w") as log:
         process = subprocess.Popen(["sh", "-c", _GROUP, "sh", *shlex.split(entry["command"])],
                                    cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -161,5 +159,4 @@ def _convert(entry: dict[str, Any], folder: str, log_path: str, seconds: float,
                    f"failed with exit code {code}" if code else f"left no {entry['file']}")
         raise UserError(f"atc {problem} ({' / '.join(last) or 'it printed nothing'}); all of its "
                         f"output is in '{log_path}'")
-    clear(folder, [*before, entry["file"]])
     os.unlink(log_path)
