@@ -5,25 +5,13 @@ Lines printed here avoid two words that the launchers look for; see `utils.infer
 
 from __future__ import annotations
 
-import os
-import signal
+from utils.cli import before_torch, print_lines, run_main
+from utils.inference.eval_flags import changed_settings, eval_parser, nms_kind, parse_eval_flags
 
-# Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
-# with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
-os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-# Threads that wait by spinning would take the cores from the loader's processes, and from others.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-if __name__ == "__main__":  # before torch, which takes seconds: --help and mistakes in flags
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
-    from utils.cli import lasting_streams
-    from utils.inference.eval_flags import eval_parser
-
-    with lasting_streams():
-        eval_parser().parse_args()
+before_torch(eval_parser if __name__ == "__main__" else None)
 
 import argparse
+import os
 import sys
 from typing import Sequence
 
@@ -31,7 +19,6 @@ import torch
 
 from data.classes import match_categories
 from data.datasets import open_dataset, refuse_empty
-from utils.cli import print_lines, run_main
 from utils.device import NpuModes, cards_of_host, describe, select_device, synchronize
 from utils.device_graph import prepare_graphs
 from utils.distributed.failures import record_failure
@@ -39,7 +26,6 @@ from utils.distributed.processes import Processes
 from utils.errors import UserError, printable
 from utils.files import refuse_unwritable_file
 from utils.inference.detector import Detector, LoadedModel, StageTimes, load_model
-from utils.inference.eval_flags import changed_settings, nms_kind, parse_eval_flags
 from utils.inference.evaluation import Evaluation, choose_images
 from utils.inference.evaluation_record import AUTO, NONE, ScoredEvaluation, keep_evaluation
 from utils.inference.evaluator import CocoEvaluator

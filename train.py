@@ -6,23 +6,10 @@ static, losses and the verdict "was this step finite" stay on the device until a
 
 from __future__ import annotations
 
-import os
-import signal
+from utils.cli import before_torch, print_lines, run_main
+from utils.engine.train_flags import parse_train_flags, train_parser
 
-# Before torch: utils.device imports the NPU's plugin where one is wanted, and says what is wrong
-# with it. Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
-os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-# Threads that wait by spinning would take the cores from the loader's processes, and from others.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-if __name__ == "__main__":  # before torch, which takes seconds: --help and mistakes in flags
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
-    from utils.cli import lasting_streams
-    from utils.engine.train_flags import train_parser
-
-    with lasting_streams():
-        train_parser().parse_args()
+before_torch(train_parser if __name__ == "__main__" else None)
 
 import argparse
 import contextlib
@@ -30,6 +17,7 @@ import functools
 import itertools
 import math
 import operator
+import os
 import sys
 import time
 from typing import NamedTuple, Sequence
@@ -40,7 +28,6 @@ from torch import Tensor, nn
 from data.batch import Batch, bit_values
 from data.loader import prefetch
 from utils.amp import Precision
-from utils.cli import print_lines, run_main
 from utils.device import NpuModes, cards_of_host, seed_everything, select_device
 from utils.distributed.failures import StopRequest, record_failure
 from utils.distributed.processes import Processes, is_restart, launch_id
@@ -50,7 +37,6 @@ from utils.engine.record import RunRecord, open_record
 from utils.engine.saving import choose_start
 from utils.engine.setup import Training, build_training
 from utils.engine.summary import announce, end_lines, next_lines
-from utils.engine.train_flags import parse_train_flags
 from utils.errors import TrainingError, UserError, counted
 from utils.inference.evaluation_record import ScoredEvaluation
 from utils.memory import explain_out_of_memory, keep_freed_memory

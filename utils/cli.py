@@ -301,6 +301,22 @@ def lasting_streams() -> Iterator[None]:
             sys.stdout.flush()
 
 
+def before_torch(parser: Callable[[], ArgumentParser] | None) -> None:
+    """What train.py and eval.py do before they import PyTorch, which takes seconds; with the parser
+    of a program that is not only imported, --help and mistakes in its flags are answered.
+    """
+    # utils.device imports the NPU's plugin where one is wanted, and says what is wrong with it.
+    # Left to PyTorch, a plugin that finds no CANN ends `import torch`, on the CPU too.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    # Threads that wait by spinning would take the cores from the loader's processes, and others'.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if parser is not None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
+        with lasting_streams():
+            parser().parse_args()
+
+
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the process's exit code.
 
