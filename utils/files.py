@@ -202,6 +202,8 @@ def refuse_unwritable(folder: str) -> None:
 
     A run learns so before its first step what it would otherwise learn when it saves.
     """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"cannot write to '{folder}': it is a file, expected a folder")
     remove_abandoned(folder)
     probe = os.path.join(folder, f".writable.{os.getpid()}")
     write_whole(probe, b"")

@@ -44,7 +44,8 @@ class ImageFile(NamedTuple):
     target: str
     """File that is drawn."""
     image_id: int
-    """Of the records in JSON."""
+    """Of the records in JSON, as the name is."""
+    name: str
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class PredictionRun:
         refuse_unwritable_file(target)
         self._strict = True
         self._start(os.path.splitext(target)[0])
-        self._draw_files([ImageFile(source, target, 1)])
+        self._draw_files([ImageFile(source, target, 1, os.path.basename(source))])
         return self._end(f"{self.objects} objects drawn in {target}", speed=self.options.benchmark)
 
     def images(self, value: str) -> int:
         """`--images=FOLDER[:OUT]`."""
         files, folder, others = find_images(value)
-        self.say(f"{len(files)} images" + (f", {others} other files left out" if others else ""))
+        self.say(f"{len(files)} images" + f", {others} other names left out" * bool(others))
         refuse_unwritable(folder)
         self._start(os.path.join(folder, "predictions"), os.path.join(folder, "crops"))
         interrupted = _interrupt_in(self._draw_files, files)
@@ -178,8 +179,9 @@ class PredictionRun:
         with closing(read_ahead(readable())) as ahead, closing(self.predictor.find(
                 self._batches(ahead), self.times, self._progress(len(files)))) as found:
             for file, prediction in found:
-                drawn = self._draw(prediction, file.image_id, _stem(file.target),
-                                   {"file_name": os.path.basename(file.source)})
+                drawn = self._draw(prediction, file.image_id, os.path.relpath(
+                    os.path.splitext(file.target)[0], os.path.dirname(self._stem) or "."),
+                    {"file_name": file.name})
                 with self.times.stage("writing"):
                     self.files += self._attempt(write_image, file.target, drawn)
 
@@ -287,7 +289,7 @@ def output_pair(value: str, ending: str) -> tuple[str, str]:
     """
     source, target = split_pair(value)
     if target is None:
-        target = os.path.join(RESULTS, _stem(source) + ending)
+        target = os.path.join(RESULTS, os.path.splitext(os.path.basename(source))[0] + ending)
     if os.path.realpath(source) == os.path.realpath(target):
         raise UserError(f"'{source}' is both input and output; choose another name for the output")
     return source, target
@@ -297,46 +299,48 @@ def find_images(value: str) -> tuple[list[ImageFile], str, int]:
     """Resolve `--images=in_dir[:out_dir]`, where `image_files` are looked for in `in_dir`.
 
     Returns:
-        The images in the order of their names, the output folder, and how many other files there
-        were. Image ids are the numbers that the files' names are, as in COCO; if they are not all
-        different numbers, 1, 2, 3, ...
+        The images in the order of their names, the output folder, and how many other files and
+        folders there were. Image ids are the numbers that the files' names are, as in COCO; if
+        they are not all different numbers, 1, 2, 3, ...
 
     Raises:
-        UserError: no such folder, no images in it, or both folders are the same.
+        UserError: no such folder, no images in it, or a folder would be read and written.
     """
     source, target = split_pair(value)
-    is_folder = os.path.isdir(source)
-    folder = target or os.path.join(RESULTS, os.path.basename(os.path.abspath(
-        source if is_folder else os.path.dirname(source))))
     chosen, others = image_files(source)
-    if any(os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder) for path in chosen):
+    # What comes from several folders stays in them: names may be the same.
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in chosen])
+    folder = target or os.path.join(RESULTS, os.path.basename(common))
+    names = [os.path.relpath(path, common) for path in chosen]
+    stems = [os.path.splitext(name)[0] for name in names]
+    ids = [int(stem) for stem in map(os.path.basename, stems) if stem.isdigit() and stem.isascii()]
+    if len(set(ids)) < len(names):
+        ids = list(range(1, len(names) + 1))
+    # Endings stay where names without them would be the same, also on file systems without case.
+    counts = Counter(stem.lower() for stem in stems)
+    images = [ImageFile(path, os.path.join(folder, (
+        stem if counts[stem.lower()] == 1 else name) + ".png"), number, name)
+        for path, stem, number, name in zip(chosen, stems, ids, names)]
+    if {os.path.realpath(os.path.dirname(image.target)) for image in images}.intersection(
+            os.path.realpath(os.path.dirname(path)) for path in chosen):
         raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
                         "folder; choose another output folder, e.g. "
                         f"--images={source}:{os.path.join(RESULTS, 'drawn')}")
-    stems = [_stem(path) for path in chosen]
-    # Compared without case: some file systems do not know it.
-    counts = Counter(stem.lower() for stem in stems)
-    numbers = {int(stem) for stem in stems if stem.isdigit() and stem.isascii()}
-    are_ids, images = len(numbers) == len(stems), []
-    for number, (path, stem) in enumerate(zip(chosen, stems), 1):
-        # Endings stay where names without them would be the same.
-        name = stem if counts[stem.lower()] == 1 else os.path.basename(path)
-        images.append(ImageFile(path, os.path.join(folder, name + ".png"),
-                                int(stem) if are_ids else number))
     return images, folder, others
 
 
 def image_files(source: str) -> tuple[list[str], int]:
-    """Images that --images names: those of a folder, or of a pattern such as `in/*.jpg`.
+    """Images that --images names: those of a folder, or of a pattern such as `in/**/*.jpg`.
 
     Taken are files with an image's ending or without any, but not hidden ones. Returns their paths
-    in the order of their names, and how many other files there were.
+    in the order of their names, and how many other files and folders there were.
 
     Raises:
         UserError: no such folder, or no images in it.
     """
     is_folder = os.path.isdir(source)
-    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source))
+    paths = sorted(glob.glob(os.path.join(glob.escape(source), "*") if is_folder else source,
+                             recursive=True))
     if not paths and not is_folder:
         raise UserError(f"--images: no folder '{os.path.abspath(source)}', and no files that fit "
                         "it as a pattern; give a folder with images")
@@ -344,13 +348,10 @@ def image_files(source: str) -> tuple[list[str], int]:
     chosen = [path for path in files
               if os.path.splitext(path)[1].lower() in SUFFIXES + ("",)]
     if not chosen:
+        below = f"; for those in its folders give '{source}/**'" if len(files) < len(paths) else ""
         raise UserError(f"--images: none of the {len(files)} files of '{source}' is an image "
-                        f"(known: {' '.join(SUFFIXES)})")
-    return chosen, len(files) - len(chosen)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+                        f"(known: {' '.join(SUFFIXES)}){below}")
+    return chosen, len(paths) - len(chosen)
 
 
 def refuse_foreign_records(path: str) -> None:

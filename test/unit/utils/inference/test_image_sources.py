@@ -182,17 +182,28 @@ def test_folders(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub.png").mkdir()
     images, folder, others = find_images(f"{tmp_path}:out")
-    assert folder == "out" and others == 1
+    assert folder == "out" and others == 2
     assert [(os.path.basename(one.source), one.target, one.image_id) for one in images] == [
         ("a.jpg", os.path.join("out", "a.jpg.png"), 1),
         ("a.png", os.path.join("out", "a.png.png"), 2),
         ("b.JPG", os.path.join("out", "b.png"), 3),
         ("noending", os.path.join("out", "noending.png"), 4)]
+    for name in ("x", "y"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        (tmp_path / "deep" / name / "a.jpg").write_bytes(b"x")
+    for pattern in ("*/*.jpg", "**/*.jpg", "**"):  # equal names do not overwrite one another
+        images, folder, _ = find_images(f"{tmp_path}/deep/{pattern}")
+        assert folder == os.path.join("results", "deep") and [
+            (one.target, one.name) for one in images] == [
+                (os.path.join(folder, name, "a.png"), os.path.join(name, "a.jpg"))
+                for name in "xy"]
     images, folder, _ = find_images(str(tmp_path / "*.png"))
     assert len(images) == 1 and folder == os.path.join("results", tmp_path.name)
     for value, words in (("nowhere", "no folder 'nowhere'|no folder '/.*nowhere'"),
                          (f"{tmp_path}:{tmp_path}", "both"),
-                         ("{}:o".format(tmp_path / "sub.png"), "none of the 0 files")):
+                         ("{}:o".format(tmp_path / "sub.png"), "none of the 0 files"),
+                         (str(tmp_path / "deep"), "in its folders give '.*/deep/[*][*]'"),
+                         ("{0}/deep/*/a.jpg:{0}/deep".format(tmp_path), "both")):
         with pytest.raises(UserError, match=words):
             find_images(value)
 
