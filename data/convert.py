@@ -28,7 +28,7 @@ from data.tools.conversion import (
 from data.tools.instance_masks import is_mask_folder, read_masks
 from data.tools.labelme import is_labelme_folder, read_labelme
 from data.tools.sbd import is_sbd_folder, read_sbd
-from data.tools.source_files import SPLIT_FOLDERS, list_files, split_folders
+from data.tools.source_files import list_files, split_folders, split_of
 from data.tools.voc import is_voc_folder, read_voc
 from data.tools.yolo import is_yolo_folder, places_of, read_yolo
 from utils.cli import ArgumentParser, Bounded, add_switch, print_lines, run_main
@@ -100,10 +100,11 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
             lower = path.name.lower()
             split = "val" if "val" in lower else "test" if "test" in lower else "train"
             # Frames of all splits may have the same names: the folder says which they are of.
-            words = {path.parent.name.lower(), *re.split("[_.-]", lower), *SPLIT_FOLDERS[split]}
+            words = {path.parent.name.lower(), *re.split("[_.-]", lower)}
             images = sorted((file for file in files if str(file).endswith("/" + name)),
-                            key=lambda file: -len(words.intersection(
-                                part.lower() for part in file.relative_to(folder).parts)))
+                            key=lambda file: -sum(
+                                part.lower() in words or split_of(part) == split
+                                for part in file.relative_to(folder).parts))
             place = Path(str(images[0])[:-len(name) - 1]) if images else folder / "images"
             found.setdefault(split, (place.relative_to(folder).as_posix(),
                                      path.relative_to(folder).as_posix()))

@@ -57,7 +57,8 @@ def read_masks(folder: Path, conversion: Conversion) -> Found:
     """
     if not folder.is_dir():
         raise UserError(f"folder of images and masks not found: {folder.absolute()}")
-    return Found(by_split(folder, lambda place, files: _images(place, files, conversion)))
+    return Found(by_split(folder, SUFFIXES, conversion.notes, lambda place, files: _images(
+        place, files, conversion)))
 
 
 def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List[FoundImage]:

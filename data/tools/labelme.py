@@ -60,7 +60,8 @@ def read_labelme(folder: Path, conversion: Conversion) -> Found:
     """
     if not folder.is_dir():
         raise UserError(f"folder of labelme files not found: {folder.absolute()}")
-    return Found(by_split(folder, lambda place, files: _images(place, files, conversion)))
+    return Found(by_split(folder, (".json",), conversion.notes, lambda place, files: _images(
+        place, files, conversion)))
 
 
 def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> List[FoundImage]:

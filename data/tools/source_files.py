@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, Set, Tuple, TypeVar
 
+from data.description import SPLITS
 from data.image import SUFFIXES, load_pil
-from utils.errors import UserError
+from utils.errors import UserError, counted, some
 from utils.files import read_text, read_whole
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ T = TypeVar("T")
 MOST_FILES = 1000000
 """In a folder that is looked through; whoever names a whole disk hears of it in seconds."""
 
-SPLIT_FOLDERS = {"train": ("train", "training", "stage1_train"),
-                 "val": ("val", "valid", "validation"), "test": ("test",)}
+_SPLIT_FOLDER = re.compile(
+    r"(?:stage1_)?(train|val|test)(?:ing|id|idation)?(?:_?set)?(?:_?20\d\d)?", re.IGNORECASE)
 """Names that tools give to the folders of splits."""
 
 
@@ -66,10 +68,23 @@ def read_pixels(path: Path) -> Image.Image:
         raise UserError(f"{path}: {problem}") from None
 
 
+def split_of(name: str) -> str:
+    """`train`, `val` or `test` for a folder of that split (Train, valid, test2017); else empty."""
+    match = _SPLIT_FOLDER.fullmatch(name)
+    return match.group(1).lower() if match else ""
+
+
 def split_folders(folder: Path) -> Dict[str, Path]:
     """Folders of splits in `folder`, by the names that tools give them."""
-    return {split: folder / name for split, names in SPLIT_FOLDERS.items()
-            for name in reversed(names) if (folder / name).is_dir()}
+    places = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+    found = {split_of(path.name): path for path in places if path.is_dir()}
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def outside(folder: Path, files: Sequence[Path]) -> List[str]:
+    """A note about files of a dataset that no split has, if there are any."""
+    return [f"left out: {counted(len(files), 'file')} outside of the folders of splits "
+            f"({some(path.relative_to(folder) for path in files)})"] if files else []
 
 
 def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
@@ -101,25 +116,23 @@ def listed_stems(folders: Sequence[Path]) -> Dict[str, List[str]]:
     return {}
 
 
-def by_split(folder: Path, read: Callable[[Path, Sequence[Path]], T]) -> Dict[str, T]:
+def by_split(folder: Path, endings: Sequence[str], notes: List[str],
+             read: Callable[[Path, Sequence[Path]], T]) -> Dict[str, T]:
     """What `read` finds among the files of training and of validation, or among all as one.
 
-    Folders of splits are in `folder` (train/images) or, all of them, in its folders (images/train).
-    A folder `train` alone may be one of trains, and beside a folder `test` it is not.
+    Folders of splits are in `folder` (train/images) or in its folders (images/train). A folder
+    `train` alone may be one of trains, and beside a folder `test` it is not. Files with one of the
+    `endings` that are outside of them are noted.
     """
-    places = split_folders(folder)
-    if "train" in places and len(places) > 1:
-        return {split: read(places[split], list_files(places[split], ()))
-                for split in ("train", "val") if split in places}
-    files, depth = list_files(folder, ()), len(folder.parts) + 1
-    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
-    within: Dict[str, List[Path]] = {}
-    for path in files:
-        place = path.parts[depth] if len(path.parts) > depth + 1 else ""
-        within.setdefault(split_of.get(place, ""), []).append(path)
-    others = within.pop("", [])
-    if "train" in within and len(within) > 1 and not any(
-            path.suffix.lower() in (*SUFFIXES, ".json") for path in others):
-        return {split: read(folder, within[split]) for split in ("train", "val")
-                if split in within}
+    files = list_files(folder, ())
+    within: Dict[str, List[Path]] = {split: [] for split in split_folders(folder)}
+    for depth in (len(folder.parts), len(folder.parts) + 1):
+        for path in files:
+            within.setdefault(split_of("".join(path.parts[depth:-1][:1])), []).append(path)
+        others = [path for path in within.pop("", []) if path.suffix.lower() in endings]
+        if "train" in within and len(within) > 1:
+            notes += outside(folder, others)
+            return {split: read(folder, within[split]) for split in ("train", "val")
+                    if split in within}
+        within = {}
     return {"train": read(folder, files)}

@@ -13,8 +13,8 @@ import numpy as np
 from data.description import FOLDER_FILE, SPLITS, is_yolo, parse_description, shown
 from data.image import SUFFIXES
 from data.tools.conversion import Conversion, Found, FoundImage, open_image, polygon, rectangle
-from data.tools.source_files import list_files, split_folders
-from utils.errors import UserError, counted
+from data.tools.source_files import list_files, outside, split_folders, split_of
+from utils.errors import UserError, counted, some
 from utils.files import read_text
 from utils.parsing import whole_number
 
@@ -58,13 +58,19 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     `source` is a `data.yaml`, its folder, or a folder with images/, labels/ and classes.txt, in
     which images/ may have folders of splits, or lie in them.
     """
+    folders: Dict[str, List[Path]]
     path = find_description(source) if source.is_dir() else source
     listed = any((source / name).is_file() for name in _NAME_FILES)
     if path is None and (listed or not (source / FOLDER_FILE).is_file()):
         images = source / "images" if (source / "images").is_dir() else source
-        places = split_folders(images)
-        folders = {split: [place] for split, place in places.items()} if "train" in places else {
-            "train": [images]}
+        folders = {split: [] for split in split_folders(images)}
+        if "train" in folders:
+            folders[""] = []
+            for file in list_files(images):
+                folders[split_of(file.relative_to(images).parts[0])].append(file)
+            conversion.notes += outside(images, folders.pop(""))
+        else:
+            folders = {"train": [images]}
         names = list(conversion.classes or _listed_names(source))
     else:
         folders, names = _described(path or source / FOLDER_FILE)
@@ -73,8 +79,7 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     for split, places_ in folders.items():
         paths = [path for place in places_ for path in _list(place)]
         if not paths:
-            raise UserError(f"{source}: no images for '{split}' in "
-                            f"{', '.join(str(place) for place in places_)}")
+            raise UserError(f"{source}: no images for '{split}' in {some(places_) or 'its folder'}")
         splits[split] = []
         for path in paths:
             with conversion.left_out():
@@ -185,6 +190,8 @@ def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
 def _list(place: Path) -> List[Path]:
     if place.is_dir():
         return list_files(place)
+    if place.suffix.lower() in SUFFIXES:
+        return [place]
     lines = [line.strip() for line in read_text(place).splitlines()]
     paths = [(place.parent / line, place.parent / line.replace("\\", "/"))
              for line in lines if line]

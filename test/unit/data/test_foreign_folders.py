@@ -37,6 +37,7 @@ from helpers.foreign_layouts import (
     text,
     voc,
     yolo,
+    yolo_without_description,
 )
 from helpers.paths import ROOT
 from utils.cli import run_main
@@ -273,6 +274,30 @@ def test_images_of_a_test_split_are_not_trained_on(tmp_path):
     assert "6 images, 12 objects (train 5, val 1)" in opened(tmp_path / "raw").origin
     (tmp_path / "raw" / "test").rename(tmp_path / "raw" / "bus")  # train is a class, too
     assert "12 images, 24 objects" in opened(tmp_path / "raw").origin
+
+
+def test_splits_by_any_name_and_what_is_in_none_is_counted(tmp_path):
+    for split in ("Train2017", "validation", "more"):
+        labelme(tmp_path / "raw" / split)
+    said = opened(tmp_path / "raw").origin
+    assert "24 objects (train 6, val 6; left out: 6 files outside of the folders of splits" in said
+
+
+def test_images_of_yolo_beside_the_folders_of_splits_are_counted(tmp_path):
+    yolo_without_description(tmp_path / "raw")
+    picture(tmp_path / "raw" / "images" / "more" / "x.png")
+    assert "(train 4, val 2; left out: 1 file outside of the folders of splits (more/x.png))" in (
+        opened(tmp_path / "raw").origin)
+    shutil.rmtree(str(tmp_path / "raw" / "images" / "train"))
+    (tmp_path / "raw" / "images" / "train").mkdir()
+    assert "no images for 'train'" in mistake(tmp_path / "raw")
+
+
+def test_a_description_in_a_chinese_windows_encoding(tmp_path):
+    yolo(tmp_path / "raw")
+    (tmp_path / "raw" / "data.yaml").write_bytes(
+        "train: ../train/images\nval: ../valid/images\nnames: [\u88c2\u7f1d]\n".encode("gbk"))
+    assert opened(tmp_path / "raw").class_names == ["\u88c2\u7f1d"]
 
 
 def test_label_files_without_an_image_are_a_mistake(tmp_path):
