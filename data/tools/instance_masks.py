@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 
 from data.image import SUFFIXES
@@ -30,6 +31,8 @@ _IMAGE_NAME = re.compile(r"(.+)_(?:rgb|img|image)")
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 _VOID = 255
 """The number of borders, where they have one; among smaller numbers it is hardly an object's."""
+_MOST_LOOKED_AT = 50
+"""Of the numbers of an image; those of classes are fewer."""
 _MOST_NUMBERS = 10000
 """More values than this in an image are no instances."""
 
@@ -72,7 +75,7 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
             raise UserError(f"{path}: is a mask without an image")
     name, images = (conversion.classes or [_CLASS])[0], []
     black_and_white = one_number = True
-    void = 0
+    void = pieces = 0
     for path, masks in marked.items():
         with conversion.left_out():
             image = open_image(path, str(path.parent))
@@ -84,6 +87,7 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
                     void += mask.numbered and len(numbers) > 1 and (
                         numbers[-1] == _VOID and numbers[-2] < _VOID - 1)
                     black_and_white &= mask.numbered and numbers in ([], [255], [0xffffff])
+                    pieces += _scattered(values, numbers) if mask.numbered else 0
                     _add(image, mask, values, numbers, name)
             images.append(image)
     if black_and_white and images:
@@ -93,6 +97,10 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
     notes = conversion.notes
     if one_number and len(images) > 1:
         notes.append("no mask holds more than one number, so no image has more than one object")
+    objects = sum(len(image.objects) for image in images)
+    if pieces * 2 > objects:
+        notes.append(f"{pieces} of {counted(objects, 'object')} consist of pieces that do not "
+                     "touch; where numbers are those of classes, objects cannot be told apart")
     if void:
         notes.append(f"the number {_VOID} is taken for an object in {counted(void, 'mask')}; where "
                      "it marks borders, as in Pascal VOC, make it 0")
@@ -159,6 +167,12 @@ def _read(path: Path, image: FoundImage) -> np.ndarray:
     if values.dtype.kind == "f":
         raise UserError(f"{path}: holds {values.dtype}, expected whole numbers")
     return values
+
+
+def _scattered(values: np.ndarray, numbers: Sequence[int]) -> int:
+    """How many numbers have pixels in several places that do not touch."""
+    return sum(cv2.connectedComponents((values == number).astype(np.uint8))[0] > 2
+               for number in numbers[:_MOST_LOOKED_AT])
 
 
 def _add(image: FoundImage, mask: Mask, values: np.ndarray, numbers: Sequence[int],

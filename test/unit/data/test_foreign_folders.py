@@ -268,6 +268,18 @@ def test_masks_of_one_number_each_are_said(tmp_path):
         tmp_path / "raw").origin
 
 
+def test_numbers_of_classes_are_said(tmp_path):
+    numbers_beside_images(tmp_path / "raw")
+    assert "pieces" not in opened(tmp_path / "raw").origin
+    for name in NAMES:
+        mask(tmp_path / "raw" / "masks" / f"{name}.png", [1, 1] if name < "d" else [1, 2])
+    assert "do not touch; where numbers are those of classes" not in opened(tmp_path / "raw").origin
+    mask(tmp_path / "raw" / "masks" / "d.png", [1, 1])
+    mask(tmp_path / "raw" / "masks" / "e.png", [2, 2])
+    assert "5 of 7 objects consist of pieces that do not touch; where" in (
+        opened(tmp_path / "raw").origin)
+
+
 def test_images_of_a_test_split_are_not_trained_on(tmp_path):
     for split in ("train", "test"):
         labelme(tmp_path / "raw" / split)
