@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -177,7 +178,7 @@ def recognise(folder: Path) -> Tuple[Optional[str], Path]:
                              for kind, place in found[:3])
         kind, place = found[0]
         raise UserError(f"{folder} may be taken for {known}; say which: python -m data.convert "
-                        f"{kind} {place} --out=FOLDER, then --data=FOLDER")
+                        f"{kind} {shlex.quote(str(place))} --out=FOLDER, then --data=FOLDER")
     return found[0] if found else (None, folder)
 
 
@@ -205,7 +206,7 @@ def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
         UserError: it cannot be read, or the cache not be written.
     """
     conversion = Conversion(way_out="leave all such shapes and files out: python -m data.convert "
-                                    f"{kind} {source} --out=FOLDER --skip_bad")
+                                    f"{kind} {shlex.quote(str(source))} --out=FOLDER --skip_bad")
     folder = user_cache("datasets") / _key(kind, source)
     made, note = folder / FOLDER_FILE, folder / _NOTE
     if not made.is_file():
@@ -278,7 +279,7 @@ def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
     described = f": {len(names)} classes ({some(names, 10)})" if names else ""
     path = out / FOLDER_FILE
     return conversion.lines() + lines + [f"{path}{described}",
-                                         f"next: python -m data.check {path}"]
+                                         f"next: python -m data.check {shlex.quote(str(path))}"]
 
 
 def _words(text: str) -> List[str]:

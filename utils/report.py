@@ -60,7 +60,7 @@ def build_report(folder: RunFolder) -> list[str]:
 
 def _missing(package: str, what: str, folder: RunFolder) -> str:
     return (f"{package} is not installed: the run folder has no {what}; 'pip install {package}' "
-            f"and 'python -m utils.report {folder.path}' make up for it")
+            f"and 'python -m utils.report {shlex.quote(folder.path)}' make up for it")
 
 
 def read_run(folder: RunFolder) -> dict[str, Any]:

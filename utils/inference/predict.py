@@ -325,7 +325,7 @@ def find_images(value: str) -> tuple[list[ImageFile], str, int]:
             os.path.realpath(os.path.dirname(path)) for path in chosen):
         raise UserError(f"--images: '{folder}' is both the folder of the images and the output "
                         "folder; choose another output folder, e.g. "
-                        f"--images={source}:{os.path.join(RESULTS, 'drawn')}")
+                        f"'--images={source}:{os.path.join(RESULTS, 'drawn')}'")
     return images, folder, others
 
 

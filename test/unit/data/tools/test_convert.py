@@ -70,11 +70,12 @@ def test_same_input_gives_the_same_files(tmp_path, capsys):
         labelme(raw, f"i{n}", [shape("ab"[n % 2], SQUARE)])
     texts = []
     for seed in (0, 0, 1):
-        assert run(capsys, "labelme", raw, "--out", tmp_path / "out", "--seed", seed)[0] == 0
-        texts.append([(tmp_path / "out" / name).read_bytes()
+        code, out = run(capsys, "labelme", raw, "--out", tmp_path / "my out", "--seed", seed)
+        assert code == 0 and out.endswith("my out/data.yaml'\n")  # a command to paste
+        texts.append([(tmp_path / "my out" / name).read_bytes()
                       for name in ("train.json", "val.json", "data.yaml")])
     assert texts[0] == texts[1] != texts[2]
-    parts = [opened(tmp_path / "out", split) for split in ("train", "val")]
+    parts = [opened(tmp_path / "my out", split) for split in ("train", "val")]
     assert [len(part) for part in parts] == [8, 2]
     assert not set(parts[0].image_ids) & set(parts[1].image_ids)
 
