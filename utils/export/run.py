@@ -271,6 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _complain(error)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         place = "standard output" if error.filename is None else f"'{error.filename}'"
         _complain(f"cannot write {place}: {error.strerror}")

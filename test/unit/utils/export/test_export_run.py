@@ -20,6 +20,7 @@ import eval as evaluation
 from helpers.exports import export, require_onnx
 from helpers.prediction_weights import noise, save_plus_weights, save_weights
 from utils.errors import UserError
+from utils.export import run
 from utils.export.run import Segmenter, run_lengths
 
 require_onnx()
@@ -204,6 +205,14 @@ def test_an_array_that_is_no_image_is_a_sentence(image, found, weights, tmp_path
     with pytest.raises(UserError) as caught:
         segmenter(image)
     assert f"image is {found}, expected an array uint8" in str(caught.value)
+
+
+def test_run_py_ends_at_an_interrupt_without_a_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "find", interrupted)
+    assert run.main(["a.png"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_run_lengths_are_those_of_coco():
