@@ -160,7 +160,7 @@ def test_a_source_with_a_mistake_is_a_sentence_and_nothing_is_kept(tmp_path):
     (tmp_path / "my raw" / "b.png").unlink()
     message = mistake(tmp_path / "my raw")
     assert "b.png does not exist; correct it, or" in message
-    assert f"python -m data.convert labelme '{tmp_path / 'my raw'}' --out=FOLDER --skip_bad" in message
+    assert f"-m data.convert labelme '{tmp_path / 'my raw'}' --out=FOLDER --skip_bad" in message
     assert not list((tmp_path / "cache").rglob("data.yaml"))
 
 
