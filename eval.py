@@ -76,22 +76,26 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     print(times.sentence(stages=args.benchmark), flush=True)
     if not is_main:
         return 0
+    failed: Optional[UserError] = None
     if files:
-        evaluator.write_json(args.bbox_det_file, args.mask_det_file)
-        print(f"Results of {len(evaluator)} images written in COCO's format", flush=True)
-    if args.detect:
-        return 0
-    if not evaluator.has_ground_truth:
+        try:
+            evaluator.write_json(args.bbox_det_file, args.mask_det_file)
+            print(f"Results of {len(evaluator)} images written in COCO's format", flush=True)
+        except UserError as error:  # a full disk: the scores are said before
+            failed = error
+    if not args.detect and evaluator.has_ground_truth:
+        results = evaluator.evaluate()
+        print_lines([*results.notes, *results.statistics_table().split("\n"), "",
+                     *results.table().split("\n")])
+        if args.per_class_file:
+            results.write_per_class(args.per_class_file)
+        scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.source.origin,
+                                  changed_settings(args))
+        print_lines(keep_evaluation(args.run_folder, scored, loaded.config.name))
+    elif not args.detect:
         print(f"{truth} has no annotations: nothing to score")
-        return 0
-    results = evaluator.evaluate()
-    if args.per_class_file:
-        results.write_per_class(args.per_class_file)
-    print_lines([*results.notes, *results.statistics_table().split("\n"), "",
-                 *results.table().split("\n")])
-    scored = ScoredEvaluation(evaluator, results, dataset, weights, loaded.source.origin,
-                              changed_settings(args))
-    print_lines(keep_evaluation(args.run_folder, scored, loaded.config.name))
+    if failed is not None:
+        raise failed
     return 0
 
 

@@ -34,3 +34,15 @@ def test_results_replace_neither_each_other_nor_what_is_read(tmp_path, capsys, m
 
 def test_an_empty_run_folder_is_none():
     assert parse_eval_flags(["--run_folder="]).run_folder == "none"
+
+
+@pytest.mark.parametrize("flags", [["--output_coco_json", "--mask_det_file=/dev/full"],
+                                   ["--per_class_file=/dev/full"]])
+def test_scores_are_said_although_the_disk_is_full(tmp_path, capsys, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    data, weights = tmp_path / "data", save_weights(tmp_path / "weights")
+    write_shapes([str(data), "--train=1", "--val=2"])
+    code = evaluation.main([f"--trained_model={weights}", f"--val_data={data}", "--num_workers=0",
+                            "--eval_device=cpu", "--map_classes", *flags])
+    out, err = capsys.readouterr()
+    assert code == 2 and "  mask | " in out and "cannot write '/dev/full'" in err
