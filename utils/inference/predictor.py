@@ -186,6 +186,10 @@ class Predictor:
             raise ValueError(f"score_threshold is {score_threshold}, expected 0 to 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        for name, value, known in (("nms", nms, ("fast", "cross_class", "traditional")), (
+                "precision", precision, ("float32", "bfloat16", "float16", "auto"))):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
         target = device if isinstance(device, torch.device) else select_device(str(device))
         if isinstance(weights, LoadedModel):
             loaded = weights

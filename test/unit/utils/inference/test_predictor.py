@@ -236,10 +236,10 @@ def test_a_network_that_is_loaded_and_a_run_folder(weights, tmp_path):
     equal(Predictor(tmp_path, device="cpu")(noise()), expected)
 
 
-@pytest.mark.parametrize("threshold", [30, -0.1, float("nan")])
-def test_thresholds_are_fractions(threshold):
-    with pytest.raises(ValueError, match="score_threshold is .*, expected 0 to 1"):
-        Predictor("nowhere.pth", score_threshold=threshold)
+@pytest.mark.parametrize("value", [30, -0.1, float("nan"), {"nms": "fats"}, {"precision": "x"}])
+def test_values_that_make_no_sense(value):
+    with pytest.raises(ValueError, match="is .*, expected (0 to 1|one of)"):
+        Predictor("", **(value if isinstance(value, dict) else {"score_threshold": value}))
 
 
 def test_names_of_published_weights(tmp_path):
