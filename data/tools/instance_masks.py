@@ -70,9 +70,9 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
     if not marked:
         raise UserError(f"{folder}: no masks; expected ID/images/ID.png with ID/masks/*.png, "
                         "images/A.png with masks/A.png, or A_rgb.png with A_label.png")
-    for path in strays:
+    for sentence in strays:
         with conversion.left_out():
-            raise UserError(f"{path}: is a mask without an image")
+            raise UserError(sentence)
     name, images = (conversion.classes or [_CLASS])[0], []
     black_and_white = one_number = True
     void = pieces = 0
@@ -109,9 +109,10 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
     return images
 
 
-def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]], List[Path]]:
-    """The masks of each image, and masks whose image is not there."""
+def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]], List[str]]:
+    """The masks of each image, and sentences about those without an image, or with two."""
     images: Dict[Key, Path] = {}
+    twins: List[Tuple[Path, Path]] = []
     masks: List[Tuple[Key, Path]] = []
     marked = any(_IMAGE_NAME.fullmatch(path.stem) for path in files)
     for path in files:
@@ -126,20 +127,23 @@ def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]],
             continue
         as_image = _IMAGE_NAME.fullmatch(path.stem)
         if as_image or not marked:  # others beside A_rgb.png: A_fg.png, A_centers.png
-            images[scope, as_image.group(1) if as_image else path.stem] = path
+            first = images.setdefault((scope, as_image.group(1) if as_image else path.stem), path)
+            twins += [(first, path)] * (first != path)
     found: Dict[Path, List[Mask]] = {path: [] for path in images.values()}
     alone: Dict[Tuple[str, ...], Optional[Path]] = {}
     for (scope, _), path in images.items():
         alone[scope] = None if scope in alone else path
-    strays = []
+    strays: List[str] = []
     for key, path in masks:
         image, numbered = images.get(key), True
         if image is None:
             image, numbered = _owner(key, images) or alone.get(key[0]), False
         if image is None:
-            strays.append(path)
+            strays.append(f"{path}: is a mask without an image")
         else:
             found[image].append(Mask(path, numbered))
+    strays += [f"{first} and {path} have the same name, and {found[first][0].path} is of one; "
+               "rename one of them or move it away" for first, path in twins if found[first]]
     return found, strays
 
 

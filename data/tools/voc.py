@@ -132,7 +132,7 @@ def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, w
         parts += polygon(points, image.size, where)
     if not parts and not boxes_as_masks:
         raise UserError(f"{where}: has a box only ({mask_file} does not exist), but masks are "
-                        "learned; add masks, or take boxes as masks with --boxes_as_masks")
+                        "learned; add masks, or let data.convert take boxes: --boxes_as_masks")
     return parts or polygon(rectangle(*box), image.size, where)
 
 

@@ -81,8 +81,13 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
         if not paths:
             raise UserError(f"{source}: no images for '{split}' in {some(places_) or 'its folder'}")
         splits[split] = []
+        owners: Dict[Path, Path] = {}
         for path in paths:
             with conversion.left_out():
+                labels = _label_file(path)
+                if owners.setdefault(labels, path) != path and labels.is_file():
+                    raise UserError(f"{owners[labels]} and {path} have the same label file, "
+                                    f"{labels}; rename one of them or move it away")
                 splits[split].append(_image(path, names, conversion))
         image_folders.update(path.parent for path in paths)
     for path in _strays(image_folders):
@@ -232,7 +237,7 @@ def _add_object(image: FoundImage, words: Sequence[str], names: Sequence[str], w
     if len(rest) == 4:
         if not boxes_as_masks:
             raise UserError(f"{where}: a box (class and 4 numbers), but masks are learned; "
-                            "annotate outlines, or take boxes as masks with --boxes_as_masks")
+                            "annotate outlines, or let data.convert take boxes: --boxes_as_masks")
         x, y, width, height = rest
         rest = np.array(rectangle(x - width / 2, y - height / 2, x + width / 2,
                                   y + height / 2)).ravel()

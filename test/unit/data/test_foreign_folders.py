@@ -329,6 +329,11 @@ def test_files_that_one_name_does_not_tell_apart(tmp_path):
     place = next((tmp_path / "raw").iterdir())
     picture(place / "JPEGImages" / "more" / "a.jpg")
     assert "a.jpg have the same name" in mistake(tmp_path / "raw")
+    for layout, twin in ((yolo_without_description, "images/train/a.jpg"),
+                         (numbers_beside_images, "images/a.png")):
+        layout(tmp_path / layout.__name__)
+        picture(tmp_path / layout.__name__ / twin)
+        assert "rename one of them or move it away" in mistake(tmp_path / layout.__name__)
 
 
 def test_images_without_a_file_of_voc_are_counted(tmp_path):
