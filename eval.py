@@ -32,7 +32,7 @@ from utils.inference.evaluator import CocoEvaluator
 from utils.inference.predict import PredictionOptions, PredictionRun
 from utils.inference.predictor import Predictor
 from utils.memory import explain_out_of_memory, keep_freed_memory
-from utils.run_folder import CONFIG
+from utils.run_folder import CONFIG, open_run_folder
 
 
 def result_files(evaluation: Evaluation, evaluator: CocoEvaluator, weights: str,
@@ -56,6 +56,10 @@ def result_files(evaluation: Evaluation, evaluator: CocoEvaluator, weights: str,
         taken.append(os.path.realpath(path))
         refuse_unwritable_file(path)
     if args.run_folder not in (NONE, AUTO):
+        if os.path.isdir(args.run_folder) and os.listdir(args.run_folder) and (
+                open_run_folder(args.run_folder) is None):
+            raise UserError(f"--run_folder: '{args.run_folder}' holds other files and is no run "
+                            "folder; name one, or a folder that is made")
         refuse_unwritable_file(os.path.join(args.run_folder, CONFIG))
     return files
 

@@ -7,6 +7,7 @@ recipe, and an image of the first batch as the network sees it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Dict, List, Optional
 
@@ -135,6 +136,18 @@ def _open_splits(args: argparse.Namespace, layout: str) -> Dict[str, CocoDataset
     return splits
 
 
+def _refuse_replacing(pictures: str, splits: Dict[str, CocoDataset]) -> None:
+    """Raise a `UserError` where the drawing would replace an image, or a file of another kind."""
+    name = os.path.basename(pictures)
+    images = (path for dataset in splits.values()
+              for path in map(dataset.image_path, range(len(dataset)))
+              if os.path.basename(path) == name)
+    if pictures and (not name.lower().endswith(".png") or os.path.realpath(pictures) in map(
+            os.path.realpath, images)):
+        raise UserError(f"--pictures is '{pictures}', expected the name of a .png file that is no "
+                        "image of the dataset")
+
+
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty() and (done % 100 == 0 or done == total):
         print(f"\rreading images: {done} of {total}", end="\n" if done == total else "",
@@ -146,6 +159,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = check_parser().parse_args(argv)
     config = read_recipe(args.config)[0]
     splits = _open_splits(args, args.dataset or config.dataset)
+    _refuse_replacing(args.pictures, splits)
     print_lines([splits["train"].origin] * bool(splits["train"].origin) + table(splits))
     found = annotation_findings(splits)
     if not args.quick:

@@ -15,6 +15,7 @@ from utils.inference.eval_flags import parse_eval_flags
     (["--output_coco_json", "--bbox_det_file={truth}"], "over what is read here"),
     (["--per_class_file={weights}"], "over what is read here"),
     (["--run_folder={truth}"], "cannot write"),
+    (["--run_folder={data}"], "data' holds other files and is no run folder"),
 ])
 def test_results_replace_neither_each_other_nor_what_is_read(tmp_path, capsys, monkeypatch, flags,
                                                              words):
@@ -24,9 +25,10 @@ def test_results_replace_neither_each_other_nor_what_is_read(tmp_path, capsys, m
     truth = data / "annotations" / "instances_val2017.json"
     before = truth.read_bytes()
     capsys.readouterr()
+    places = {"data": data, "truth": truth, "weights": weights}
     code = evaluation.main([f"--trained_model={weights}", f"--val_data={data}", "--num_workers=0",
-                            "--eval_device=cpu", "--map_classes", *(
-                                flag.format(truth=truth, weights=weights) for flag in flags)])
+                            "--eval_device=cpu", "--map_classes",
+                            *(flag.format(**places) for flag in flags)])
     out, err = capsys.readouterr()
     assert code == 2 and words in err and err.count("\n") == 1 and "images/s" not in out
     assert truth.read_bytes() == before

@@ -283,6 +283,15 @@ def test_a_batch_that_cannot_be_drawn_is_said(tmp_path, capsys):
     assert code == 0 and "first batch cannot be drawn: image 10" in out
 
 
+def test_the_drawing_replaces_nothing_that_is_read(tmp_path, capsys):
+    path = described(tmp_path)
+    for taken in (tmp_path / "train" / "images" / "a.png", tmp_path / "train" / "instances.json"):
+        before = taken.read_bytes()
+        code, out = run(capsys, path, f"--pictures={taken}")
+        assert code == 2 and "expected the name of a .png file that is no image of" in out
+        assert taken.read_bytes() == before
+
+
 def test_quick_check_before_training(tmp_path):
     config = get_config("yolact_shapes", pred_scales=[[2, 3], [4, 5], [6, 7]])
     described(tmp_path)
