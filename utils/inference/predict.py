@@ -92,6 +92,8 @@ class PredictionRun:
     def image(self, value: str) -> int:
         """`--image=IN[:OUT]`; an image that cannot be read or written is a `UserError`."""
         source, target = output_pair(value, ".png")
+        if os.path.isdir(source):
+            raise UserError(f"--image: '{source}' is a folder; --images takes one")
         refuse_unwritable_file(target)
         self._strict = True
         self._start(os.path.splitext(target)[0])

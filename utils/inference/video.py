@@ -79,7 +79,8 @@ class VideoReader:
         self.is_camera = camera is not None
         is_stream = self.is_camera or "://" in source
         if not is_stream and not os.path.isfile(source):
-            raise UserError(f"video not found: {os.path.abspath(source)}")
+            found = "is no video file" if os.path.exists(source) else "was not found"
+            raise UserError(f"--video: {os.path.abspath(source)} {found}")
         self._capture = cv2.VideoCapture(source if camera is None else camera)
         if not self._capture.isOpened():
             hint = "is not a video that OpenCV can read; it may be incomplete"

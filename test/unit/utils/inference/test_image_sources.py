@@ -344,7 +344,9 @@ def test_json_that_cannot_be_written(tmp_path):
     (["--image=a.png", "--video=0"], "--image and --video exclude each other"),
     (["--images=/nonexistent"], "no folder '/nonexistent'"),
     (["--image=/nonexistent.png"], "/nonexistent.png"),
-    (["--video=/nonexistent.mp4"], "video not found"),
+    (["--video=/nonexistent.mp4"], "/nonexistent.mp4 was not found"),
+    (["--video=/"], "--video: / is no video file"),
+    (["--image=/"], "'/' is a folder; --images takes one"),
     (["--video=a.mp4", "--video_multiframe=0"], "--video_multiframe is '0'"),
     (["--image=a.png", "--json_masks=polygons"], "did you mean 'polygon'?"),
 ])
