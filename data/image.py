@@ -111,8 +111,8 @@ def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
     if width * height > MOST_PIXELS:
         raise ValueError(f"the image is too large: {width} x {height} pixels, at most "
                          f"{MOST_PIXELS} are read")
-    # OpenCV leaves the orientation of WebP files alone in some versions and not in others.
-    if not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+    # OpenCV leaves the orientation of AVIF alone, and that of WebP in some versions.
+    if data[4:8] != b"ftyp" and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         flags = _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _FLAGS
         _set_log_level(0)  # what OpenCV cannot decode, Pillow may
         try:

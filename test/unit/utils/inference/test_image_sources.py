@@ -10,7 +10,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import eval as evaluation
 from data.image import image_from_pil, read_image
@@ -97,8 +97,10 @@ def test_grey(tmp_path, content, value):
     assert np.abs(image[10, 3].astype(int) - value).max() <= 1
 
 
-@pytest.mark.parametrize("kind, options", [("JPEG", {"quality": 95}), ("TIFF", {}),
-                                           ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize("kind, options", [
+    ("JPEG", {"quality": 95}), ("TIFF", {}), ("WEBP", {"lossless": True}), pytest.param(
+        "AVIF", {"quality": 95}, marks=pytest.mark.skipif(
+            "avif" not in features.modules, reason="this Pillow knows no AVIF"))])
 def test_orientations(tmp_path, kind, options):
     for orientation, turn in ((3, cv2.ROTATE_180), (6, cv2.ROTATE_90_CLOCKWISE),
                               (8, cv2.ROTATE_90_COUNTERCLOCKWISE)):
