@@ -16,7 +16,7 @@ import re
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, TextIO, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -30,6 +30,8 @@ ImageRecord = Tuple[Any, Any, Any, Any]
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _BEGINNING = 4096
 """Letters that show whether a file may be JSON."""
+_PIECE = 1 << 24
+"""Letters that are read at once."""
 _COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 """Well-formed compressed counts: 2^32 needs 7 characters, of which the last one is below P."""
 
@@ -253,10 +255,10 @@ def read_json_text(path: Path) -> str:
         refuse_endless(path)
         try:
             with open(str(path), encoding="utf-8") as stream:
-                text = stream.read(length)
+                text = "".join(_pieces(stream, length))
         except UnicodeDecodeError:
             with open(str(path), encoding="gb18030") as stream:  # of a Chinese Windows
-                text = stream.read(length)
+                text = "".join(_pieces(stream, length))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None
@@ -265,6 +267,17 @@ def read_json_text(path: Path) -> str:
     if not text.strip():
         raise UserError(f"{path}: the file is empty, expected COCO annotations as JSON")
     return text[1:] if text.startswith("\ufeff") else text
+
+
+def _pieces(stream: TextIO, length: int) -> Iterator[str]:
+    """The first `length` letters of a text; all of it, if that is -1, but no further than a NUL,
+    which JSON does not have: a sparse file of some bytes has gigabytes of them.
+    """
+    piece = stream.read(_PIECE if length < 0 else length)
+    yield piece
+    while piece and length < 0 and "\0" not in piece:
+        piece = stream.read(_PIECE)
+        yield piece
 
 
 def _parse(path: Path, text: str, collector: _Collector) -> Any:

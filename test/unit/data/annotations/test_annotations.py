@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
+from data.annotations import reader
 from data.annotations.packed import load_annotations
+from data.annotations.reader import read_json_text
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
 from utils.errors import UserError
 from utils.inference.ground_truth import GroundTruth
@@ -197,6 +199,16 @@ def test_truncated_json(tmp_path, fraction):
     text = json.dumps(document())
     with pytest.raises(UserError, match="instances.json: not JSON .* export it again"):
         _load(tmp_path, text[:int(len(text) * fraction)])
+
+
+def test_the_hole_of_a_sparse_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_PIECE", 1 << 12)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(document()) + " " * 5000)
+    assert len(read_json_text(path)) == path.stat().st_size
+    with open(str(path), "r+b") as stream:
+        stream.truncate(1 << 30)
+    assert len(read_json_text(path)) < 1 << 14
 
 
 def test_missing_file_folder_and_binary(tmp_path):
