@@ -270,6 +270,8 @@ def parser_of(kind: str) -> ArgumentParser:
 
 def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
     """Convert a dataset and write it; returns the lines to print."""
+    if not args.out:
+        raise UserError("--out is empty, expected a folder")
     out = Path(args.out)
     refuse_foreign_files(out)
     conversion = Conversion(**{key: value for key, value in vars(args).items()

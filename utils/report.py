@@ -203,6 +203,8 @@ def main(argv: list[str]) -> int:
     if args.out is not None and len(folders) < 2:
         raise UserError(f"--out is {args.out}, but only a comparison of several runs is written "
                         "there; the page of one is in its own folder: leave --out out")
+    if args.out and not args.out.lower().endswith((".html", ".htm")):
+        raise UserError(f"--out is '{args.out}', expected the name of an .html file")
     for folder in folders:
         with damage_refused(folder.path):
             print_lines(build_report(folder))

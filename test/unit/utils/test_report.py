@@ -198,6 +198,14 @@ def test_the_page_of_one_run_stays_in_its_folder(folder, tmp_path, capsys):
     assert "only a comparison of several runs is written there" in capsys.readouterr().err
 
 
+def test_a_comparison_replaces_no_file_of_a_run(folder, capsys):
+    before = folder.read(CONFIG)
+    for out in (folder.path, folder.file(CONFIG)):
+        assert run_main(report.main, [folder.path, folder.path, f"--out={out}"]) == 2
+        assert "expected the name of an .html file" in capsys.readouterr().err
+    assert folder.read(CONFIG) == before
+
+
 def test_equal_runs_differ_in_nothing(tmp_path, monkeypatch):
     folders = [write_run(tmp_path / "runs", name="a" * 30 + name) for name in ("a", "b")]
     monkeypatch.chdir(tmp_path)

@@ -235,6 +235,7 @@ def test_class_order_and_unknown_classes(tmp_path, capsys):
 @pytest.mark.parametrize("flags,expected", [
     ((), "usage"), (("yolov8", "x"), "unknown format 'yolov8'; did you mean 'yolo'?"),
     (("labelme", "x"), "--out"), (("labelme", "x", "--out=y"), "not found"),
+    (("labelme", "x", "--out="), "--out is empty, expected a folder"),
     (("labelme", "x", "--out=y", "--val_fracton=1"), "did you mean --val_fraction?"),
     (("yolo", "x", "--out=y", "--seed=-1"), "--seed is '-1', expected a whole number from 0"),
     (("yolo", "x", "--out=y", "--classes=a,,b"), "--classes is 'a,,b', expected different"),
