@@ -203,7 +203,7 @@ def refuse_unwritable(folder: str) -> None:
     A run learns so before its first step what it would otherwise learn when it saves.
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"cannot write to '{folder}': it is a file, expected a folder")
+        raise UserError(f"cannot write to '{folder}': it is a file; choose another folder")
     remove_abandoned(folder)
     probe = os.path.join(folder, f".writable.{os.getpid()}")
     write_whole(probe, b"")

@@ -64,7 +64,7 @@ def test_folders_are_tried_before_they_are_needed(tmp_path):
     refuse_unwritable(str(tmp_path / "new" / "weights"))
     assert os.listdir(str(tmp_path / "new" / "weights")) == []
     (tmp_path / "blocker").write_bytes(b"")
-    with pytest.raises(UserError, match="blocker': it is a file, expected a folder"):
+    with pytest.raises(UserError, match="blocker': it is a file; choose another folder"):
         refuse_unwritable(str(tmp_path / "blocker"))
 
 
