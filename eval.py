@@ -80,7 +80,7 @@ def score(evaluation: Evaluation, detector: Detector, loaded: LoadedModel,
     print(times.sentence(stages=args.benchmark), flush=True)
     if not is_main:
         return 0
-    failed: Optional[UserError] = None
+    failed: UserError | None = None
     if files:
         try:
             evaluator.write_json(args.bbox_det_file, args.mask_det_file)
