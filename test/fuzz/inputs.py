@@ -32,7 +32,8 @@ def coco(rng):
 
 
 YAML = ("train: {images: images, annotations: a.json}\nval: {images: images, annotations: a.json}\n"
-        "names: [dog, cup]\n", "path: .\ntrain: images\nval: images\nnames: {0: dog, 1: cup}\n",
+        'names: ["chat noir \\u732b", dog, cup]\n',
+        "path: .\ntrain: images\nval: images\nnames: {0: dog, 1: cup}\n",
         "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntrain: *c\nnames: [dog]\n")
 TAGS = ("!!python/object/apply:os.system ['touch executed']", "!!timestamp 2001-99-99", "&a [*a]",
         "!!int x", "? [1, 2]\n: 3", "!!binary =", "<<: *a", "!!set {a}", "'", "{", "*none", "~",
@@ -42,6 +43,7 @@ TAGS = ("!!python/object/apply:os.system ['touch executed']", "!!timestamp 2001-
 def data_yaml(rng):
     write_images(Path("in"))
     write(Path("in/a.json"), json.dumps(document()).encode("ascii"))
+    write(Path("in/labels/a.txt"), b"0 .1 .1 .5 .1 .5 .5")
     words = rng.choice(YAML).split(" ")
     if rng.random() < 0.5:
         words[rng.randrange(len(words))] = rng.choice(TAGS)
