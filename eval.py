@@ -5,6 +5,11 @@ Lines printed here avoid two words that the launchers look for; see `utils.infer
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
+
 from utils.cli import before_torch, print_lines, run_main
 from utils.inference.eval_flags import changed_settings, eval_parser, nms_kind, parse_eval_flags
 

@@ -6,6 +6,11 @@ static, losses and the verdict "was this step finite" stay on the device until a
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
+
 from utils.cli import before_torch, print_lines, run_main
 from utils.engine.train_flags import parse_train_flags, train_parser
 

@@ -311,8 +311,6 @@ def before_torch(parser: Callable[[], ArgumentParser] | None) -> None:
     # Threads that wait by spinning would take the cores from the loader's processes, and others'.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if parser is not None:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until run_main takes over
         with lasting_streams():
             parser().parse_args()
 
