@@ -6,7 +6,7 @@ that published weights load as they are. Letters: B batch, S input side in pixel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Sequence
 
 import torch
 import torch.distributed as dist
@@ -91,7 +91,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int = 1,
-                 downsample: Optional[nn.Module] = None) -> None:
+                 downsample: nn.Module | None = None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = BatchNorm2d(width)
@@ -116,7 +116,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int = 1,
-                 downsample: Optional[nn.Module] = None, deformable: bool = False) -> None:
+                 downsample: nn.Module | None = None, deformable: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width)
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, layers: Sequence[int],
-                 block: Union[Type[BasicBlock], Type[Bottleneck]] = Bottleneck,
+                 block: type[BasicBlock] | type[Bottleneck] = Bottleneck,
                  base_width: int = 64, selected_layers: Sequence[int] = (1, 2, 3),
                  dcn_layers: Sequence[int] = (0, 0, 0, 0), dcn_interval: int = 1) -> None:
         super().__init__()
@@ -173,14 +173,14 @@ class ResNet(nn.Module):
             in_channels = self.channels[i]
         _init_kaiming(self)
 
-    def forward(self, x: Tensor) -> List[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """`[B,3,S,S]` normalised RGB -> feature maps of the selected stages, finest first."""
         x = F.relu_(self.bn1(self.conv1(x)))
         x = self.maxpool(x)
         return _run_stages(self.layers, x, self.selected_layers)
 
 
-def _resnet_stage(block: Union[Type[BasicBlock], Type[Bottleneck]], in_channels: int, width: int,
+def _resnet_stage(block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int,
                   deformable: Sequence[bool], stride: int) -> nn.Sequential:
     """A stage with a block for each entry of `deformable`."""
     out_channels = width * block.expansion
@@ -190,7 +190,7 @@ def _resnet_stage(block: Union[Type[BasicBlock], Type[Bottleneck]], in_channels:
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
             BatchNorm2d(out_channels))
     # Only a Bottleneck knows the keyword.
-    extra: List[Dict[str, Any]] = [{"deformable": True} if here else {} for here in deformable]
+    extra: list[dict[str, Any]] = [{"deformable": True} if here else {} for here in deformable]
     return nn.Sequential(block(in_channels, width, stride, downsample, **extra[0]),
                          *(block(out_channels, width, **more) for more in extra[1:]))
 
@@ -232,7 +232,7 @@ class DarkNet(nn.Module):
             in_channels = channels
         _init_kaiming(self, negative_slope=0.1)
 
-    def forward(self, x: Tensor) -> List[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """`[B,3,S,S]` normalised RGB -> feature maps of the selected stages, finest first."""
         return _run_stages(self.layers, self._preconv(x), self.selected_layers)
 
@@ -246,7 +246,7 @@ def _darknet_conv(in_channels: int, out_channels: int, kernel_size: int,
         nn.LeakyReLU(0.1, inplace=True))
 
 
-def _run_stages(stages: nn.ModuleList, x: Tensor, selected: Tuple[int, ...]) -> List[Tensor]:
+def _run_stages(stages: nn.ModuleList, x: Tensor, selected: tuple[int, ...]) -> list[Tensor]:
     features = []
     for i, stage in enumerate(stages):
         x = stage(x)
@@ -266,7 +266,7 @@ def _init_kaiming(backbone: nn.Module, negative_slope: float = 0.0) -> None:
             module.zero_offsets()
 
 
-def build_backbone(config: Config) -> Union[ResNet, DarkNet]:
+def build_backbone(config: Config) -> ResNet | DarkNet:
     """Build the backbone that `config` names, with random weights."""
     selected = config.selected_layers
     if config.backbone == "darknet53":

@@ -7,7 +7,7 @@ size, hs x ws semantic size.
 from __future__ import annotations
 
 import copy
-from typing import Any, Dict, List, Optional, Sequence, Union, cast
+from typing import Any, Sequence, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,10 @@ class Yolact(nn.Module):
             not have. None without mask re-scoring.
     """
 
-    def __init__(self, backbone: Union[ResNet, DarkNet], fpn: FPN, proto_net: ProtoNet,
-                 head: PredictionHead, priors: Dict[int, Tensor], features: int, num_classes: int,
+    def __init__(self, backbone: ResNet | DarkNet, fpn: FPN, proto_net: ProtoNet,
+                 head: PredictionHead, priors: dict[int, Tensor], features: int, num_classes: int,
                  input_size: int, pixel_mean: Sequence[float],
-                 pixel_std: Sequence[float], maskiou_net: Optional[MaskIouNet] = None) -> None:
+                 pixel_std: Sequence[float], maskiou_net: MaskIouNet | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.proto_net = proto_net
@@ -61,9 +61,9 @@ class Yolact(nn.Module):
         self.pixel_mean = torch.tensor(pixel_mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.pixel_std = torch.tensor(pixel_std, dtype=torch.float32).view(1, 3, 1, 1)
         self.bn_frozen = False
-        self._frozen: List[nn.Module] = []
+        self._frozen: list[nn.Module] = []
 
-    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict from images `[B,3,S,S]` RGB.
 
         uint8 images are normalised here; float images are taken as normalised already.
@@ -107,7 +107,7 @@ class Yolact(nn.Module):
                 module.weight.requires_grad_(False)
                 module.bias.requires_grad_(False)
 
-    def freeze_backbone(self, stages: Optional[int] = None) -> None:
+    def freeze_backbone(self, stages: int | None = None) -> None:
         """Fix the backbone, or its stem and first `stages` stages; stays so across `train()`.
 
         Parameters have no gradient, batch normalisation uses its running statistics.

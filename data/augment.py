@@ -16,7 +16,7 @@ So SSD's random order of contrast need not be drawn, and the image saturates onc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Tuple
+from typing import Callable
 
 import cv2
 import numpy as np
@@ -159,7 +159,7 @@ def turned(sample: AugmentedSample, quarters: int) -> AugmentedSample:
 
 
 def draw_crop(width: int, height: int, centres: np.ndarray,
-              rng: np.random.Generator) -> Optional[Tuple[int, int, int, int]]:
+              rng: np.random.Generator) -> tuple[int, int, int, int] | None:
     """Draw SSD's crop of a canvas: x1 y1 x2 y2 in whole pixels, or None for no crop.
 
     A crop holds at least one of `centres` `[n, 2]`, those of objects that are not crowds. In each
@@ -198,7 +198,7 @@ class Placement:
     height: int
     left: int
     top: int
-    crop: Tuple[int, int, int, int]
+    crop: tuple[int, int, int, int]
     mirror: bool
     size: int
 
@@ -213,7 +213,7 @@ class Placement:
         return scale, shift
 
     @property
-    def visible(self) -> Tuple[int, int, int, int]:
+    def visible(self) -> tuple[int, int, int, int]:
         """x1 y1 x2 y2 of the part of the image inside the crop, in pixels of the image."""
         x1, y1, x2, y2 = self.crop
         return (max(x1 - self.left, 0), max(y1 - self.top, 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, TypeVar, Union
+from typing import Any, Callable, TypeVar, Union
 
 import cv2
 import numpy as np
@@ -115,7 +115,7 @@ def bit_values(device: Device = "cpu") -> Tensor:
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=device)
 
 
-def collate(samples: List[Dict[str, Any]]) -> Batch:
+def collate(samples: list[dict[str, Any]]) -> Batch:
     """Stack what `TargetMaker` returned for each image; lays the images out as RGB planes."""
     height, width = samples[0]["image"].shape[:2]
     images = np.empty((len(samples), 3, height, width), np.uint8)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Dict, List, Optional
 
 import cv2
 import numpy as np
@@ -37,8 +36,8 @@ _SIDE = 400
 """Smaller inputs are shown enlarged to about this many pixels, larger ones reduced."""
 
 
-def quick_check(train: CocoDataset, val: Optional[CocoDataset], config: Config,
-                strict: bool = False) -> List[str]:
+def quick_check(train: CocoDataset, val: CocoDataset | None, config: Config,
+                strict: bool = False) -> list[str]:
     """Lines to print before training; no image is opened.
 
     What the annotation file's own report says is not repeated.
@@ -124,7 +123,7 @@ def check_parser() -> ArgumentParser:
     return parser
 
 
-def _open_splits(args: argparse.Namespace, layout: str) -> Dict[str, CocoDataset]:
+def _open_splits(args: argparse.Namespace, layout: str) -> dict[str, CocoDataset]:
     splits = {"train": open_dataset(layout, args.data, args.train_images, args.train_info, "train",
                                     allow_empty=True)}
     given = args.valid_images is not None or args.valid_info is not None
@@ -136,7 +135,7 @@ def _open_splits(args: argparse.Namespace, layout: str) -> Dict[str, CocoDataset
     return splits
 
 
-def _refuse_replacing(pictures: str, splits: Dict[str, CocoDataset]) -> None:
+def _refuse_replacing(pictures: str, splits: dict[str, CocoDataset]) -> None:
     """Raise a `UserError` where the drawing would replace an image, or a file of another kind."""
     name = os.path.basename(pictures)
     images = (path for dataset in splits.values()
@@ -154,7 +153,7 @@ def _progress(done: int, total: int) -> None:
               file=sys.stderr, flush=True)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Command line entry: print everything; returns the exit code."""
     args = check_parser().parse_args(argv)
     config = read_recipe(args.config)[0]

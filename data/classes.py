@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from utils.errors import UserError, nearest, some
 class ClassList(NamedTuple):
     """Foreground classes in the network's order."""
 
-    names: List[str]
-    category_ids: List[int]
+    names: list[str]
+    category_ids: list[int]
     """What files in COCO's format call them."""
 
 
@@ -41,9 +41,9 @@ def known_classes(dataset: str) -> ClassList:
     return ClassList(names, [n for n in range(1, len(names) + len(gaps) + 1) if n not in gaps])
 
 
-def find_classes(count: int, names: Optional[Sequence[str]] = None,
-                 category_ids: Optional[Sequence[int]] = None,
-                 dataset: Optional[str] = None) -> ClassList:
+def find_classes(count: int, names: Sequence[str] | None = None,
+                 category_ids: Sequence[int] | None = None,
+                 dataset: str | None = None) -> ClassList:
     """What is known about the `count` foreground classes of a network: names and ids as they are
     stored with its weights, else those of the weights' `dataset` if their number fits.
 
@@ -71,8 +71,8 @@ LARGEST_FACTOR = 10.0
 _SHOWN = 10
 
 
-def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_names: Sequence[str],
-                  objects_per_class: Sequence[int]) -> Optional[List[float]]:
+def class_factors(setting: str | tuple[tuple[str, float], ...], class_names: Sequence[str],
+                  objects_per_class: Sequence[int]) -> list[float] | None:
     """C factors, of the background (1) and of each class in order; None where all are 1.
 
     `setting` is `Config.class_weights`, classes and objects are those of the training data. A
@@ -99,10 +99,9 @@ def class_factors(setting: Union[str, Tuple[Tuple[str, float], ...]], class_name
     return [1.0] + [float(given.get(name, 1.0)) for name in class_names]
 
 
-def match_categories(class_names: Optional[Sequence[str]], num_classes: int,
-                     categories: Sequence[Tuple[int, str]], weights: str,
-                     annotations: str, by_name: bool = False
-                     ) -> Tuple[List[Optional[int]], List[str]]:
+def match_categories(class_names: Sequence[str] | None, num_classes: int,
+                     categories: Sequence[tuple[int, str]], weights: str, annotations: str,
+                     by_name: bool = False) -> tuple[list[int | None], list[str]]:
     """Find the category id of each class: by name, or by order where nobody knows the names.
 
     Args:

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Sequence
 from urllib.parse import unquote
 
 import numpy as np
@@ -38,7 +38,7 @@ class Sample:
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
-    segmentations: List[Segmentation]
+    segmentations: list[Segmentation]
 
 
 class CocoDataset:
@@ -65,7 +65,7 @@ class CocoDataset:
             file.
     """
 
-    def __init__(self, images_dir: Union[str, Path], annotation_file: Union[str, Path]) -> None:
+    def __init__(self, images_dir: str | Path, annotation_file: str | Path) -> None:
         self.images_dir = str(images_dir)
         self.annotation_file = str(annotation_file)
         if not os.path.isdir(self.images_dir):
@@ -116,7 +116,7 @@ class CocoDataset:
         """Largest number of usable objects, crowds not counted, in one image."""
         return int(np.bincount(self.annotations.owners[~self.annotations.crowd], minlength=1).max())
 
-    def image_info(self, index: int) -> Tuple[str, int, int]:
+    def image_info(self, index: int) -> tuple[str, int, int]:
         """File name, width and height in pixels of item `index`."""
         index = range(len(self))[index]
         width, height = self.annotations.image_sizes[index].tolist()
@@ -126,9 +126,9 @@ class CocoDataset:
         """Path of the image file of item `index`."""
         return os.path.join(self.images_dir, self.annotations.file_name(range(len(self))[index]))
 
-    def missing_images(self, indices: Optional[Sequence[int]] = None) -> List[int]:
+    def missing_images(self, indices: Sequence[int] | None = None) -> list[int]:
         """Items (of `indices`, or of all) whose image is not in its folder; opens no image."""
-        listings: Dict[str, Set[str]] = {}
+        listings: dict[str, set[str]] = {}
         missing = []
         for index in range(len(self)) if indices is None else indices:
             folder, name = os.path.split(self.image_path(index))
@@ -138,7 +138,7 @@ class CocoDataset:
                 missing.append(index)
         return missing
 
-    def check_images_exist(self, indices: Optional[Sequence[int]] = None) -> None:
+    def check_images_exist(self, indices: Sequence[int] | None = None) -> None:
         """Look for items, or for all, in one listing of the image folder.
 
         Raises:
@@ -152,7 +152,7 @@ class CocoDataset:
             raise UserError(f"{len(missing)} of the {len(self)} images of {self.annotation_file} "
                             f"are missing in {os.path.abspath(self.images_dir)}: {named}{hint}")
 
-    def _size_from_header(self, file_name: str, image_id: int) -> Tuple[int, int]:
+    def _size_from_header(self, file_name: str, image_id: int) -> tuple[int, int]:
         path = os.path.join(self.images_dir, file_name)
         try:
             return read_header(path).shown

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple, Union, get_type_hints
+from typing import Any, Mapping, NamedTuple, Tuple, Union, get_type_hints
 
 from data.config_fields import fraction, freeze, option, value_problem
 from utils.errors import UserError, nearest
@@ -36,7 +36,7 @@ _FIRST_NEW_FIELD = "ema_decay"
 class BackboneFacts(NamedTuple):
     """What a recipe has to know of a backbone of `backbone.py`; a test holds the two equal."""
 
-    strides: Tuple[int, ...]
+    strides: tuple[int, ...]
     """Of each stage's feature map; powers of two."""
     weights: str
     """File under the weights folder with its ImageNet weights; "none": nobody publishes any."""
@@ -44,7 +44,7 @@ class BackboneFacts(NamedTuple):
     """Whether its blocks can be deformable (YOLACT++)."""
 
 
-BACKBONES: Dict[str, BackboneFacts] = {
+BACKBONES: dict[str, BackboneFacts] = {
     "resnet101": BackboneFacts((4, 8, 16, 32), "resnet101_reducedfc.pth", deformable=True),
     "resnet50": BackboneFacts((4, 8, 16, 32), "resnet50-19c8e357.pth", deformable=True),
     "resnet_mini": BackboneFacts((4, 8, 16, 32), "none"),
@@ -250,7 +250,7 @@ class Config:
         return len(self.pred_scales[0]) * len(self.pred_aspect_ratios)
 
     @property
-    def feature_sizes(self) -> Tuple[int, ...]:
+    def feature_sizes(self) -> tuple[int, ...]:
         """Side of each pyramid level's feature map, finest first.
 
         Every stride-2 layer of the backbones and the pyramid is padded so that it halves rounding
@@ -286,12 +286,12 @@ class Config:
             check_known(key, f"configuration '{self.name}'")
         return dataclasses.replace(self, **{k: freeze(v) for k, v in changes.items()})
 
-    def changes_from(self, other: Config) -> Dict[str, Any]:
+    def changes_from(self, other: Config) -> dict[str, Any]:
         """Fields, as plain types, in which this configuration differs from `other`."""
         mine, others = self.to_dict(), other.to_dict()
         return {key: value for key, value in mine.items() if value != others[key]}
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain types only, for checkpoints and logs; `Config.from_dict` reads it back."""
         return dataclasses.asdict(self)
 
@@ -337,7 +337,7 @@ def _recipes() -> Mapping[str, Config]:
     base = Config()
     resnet50 = base.replace(name="yolact_resnet50", backbone="resnet50",
                             backbone_weights=BACKBONES["resnet50"].weights)
-    plus: Dict[str, Any] = {
+    plus: dict[str, Any] = {
         "pred_scales": tuple(tuple(side * 2 ** (third / 3) for third in range(3))
                              for (side,) in base.pred_scales),
         "use_square_anchors": False,
@@ -373,7 +373,7 @@ def _recipes() -> Mapping[str, Config]:
     )}
 
 
-def list_configs() -> List[str]:
+def list_configs() -> list[str]:
     """Names of all recipes, in the order of the documentation."""
     return list(_recipes())
 

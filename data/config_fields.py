@@ -7,7 +7,7 @@ train.py, `--set`, `--config FILE` and the table in docs/training.md all read th
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any, Mapping, Sequence, Union
 
 from utils.cli import str2bool
 from utils.errors import nearest
@@ -18,10 +18,9 @@ LIMITS = {int: f", at most {LARGEST}", float: ", below 1e30"}
 """Of any number, whatever its field says."""
 
 
-def option(default: Any, help: str, *, above: Optional[float] = None,
-           at_least: Optional[float] = None, at_most: Optional[float] = None,
-           choices: Sequence[str] = (), flags: Sequence[str] = (), metavar: Optional[str] = None,
-           flag_alone: Any = None, example: str = "") -> Any:
+def option(default: Any, help: str, *, above: float | None = None, at_least: float | None = None,
+           at_most: float | None = None, choices: Sequence[str] = (), flags: Sequence[str] = (),
+           metavar: str | None = None, flag_alone: Any = None, example: str = "") -> Any:
     """Declare a field of a configuration.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from data.config import Config, check_known, field_kinds, get_config
 from data.config_fields import expected_value, freeze, parse, value_problem
@@ -14,7 +14,7 @@ _FILE_KEYS = ("config", "set", "flags")
 """What a file for --config may have."""
 
 
-def read_recipe(name: str) -> Tuple[Config, Dict[str, Any], bool]:
+def read_recipe(name: str) -> tuple[Config, dict[str, Any], bool]:
     """Configuration and flags that a recipe's name or a file for --config means, and whether a
     run recorded them, perhaps one of another version of this project.
 
@@ -48,7 +48,7 @@ def read_recipe(name: str) -> Tuple[Config, Dict[str, Any], bool]:
     return get_config(config).replace(**settings), content.get("flags", {}), recorded
 
 
-def parse_setting(text: str) -> Tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
     """Field and value of `--set field=value`.
 
     Raises:

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 from data.coco import CocoDataset
 from data.description import FOLDER_FILE
@@ -52,7 +52,7 @@ class Format(NamedTuple):
     looked_for: str
     is_it: Callable[[Path, Sequence[Path]], bool]
     """Whether a folder, of which all files are given, is laid out so."""
-    read: Optional[Callable[[Path, Conversion], Found]]
+    read: Callable[[Path, Conversion], Found] | None
     """None for what is in COCO's format already."""
 
 
@@ -61,7 +61,7 @@ def is_coco_folder(folder: Path, files: Sequence[Path]) -> bool:
     return any((place / _COCO).is_file() for place in [folder, *split_folders(folder).values()])
 
 
-def read_coco(folder: Path, conversion: Conversion) -> Dict[str, Part]:
+def read_coco(folder: Path, conversion: Conversion) -> dict[str, Part]:
     """The splits of an export, as their files say; its only one is divided.
 
     Raises:
@@ -92,9 +92,9 @@ def read_coco(folder: Path, conversion: Conversion) -> Dict[str, Part]:
     return parts
 
 
-def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
+def description_to_paste(folder: Path, files: Sequence[Path]) -> str | None:
     """A data.yaml, on one line, for COCO files in a layout that is not known; None for none."""
-    found: Dict[str, Tuple[str, str]] = {}
+    found: dict[str, tuple[str, str]] = {}
     for path in [file for file in files if file.suffix.lower() == ".json"][:20]:
         name = _first_image(path)
         if name is not None:
@@ -114,13 +114,13 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> Optional[str]:
     return "{" + ", ".join(lines) + "}" if lines else None
 
 
-def _first_image(path: Path) -> Optional[str]:
+def _first_image(path: Path) -> str | None:
     """Name of the first image of a COCO file; None for what is none."""
     try:
         text = read_text(path)
         if '"images"' not in text or '"categories"' not in text:
             return None
-        images: List[Any] = json.loads(text)["images"]
+        images: list[Any] = json.loads(text)["images"]
         name = images[0]["file_name"]
     except (UserError, ValueError, RecursionError, KeyError, IndexError, TypeError):
         return None
@@ -144,8 +144,7 @@ FORMATS = {
 }
 
 
-def convert(kind: str, source: Path,
-            conversion: Conversion) -> Tuple[Dict[str, Part], List[str]]:
+def convert(kind: str, source: Path, conversion: Conversion) -> tuple[dict[str, Part], list[str]]:
     """The splits of a dataset, and its class names (none: its files say them).
 
     Raises:
@@ -157,7 +156,7 @@ def convert(kind: str, source: Path,
     return conversion.parts(read(source, conversion), source)
 
 
-def recognise(folder: Path) -> Tuple[Optional[str], Path]:
+def recognise(folder: Path) -> tuple[str | None, Path]:
     """The format of a folder, or of the only one in it that has one, and that folder.
 
     Raises:
@@ -167,7 +166,7 @@ def recognise(folder: Path) -> Tuple[Optional[str], Path]:
     found = _formats(folder, files)
     if not found:
         depth = len(folder.parts)
-        below: Dict[str, List[Path]] = {}
+        below: dict[str, list[Path]] = {}
         for path in files:
             if len(path.parts) > depth + 1:
                 below.setdefault(path.parts[depth], []).append(path)
@@ -182,7 +181,7 @@ def recognise(folder: Path) -> Tuple[Optional[str], Path]:
     return found[0] if found else (None, folder)
 
 
-def _formats(folder: Path, files: Sequence[Path]) -> List[Tuple[str, Path]]:
+def _formats(folder: Path, files: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(kind, folder) for kind, form in FORMATS.items() if form.is_it(folder, files)]
 
 
@@ -196,7 +195,7 @@ def expected_layouts(folder: Path) -> str:
     return f"nor is it another tool's folder ({looked}), nor is there a {FOLDER_FILE}"
 
 
-def cached_conversion(kind: str, source: Path) -> Tuple[Path, str]:
+def cached_conversion(kind: str, source: Path) -> tuple[Path, str]:
     """Convert a dataset of another tool into the user's cache, unless it is there.
 
     Returns:
@@ -268,7 +267,7 @@ def parser_of(kind: str) -> ArgumentParser:
     return parser
 
 
-def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
+def convert_into(kind: str, args: argparse.Namespace) -> list[str]:
     """Convert a dataset and write it; returns the lines to print."""
     if not args.out:
         raise UserError("--out is empty, expected a folder")
@@ -284,7 +283,7 @@ def convert_into(kind: str, args: argparse.Namespace) -> List[str]:
                                          f"next: python -m data.check {shlex.quote(str(path))}"]
 
 
-def _words(text: str) -> List[str]:
+def _words(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if words == [""]:
         return []
@@ -294,7 +293,7 @@ def _words(text: str) -> List[str]:
     return words
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Command line entry."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m data.convert FORMAT SOURCE --out=FOLDER\n\n" + "\n".join(

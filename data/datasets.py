@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from utils.files import similar
 _SUFFIXES = (".yaml", ".yml", ".json")
 _SUFFIX = "_dataset"
 """The original's names of layouts end so."""
-_LAYOUTS: Dict[str, Dict[str, Tuple[str, str]]] = {
+_LAYOUTS: dict[str, dict[str, tuple[str, str]]] = {
     "coco2017": {"train": ("train2017", "annotations/instances_train2017.json"),
                  "val": ("val2017", "annotations/instances_val2017.json")},
     "coco2014": {"train": ("train2014", "annotations/instances_train2014.json"),
@@ -33,7 +33,7 @@ _PLACE = "data/coco"
 """Where the original looks for a dataset."""
 
 
-def open_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
+def open_dataset(layout: str, root: str | None, images: str | None, info: str | None,
                  split: str, allow_empty: bool = False) -> CocoDataset:
     """Load one split; images are not opened.
 
@@ -72,8 +72,8 @@ def refuse_empty(dataset: CocoDataset, indices: Sequence[int]) -> None:
                         "an object to score; choose more")
 
 
-def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: Optional[str],
-                 split: str) -> Tuple[Split, Optional[DatasetFile]]:
+def find_dataset(layout: str, root: str | None, images: str | None, info: str | None,
+                 split: str) -> tuple[Split, DatasetFile | None]:
     """Image folder and annotation file from what the command line gave, as for `open_dataset`, and
     the description that names them, where one does.
 
@@ -104,7 +104,7 @@ def find_dataset(layout: str, root: Optional[str], images: Optional[str], info: 
     return described.splits[split], described
 
 
-def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
+def describe(layout: str, root: str | None) -> DatasetFile | None:
     """The description that --data means: itself, the one in its folder, or that of a folder of
     another tool, which is converted into the user's cache; None where there is none.
 
@@ -115,7 +115,7 @@ def describe(layout: str, root: Optional[str]) -> Optional[DatasetFile]:
     path = find_dataset_file(root)
     described = None if path is None else read_dataset_file(path)
     source = path or Path(root or "").expanduser()
-    kind: Optional[str] = "yolo"
+    kind: str | None = "yolo"
     if path is None:
         if root is None or not os.path.isdir(str(source)) or _is_layout(layout, source):
             return None
@@ -133,7 +133,7 @@ def layout_name(name: str) -> str:
     return name[:-len(_SUFFIX)] if name.endswith(_SUFFIX) else name
 
 
-def default_root(layout: str) -> Optional[str]:
+def default_root(layout: str) -> str | None:
     """Where the original looks for its datasets, below the current folder, if it is there."""
     place = _PLACES.get(layout_name(layout), _PLACE)
     return place if Path(place).is_dir() else None
@@ -145,7 +145,7 @@ def _is_layout(layout: str, root: Path) -> bool:
                for _, file in _LAYOUTS.get(layout_name(layout), {}).values())
 
 
-def _missing(split: Split) -> List[Path]:
+def _missing(split: Split) -> list[Path]:
     """Those of image folder and annotation file that are not there."""
     images, annotations = split
     # A name that is too long makes pathlib raise.
@@ -153,7 +153,7 @@ def _missing(split: Split) -> List[Path]:
         [] if os.path.isfile(str(annotations)) else [annotations])
 
 
-def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
+def dataset_paths(layout: str, root: str | Path, split: str) -> Split:
     """Image folder and annotation file of one split of a known layout below `root`.
 
     Raises:
@@ -184,7 +184,7 @@ def dataset_paths(layout: str, root: Union[str, Path], split: str) -> Split:
     return images, annotations
 
 
-def find_dataset_file(root: Union[str, Path, None]) -> Optional[Path]:
+def find_dataset_file(root: str | Path | None) -> Path | None:
     """The description that `--data` means: itself, or the one in its folder; None if neither."""
     if root is None:
         return None

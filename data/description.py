@@ -7,7 +7,7 @@ import os
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 from utils.errors import UserError, nearest
 from utils.files import read_text
@@ -29,15 +29,15 @@ class DatasetFile:
     """A description that has been read; nothing it names has been opened."""
 
     path: str
-    splits: Dict[str, Split]
+    splits: dict[str, Split]
     """By `train`, `val` and `test`, made absolute by the file's own folder."""
-    names: Optional[List[str]]
+    names: list[str] | None
     """Class names the annotation files have to have, in the order of their ids."""
     origin: str = ""
     """What it was made from, in a sentence, where that is another tool's folder."""
 
 
-def read_dataset_file(path: Path) -> Optional[DatasetFile]:
+def read_dataset_file(path: Path) -> DatasetFile | None:
     """Read a description; None for one of YOLO's.
 
     Raises:
@@ -59,7 +59,7 @@ def read_dataset_file(path: Path) -> Optional[DatasetFile]:
     return DatasetFile(str(path), splits, _names(path, content.get("names")))
 
 
-def format_dataset_file(splits: Dict[str, Tuple[str, str]], names: Sequence[str]) -> str:
+def format_dataset_file(splits: dict[str, tuple[str, str]], names: Sequence[str]) -> str:
     """Text of a description; a JSON string is a YAML string, so any path and name is safe."""
     lines = []
     for split, parts in splits.items():
@@ -107,7 +107,7 @@ def _split(path: Path, split: str, value: Any) -> Split:
     return found[0], found[1]
 
 
-def _names(path: Path, value: Any) -> Optional[List[str]]:
+def _names(path: Path, value: Any) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not value:
@@ -123,8 +123,7 @@ def _names(path: Path, value: Any) -> Optional[List[str]]:
     return value
 
 
-def _refuse_unknown(path: Path, prefix: str, values: Dict[Any, Any],
-                    known: Sequence[str]) -> None:
+def _refuse_unknown(path: Path, prefix: str, values: dict[Any, Any], known: Sequence[str]) -> None:
     for key in values:
         if key not in known:
             raise UserError(f"{path}: unknown key '{prefix}{key}'"

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Tuple
 
 import cv2
 import numpy as np
@@ -37,7 +37,7 @@ _STUMBLES = (OSError, ValueError, SyntaxError, LookupError, TypeError, Arithmeti
 _TURNS, _QUARTER_TURNS = range(2, 9), range(5, 9)  # orientations; 1 is upright
 
 
-def read_image(path: Union[str, Path], name: str = "", size: Optional[Size] = None) -> np.ndarray:
+def read_image(path: str | Path, name: str = "", size: Size | None = None) -> np.ndarray:
     """Decode `path` to uint8 `[h, w, 3]`, BGR, turned as its EXIF orientation says.
 
     Of 16 bits the upper 8 stay; floats are taken as 0..1. Alpha is left out; of an animation the
@@ -98,7 +98,7 @@ def _promised_size(data: bytes) -> Size:
         return 0, 0  # the decoder says what is wrong
 
 
-def _decode(data: bytes, as_stored: bool = False) -> Optional[np.ndarray]:
+def _decode(data: bytes, as_stored: bool = False) -> np.ndarray | None:
     """Decode a file's bytes as `read_image` does; None if they are not an image.
 
     With `as_stored` the EXIF orientation is left out. TIFF files are turned all the same: their
@@ -182,12 +182,12 @@ class Header(NamedTuple):
     turned: bool
     """There is an EXIF orientation that turns or mirrors the image."""
 
-    def annotated(self, size: Optional[Size]) -> Size:
+    def annotated(self, size: Size | None) -> Size:
         """The one of both sizes that annotations made for an image of `size` refer to."""
         return self.stored if size == self.stored else self.shown
 
 
-def read_header(path: Union[str, Path]) -> Header:
+def read_header(path: str | Path) -> Header:
     """Sizes and orientation of an image file without its pixels.
 
     Raises:
@@ -219,12 +219,12 @@ def read_header(path: Union[str, Path]) -> Header:
 class _Content(io.BufferedReader):
     """A file of which Pillow asks for as much as a header promises, and gets what there is."""
 
-    def read(self, size: Optional[int] = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """At most `size` bytes."""
         return super().read(min(-1 if size is None else size, os.fstat(self.fileno()).st_size))
 
 
-def _pil_open(source: Union[io.BytesIO, io.BufferedReader]) -> Image.Image:
+def _pil_open(source: io.BytesIO | io.BufferedReader) -> Image.Image:
     """A file whose pixels are not decoded yet; a large one without Pillow's warning."""
     from PIL import Image  # needed for rare formats, headers and masks only
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Tuple, Union
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, Tuple, Union
 
 import cv2
 import numpy as np
@@ -68,7 +68,7 @@ class TrainDataset(Dataset):
     """Images as rows of a `Batch`; item (epoch, index, side) is image `index` in epoch `epoch`."""
 
     coco: CocoDataset
-    paths: Dict[int, SamplePath]
+    paths: dict[int, SamplePath]
     """For each side of the network's input."""
     seed: int
     """Of the run."""
@@ -162,7 +162,7 @@ class TrainLoader:
         """Let the next pass begin with `iteration`, counted from the start of the training."""
         self._start = iteration
 
-    def keys(self) -> Iterator[List[Key]]:
+    def keys(self) -> Iterator[list[Key]]:
         """Keys of this process's batches, without end."""
         epoch, first = divmod(self._start, self.epoch_size)
         while True:
@@ -203,7 +203,7 @@ def prefetch(loader: Iterable[Batch], device: torch.device,
     the same objects with the same memory again and again, still packed.
     """
     values = bit_values(device)
-    kept: Dict[Tuple[int, torch.Size], Batch] = {}
+    kept: dict[tuple[int, torch.Size], Batch] = {}
     for number, batch in enumerate(loader):
         if places:
             place = number % places, batch.images.shape
@@ -216,7 +216,7 @@ def prefetch(loader: Iterable[Batch], device: torch.device,
         yield batch.unpack(values)
 
 
-def _collate(samples: List[Row], packed: bool) -> Union[Batch, UserError]:
+def _collate(samples: list[Row], packed: bool) -> Batch | UserError:
     rows = []
     for sample in samples:
         if isinstance(sample, UserError):

@@ -33,8 +33,8 @@ _MOST_EDGES = 1000
 square, to minutes for 100,000 points that cross each other."""
 
 
-def draw_masks(segmentations: List[Segmentation], affine: Affine,
-               size: int) -> Tuple[np.ndarray, np.ndarray]:
+def draw_masks(segmentations: list[Segmentation], affine: Affine,
+               size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw each object as `affine` places it.
 
     Returns:
@@ -95,8 +95,8 @@ def _is_tangled(part: np.ndarray) -> bool:
         np.abs(np.diff(down)).sum() > _MOST_EDGES * max(float(np.ptp(down)), 1.0))
 
 
-def _fill(points: List[np.ndarray], origin: np.ndarray, zoom: float,
-          shape: Tuple[int, int]) -> np.ndarray:
+def _fill(points: list[np.ndarray], origin: np.ndarray, zoom: float,
+          shape: tuple[int, int]) -> np.ndarray:
     """Fill each part on its own, so that overlapping parts are a union; 0/1 uint8 of `shape`."""
     canvas = np.zeros(shape, np.uint8)
     for part in points:

@@ -16,7 +16,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Tuple
 
 import cv2
 import numpy as np
@@ -62,7 +62,7 @@ class ShapeObject:
     """
 
     label: int
-    points: Optional[np.ndarray]
+    points: np.ndarray | None
     visible: np.ndarray
     area: int
 
@@ -72,7 +72,7 @@ class Scene:
     """An image, uint8 `[h, w, 3]` BGR, and its objects in drawing order."""
 
     image: np.ndarray
-    objects: List[ShapeObject]
+    objects: list[ShapeObject]
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
@@ -80,7 +80,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     height, width = (8 * rng.integers(23, 28, 2)).tolist()
     canvas = _background(rng, height, width)
-    objects: List[ShapeObject] = []
+    objects: list[ShapeObject] = []
     if rng.random() >= EMPTY_SHARE:
         if rng.random() < CROWD_SHARE:
             _add_crowd(rng, canvas, objects)
@@ -89,7 +89,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects)
 
 
-def annotate(scene: Scene) -> List[Dict[str, Any]]:
+def annotate(scene: Scene) -> list[dict[str, Any]]:
     """COCO annotations of a scene without `id` and `image_id`; categories count from 1.
 
     A shape in full view has its own outline; a partly hidden one, and a crowd, the run lengths of
@@ -127,7 +127,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return canvas
 
 
-def _noise(rng: np.random.Generator, shape: Tuple[int, ...], cell: int,
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: int,
            strength: int) -> np.ndarray:
     """Random values, `cell` pixels apart, with what lies between interpolated."""
     rows, columns = shape[0] // cell + 2, shape[1] // cell + 2
@@ -150,7 +150,7 @@ def _shape_points(rng: np.random.Generator, label: int, radius: int,
     return np.rint(points * 8) / 8
 
 
-def _add_shape(rng: np.random.Generator, canvas: np.ndarray, objects: List[ShapeObject]) -> None:
+def _add_shape(rng: np.random.Generator, canvas: np.ndarray, objects: list[ShapeObject]) -> None:
     """Place one shape so that every earlier object stays visible enough, and paint it."""
     size = np.array(canvas.shape[1::-1])
     label = int(rng.integers(len(CLASS_NAMES)))
@@ -164,7 +164,7 @@ def _add_shape(rng: np.random.Generator, canvas: np.ndarray, objects: List[Shape
             return
 
 
-def _add_crowd(rng: np.random.Generator, canvas: np.ndarray, objects: List[ShapeObject]) -> None:
+def _add_crowd(rng: np.random.Generator, canvas: np.ndarray, objects: list[ShapeObject]) -> None:
     """Paint a tight group of small shapes of one class and annotate them as one crowd."""
     label = int(rng.integers(len(CLASS_NAMES)))
     x, y = rng.integers(45, np.array(canvas.shape[1::-1]) - 45 + 1)
@@ -178,7 +178,7 @@ def _add_crowd(rng: np.random.Generator, canvas: np.ndarray, objects: List[Shape
     _put(objects, ShapeObject(label, None, region, int(region.sum())))
 
 
-def _put(objects: List[ShapeObject], new: ShapeObject) -> None:
+def _put(objects: list[ShapeObject], new: ShapeObject) -> None:
     for item in objects:
         item.visible &= ~new.visible
     objects.append(new)
@@ -192,7 +192,7 @@ def _contrasting(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
     return candidates[enough[0] if len(enough) else int(contrast.argmax())]
 
 
-def _cover(points: np.ndarray, canvas: np.ndarray) -> Tuple[Place, np.ndarray]:
+def _cover(points: np.ndarray, canvas: np.ndarray) -> tuple[Place, np.ndarray]:
     """Where on the canvas a polygon lies, and how much of each pixel there it covers (0..1)."""
     size = canvas.shape[1::-1]
     left, top = np.clip(np.floor(points.min(axis=0)), 0, size).astype(int).tolist()
@@ -233,7 +233,7 @@ def _paint_shape(rng: np.random.Generator, canvas: np.ndarray, points: np.ndarra
 
 
 def write_dataset(folder: str, seed: int = 0, train: int = 2000, val: int = 300,
-                  progress: Optional[Callable[[int, int], None]] = None) -> bool:
+                  progress: Callable[[int, int], None] | None = None) -> bool:
     """Write the dataset, or leave it as it is where it is complete with the same parameters.
 
     It is built beside `folder` and renamed, so that `folder` is never incomplete. A dataset of
@@ -265,7 +265,7 @@ def write_dataset(folder: str, seed: int = 0, train: int = 2000, val: int = 300,
     return True
 
 
-def _check_target(target: Path) -> Optional[Dict[str, Any]]:
+def _check_target(target: Path) -> dict[str, Any] | None:
     """Return the stamp of a dataset that is there; anything else in its place is a UserError."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
@@ -279,13 +279,13 @@ def _check_target(target: Path) -> Optional[Dict[str, Any]]:
     return stamp
 
 
-def _write_splits(folder: Path, stamp: Dict[str, Any],
-                  progress: Optional[Callable[[int, int], None]]) -> None:
+def _write_splits(folder: Path, stamp: dict[str, Any],
+                  progress: Callable[[int, int], None] | None) -> None:
     (folder / "annotations").mkdir(parents=True)
     done, total = 0, stamp["train"] + stamp["val"]
     for split in SPLITS:
         (folder / (split + "2017")).mkdir()
-        content: Dict[str, Any] = {
+        content: dict[str, Any] = {
             "info": {"description": f"Drawn shapes, {split} split, seed {stamp['seed']}",
                      "version": str(VERSION)},
             "licenses": [], "images": [], "annotations": [],
@@ -316,7 +316,7 @@ def _show_progress(done: int, total: int) -> None:
         print(f"drawing shapes: {done} of {total} images", flush=True)
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Command line: `python -m data.shapes OUT [--seed N] [--train N] [--val N]`."""
     parser = ArgumentParser(prog="python -m data.shapes", description=(
         "Write the embedded dataset of drawn shapes in COCO's format and layout."))

@@ -5,7 +5,7 @@ Letters: G ground-truth slots, K mask samples, P priors, C classes with backgrou
 
 from __future__ import annotations
 
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _ZERO, _NEVER, _TAKEN = np.float32(0), np.float32(-1), np.float32(2)
 
 def match(gt_boxes: np.ndarray, gt_labels: np.ndarray, crowd_boxes: np.ndarray, priors: np.ndarray,
           pos_threshold: float, neg_threshold: float,
-          crowd_iou: float = 0.7) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+          crowd_iou: float = 0.7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Assign ground truth to priors, as the original does (SSD's matching, greedy for best priors).
 
     Args:
@@ -64,7 +64,7 @@ class Matcher:
         self._scratch = np.empty((2, 0, len(self.priors)), np.float32)
 
     def __call__(self, gt_boxes: np.ndarray, gt_labels: np.ndarray,
-                 crowd_boxes: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+                 crowd_boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return class_targets int32 `[P]`, gt_index int32 `[P]`, box_targets float32 `[P, 4]`."""
         gt_boxes = np.asarray(gt_boxes, dtype=np.float32).reshape(-1, 4)
         crowd_boxes = np.asarray(crowd_boxes, dtype=np.float32).reshape(-1, 4)
@@ -87,7 +87,7 @@ class Matcher:
             class_targets[covered & (class_targets == 0)] = -1
         return class_targets, gt_index, box_targets
 
-    def _best_objects(self, gt_boxes: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def _best_objects(self, gt_boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Largest IoU and its object for each prior; 2 where an object claims its best prior."""
         iou, union = self._room(len(gt_boxes))
         self._intersections(gt_boxes, out=iou)
@@ -137,7 +137,7 @@ class Matcher:
         out *= _shared(boxes[:, 1::2], self.rows).take(self.row_of, axis=1)
 
 
-def _intervals(ends: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _intervals(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different ones of the intervals `[P, 2]`: `[2, u]`, and which of them each is: `[P]`."""
     different, index = np.unique(ends, axis=0, return_inverse=True)
     return different.T.copy(), index.ravel()
@@ -187,7 +187,7 @@ class TargetMaker:
         self.proto_size, self.semantic_size = proto_size, semantic_size
         self.label_type = np.int8 if num_classes <= 128 else np.int32
 
-    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> Dict[str, Any]:
+    def __call__(self, sample: AugmentedSample, rng: np.random.Generator) -> dict[str, Any]:
         """Return `image` (BGR, `[S, S, 3]`), `image_ids` and one row of every target of a `Batch`.
 
         `rng` chooses the mask samples where there are more than K positives.
@@ -211,7 +211,7 @@ class TargetMaker:
         }
 
     def _mask_samples(self, class_targets: np.ndarray, gt_index: np.ndarray,
-                      rng: np.random.Generator) -> Dict[str, Any]:
+                      rng: np.random.Generator) -> dict[str, Any]:
         slots = self.masks_to_train
         positives = np.flatnonzero(class_targets > 0)
         sampled = positives
@@ -231,7 +231,7 @@ class TargetMaker:
             "mask_scale": len(positives) / max(len(sampled), 1) if len(sampled) else 1.0,
         }
 
-    def _ground_truth(self, sample: AugmentedSample) -> Dict[str, Any]:
+    def _ground_truth(self, sample: AugmentedSample) -> dict[str, Any]:
         """Padded to G slots; an empty slot has a harmless box, label 0 and no mask."""
         count, slots = len(sample.boxes), self.max_objects
         boxes = np.zeros((slots, 4), np.float32)

@@ -6,7 +6,7 @@ says so; both relative to the image.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def encode_parts(center: Array, size: Array, priors_cxcywh: Array,
-                 log: Callable[[Array], Array]) -> Tuple[Array, Array]:
+                 log: Callable[[Array], Array]) -> tuple[Array, Array]:
     """SSD's box coding (Liu et al., 2016), for tensors and for the arrays of `data.targets`.
 
     Args:
@@ -91,7 +91,7 @@ def decode(loc: Tensor, priors_cxcywh: Tensor) -> Tensor:
 
 
 def sanitize_coordinates(x1: Tensor, x2: Tensor, size: int, padding: int = 0,
-                         cast: bool = True) -> Tuple[Tensor, Tensor]:
+                         cast: bool = True) -> tuple[Tensor, Tensor]:
     """Relative coordinates -> ordered, padded pixel coordinates.
 
     The lower one is held at 0 from below, the upper one at `size` from above, as in the original.

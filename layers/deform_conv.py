@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from typing import Any, Dict, Optional, Tuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,8 @@ def deform_conv_backend(device: torch.device) -> str:
 
 
 def modulated_deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                            bias: Optional[Tensor] = None, stride: int = 1, padding: int = 1,
-                            backend: Optional[str] = None) -> Tensor:
+                            bias: Tensor | None = None, stride: int = 1, padding: int = 1,
+                            backend: str | None = None) -> Tensor:
     """Convolve `x` at displaced positions; zero outside of the input, bilinear between pixels.
 
     Args:
@@ -89,7 +89,7 @@ class DeformConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.conv_offset_mask = nn.Conv2d(in_channels, 3 * self.taps, kernel_size, stride=stride,
                                           padding=padding)
-        self.backend: Optional[str] = None
+        self.backend: str | None = None
         """Fixes one of `BACKENDS`; None chooses by the device."""
         bound = 1 / math.sqrt(in_channels * self.taps)
         nn.init.uniform_(self.weight, -bound, bound)
@@ -117,7 +117,7 @@ def convolve_recordably(model: nn.Module) -> None:
 
 
 def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                     bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+                     bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """Sample every tap as a weighted sum of four rows of a pixel table, then multiply once.
 
     The table holds the pixels as rows of channels with a border of zeros, one wide before and two
@@ -152,10 +152,10 @@ def convolve_plainly(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
 
 
 def _positions(offset: Tensor, kernel_height: int, kernel_width: int, stride: int,
-               padding: int) -> Tuple[Tensor, Tensor]:
+               padding: int) -> tuple[Tensor, Tensor]:
     """Where the taps read: y and x in pixels, `[B, h, w, T]` each."""
     batch, _, height, width = offset.shape
-    steps: Dict[str, Any] = {"dtype": offset.dtype, "device": offset.device}
+    steps: dict[str, Any] = {"dtype": offset.dtype, "device": offset.device}
     taps = torch.arange(kernel_height * kernel_width, **steps)
     tap_y = (taps / kernel_width).floor()
     grid_y = torch.arange(height, **steps).reshape(-1, 1, 1) * stride + (tap_y - padding)
@@ -184,7 +184,7 @@ def _weighted_rows_by_gather(table: Tensor, index: Tensor, weights: Tensor) -> T
 
 
 def _convolve_by_torchvision(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                             bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+                             bias: Tensor | None, stride: int, padding: int) -> Tensor:
     # Imported where it is needed: torchvision is optional, and slow to import.
     from torchvision.ops import deform_conv2d
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Detect:
                    config.nms_top_k, config.max_num_detections, nms, config.max_size)
 
     @torch.no_grad()
-    def __call__(self, predictions: Dict[str, Tensor]) -> Detections:
+    def __call__(self, predictions: dict[str, Tensor]) -> Detections:
         """`predictions` as `Yolact.forward` returns them: loc, conf (logits), mask, priors."""
         loc, conf, coefficients = (predictions[name] for name in ("loc", "conf", "mask"))
         priors = predictions["priors"].float()
@@ -196,7 +196,7 @@ class Kept:
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
-             max_detections: int, min_score: Union[float, Tensor] = EXCLUDED) -> Kept:
+             max_detections: int, min_score: float | Tensor = EXCLUDED) -> Kept:
     """Fast NMS within each class.
 
     Args:
@@ -287,13 +287,13 @@ def _largest_iou_with_better(boxes: Tensor) -> Tensor:
     return iou.triu_(diagonal=1).max(dim=1)[0]  # row: the better box
 
 
-def _columns(boxes: Tensor) -> List[Tensor]:
+def _columns(boxes: Tensor) -> list[Tensor]:
     """x1, y1, x2, y2 and area of boxes `[m, k, 4]`, `[m, k]` each."""
     x1, y1, x2, y2 = (boxes[:, :, i] for i in range(4))
     return [x1, y1, x2, y2, (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)]
 
 
-def _iou(a: List[Tensor], b: List[Tensor]) -> Tensor:
+def _iou(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """IoU of boxes with boxes, `[m, k, l]`, from their columns `[m, k]` and `[m, l]`."""
     intersection = _overlap(a[0], a[2], b[0], b[2]).mul_(_overlap(a[1], a[3], b[1], b[3]))
     union = (a[4].unsqueeze(2) + b[4].unsqueeze(1)).sub_(intersection)
@@ -324,7 +324,7 @@ def greedy_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> n
     x1, y1, x2, y2 = boxes.astype(np.float32).T
     area = (x2 - x1 + 1) * (y2 - y1 + 1)
     order = np.argsort(-scores, kind="stable")
-    keep: List[int] = []
+    keep: list[int] = []
     while order.size:
         first, rest = order[0], order[1:]
         keep.append(int(first))
@@ -338,7 +338,7 @@ def greedy_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> n
 
 def traditional_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float,
                     conf_threshold: float, max_detections: int,
-                    pixels: int) -> Tuple[np.ndarray, np.ndarray]:
+                    pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Greedy NMS per class for one image, on the host.
 
     Args:

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, Iterator, List, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class NpuDeformConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor,
-                bias: Optional[Tensor], stride: int, padding: int) -> Tensor:
+                bias: Tensor | None, stride: int, padding: int) -> Tensor:
         packed = torch.cat((offset[:, 1::2], offset[:, 0::2], mask), 1)
         ctx.geometry = {
             "kernel_size": [weight.shape[3], weight.shape[2]],
@@ -79,7 +79,7 @@ class NpuDeformConv(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, packed, sampled = ctx.saved_tensors
         grad_x, grad_weight, grad_packed, grad_bias = operator("npu_deformable_conv2dbk")(
             x, grad.contiguous(), sampled, weight, packed, **ctx.geometry)
@@ -144,7 +144,7 @@ def try_deform_conv(device: torch.device, reference: Kernel) -> str:
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    probes: List[Probe] = []
+    probes: list[Probe] = []
     side, channels = 8, 16
     for stride in (1, 2):
         out = (side - 1) // stride + 1
@@ -168,7 +168,7 @@ def try_cross_entropy(device: torch.device, reference: Kernel) -> str:
 
     Returns what is wrong with it beside `reference` on the CPU; empty if nothing is.
     """
-    probes: List[Probe] = []
+    probes: list[Probe] = []
     for rows, classes in ((37, 2), (1000, 21), (20000, 81)):
         logits = 8 * _wave((rows, classes), 1.7)
         logits[3::10] *= 100
@@ -202,7 +202,7 @@ def _trial(operators: Sequence[str], kernel: Kernel, reference: Kernel, device: 
 
 
 def _with_gradients(compute: Kernel, leaves: Sequence[Tensor], others: Sequence[Any],
-                    device: torch.device) -> List[Tensor]:
+                    device: torch.device) -> list[Tensor]:
     """A result and the gradients of the leaves for fixed weights, of which every third is 0."""
     with torch.enable_grad():
         leaves = [x.detach().to(device).requires_grad_() for x in leaves]
@@ -213,7 +213,7 @@ def _with_gradients(compute: Kernel, leaves: Sequence[Tensor], others: Sequence[
     return [x.detach().cpu() for x in [result, *gradients]]
 
 
-def _wave(shape: Tuple[int, ...], step: float) -> Tensor:
+def _wave(shape: tuple[int, ...], step: float) -> Tensor:
     """A fixed formula: no random state is touched."""
     place = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32)
     return torch.sin(place * step).reshape(shape)

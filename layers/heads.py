@@ -6,7 +6,7 @@ Letters: B batch, P priors, C classes with background, k prototypes, H x W size 
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple, cast
+from typing import Sequence, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class FPN(nn.Module):
         self.downsample_layers = nn.ModuleList(
             [nn.Conv2d(features, features, 3, stride=2, padding=1) for _ in range(num_downsample)])
 
-    def forward(self, maps: List[Tensor]) -> List[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Feature maps `[B,in_channels[i],H_i,W_i]`, finest first -> levels, finest first."""
         levels = []
         merged = None
@@ -91,7 +91,7 @@ class PredictionHead(nn.Module):
         self.conf_layer = nn.Conv2d(features, num_anchors * num_classes, 3, padding=1)
         self.mask_layer = nn.Conv2d(features, num_anchors * num_prototypes, 3, padding=1)
 
-    def forward(self, levels: List[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Levels `[B,in,H_i,W_i]` -> loc `[B,P,4]`, conf `[B,P,C]` logits, mask `[B,P,k]` in -1..1.
 
         Priors run by level, row, column, anchor. The three output convolutions run as one, and the
@@ -124,7 +124,7 @@ class MaskIouNet(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        layers: List[nn.Module] = []
+        layers: list[nn.Module] = []
         previous = 1
         for features in (8, 16, 32, 64, 128):
             layers += [nn.Conv2d(previous, features, 3, stride=2), nn.ReLU(inplace=True)]

@@ -8,7 +8,7 @@ lengths without ever forming them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Sequence
 
 import numpy as np
 import pycocotools.mask
@@ -123,7 +123,7 @@ def boxes_to_pixels(boxes: Tensor, height: int, width: int, padding: int = 0) ->
 
 @torch.no_grad()
 def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int,
-                 crop_to_box: bool = True, chunk_size: int = 128) -> List[Rle]:
+                 crop_to_box: bool = True, chunk_size: int = 128) -> list[Rle]:
     """Masks of `assemble_masks` as COCO run lengths.
 
     Runs on the host. Down a column of the image a soft mask is linear between two prototype rows,
@@ -137,8 +137,8 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
     flat = proto.cpu().float().transpose(0, 1).reshape(proto_width * proto_height, -1).t()
     flat = flat.contiguous()
     coefficients, boxes = coefficients.cpu().float(), boxes.cpu().float()
-    runs: List[np.ndarray] = []
-    waiting: List[_Crossings] = []
+    runs: list[np.ndarray] = []
+    waiting: list[_Crossings] = []
     count = 0
     for start in range(0, len(coefficients), chunk_size):
         chosen = slice(start, start + chunk_size)
@@ -188,7 +188,7 @@ class _Axis(NamedTuple):
 
 
 def _resize_columns(mask: np.ndarray, x1: int, x2: int, y1: int, y2: int,
-                    columns: _Axis) -> Tuple[np.ndarray, int]:
+                    columns: _Axis) -> tuple[np.ndarray, int]:
     """Crop `mask [w, h]` to the cells and resize it along x only.
 
     Returns:
@@ -263,7 +263,7 @@ def _run_ends(crossings: _Crossings, rows: _Axis) -> np.ndarray:
     return column * height + pixel
 
 
-def _run_lengths(masks: Sequence[_Crossings], rows: _Axis, width: int) -> List[np.ndarray]:
+def _run_lengths(masks: Sequence[_Crossings], rows: _Axis, width: int) -> list[np.ndarray]:
     """Lengths of the runs out, in, out, ... of each mask."""
     if not masks:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +48,11 @@ class MultiBoxLoss(nn.Module):
         row_losses: cross entropy of rows, see `ohem_cross_entropy`.
     """
 
-    class_factors: Optional[Tensor]
+    class_factors: Tensor | None
 
-    def __init__(self, num_classes: int, weights: Dict[str, float] = WEIGHTS,
-                 ohem_negpos_ratio: float = 3.0, mask_iou_net: Optional[nn.Module] = None,
-                 discard_mask_area: float = 25,
-                 class_factors: Optional[Sequence[float]] = None,
+    def __init__(self, num_classes: int, weights: dict[str, float] = WEIGHTS,
+                 ohem_negpos_ratio: float = 3.0, mask_iou_net: nn.Module | None = None,
+                 discard_mask_area: float = 25, class_factors: Sequence[float] | None = None,
                  row_losses: RowLosses = cross_entropy) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -66,8 +65,8 @@ class MultiBoxLoss(nn.Module):
                              torch.tensor(class_factors, dtype=torch.float32))
 
     @classmethod
-    def from_config(cls, config: Any, mask_iou_net: Optional[nn.Module] = None,
-                    class_factors: Optional[Sequence[float]] = None,
+    def from_config(cls, config: Any, mask_iou_net: nn.Module | None = None,
+                    class_factors: Sequence[float] | None = None,
                     row_losses: RowLosses = cross_entropy) -> MultiBoxLoss:
         """Build the loss of a `data.config.Config`, with the `maskiou_net` of its network.
 
@@ -83,8 +82,8 @@ class MultiBoxLoss(nn.Module):
         return cls(config.num_classes, weights, config.ohem_negpos_ratio, mask_iou_net,
                    config.discard_mask_area, class_factors, row_losses)
 
-    def forward(self, predictions: Dict[str, Tensor], batch: Any,
-                num_positives: Optional[Tensor] = None) -> Dict[str, Tensor]:
+    def forward(self, predictions: dict[str, Tensor], batch: Any,
+                num_positives: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the losses.
 
         Args:
@@ -131,7 +130,7 @@ class MultiBoxLoss(nn.Module):
             losses["I"] = mask_sums[1] * self.weights["I"] / normaliser
         return losses
 
-    def _mask_sums(self, predictions: Dict[str, Tensor], batch: Any) -> List[Tensor]:
+    def _mask_sums(self, predictions: dict[str, Tensor], batch: Any) -> list[Tensor]:
         """M and I, or M alone, before their weights."""
         coefficients = predictions["mask"]
         priors = flat_index(batch.mask_index, coefficients.shape[1])
@@ -150,8 +149,8 @@ class MultiBoxLoss(nn.Module):
 
 
 def ohem_cross_entropy(conf: Tensor, class_targets: Tensor, num_positives: Tensor,
-                       negpos_ratio: float, class_factors: Optional[Tensor] = None,
-                       row_losses: RowLosses = cross_entropy) -> Tuple[Tensor, Tensor]:
+                       negpos_ratio: float, class_factors: Tensor | None = None,
+                       row_losses: RowLosses = cross_entropy) -> tuple[Tensor, Tensor]:
     """Cross entropy summed over all positives and the hardest negatives of each image.
 
     A negative's hardness is its log-sum-exp minus its background logit (YOLACT, Liu et al.'s SSD),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable
 
 from utils.cli import ArgumentParser, print_lines, run_main
 from utils.errors import UserError, some
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KINDS = ("pth", "safetensors", "pdparams")
 
 
-def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> List[str]:
+def convert(source_path: str, target_path: str, kind: str | None = None) -> list[str]:
     """Convert one file; returns sentences about what was read and written.
 
     The target is written whole or not at all; it may exist, but may not be the source. Without a
@@ -53,7 +53,7 @@ def convert(source_path: str, target_path: str, kind: Optional[str] = None) -> L
             "file")
     tensors = (paddle_names if kind == "pdparams" else published_names)(source.tensors)
     metadata = metadata_of(source.config, source.class_names)
-    writers: Dict[str, Callable[[BinaryIO], Any]] = {
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
         "pth": lambda stream: stream.write(serialise(tensors)),
         "safetensors": lambda stream: write_safetensors(stream, tensors, metadata),
         "pdparams": lambda stream: write_pdparams(stream, tensors),
@@ -80,7 +80,7 @@ def _kind_of(path: str) -> str:
 
 
 def _report(source: WeightsFile, target_path: str, kind: str,
-            tensors: Dict[str, Tensor]) -> List[str]:
+            tensors: dict[str, Tensor]) -> list[str]:
     lines = [f"Read    : {source}, {len(source.tensors)} tensors"]
     if source.renamed:
         lines.append(f"Renamed : {'; '.join(source.renamed)}")
@@ -97,7 +97,7 @@ def _report(source: WeightsFile, target_path: str, kind: str,
         f"{os.path.getsize(target_path) / 1e6:.1f} MB"]
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Command line entry."""
     parser = ArgumentParser(prog="python -m utils.convert_weights",
                             description="Convert weights of a YOLACT network or of a backbone.")

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
+from typing import Any, BinaryIO, Callable, Iterator, Union
 
 from utils.errors import UserError, nearest
 
@@ -95,14 +95,14 @@ def _is_special(path: str) -> bool:
         os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
 
 
-def refuse_endless(path: Union[str, Path]) -> None:
+def refuse_endless(path: str | Path) -> None:
     """Raise an `OSError` where reading may never end: at a device or a FIFO, or a link to one."""
     mode = os.stat(str(path)).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "a device or a FIFO, expected a file", str(path))
 
 
-def read_whole(path: Union[str, Path]) -> bytes:
+def read_whole(path: str | Path) -> bytes:
     """Bytes of a file; an `OSError` if it cannot be read, may never end, or is no file of the kind
     that fits into memory.
     """
@@ -140,7 +140,7 @@ def similar(path: Path) -> str:
         return ""
 
 
-def first_match(path: str, pattern: str) -> Optional[str]:
+def first_match(path: str, pattern: str) -> str | None:
     """First group in the first line that `pattern` matches from its start; None where there is no
     such line, or no file.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 from utils.errors import UserError
 
@@ -21,7 +21,7 @@ be missing, `*` are all), or `[form]` of a list of any length."""
 
 def misfit(value: Any, form: Form, name: str = "the whole") -> str:
     """Where a value is not of its form: `mask.AP is a str`; an empty string if it is."""
-    parts: List[Tuple[str, Any, Form]] = []
+    parts: list[tuple[str, Any, Form]] = []
     if isinstance(form, dict) and isinstance(value, dict):
         prefix = "" if name == "the whole" else f"{name}."
         for key, part in form.items():
@@ -48,7 +48,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 1e30
 
 
-def whole_number(text: str) -> Optional[int]:
+def whole_number(text: str) -> int | None:
     """The number that a text spells in one to nine digits; None for any other text.
 
     `int` stumbles over superscripts, which are digits to `str.isdigit`, and over 5,000 digits;

@@ -5,7 +5,7 @@ any type and range as 8 bits a colour. Needs NumPy alone, for exports hold it, t
 from __future__ import annotations
 
 import struct
-from typing import Iterator, Tuple
+from typing import Iterator
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def is_truncated(data: bytes) -> bool:
     return data.startswith(PNG_START) and data.rfind(_PNG_END) < 0
 
 
-def promised_size(data: bytes) -> Tuple[int, int]:
+def promised_size(data: bytes) -> tuple[int, int]:
     """Width and height in the header of a JPEG or PNG; zeros where there are none."""
     if data.startswith(PNG_START):
         return struct.unpack(">II", data[16:24].ljust(8, b"\0"))  # type: ignore[return-value]
@@ -45,7 +45,7 @@ def promised_size(data: bytes) -> Tuple[int, int]:
     return width, height
 
 
-def jpeg_segments(data: bytes) -> Iterator[Tuple[int, int, int]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each part of a JPEG's header, the start of the scan last."""
     position, marker = 2, 0
     while position + 4 <= len(data) and data[position] == 0xFF and marker != _START_OF_SCAN:

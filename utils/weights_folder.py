@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import platform
-from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
+from typing import BinaryIO, Iterator, NamedTuple
 
 from utils.checkpoint import CheckpointName, load_state, recipe_of, state_path
 from utils.errors import UserError
@@ -31,9 +31,9 @@ class TrainingNote(NamedTuple):
     id: str
     config_name: str
     """Of its recipe."""
-    saved: Optional[str] = None
+    saved: str | None = None
     """Name of its newest file."""
-    launch: Optional[str] = None
+    launch: str | None = None
     """The launch that saved it; all attempts of a launcher are one."""
     finished: bool = False
     process: str = ""
@@ -64,7 +64,7 @@ class WeightsFolder:
 
 
 def claim_folder(folder: str, config_name: str, training_id: str,
-                 resumed: Optional[str] = None) -> WeightsFolder:
+                 resumed: str | None = None) -> WeightsFolder:
     """The place in `folder` for the files of one training: where it has been writing, or the first
     where no other training has files of the recipe, `folder` itself before a folder in it.
 
@@ -95,7 +95,7 @@ def claim_folder(folder: str, config_name: str, training_id: str,
                         "free some space or choose another folder with --save_folder") from error
 
 
-def _candidates(folder: str, config_name: str, resumed: Optional[str]) -> Iterator[str]:
+def _candidates(folder: str, config_name: str, resumed: str | None) -> Iterator[str]:
     if resumed is not None and any(os.path.samefile(os.path.dirname(resumed) or ".", place)
                                    for place in _places(folder)[1:]):
         yield os.path.dirname(resumed)
@@ -104,14 +104,14 @@ def _candidates(folder: str, config_name: str, resumed: Optional[str]) -> Iterat
         yield os.path.join(folder, f"{config_name}-{number}")
 
 
-def _is_free(place: str, config_name: str, resumed: Optional[str]) -> bool:
+def _is_free(place: str, config_name: str, resumed: str | None) -> bool:
     """Whether no training's files are in the way; those of `resumed` may be."""
     files = list_checkpoints(place, config_name)
     return not files or (resumed is not None and _read_note(_note_path(place, config_name)) is None
                          and any(os.path.samefile(path, resumed) for path in files))
 
 
-def _places(folder: str) -> List[str]:
+def _places(folder: str) -> list[str]:
     """`folder` and the folders in it."""
     return [folder] + sorted(glob.glob(os.path.join(glob.escape(folder), "*", "")))
 
@@ -120,7 +120,7 @@ def _note_path(place: str, config_name: str) -> str:
     return os.path.join(place, f".{config_name}.training")
 
 
-def _notes(folder: str, config_name: Optional[str] = None) -> Iterator[Tuple[str, TrainingNote]]:
+def _notes(folder: str, config_name: str | None = None) -> Iterator[tuple[str, TrainingNote]]:
     """The notes of trainings in `folder` and the folders in it, each with its place."""
     for place in _places(folder):
         pattern = _note_path(glob.escape(place), glob.escape(config_name or "") or "*")
@@ -130,7 +130,7 @@ def _notes(folder: str, config_name: Optional[str] = None) -> Iterator[Tuple[str
                 yield place, note
 
 
-def _read_note(path: str) -> Optional[TrainingNote]:
+def _read_note(path: str) -> TrainingNote | None:
     try:
         with open(path, "rb") as stream:
             values = json.loads(stream.read(1 << 16).decode("ascii"))
@@ -141,7 +141,7 @@ def _read_note(path: str) -> Optional[TrainingNote]:
     return note if all(isinstance(word, str) for word in words) else None
 
 
-def _lock(place: str, config_name: str) -> Optional[BinaryIO]:
+def _lock(place: str, config_name: str) -> BinaryIO | None:
     """Lock `place` for the trainings of a recipe; None where another process has done so.
 
     A lock of POSIX's older kind: the loader's processes do not inherit it, and file servers know
@@ -159,7 +159,7 @@ def _lock(place: str, config_name: str) -> Optional[BinaryIO]:
     return stream
 
 
-def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str]:
+def list_checkpoints(folder: str, config_name: str | None = None) -> list[str]:
     """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
     found = []
     for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
@@ -169,7 +169,7 @@ def list_checkpoints(folder: str, config_name: Optional[str] = None) -> List[str
     return [path for _, _, path in sorted(found)]
 
 
-def find_checkpoint(which: str, folder: str, config_name: Optional[str] = None) -> str:
+def find_checkpoint(which: str, folder: str, config_name: str | None = None) -> str:
     """Resolve `latest`, `interrupt` or a path to a weights file.
 
     `latest` is the highest iteration of the training that saved last, in `folder` or a folder in
@@ -206,7 +206,7 @@ def whole_checkpoint(path: str) -> str:
     before = itertools.takewhile(lambda other: not os.path.samefile(other, path), list_checkpoints(
         os.path.dirname(path) or ".", recipe_of(path)))
     older = [other for other in before if os.path.isfile(state_path(other))]
-    problems: List[UserError] = []
+    problems: list[UserError] = []
     for candidate in [path] + older[::-1]:
         try:
             if "weights_sha256" not in (load_state(candidate) or {}):
@@ -221,7 +221,7 @@ def whole_checkpoint(path: str) -> str:
     raise problems[0]
 
 
-def find_restart(launch: str, folder: str, config_name: str) -> Optional[str]:
+def find_restart(launch: str, folder: str, config_name: str) -> str | None:
     """The file that this very launch saved last; None where it has saved none, or it is gone."""
     found = (os.path.join(place, note.saved) for place, note in _notes(folder, config_name)
              if note.launch == launch and note.saved is not None)
@@ -262,7 +262,7 @@ def weights_of_run(path: str) -> str:
                     "run folder or the path of a .pth file")
 
 
-def run_to_resume(run: str, save_folder: str) -> Tuple[str, str]:
+def run_to_resume(run: str, save_folder: str) -> tuple[str, str]:
     """A run folder and its last checkpoint; those of the unfinished training where `run` is empty.
 
     Raises:

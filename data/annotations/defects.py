@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -41,7 +40,7 @@ class Defect:
     """How often one defect occurs, and where first (annotation ids)."""
 
     count: int
-    examples: List[int]
+    examples: list[int]
 
 
 @dataclass
@@ -58,11 +57,11 @@ class AnnotationReport:
     """Usable crowd regions."""
     empty_images: int
     """Images without a usable object or crowd; they take part as background."""
-    objects_per_category: Dict[str, int]
+    objects_per_category: dict[str, int]
     """Usable objects by category name, in the order of the classes."""
-    defects: Dict[str, Defect]
+    defects: dict[str, Defect]
     """By key of `DROPPED` and `REPAIRED`, only those that occur."""
-    notes: List[str]
+    notes: list[str]
     """Sentences about what is legal but usually a mistake."""
 
     @property
@@ -70,7 +69,7 @@ class AnnotationReport:
         """Annotations that are left out."""
         return sum(defect.count for key, defect in self.defects.items() if key in DROPPED)
 
-    def sentences(self) -> List[str]:
+    def sentences(self) -> list[str]:
         """One summary, then one sentence for each defect that occurred."""
         lost = ("nothing was dropped" if not self.dropped else
                 f"{self.dropped} of {self.annotations} annotations were dropped")
@@ -109,7 +108,7 @@ class Inspection:
     def __init__(self, file: str, columns: Columns, sizes: np.ndarray) -> None:
         self.file, self.columns = file, columns
         self.usable = np.ones(len(columns.ids), bool)
-        self.defects: Dict[str, Defect] = {}
+        self.defects: dict[str, Defect] = {}
         self._check_outlines(sizes)
         extents = outline_extents(columns, self.usable)
         self._drop("malformed_outline", np.isinf(extents).any(axis=1))
@@ -169,7 +168,7 @@ class Inspection:
         self._count("clipped_box", beyond > _CLIP_TOLERANCE)
         return boxes
 
-    def _compare(self, extents: np.ndarray) -> List[str]:
+    def _compare(self, extents: np.ndarray) -> list[str]:
         """Compare the boxes that the file gives with the outlines of the objects."""
         ids, given = self.columns.ids, self.columns.boxes
         solid = self.usable & (ids[:, 3] == 0)
@@ -215,7 +214,7 @@ def outline_extents(columns: Columns, usable: np.ndarray) -> np.ndarray:
     return extents
 
 
-def run_length_sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def run_length_sums(data: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Add up the runs of well-formed compressed RLEs.
 
     Args:
@@ -233,7 +232,7 @@ def run_length_sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, 
     return np.concatenate([pair[0] for pair in sums]), np.concatenate([pair[1] for pair in sums])
 
 
-def _sums(data: np.ndarray, lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _sums(data: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A character holds 5 bits, low ones first; bit 0x20 says that the number goes on.
     codes = data.astype(np.int64) - 48
     stops = np.flatnonzero(codes < 0x20)

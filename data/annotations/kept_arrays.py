@@ -15,7 +15,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Callable, Iterable, NamedTuple
 
 import numpy as np
 
@@ -33,13 +33,13 @@ _UNUSED_DAYS = 60
 class KeptArrays(NamedTuple):
     """Arrays by name, and what is to be said about them."""
 
-    facts: Dict[str, Any]
+    facts: dict[str, Any]
     """As JSON holds it."""
-    arrays: Dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     """Not to be changed."""
     lasting: bool = True
     """Whether they follow from the content of their source alone."""
-    path: Optional[str] = None
+    path: str | None = None
     """The file that they lie in; None: in this process's memory."""
 
 
@@ -80,7 +80,7 @@ def keep(kind: str, source: str, readers: Iterable[Path],
         return made
 
 
-def open_kept(path: Path) -> Optional[KeptArrays]:
+def open_kept(path: Path) -> KeptArrays | None:
     """Map the arrays of a file into memory; None where it is not there, or not as it was written.
 
     Everything is read once, for its checksum: half a second for a gigabyte.
@@ -112,7 +112,7 @@ def open_kept(path: Path) -> Optional[KeptArrays]:
 def _write(path: Path, kept: KeptArrays) -> None:
     directory = json.dumps({"facts": kept.facts, "arrays": [
         (name, values.dtype.str, values.shape) for name, values in kept.arrays.items()]})
-    pieces: List[Any] = [directory.encode("ascii")]
+    pieces: list[Any] = [directory.encode("ascii")]
     end = _START.size + len(directory)
     for values in kept.arrays.values():
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)

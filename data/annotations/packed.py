@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, NamedTuple, Tuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Category(NamedTuple):
 class Annotations:
     """A validated annotation file; N images in file order, M usable objects grouped by image."""
 
-    categories: List[Category]
+    categories: list[Category]
     """Sorted by id; label n + 1 is `categories[n]`."""
     image_ids: np.ndarray
     """int64 `[N]`."""
@@ -68,7 +68,7 @@ class Annotations:
     """Compressed counts of all RLEs; int64 bounds of each."""
     report: AnnotationReport
     """What was found and dropped."""
-    kept_in: Optional[str] = None
+    kept_in: str | None = None
     """The file that the arrays lie in; None: in this process's memory."""
 
     def __reduce__(self) -> Any:
@@ -107,8 +107,7 @@ class Annotations:
         return [points[a + 1:b] for a, b in zip([-1] + gaps, gaps + [len(points)])]
 
 
-def load_annotations(path: Union[str, Path],
-                     image_size: Optional[SizeReader] = None) -> Annotations:
+def load_annotations(path: str | Path, image_size: SizeReader | None = None) -> Annotations:
     """Read, check and pack the COCO instances file `path`.
 
     Args:
@@ -139,7 +138,7 @@ def _unpacked(file: str, kept: KeptArrays) -> Annotations:
         report=AnnotationReport(**dict(facts, file=file, defects=defects)), kept_in=kept.path)
 
 
-def _read(path: Path, image_size: Optional[SizeReader]) -> KeptArrays:
+def _read(path: Path, image_size: SizeReader | None) -> KeptArrays:
     """What `_unpacked` takes; it lasts if no size came from an image."""
     columns = read_columns(path)
     categories = _categories(path, _without_root(columns))
@@ -171,7 +170,7 @@ def _read(path: Path, image_size: Optional[SizeReader]) -> KeptArrays:
                       lasting=not any(None in image[2:] for image in columns.images))
 
 
-def _without_root(columns: Columns) -> List[Any]:
+def _without_root(columns: Columns) -> list[Any]:
     """The file's categories without the one that Roboflow puts above the classes.
 
     It has no objects, and may have the name of a class.
@@ -187,12 +186,12 @@ def _without_root(columns: Columns) -> List[Any]:
     return records
 
 
-def _categories(path: Path, records: List[Any]) -> List[Category]:
+def _categories(path: Path, records: list[Any]) -> list[Category]:
     if not records:
         raise UserError(f"{path}: 'categories' is empty, expected at least one object with id and "
                         "name")
-    by_id: Dict[int, str] = {}
-    by_name: Dict[str, int] = {}
+    by_id: dict[int, str] = {}
+    by_name: dict[str, int] = {}
     for record in records:
         number: Any = record.get("id") if isinstance(record, dict) else None
         name = record.get("name") if isinstance(record, dict) else None
@@ -208,8 +207,8 @@ def _categories(path: Path, records: List[Any]) -> List[Category]:
     return [Category(number, by_id[number]) for number in sorted(by_id)]
 
 
-def _images(path: Path, images: List[ImageRecord],
-            image_size: Optional[SizeReader]) -> Tuple[np.ndarray, np.ndarray]:
+def _images(path: Path, images: list[ImageRecord],
+            image_size: SizeReader | None) -> tuple[np.ndarray, np.ndarray]:
     """int64 `[N]` ids and int64 `[N, 2]` width and height, from the file or the image's header."""
     if not images:
         raise UserError(f"{path}: 'images' is empty, expected at least one image")
@@ -246,7 +245,7 @@ def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
 
 
 def _resolve_ids(path: Path, columns: Columns, image_ids: np.ndarray,
-                 categories: List[Category]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+                 categories: list[Category]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Index of the image, label and crowd flag of each annotation; every id has to be known."""
     ids = columns.ids
     _refuse_duplicates(path, "annotation", ids[:, 0])
@@ -272,7 +271,7 @@ def _resolve_ids(path: Path, columns: Columns, image_ids: np.ndarray,
     return image_index, category_index + 1, flag == 1
 
 
-def _look_up(values: np.ndarray, known: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _look_up(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Position of each value in `known` (unique, any order), and whether it is there at all."""
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)

@@ -16,7 +16,7 @@ import re
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, TextIO, Tuple
+from typing import Any, Iterator, TextIO, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -40,9 +40,9 @@ _COUNTS = re.compile(rb"(?:[P-o]{0,6}[0-O])+")
 class Columns:
     """What `read_columns` collects; row n of each column is annotation n of the file."""
 
-    images: List[ImageRecord]
+    images: list[ImageRecord]
     """In file order."""
-    categories: List[Any]
+    categories: list[Any]
     """The file's `categories` as parsed."""
     ids: np.ndarray
     """int64 `[n, 4]`: annotation id, image id, category id, iscrowd."""
@@ -78,7 +78,7 @@ class _Collector:
         """Annotations so far."""
         return len(self.bad_parts)
 
-    def columns(self, images: List[ImageRecord], categories: List[Any]) -> Columns:
+    def columns(self, images: list[ImageRecord], categories: list[Any]) -> Columns:
         """What was collected, as NumPy arrays that share its memory."""
         return Columns(
             images, categories, ids=np.asarray(self.ids).reshape(-1, 4),
@@ -88,7 +88,7 @@ class _Collector:
             rle_sizes=np.asarray(self.rle_sizes).reshape(-1, 2),
             rle_bytes=np.asarray(self.rle_bytes))
 
-    def __call__(self, record: Dict[str, Any]) -> Any:
+    def __call__(self, record: dict[str, Any]) -> Any:
         # Some tools repeat image_id in image records or attributes, and file_name in annotations.
         if "image_id" in record and "category_id" in record:
             return self._annotation(record)
@@ -96,7 +96,7 @@ class _Collector:
             return tuple(record.get(key) for key in _IMAGE_KEYS)
         return record
 
-    def _annotation(self, record: Dict[str, Any]) -> int:
+    def _annotation(self, record: dict[str, Any]) -> int:
         """Append one annotation to the columns; return its row, which replaces it in the list."""
         try:
             self.ids.extend((record["id"], record["image_id"], record["category_id"],
@@ -122,7 +122,7 @@ class _Collector:
         self.rle_lengths.append(len(counts))
         self.rle_bytes.frombytes(counts)
 
-    def _polygons(self, parts: List[Any]) -> int:
+    def _polygons(self, parts: list[Any]) -> int:
         """Append the polygons that are some; return how many are not."""
         coordinates, bad = self.coordinates, 0
         start = len(coordinates)
@@ -145,7 +145,7 @@ def _numbers(typecode: str, values: Any) -> array[float]:
         return array(typecode)
 
 
-def _compressed(rle: Any) -> Tuple[List[int], bytes]:
+def _compressed(rle: Any) -> tuple[list[int], bytes]:
     """Size and compressed counts of an RLE; zeros and no counts where it is none."""
     size, counts = (rle.get("size"), rle.get("counts")) if isinstance(rle, dict) else (None, None)
     if not isinstance(size, list) or len(size) != 2 or not all(
@@ -165,7 +165,7 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** 63
 
 
-def _bad_ids(path: Path, record: Dict[str, Any]) -> UserError:
+def _bad_ids(path: Path, record: dict[str, Any]) -> UserError:
     """Say which of the four integers of an annotation is missing or not an integer."""
     where = f"annotation {record.get('id')!r} (image_id {record['image_id']!r})"
     if "score" in record and "id" not in record:
@@ -213,7 +213,7 @@ def read_columns(path: Path) -> Columns:
     return collector.columns(document["images"], document["categories"])
 
 
-def _check_rows(path: Path, annotations: List[Any], rows: int) -> None:
+def _check_rows(path: Path, annotations: list[Any], rows: int) -> None:
     """Every entry of `annotations` has to be an annotation, and none may hide elsewhere."""
     if annotations == list(range(rows)):
         return

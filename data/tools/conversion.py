@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Union
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -41,7 +41,7 @@ class FoundImage:
 
     path: Path
     size: Size
-    objects: List[FoundObject] = field(default_factory=list)
+    objects: list[FoundObject] = field(default_factory=list)
 
     def add(self, name: str, outline: Outline, where: str) -> None:
         """Add an object, see `FoundObject`."""
@@ -51,7 +51,7 @@ class FoundImage:
 class Found(NamedTuple):
     """What a reader finds in a source."""
 
-    splits: Dict[str, List[FoundImage]]
+    splits: dict[str, list[FoundImage]]
     """`train` alone where the source has no splits."""
     names: Sequence[str] = ()
     """Class names in their order, where the source gives one."""
@@ -61,7 +61,7 @@ class Part(NamedTuple):
     """One split, ready to be written."""
 
     images_dir: Path
-    annotations: Union[Path, Dict[str, Any]]
+    annotations: Path | dict[str, Any]
     """A COCO file that is there, or the content of one."""
     images: int
     objects: int
@@ -88,9 +88,9 @@ class Conversion:
     """Of that split."""
     way_out: str = "leave all such shapes and files out with --skip_bad"
     """What a user may do who cannot correct the source."""
-    left: List[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     """Sentences about what was left out."""
-    notes: List[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Further sentences for the user."""
 
     @contextmanager
@@ -104,13 +104,13 @@ class Conversion:
                 raise UserError(text if text.endswith(way_out) else text + way_out) from None
             self.left.append(str(problem))
 
-    def lines(self) -> List[str]:
+    def lines(self) -> list[str]:
         """What was left out, at most the first of it, and the notes."""
         more = len(self.left) - _SHOWN_PROBLEMS
         return (["left out: " + sentence for sentence in self.left[:_SHOWN_PROBLEMS]]
                 + [f"... and {more} more"] * (more > 0) + self.notes)
 
-    def divided(self, items: Sequence[Any]) -> Dict[str, List[Any]]:
+    def divided(self, items: Sequence[Any]) -> dict[str, list[Any]]:
         """Part `items` into train and val; the same seed and items give the same parts.
 
         A single one is for training.
@@ -126,7 +126,7 @@ class Conversion:
                  "val": [item for n, item in enumerate(items) if n in chosen]}
         return {split: part for split, part in parts.items() if part}
 
-    def parts(self, found: Found, source: Path) -> Tuple[Dict[str, Part], List[str]]:
+    def parts(self, found: Found, source: Path) -> tuple[dict[str, Part], list[str]]:
         """Content of a COCO file for each split, and the class names.
 
         Ids count from 1 through all splits: the same input gives the same files.
@@ -143,7 +143,7 @@ class Conversion:
             image_id, annotation_id = image_id + len(images), annotation_id + parts[split].objects
         return parts, names
 
-    def _class_names(self, found: Found, images: Sequence[FoundImage]) -> List[str]:
+    def _class_names(self, found: Found, images: Sequence[FoundImage]) -> list[str]:
         """In order: those wanted, or all that occur, sorted. Objects of others are left out."""
         names = list(self.classes or found.names
                      or sorted({item.name for image in images for item in image.objects}))
@@ -181,12 +181,12 @@ def polygon(points: Any, size: Size, where: str) -> Outline:
     return [[round(value, 3) for value in inside.ravel().tolist()]]
 
 
-def rectangle(x1: float, y1: float, x2: float, y2: float) -> List[List[float]]:
+def rectangle(x1: float, y1: float, x2: float, y2: float) -> list[list[float]]:
     """Corners of a box, in any order of its ends."""
     return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
 
 
-def run_lengths(mask: np.ndarray) -> Dict[str, Any]:
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """Compressed RLE of a mask `[h, w]`, ready for JSON."""
     rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
@@ -199,14 +199,14 @@ def union(first: Outline, second: Outline, size: Size) -> Outline:
     return run_lengths(mask_utils.decode([_runs(first, size), _runs(second, size)]).any(axis=2))
 
 
-def _runs(outline: Outline, size: Size) -> Dict[str, Any]:
+def _runs(outline: Outline, size: Size) -> dict[str, Any]:
     if isinstance(outline, dict):
         return outline
     return mask_utils.merge(mask_utils.frPyObjects(outline, size[1], size[0]))
 
 
 def open_image(path: Path, where: str,
-               given: Tuple[Optional[float], Optional[float]] = (None, None)) -> FoundImage:
+               given: tuple[float | None, float | None] = (None, None)) -> FoundImage:
     """The image that `where` refers to; its header alone is read.
 
     Width and height that the annotations give, where they give both, tell whether a photo with an
@@ -227,7 +227,7 @@ def open_image(path: Path, where: str,
     return FoundImage(path, size)
 
 
-def number(value: Any) -> Optional[float]:
+def number(value: Any) -> float | None:
     """A finite number that a file gives as a number or a text; None for anything else."""
     try:
         found = float(value)
@@ -251,8 +251,8 @@ def refuse_foreign_files(out: Path) -> None:
                             "replaced: give --out another folder, or move it away")
 
 
-def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
-                  portable: bool = True) -> List[str]:
+def write_dataset(parts: dict[str, Part], names: Sequence[str], out: Path,
+                  portable: bool = True) -> list[str]:
     """Write the COCO files, and last the description; returns a line about each split.
 
     Images stay where they are. No class names are written where the files alone say them. Paths in
@@ -276,7 +276,7 @@ def write_dataset(parts: Dict[str, Part], names: Sequence[str], out: Path,
     return lines
 
 
-def signed(content: Dict[str, Any]) -> Dict[str, Any]:
+def signed(content: dict[str, Any]) -> dict[str, Any]:
     """Content of a COCO file that says at its beginning who wrote it."""
     return {"info": {"description": _SIGNATURE},
             **{key: value for key, value in content.items() if key != "info"}}
@@ -287,8 +287,8 @@ def _part(images: Sequence[FoundImage], names: Sequence[str], image_id: int,
     folder = Path(os.path.commonpath([os.path.abspath(str(image.path.parent))
                                       for image in images]))
     ids = {name: number for number, name in enumerate(names, 1)}
-    records: List[Dict[str, Any]] = []
-    annotations: List[Dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for position, image in enumerate(images, image_id):
         records.append({"id": position, "file_name": os.path.relpath(str(image.path), str(folder)),
                         "width": image.size[0], "height": image.size[1]})
@@ -304,7 +304,7 @@ def _part(images: Sequence[FoundImage], names: Sequence[str], image_id: int,
                 sum(not image.objects for image in images))
 
 
-def _measure(outline: Outline, size: Size) -> Tuple[float, List[float]]:
+def _measure(outline: Outline, size: Size) -> tuple[float, list[float]]:
     """Area in pixels and the box x, y, width, height."""
     area = float(mask_utils.area(_runs(outline, size)))
     if isinstance(outline, dict):

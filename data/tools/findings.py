@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ _SAMPLE = 50000
 Scales = Tuple[Tuple[float, ...], ...]
 
 
-def annotation_findings(splits: Splits) -> List[str]:
+def annotation_findings(splits: Splits) -> list[str]:
     """Sentences about the annotations of each split, and about the classes of both."""
     found = []
     for name, dataset in splits.items():
@@ -55,7 +55,7 @@ def annotation_findings(splits: Splits) -> List[str]:
     return found + _classes(splits)
 
 
-def _crowds(dataset: CocoDataset) -> List[str]:
+def _crowds(dataset: CocoDataset) -> list[str]:
     packed, objects = dataset.annotations, dataset.report.objects_per_category
     crowds = np.bincount(packed.labels[packed.crowd], minlength=len(objects) + 1)[1:]
     only = [name for (name, count), hidden in zip(objects.items(), crowds) if hidden and not count]
@@ -79,7 +79,7 @@ def duplicates(dataset: CocoDataset) -> np.ndarray:
     return np.sort(rows[order[1:][same]])
 
 
-def _duplicates(dataset: CocoDataset) -> List[str]:
+def _duplicates(dataset: CocoDataset) -> list[str]:
     rows = duplicates(dataset)
     if not len(rows):
         return []
@@ -89,7 +89,7 @@ def _duplicates(dataset: CocoDataset) -> List[str]:
             "missed object in the score"]
 
 
-def _classes(splits: Splits) -> List[str]:
+def _classes(splits: Splits) -> list[str]:
     """Sentences about classes without objects, of nearly one name, and that differ."""
     counts = {split: dataset.report.objects_per_category for split, dataset in splits.items()}
     found = []
@@ -98,7 +98,7 @@ def _classes(splits: Splits) -> List[str]:
         if empty:
             found.append(f"{split}: {len(empty)} of {len(objects)} classes "
                          f"{'has' if len(empty) == 1 else 'have'} no object: {some(empty)}")
-        alike: Dict[str, List[str]] = {}
+        alike: dict[str, list[str]] = {}
         for name in objects:
             alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
         found += [f"{split}: {len(names)} classes differ in letter case or white space alone: "
@@ -121,7 +121,7 @@ def _classes(splits: Splits) -> List[str]:
     return found
 
 
-def copy_findings(splits: Splits, same_name: bool = False) -> List[str]:
+def copy_findings(splits: Splits, same_name: bool = False) -> list[str]:
     """Sentences about images whose files are equal, within a split and between both.
 
     Only files of equal size are read; with `same_name`, only those of equal names too.
@@ -129,7 +129,7 @@ def copy_findings(splits: Splits, same_name: bool = False) -> List[str]:
     found, leaks = [], []
     groups = _equal_files(splits, (os.path.basename,) if same_name else ())
     for split in splits:
-        copies: List[str] = []
+        copies: list[str] = []
         for files in groups:
             copies += [os.path.basename(path) for owner, path in files if owner == split][1:]
         if copies:
@@ -144,14 +144,14 @@ def copy_findings(splits: Splits, same_name: bool = False) -> List[str]:
     return found
 
 
-def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> List[Files]:
+def _equal_files(splits: Splits, first: tuple[Callable[[str], Any], ...]) -> list[Files]:
     """Groups of equal files: each property, cheap ones first, parts what the last left together."""
-    groups: List[Files] = [[(split, dataset.image_path(index))
+    groups: list[Files] = [[(split, dataset.image_path(index))
                             for split, dataset in splits.items() for index in range(len(dataset))]]
     for property_of in (*first, os.path.getsize, digest):
-        finer: List[Files] = []
+        finer: list[Files] = []
         for files in groups:
-            alike: Dict[Any, Files] = {}
+            alike: dict[Any, Files] = {}
             for split, path in files:
                 with contextlib.suppress(OSError, ValueError):  # a name that no file can have
                     alike.setdefault(property_of(path), []).append((split, path))
@@ -160,14 +160,13 @@ def _equal_files(splits: Splits, first: Tuple[Callable[[str], Any], ...]) -> Lis
     return groups
 
 
-def image_findings(splits: Splits, workers: int = 2,
-                   progress: Optional[Progress] = None) -> List[str]:
+def image_findings(splits: Splits, workers: int = 2, progress: Progress | None = None) -> list[str]:
     """Read every image: sentences about files that are missing, cannot be used or show nothing."""
     found = []
     for name, dataset in splits.items():
         missing = dataset.missing_images()
-        problems: List[str] = []
-        black: List[str] = []
+        problems: list[str] = []
+        black: list[str] = []
         there = sorted(set(range(len(dataset))) - set(missing))
         with ThreadPoolExecutor(workers) as pool:
             looks = pool.map(functools.partial(_look_at, dataset), there)
@@ -191,7 +190,7 @@ def image_findings(splits: Splits, workers: int = 2,
     return found
 
 
-def _look_at(dataset: CocoDataset, index: int) -> Tuple[str, int]:
+def _look_at(dataset: CocoDataset, index: int) -> tuple[str, int]:
     """Why an image cannot be used, empty if it can; and its largest value, up to 255."""
     try:
         return "", int(dataset[index].image.max())
@@ -199,7 +198,7 @@ def _look_at(dataset: CocoDataset, index: int) -> Tuple[str, int]:
         return str(problem), 255
 
 
-def turned_notes(splits: Splits) -> List[str]:
+def turned_notes(splits: Splits) -> list[str]:
     """A sentence about the images of each split that have an EXIF orientation.
 
     Headers alone are read. Files that cannot be read are left to those who report them.
@@ -231,7 +230,7 @@ def object_sides(dataset: CocoDataset) -> np.ndarray:
     return (packed.boxes[:, 2:] - packed.boxes[:, :2])[~packed.crowd].astype(np.float64)
 
 
-def counts(dataset: CocoDataset) -> Dict[str, int]:
+def counts(dataset: CocoDataset) -> dict[str, int]:
     """Numbers of images and objects by their titles in the table."""
     packed, report = dataset.annotations, dataset.report
     sizes = packed.image_sizes[packed.owners[~packed.crowd]].astype(np.float64)
@@ -244,7 +243,7 @@ def counts(dataset: CocoDataset) -> Dict[str, int]:
             "most objects in an image": dataset.max_objects}
 
 
-def class_counts(dataset: CocoDataset) -> Dict[str, Tuple[int, int]]:
+def class_counts(dataset: CocoDataset) -> dict[str, tuple[int, int]]:
     """Objects and images of each class by its name."""
     packed = dataset.annotations
     pairs = np.column_stack([packed.owners, packed.labels])[~packed.crowd]
@@ -253,7 +252,7 @@ def class_counts(dataset: CocoDataset) -> Dict[str, Tuple[int, int]]:
     return dict(zip(objects, zip(objects.values(), images[1:].tolist())))
 
 
-def table(splits: Splits) -> List[str]:
+def table(splits: Splits) -> list[str]:
     """Lines of two tables: counts with a column for each split, and classes."""
     numbers = [counts(dataset) for dataset in splits.values()]
     rows = [["", *splits]] + [[title, *(str(split[title]) for split in numbers)]
@@ -266,7 +265,7 @@ def table(splits: Splits) -> List[str]:
     return _aligned(rows) + [""] + _aligned(class_rows)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return ["  ".join([row[0].ljust(widths[0])] + [
         cell.rjust(max(width, 7)) for cell, width in zip(row[1:], widths[1:])]).rstrip()
@@ -309,7 +308,7 @@ def fitted_scales(boxes: np.ndarray, scales: Sequence[Sequence[float]]) -> Scale
     return tuple(tuple(next(found) for _ in level) for level in scales)
 
 
-def suggestions(train: CocoDataset, config: Config) -> List[str]:
+def suggestions(train: CocoDataset, config: Config) -> list[str]:
     """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
     from data.targets import ground_truth_slots  # imports PyTorch, which --help need not wait for
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -64,7 +64,7 @@ def read_masks(folder: Path, conversion: Conversion) -> Found:
         place, files, conversion)))
 
 
-def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List[FoundImage]:
+def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> list[FoundImage]:
     pairs, strays = _pairs(folder, files)
     marked = {path: masks for path, masks in pairs.items() if masks}
     if not marked:
@@ -109,11 +109,11 @@ def _images(folder: Path, files: Sequence[Path], conversion: Conversion) -> List
     return images
 
 
-def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]], List[str]]:
+def _pairs(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, list[Mask]], list[str]]:
     """The masks of each image, and sentences about those without an image, or with two."""
-    images: Dict[Key, Path] = {}
-    twins: List[Tuple[Path, Path]] = []
-    masks: List[Tuple[Key, Path]] = []
+    images: dict[Key, Path] = {}
+    twins: list[tuple[Path, Path]] = []
+    masks: list[tuple[Key, Path]] = []
     marked = any(_IMAGE_NAME.fullmatch(path.stem) for path in files)
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
@@ -129,11 +129,11 @@ def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]],
         if as_image or not marked:  # others beside A_rgb.png: A_fg.png, A_centers.png
             first = images.setdefault((scope, as_image.group(1) if as_image else path.stem), path)
             twins += [(first, path)] * (first != path)
-    found: Dict[Path, List[Mask]] = {path: [] for path in images.values()}
-    alone: Dict[Tuple[str, ...], Optional[Path]] = {}
+    found: dict[Path, list[Mask]] = {path: [] for path in images.values()}
+    alone: dict[tuple[str, ...], Path | None] = {}
     for (scope, _), path in images.items():
         alone[scope] = None if scope in alone else path
-    strays: List[str] = []
+    strays: list[str] = []
     for key, path in masks:
         image, numbered = images.get(key), True
         if image is None:
@@ -147,7 +147,7 @@ def _pairs(folder: Path, files: Sequence[Path]) -> Tuple[Dict[Path, List[Mask]],
     return found, strays
 
 
-def _owner(key: Key, images: Dict[Key, Path]) -> Optional[Path]:
+def _owner(key: Key, images: dict[Key, Path]) -> Path | None:
     """The image of a mask of one object: that its folder or the beginning of its name says."""
     scope, stem = key
     if scope and (scope[:-1], scope[-1]) in images:

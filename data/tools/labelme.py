@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def is_labelme_folder(folder: Path, files: Sequence[Path]) -> bool:
     return False
 
 
-def _json_files(files: Sequence[Path]) -> List[Path]:
+def _json_files(files: Sequence[Path]) -> list[Path]:
     return [path for path in files if path.suffix.lower() == ".json"]
 
 
@@ -64,9 +64,9 @@ def read_labelme(folder: Path, conversion: Conversion) -> Found:
         place, files, conversion)))
 
 
-def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> List[FoundImage]:
+def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> list[FoundImage]:
     files = _json_files(there)
-    images: Dict[str, FoundImage] = {}
+    images: dict[str, FoundImage] = {}
     for file in files:
         with conversion.left_out():
             content = _read(file)
@@ -89,13 +89,13 @@ def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> List
     return list(images.values())
 
 
-def _read(file: Path) -> Optional[Dict[str, Any]]:
+def _read(file: Path) -> dict[str, Any] | None:
     """Content of a labelme file; None for JSON that is something else."""
     content = parse_json(read_text(file), str(file))
     return content if isinstance(content, dict) and "shapes" in content else None
 
 
-def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
+def _image(file: Path, content: dict[str, Any]) -> FoundImage:
     name = content.get("imagePath")
     if not isinstance(name, str) or not name or not isinstance(content["shapes"], list):
         raise UserError(f"{file}: needs the text 'imagePath' and the list 'shapes'")
@@ -112,7 +112,7 @@ def _image(file: Path, content: Dict[str, Any]) -> FoundImage:
 
 def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
                  conversion: Conversion) -> None:
-    groups: Dict[Tuple[str, str], FoundObject] = {}
+    groups: dict[tuple[str, str], FoundObject] = {}
     for position, shape in enumerate(shapes, 1):
         with conversion.left_out():
             label = shape.get("label") if isinstance(shape, dict) else None
@@ -130,7 +130,7 @@ def _add_objects(image: FoundImage, file: Path, shapes: Sequence[Any],
                 groups[key] = image.objects[-1]
 
 
-def _outline(shape: Dict[str, Any], size: Size, where: str) -> Outline:
+def _outline(shape: dict[str, Any], size: Size, where: str) -> Outline:
     kind = shape.get("shape_type") or "polygon"
     points = shape.get("points")
     if not isinstance(points, list) or not all(map(_is_point, points)):
@@ -153,7 +153,7 @@ def _is_point(point: Any) -> bool:
                     for value in point))
 
 
-def _circle(centre: Sequence[float], edge: Sequence[float]) -> List[List[float]]:
+def _circle(centre: Sequence[float], edge: Sequence[float]) -> list[list[float]]:
     radius = math.hypot(edge[0] - centre[0], edge[1] - centre[1])
     count = math.ceil(min(max(12, 2 * math.pi * radius / _CIRCLE_STEP), _MOST_CORNERS))
     angles = [2 * math.pi * n / count for n in range(count)]
@@ -161,7 +161,7 @@ def _circle(centre: Sequence[float], edge: Sequence[float]) -> List[List[float]]
             for angle in angles]
 
 
-def _mask(shape: Dict[str, Any], points: Sequence[Sequence[float]], size: Size,
+def _mask(shape: dict[str, Any], points: Sequence[Sequence[float]], size: Size,
           where: str) -> Outline:
     """A drawn mask: a PNG in base64, its upper left corner at the first point."""
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def read_sbd(folder: Path, conversion: Conversion) -> Found:
     if not files:
         raise UserError(f"{folder.absolute()}: no inst/*.mat; give the folder that holds img and "
                         "inst")
-    splits: Dict[str, List[FoundImage]] = {}
+    splits: dict[str, list[FoundImage]] = {}
     for split, stems in (listed_stems([folder]) or {"train": sorted(files)}).items():
         splits[split] = []
         for stem in stems:
@@ -74,7 +74,7 @@ def _image(path: Path, file: Path) -> FoundImage:
     return image
 
 
-def _read(data: bytes) -> Dict[str, np.ndarray]:
+def _read(data: bytes) -> dict[str, np.ndarray]:
     """The numbers in the fields of the file's structure."""
     for kind, content in _elements(data[_HEADER:]):
         if kind == _COMPRESSED:
@@ -94,7 +94,7 @@ def _read(data: bytes) -> Dict[str, np.ndarray]:
     raise KeyError(_VARIABLE)
 
 
-def _elements(data: bytes) -> Iterator[Tuple[int, bytes]]:
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Type and content of the elements that stand one after the other."""
     place = 0
     while place + 8 <= len(data):

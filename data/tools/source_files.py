@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Sequence, Set, Tuple, TypeVar
+from typing import TYPE_CHECKING, Callable, Sequence, TypeVar
 
 from data.description import SPLITS
 from data.image import SUFFIXES, load_pil
@@ -25,7 +25,7 @@ _SPLIT_FOLDER = re.compile(
 """Names that tools give to the folders of splits."""
 
 
-def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
+def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Files in a folder and below by their endings, or all if none are given, sorted by name.
 
     Links to folders are followed. Hidden folders (`.git`, `.ipynb_checkpoints`) and what macOS
@@ -34,8 +34,8 @@ def list_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> List[Path]:
     Raises:
         UserError: there are more than `MOST_FILES`.
     """
-    found: List[str] = []
-    visited: Set[Tuple[int, int]] = set()
+    found: list[str] = []
+    visited: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(str(folder), followlinks=True):
         try:
             status = os.stat(place)
@@ -74,26 +74,26 @@ def split_of(name: str) -> str:
     return match.group(1).lower() if match else ""
 
 
-def split_folders(folder: Path) -> Dict[str, Path]:
+def split_folders(folder: Path) -> dict[str, Path]:
     """Folders of splits in `folder`, by the names that tools give them."""
     places = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
     found = {split_of(path.name): path for path in places if path.is_dir()}
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def outside(folder: Path, files: Sequence[Path]) -> List[str]:
+def outside(folder: Path, files: Sequence[Path]) -> list[str]:
     """A note about files of a dataset that no split has, if there are any."""
     return [f"left out: {counted(len(files), 'file')} outside of the folders of splits "
             f"({some(path.relative_to(folder) for path in files)})"] if files else []
 
 
-def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
+def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
     """Files by their names without endings.
 
     Raises:
         UserError: two of them have the same.
     """
-    found: Dict[str, Path] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         if found.setdefault(path.stem, path) != path:
             raise UserError(f"{found[path.stem]} and {path} have the same name, which says to what "
@@ -101,7 +101,7 @@ def by_stem(paths: Sequence[Path]) -> Dict[str, Path]:
     return found
 
 
-def listed_stems(folders: Sequence[Path]) -> Dict[str, List[str]]:
+def listed_stems(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Names in train.txt (else trainval.txt) and val.txt of the first folder that has such a list;
     empty where none has.
     """
@@ -116,8 +116,8 @@ def listed_stems(folders: Sequence[Path]) -> Dict[str, List[str]]:
     return {}
 
 
-def by_split(folder: Path, endings: Sequence[str], notes: List[str],
-             read: Callable[[Path, Sequence[Path]], T]) -> Dict[str, T]:
+def by_split(folder: Path, endings: Sequence[str], notes: list[str],
+             read: Callable[[Path, Sequence[Path]], T]) -> dict[str, T]:
     """What `read` finds among the files of training and of validation, or among all as one.
 
     Folders of splits are in `folder` (train/images) or in its folders (images/train). A folder
@@ -125,7 +125,7 @@ def by_split(folder: Path, endings: Sequence[str], notes: List[str],
     `endings` that are outside of them are noted.
     """
     files = list_files(folder, ())
-    within: Dict[str, List[Path]] = {split: [] for split in split_folders(folder)}
+    within: dict[str, list[Path]] = {split: [] for split in split_folders(folder)}
     for depth in (len(folder.parts), len(folder.parts) + 1):
         for path in files:
             within.setdefault(split_of("".join(path.parts[depth:-1][:1])), []).append(path)

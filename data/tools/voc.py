@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -54,7 +54,7 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     files = by_stem(list_files(annotations, (".xml",)))
     if not files:
         raise UserError(f"{annotations}: no XML files")
-    splits: Dict[str, List[FoundImage]] = {}
+    splits: dict[str, list[FoundImage]] = {}
     listed = listed_stems([folder / name for name in _LIST_FOLDERS])
     unmarked = 0 if listed else len(set(known) - set(files))
     for split, stems in (listed or {"train": sorted(files)}).items():
@@ -70,8 +70,7 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     return Found(splits)
 
 
-def _image(file: Path, known: Dict[str, Path], folder: Path,
-           conversion: Conversion) -> FoundImage:
+def _image(file: Path, known: dict[str, Path], folder: Path, conversion: Conversion) -> FoundImage:
     root = _parse(file)
     if root.tag.lower() != "annotation":
         raise UserError(f"{file}: begins with <{root.tag[:60]}>, expected <annotation> as VOC has "
@@ -83,7 +82,7 @@ def _image(file: Path, known: Dict[str, Path], folder: Path,
                         "found")
     width, height = (number(root.findtext("size/" + side)) or None for side in ("width", "height"))
     image = open_image(path, str(file), (width, height))
-    listed: List[Listed] = []
+    listed: list[Listed] = []
     for position, node in enumerate(root.findall("object"), 1):
         with conversion.left_out():
             listed.append(_listed(file, position, node))
@@ -123,7 +122,7 @@ def _listed(file: Path, position: int, node: ElementTree.Element) -> Listed:
 def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, where: str,
            boxes_as_masks: bool, mask_file: Path) -> Outline:
     """Outline from the XML alone: its polygons (x1, y1, x2, ...), or the box where allowed."""
-    parts: List[Any] = []
+    parts: list[Any] = []
     for drawn in node.findall("polygon"):
         points = [[number(drawn.findtext(f"{axis}{n + 1}")) for axis in "xy"]
                   for n in range(len(drawn) // 2)]
@@ -137,7 +136,7 @@ def _drawn(node: ElementTree.Element, box: Sequence[float], image: FoundImage, w
 
 
 def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
-           conversion: Conversion) -> Dict[int, Outline]:
+           conversion: Conversion) -> dict[int, Outline]:
     """The instance of each object by its index: number n + 1 for object n, where their boxes agree.
 
     Numbers in another order are taken by the boxes alone.
@@ -150,7 +149,7 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
         raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
                         f"{image.size[0]} x {image.size[1]}")
     left = {int(n): run_lengths(numbers == n) for n in np.unique(numbers) if n not in (0, _VOID)}
-    chosen: Dict[int, Outline] = {}
+    chosen: dict[int, Outline] = {}
     for n, (_, _, _, (x1, y1, x2, y2)) in enumerate(listed):
         fits = {number: mask_utils.iou([mask_utils.toBbox(mask)], [[x1, y1, x2 - x1, y2 - y1]],
                                        [0])[0, 0] for number, mask in left.items()}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Iterable, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def is_yolo_folder(folder: Path, files: Sequence[Path]) -> bool:
         path.suffix.lower() in SUFFIXES and _label_file(path) in texts for path in files)
 
 
-def find_description(source: Path) -> Optional[Path]:
+def find_description(source: Path) -> Path | None:
     """The description of YOLO's that a folder holds, data.yaml before others; None for none."""
     names = [FOLDER_FILE] + sorted(path.name for path in source.glob("*.y*ml"))
     for path in (source / name for name in names):
@@ -42,7 +42,7 @@ def find_description(source: Path) -> Optional[Path]:
     return None
 
 
-def places_of(source: Path) -> List[Path]:
+def places_of(source: Path) -> list[Path]:
     """Everything that a YOLO dataset reads: its description, and folders of images and labels."""
     path = find_description(source) if source.is_dir() else source
     if path is None:
@@ -58,7 +58,7 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     `source` is a `data.yaml`, its folder, or a folder with images/, labels/ and classes.txt, in
     which images/ may have folders of splits, or lie in them.
     """
-    folders: Dict[str, List[Path]]
+    folders: dict[str, list[Path]]
     path = find_description(source) if source.is_dir() else source
     listed = any((source / name).is_file() for name in _NAME_FILES)
     if path is None and (listed or not (source / FOLDER_FILE).is_file()):
@@ -74,14 +74,14 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
         names = list(conversion.classes or _listed_names(source))
     else:
         folders, names = _described(path or source / FOLDER_FILE)
-    splits: Dict[str, List[FoundImage]] = {}
-    image_folders: Set[Path] = set()
+    splits: dict[str, list[FoundImage]] = {}
+    image_folders: set[Path] = set()
     for split, places_ in folders.items():
         paths = [path for place in places_ for path in _list(place)]
         if not paths:
             raise UserError(f"{source}: no images for '{split}' in {some(places_) or 'its folder'}")
         splits[split] = []
-        owners: Dict[Path, Path] = {}
+        owners: dict[Path, Path] = {}
         for path in paths:
             with conversion.left_out():
                 labels = _label_file(path)
@@ -101,9 +101,9 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
     return Found(splits, names)
 
 
-def _strays(image_folders: Iterable[Path]) -> List[Path]:
+def _strays(image_folders: Iterable[Path]) -> list[Path]:
     """Label files that no image of these folders has; among images, what begins as one."""
-    found: List[Path] = []
+    found: list[Path] = []
     for folder in sorted(image_folders):
         labels = _label_file(folder / "image").parent
         if labels.is_dir():
@@ -123,7 +123,7 @@ def _begins_with_object(path: Path) -> bool:
                                   for word in words)
 
 
-def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
+def _described(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Places of the images of each split, and the class names."""
     content = parse_description(path)
     if not is_yolo(content):
@@ -136,7 +136,7 @@ def _described(path: Path) -> Tuple[Dict[str, List[Path]], List[str]]:
             _names(path, content.get("names")))
 
 
-def _names(path: Path, value: Any) -> List[str]:
+def _names(path: Path, value: Any) -> list[str]:
     if isinstance(value, dict):
         numbers = {key: whole_number(str(key)) for key in value}
         by_number = {numbers[key]: name for key, name in value.items()}
@@ -155,7 +155,7 @@ def _names(path: Path, value: Any) -> List[str]:
     return names
 
 
-def _listed_names(folder: Path) -> List[str]:
+def _listed_names(folder: Path) -> list[str]:
     for name in _NAME_FILES:
         if (folder / name).is_file():
             names = [line.strip() for line in read_text(folder / name).rstrip().splitlines()]
@@ -168,7 +168,7 @@ def _listed_names(folder: Path) -> List[str]:
                     "give them to python -m data.convert yolo with --classes=a,b,c")
 
 
-def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
+def _sources(path: Path, content: dict[str, Any], split: str) -> list[Path]:
     """Folders or list files of a split; written paths are taken as YOLO's tools take them."""
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     places = []
@@ -192,7 +192,7 @@ def _sources(path: Path, content: Dict[str, Any], split: str) -> List[Path]:
     return places
 
 
-def _list(place: Path) -> List[Path]:
+def _list(place: Path) -> list[Path]:
     if place.is_dir():
         return list_files(place)
     if place.suffix.lower() in SUFFIXES:

@@ -6,7 +6,7 @@ PyTorch version.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 MAX_DIMENSIONS = 64
 
 # bfloat16 does not exist in NumPy; its 16 bits are the upper half of a float32.
-ELEMENT_TYPES: Dict[str, np.dtype] = {
+ELEMENT_TYPES: dict[str, np.dtype] = {
     "float64": np.dtype("<f8"), "float32": np.dtype("<f4"), "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"), "int64": np.dtype("<i8"), "int32": np.dtype("<i4"),
     "int16": np.dtype("<i2"), "int8": np.dtype("|i1"), "uint8": np.dtype("|u1"),

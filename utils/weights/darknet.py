@@ -9,7 +9,7 @@ scales, running means, running variances, then the kernel, all float32.
 from __future__ import annotations
 
 import os
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Convolution(NamedTuple):
     """A convolution with its normalisation, which are `.0` and `.1` below `name`."""
 
     name: str
-    shape: Tuple[int, int, int, int]
+    shape: tuple[int, int, int, int]
 
     @property
     def numbers(self) -> int:
@@ -45,7 +45,7 @@ def looks_like_darknet(start: bytes, size: int) -> bool:
         (size - _header_size(start)) % 4 == 0)
 
 
-def _version(start: bytes) -> Tuple[int, ...]:
+def _version(start: bytes) -> tuple[int, ...]:
     return tuple(int.from_bytes(start[at:at + 4], "little") for at in (0, 4, 8))
 
 
@@ -54,7 +54,7 @@ def _header_size(start: bytes) -> int:
     return _VERSION_BYTES + (8 if _version(start)[:2] >= (0, 2) else 4)
 
 
-def convolutions() -> List[Convolution]:
+def convolutions() -> list[Convolution]:
     """DarkNet-53's convolutions in the file's order, under the backbone's names."""
     found = [Convolution("_preconv", (32, 3, 3, 3))]
     channels = 32
@@ -68,7 +68,7 @@ def convolutions() -> List[Convolution]:
     return found
 
 
-def read_darknet(path: str) -> Tuple[Dict[str, Tensor], int]:
+def read_darknet(path: str) -> tuple[dict[str, Tensor], int]:
     """Tensors of the backbone, and the count of numbers in the file that follow them.
 
     Raises:
@@ -84,7 +84,7 @@ def read_darknet(path: str) -> Tuple[Dict[str, Tensor], int]:
                             f"DarkNet-53 need {needed}; it is cut off, or of another network: "
                             "expected darknet53.conv.74, darknet53.weights or yolov3.weights")
         stream.seek(header)
-        tensors: Dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for layer in layers:
             for part in _BN_PARTS:
                 tensors[f"{layer.name}.1.{part}"] = read_tensor(stream, "float32", layer.shape[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from utils.weights.torch_file import MAGIC, ZIP_START, read_torch_file
 _PICKLE_START = b"\x80"
 
 
-def load_tensors(path: str) -> Dict[str, Any]:
+def load_tensors(path: str) -> dict[str, Any]:
     """Read a dictionary of tensors and plain values from PyTorch's format; tensors on the CPU.
 
     Nested dicts, lists and tuples are allowed, and so are int, float, bool, str, bytes and None.
@@ -46,7 +46,7 @@ def load_tensors(path: str) -> Dict[str, Any]:
     return _dictionary(read_torch_file, path)
 
 
-def _dictionary(read: Callable[[str], Any], path: str) -> Dict[str, Any]:
+def _dictionary(read: Callable[[str], Any], path: str) -> dict[str, Any]:
     content = _guarded(read, path)
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds a {type(content).__name__}, expected a dictionary of "
@@ -104,11 +104,11 @@ def _first_bytes(path: str) -> bytes:
 class Origin(NamedTuple):
     """Where weights come from, as the state beside them says."""
 
-    iteration: Optional[int]
+    iteration: int | None
     """Steps of training done."""
-    path: Optional[str] = None
+    path: str | None = None
     """Folder of the run, as the training saw it; None if it had none."""
-    run_id: Optional[str] = None
+    run_id: str | None = None
 
 
 @dataclass
@@ -118,24 +118,24 @@ class WeightsFile:
     path: str
     kind: str
     """Format of the file, for sentences."""
-    tensors: Dict[str, Tensor]
+    tensors: dict[str, Tensor]
     """Floating point, except for the batch counters."""
-    renamed: List[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
     """What was changed in the names."""
-    unused: List[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     """Names in the file that are no weights."""
-    warnings: List[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     """Sentences for the user."""
-    config: Optional[Dict[str, Any]] = None
+    config: dict[str, Any] | None = None
     """`Config.to_dict()` of the training; this and what follows: None if unknown."""
-    class_names: Optional[List[str]] = None
+    class_names: list[str] | None = None
     """Foreground classes in order."""
-    category_ids: Optional[List[int]] = None
+    category_ids: list[int] | None = None
     """What the training data called the classes."""
-    origin: Optional[Origin] = None
+    origin: Origin | None = None
 
     @property
-    def contents(self) -> Optional[Contents]:
+    def contents(self) -> Contents | None:
         """What the tensors belong to; None if to no network known here."""
         return identify(self.tensors)
 
@@ -166,7 +166,7 @@ def read_weights(path: str) -> WeightsFile:
                        _not_finite(weights), config, names)
 
 
-def _read(path: str) -> Tuple[str, Dict[Any, Any], Dict[str, str]]:
+def _read(path: str) -> tuple[str, dict[Any, Any], dict[str, str]]:
     """Kind, content and metadata of a file."""
     start = _first_bytes(path)
     if start.startswith(ZIP_START) or (
@@ -185,7 +185,7 @@ def _read(path: str) -> Tuple[str, Dict[Any, Any], Dict[str, str]]:
                     ".weights")
 
 
-def _only_weights(tensors: Dict[str, Tensor], path: str) -> Dict[str, Tensor]:
+def _only_weights(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Leave out single numbers such as an epoch; refuse arrays that are not floating point."""
     weights = {}
     for name, value in tensors.items():
@@ -198,7 +198,7 @@ def _only_weights(tensors: Dict[str, Tensor], path: str) -> Dict[str, Tensor]:
     return weights
 
 
-def _not_finite(tensors: Dict[str, Tensor]) -> List[str]:
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     """A sentence if weights are NaN or infinite: a training that broke, seldom a wish."""
     bad = [name for name, value in tensors.items()
            if value.is_floating_point() and not bool(torch.isfinite(value.float()).all())]
@@ -208,7 +208,7 @@ def _not_finite(tensors: Dict[str, Tensor]) -> List[str]:
             f"{bad[0]}); what such a network finds, if anything, means nothing"]
 
 
-def _parsed(metadata: Dict[str, str], key: str, path: str) -> Any:
+def _parsed(metadata: dict[str, str], key: str, path: str) -> Any:
     """A field that `metadata_of` wrote; None where it is missing."""
     try:
         return json.loads(metadata[key]) if key in metadata else None
@@ -216,8 +216,7 @@ def _parsed(metadata: Dict[str, str], key: str, path: str) -> Any:
         raise UserError(f"'{path}' has metadata '{key}' that is not JSON ({error})") from error
 
 
-def metadata_of(config: Optional[Dict[str, Any]],
-                class_names: Optional[Sequence[str]]) -> Dict[str, str]:
+def metadata_of(config: dict[str, Any] | None, class_names: Sequence[str] | None) -> dict[str, str]:
     """Metadata that `read_weights` understands."""
     known = {"config": config, "class_names": class_names}
     return {"format": "pt", **{key: json.dumps(value) for key, value in known.items()

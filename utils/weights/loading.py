@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ class LoadReport(NamedTuple):
     """What loading did, tensor by tensor."""
 
     source: WeightsFile
-    loaded: Tuple[str, ...]
-    reinitialised: Tuple[str, ...]
+    loaded: tuple[str, ...]
+    reinitialised: tuple[str, ...]
     """Tensors of the network that keep their initial values."""
-    unused: Tuple[str, ...]
+    unused: tuple[str, ...]
     """Names in the file that have no place in the network."""
 
     def __str__(self) -> str:
@@ -130,7 +130,7 @@ def load_backbone(backbone: nn.Module, path: str) -> LoadReport:
                                         if not name.startswith("fc.")))
 
 
-def class_dependent(names: Sequence[str]) -> List[str]:
+def class_dependent(names: Sequence[str]) -> list[str]:
     """Those of a network's tensors whose meaning depends on the classes."""
     layers = [int(match.group(1)) for match in map(_RESCORING.match, names) if match]
     last = f"maskiou_net.maskiou_net.{max(layers)}." if layers else None
@@ -138,8 +138,8 @@ def class_dependent(names: Sequence[str]) -> List[str]:
             if _HEAD.match(name) or (last is not None and name.startswith(last))]
 
 
-def _differences(own: Dict[str, Tensor], source: WeightsFile,
-                 fresh: Sequence[str]) -> Tuple[List[str], List[str], Dict[str, str]]:
+def _differences(own: dict[str, Tensor], source: WeightsFile,
+                 fresh: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
     """Names that the file lacks, that are foreign to the network, and phrases of other shapes."""
     missing = [name for name in own if name not in source.tensors and name not in fresh
                and not name.endswith(COUNTER)]
@@ -150,7 +150,7 @@ def _differences(own: Dict[str, Tensor], source: WeightsFile,
     return missing, foreign, wrong
 
 
-def _copy(own: Dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
+def _copy(own: dict[str, Tensor], source: WeightsFile, fresh: Sequence[str]) -> LoadReport:
     """Copy what is in both, except `fresh`, into the tensors that `own` refers to."""
     loaded = [name for name in own if name in source.tensors and name not in fresh]
     with torch.no_grad():

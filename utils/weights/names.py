@@ -8,7 +8,7 @@ alone has them without `backbone.`, and torchvision's `layer1.0.conv1.weight` be
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, Mapping, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ _RUN_STATE = {"format", "config", "class_names"}
 class NamedTensors(NamedTuple):
     """A file's tensors under the network's own names."""
 
-    tensors: Dict[str, Tensor]
-    renamed: List[str]
+    tensors: dict[str, Tensor]
+    renamed: list[str]
     """What was changed in the names."""
-    unused: List[str]
+    unused: list[str]
     """Names in the file that are no weights, or stand for the same tensor as another."""
 
 
@@ -48,7 +48,7 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
         name, value = next(iter(content.items()), ("nothing", None))
         raise UserError(f"'{path}' holds a {type(value).__name__} under {str(name)[:40]!r}, "
                         "expected tensors by name; it is not a network's weights")
-    renamed: List[str] = []
+    renamed: list[str] = []
     for _ in _PREFIXES:  # wrappers put their prefixes before one another's
         for prefix in _PREFIXES:
             inside = {name[len(prefix):]: value for name, value in found.items()
@@ -58,7 +58,7 @@ def own_names(content: Mapping[Any, Any], path: str) -> NamedTensors:
                 renamed.append(f"'{prefix}' removed")
                 unused += [name for name in found if not name.startswith(prefix)]
                 found = inside
-    result: Dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, value in found.items():
         own, rule = _own_name(name)
         if own != name and own in found:  # the original's early files have every stage twice
@@ -79,7 +79,7 @@ def _network(names: Iterable[str]) -> bool:
 
 
 def _unwrap(content: Mapping[Any, Any], path: str,
-            levels: int = 3) -> Tuple[Mapping[Any, Any], List[str]]:
+            levels: int = 3) -> tuple[Mapping[Any, Any], list[str]]:
     """The state dict inside a checkpoint, and the names of what stands beside it.
 
     Where there are weights and their average (EMA), it is the weights.
@@ -97,7 +97,7 @@ def _unwrap(content: Mapping[Any, Any], path: str,
     return content, []
 
 
-def _own_name(name: str) -> Tuple[str, str]:
+def _own_name(name: str) -> tuple[str, str]:
     """The network's own name, and what was changed."""
     stage = _STAGE.match(name)
     if stage is not None:
@@ -109,7 +109,7 @@ def _own_name(name: str) -> Tuple[str, str]:
     return name, ""
 
 
-def paddle_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def paddle_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as a Paddle network has them; batch counters that count nothing are left out."""
     result = {}
     for name, value in tensors.items():
@@ -120,7 +120,7 @@ def paddle_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     return result
 
 
-def published_names(tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as in published files: a ResNet alone has torchvision's."""
     if "conv1.weight" not in tensors:
         return dict(tensors)
@@ -134,7 +134,7 @@ class Contents(NamedTuple):
     is_network: bool
     """A whole YOLACT; else a backbone alone."""
     backbone: str
-    num_classes: Optional[int]
+    num_classes: int | None
     """Foreground classes of a network."""
     is_plus: bool
 
@@ -145,7 +145,7 @@ class Contents(NamedTuple):
                 "classes")
 
 
-def identify(tensors: Mapping[str, Tensor]) -> Optional[Contents]:
+def identify(tensors: Mapping[str, Tensor]) -> Contents | None:
     """What the tensors belong to, or None."""
     semantic = tensors.get("semantic_seg_conv.weight")
     is_network = (semantic is not None and semantic.dim() > 0
@@ -159,7 +159,7 @@ def identify(tensors: Mapping[str, Tensor]) -> Optional[Contents]:
     return Contents(is_network, backbone, classes, is_plus)
 
 
-def _identify_backbone(tensors: Mapping[str, Tensor], prefix: str) -> Optional[str]:
+def _identify_backbone(tensors: Mapping[str, Tensor], prefix: str) -> str | None:
     if prefix + "_preconv.0.weight" in tensors:
         return "DarkNet"
     if prefix + "conv1.weight" not in tensors or prefix + "layers.0.0.conv1.weight" not in tensors:

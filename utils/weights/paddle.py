@@ -7,7 +7,7 @@ NumPy 1, which NumPy 2 keeps for old files.
 from __future__ import annotations
 
 import pickle
-from typing import Any, BinaryIO, Dict, Mapping
+from typing import Any, BinaryIO, Mapping
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class _Pickler(_PythonPickler):
 
 def write_pdparams(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
     """Write a state dict that `paddle.load` reads; bfloat16 becomes float32."""
-    content: Dict[str, Any] = {
+    content: dict[str, Any] = {
         name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
         for name, tensor in tensors.items()}
     content[NAME_TABLE] = {name: name for name in tensors}

@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 from collections import OrderedDict
-from typing import Any, BinaryIO, Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, NamedTuple, Optional, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -43,7 +43,7 @@ class Named(NamedTuple):
     """What a pickle gets for a name it may use; `function` None: it may be named, not called."""
 
     name: str
-    function: Optional[Callable[..., Any]]
+    function: Callable[..., Any] | None
 
 
 Names = Dict[str, Optional[Callable[..., Any]]]
@@ -68,7 +68,7 @@ class _Array:
     """Stand-in for a NumPy array."""
 
     def __init__(self, *_: Any) -> None:
-        self.tensor: Optional[Tensor] = None
+        self.tensor: Tensor | None = None
 
     def set_state(self, state: Any) -> None:
         self.tensor = _array_tensor(*tuple(state)[-4:])
@@ -110,7 +110,7 @@ def _plain_key(key: Any) -> Any:
     return key
 
 
-def _ordered(pairs: Iterable[Any] = ()) -> Dict[Any, Any]:
+def _ordered(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
     return OrderedDict((_plain_key(key), value) for key, value in pairs)
 
 
@@ -128,8 +128,7 @@ _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class _Unpickler(_PythonUnpickler):
     """Unpickler for which only the names in a table exist."""
 
-    def __init__(self, stream: Any, names: Names,
-                 storage: Optional[Callable[[Any], Any]]) -> None:
+    def __init__(self, stream: Any, names: Names, storage: Callable[[Any], Any] | None) -> None:
         super().__init__(stream, encoding="latin1")
         self._names = names
         self._storage = storage
@@ -220,8 +219,7 @@ class _Bounded:
         return self._stream.readline(MAX_BITS // 4)
 
 
-def unpickle(stream: BinaryIO, names: Names,
-             storage: Optional[Callable[[Any], Any]] = None) -> Any:
+def unpickle(stream: BinaryIO, names: Names, storage: Callable[[Any], Any] | None = None) -> Any:
     """Read one pickle from a file: tensors, arrays as tensors, and plain values. What follows it is
     left in the file.
 
@@ -236,7 +234,7 @@ def unpickle(stream: BinaryIO, names: Names,
     return _plain(_Unpickler(_Bounded(stream, size), names, storage).load(), {}, 0)[0]
 
 
-def _plain(value: Any, known: Dict[int, Tuple[Any, int]], depth: int) -> Tuple[Any, int]:
+def _plain(value: Any, known: dict[int, tuple[Any, int]], depth: int) -> tuple[Any, int]:
     """A value with tensors in place of stand-ins, anything foreign refused; and of how many values
     it consists when it is written out.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, BinaryIO, Dict, List, Mapping, Tuple
+from typing import Any, BinaryIO, Mapping
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ def looks_like_safetensors(start: bytes) -> bool:
     return start[_LENGTH_BYTES:_LENGTH_BYTES + 1] == b"{"
 
 
-def read_safetensors(path: str) -> Tuple[Dict[str, Tensor], Dict[str, str]]:
+def read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors in the order of the header, and the metadata.
 
     Raises:
@@ -57,7 +57,7 @@ def read_safetensors(path: str) -> Tuple[Dict[str, Tensor], Dict[str, str]]:
         return tensors, metadata
 
 
-def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice in the header")
@@ -80,7 +80,7 @@ def _check_entry(name: str, entry: Any) -> None:
                          f"{offsets}")
 
 
-def _check_layout(header: Dict[str, Any], size: int) -> None:
+def _check_layout(header: dict[str, Any], size: int) -> None:
     """Every byte behind the header belongs to exactly one tensor."""
     position = 0
     for (begin, end), name in sorted((entry["data_offsets"], name)
@@ -103,7 +103,7 @@ def write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor],
     for name in order:
         begin[name] = position
         position += tensors[name].numel() * width[name]
-    header: Dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": _CODES[type_name(tensor)], "shape": list(tensor.shape),

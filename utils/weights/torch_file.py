@@ -11,7 +11,7 @@ import io
 import os
 import pickle
 import zipfile
-from typing import Any, BinaryIO, Callable, Dict, NamedTuple, Tuple
+from typing import Any, BinaryIO, Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class _Storages:
 
     def __init__(self, load: Callable[[str, str, int], Tensor]) -> None:
         self._load = load
-        self.found: Dict[str, Tuple[str, Tensor]] = {}
+        self.found: dict[str, tuple[str, Tensor]] = {}
 
     def __call__(self, pid: Any) -> _Elements:
         """`("storage", type, key, place, count)`; before torch 0.4 with a view into another."""
