@@ -104,14 +104,9 @@ def match_categories(class_names: Sequence[str] | None, num_classes: int,
                      by_name: bool = False) -> tuple[list[int | None], list[str]]:
     """Find the category id of each class: by name, or by order where nobody knows the names.
 
-    Args:
-        class_names: of the network, in order; None if nobody knows.
-        num_classes: foreground classes of the network.
-        categories: id and name, sorted by id.
-        weights: name of the weights, for sentences.
-        annotations: name of the annotation file, for sentences.
-        by_name: let the network and the dataset have different classes; those that share a name
-            (letter case aside) are brought together.
+    `class_names` are the network's, in order, `categories` ids and names, sorted by id. With
+    `by_name` the two may have different classes: those that share a name (letter case aside) are
+    brought together.
 
     Returns:
         The ids by 0-based class index, None for a class that the dataset does not have (only with

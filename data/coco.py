@@ -48,11 +48,6 @@ class CocoDataset:
     is in `report`. The dataset is read-only after construction, picklable and safe to share with
     forked and spawned workers.
 
-    Args:
-        images_dir: folder that the file names of the annotation file refer to.
-        annotation_file: COCO instances JSON; without `annotations` (test-dev's image_info) samples
-            have no objects.
-
     Attributes:
         annotations: all usable annotations as flat arrays; not to be changed.
         report: counts of the file and of what was dropped; `report.sentences()` are for the user.

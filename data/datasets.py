@@ -35,15 +35,11 @@ _PLACE = "data/coco"
 
 def open_dataset(layout: str, root: str | None, images: str | None, info: str | None,
                  split: str, allow_empty: bool = False) -> CocoDataset:
-    """Load one split; images are not opened.
+    """Load one split, `train` or `val`; images are not opened.
 
-    Args:
-        layout: below `root`, where that is a folder without a `data.yaml`.
-        root: --data: a folder, or a description.
-        images: --train_images or --valid_images; wins over `root`.
-        info: --train_info or --valid_info; belongs to `images`.
-        split: `train` or `val`.
-        allow_empty: a dataset without a single object is none of the errors.
+    `root` is --data, a folder with this layout or a description; `images` and `info` are
+    --train_images and --train_info or those of validation, and win over it. With `allow_empty` a
+    dataset without a single object is none of the errors.
 
     Raises:
         UserError: something is missing or inconsistent, class names differ from those of the

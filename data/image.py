@@ -43,11 +43,8 @@ def read_image(path: str | Path, name: str = "", size: Size | None = None) -> np
     Of 16 bits the upper 8 stay; floats are taken as 0..1. Alpha is left out; of an animation the
     first image is taken.
 
-    Args:
-        path: JPEG, PNG or another format that OpenCV or Pillow reads.
-        name: what the file is to the user, for the error: for example `image 42`.
-        size: width and height that annotations give; pixels stay as stored where only so they have
-            this size.
+    `name` is what the file is to the user, for example `image 42`. Where annotations give a `size`,
+    pixels stay as stored if only so they have it.
 
     Raises:
         UserError: the file is missing, empty, truncated, not an image, or of values out of range.

@@ -87,12 +87,8 @@ class AnnotationReport:
 
 
 class Inspection:
-    """Looks at the outlines and boxes of all n annotations of a file at once.
-
-    Args:
-        file: path of the annotation file, for the sentences.
-        columns: what it holds.
-        sizes: int64 `[n, 2]`, width and height of each annotation's image.
+    """Looks at the outlines and boxes of all n annotations of a file at once, whose images have the
+    widths and heights `sizes`, int64 `[n, 2]`.
 
     Attributes:
         usable: bool `[n]`, what is not dropped.

@@ -45,15 +45,11 @@ class KeptArrays(NamedTuple):
 
 def keep(kind: str, source: str, readers: Iterable[Path],
          make: Callable[[], KeptArrays]) -> KeptArrays:
-    """What `make` reads from `source`, from the cache if it is there; one process of a host makes
-    it while the others wait.
+    """What `make` reads from `source`, from the cache (folder `kind`) if it is there; one process
+    of a host makes it while the others wait.
 
-    Args:
-        kind: folder of the cache.
-        source: the file; known by its content, wherever it lies.
-        readers: Python files that `make` consists of; what another version of them made is not
-            taken.
-        make: its errors are raised, and nothing is kept.
+    The file is known by its content, wherever it lies. What another version of the Python files
+    `readers` made is not taken. Errors of `make` are raised, and nothing is kept.
     """
     try:
         content = digest(source)

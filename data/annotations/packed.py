@@ -108,11 +108,8 @@ class Annotations:
 
 
 def load_annotations(path: str | Path, image_size: SizeReader | None = None) -> Annotations:
-    """Read, check and pack the COCO instances file `path`.
-
-    Args:
-        path: the annotation file; one without `annotations` (test-dev's) has no objects.
-        image_size: for image records without a size; None makes such a record an error.
+    """Read, check and pack the COCO instances file `path`; one without `annotations` (test-dev's)
+    has no objects. `image_size` is for image records without a size; None makes them an error.
 
     Raises:
         UserError: the file is not a consistent COCO instances file.
