@@ -9,6 +9,7 @@ scales, running means, running variances, then the kernel, all float32.
 from __future__ import annotations
 
 import os
+import struct
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from utils.weights import read_tensor
 
 DARKNET53 = (1, 2, 8, 8, 4)
 """Residual blocks of each stage."""
-_VERSION_BYTES = 12
+_VERSION = struct.Struct("<3I")
+"""Major, minor and revision."""
 _BN_PARTS = ("bias", "weight", "running_mean", "running_var")
 
 
@@ -38,20 +40,16 @@ class Convolution(NamedTuple):
 
 def looks_like_darknet(start: bytes, size: int) -> bool:
     """Whether a file of `size` bytes that starts with `start` has DarkNet's header."""
-    if len(start) < _VERSION_BYTES:
+    if len(start) < _VERSION.size:
         return False
-    major, minor, revision = _version(start)
+    major, minor, revision = _VERSION.unpack_from(start)
     return major == 0 and minor in (1, 2) and 0 <= revision < 10 and (
         (size - _header_size(start)) % 4 == 0)
 
 
-def _version(start: bytes) -> tuple[int, ...]:
-    return tuple(int.from_bytes(start[at:at + 4], "little") for at in (0, 4, 8))
-
-
 def _header_size(start: bytes) -> int:
     """The count of images seen has 4 bytes before version 0.2, then 8."""
-    return _VERSION_BYTES + (8 if _version(start)[:2] >= (0, 2) else 4)
+    return _VERSION.size + (8 if _VERSION.unpack_from(start)[:2] >= (0, 2) else 4)
 
 
 def convolutions() -> list[Convolution]:
@@ -76,7 +74,7 @@ def read_darknet(path: str) -> tuple[dict[str, Tensor], int]:
     """
     layers = convolutions()
     with open(path, "rb") as stream:
-        header = _header_size(stream.read(_VERSION_BYTES))
+        header = _header_size(stream.read(_VERSION.size))
         numbers = (os.fstat(stream.fileno()).st_size - header) // 4
         needed = sum(layer.numbers for layer in layers)
         if numbers < needed:
