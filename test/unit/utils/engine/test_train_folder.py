@@ -193,7 +193,7 @@ def test_a_place_that_cannot_be_written_leaves_no_folder(flags, capsys, flag):
     open("file", "w").close()
     assert train.main(flags + [f"{flag}=file", "--no_log=False"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "cannot write 'file" in error and flag in error
+    assert error.count("\n") == 1 and "cannot write to 'file'" in error and flag in error
     assert not os.path.exists("runs")
 
 
