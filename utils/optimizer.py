@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class FlatOptimizer:
         steps: 0-d int32 tensor, number of applied steps.
     """
 
-    buffer_names: Tuple[str, ...] = ()
+    buffer_names: tuple[str, ...] = ()
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0,
                  clip_norm: float = 0.0, undecayed: Iterable[nn.Parameter] = (),
@@ -88,8 +88,8 @@ class FlatOptimizer:
         self.clip_norm = clip_norm
         device = self.parameters[0].device
         self._pads = [-p.numel() % ALIGNMENT for p in self.parameters]
-        self._fillers: Dict[Tuple[int, torch.dtype], Tensor] = {}
-        self._half: Optional[Tensor] = None
+        self._fillers: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._half: Tensor | None = None
         self.flat = self._gather([p.detach() for p in self.parameters])
         for parameter, view in zip(self.parameters, self._views(self.flat)):
             parameter.data = view
@@ -123,7 +123,7 @@ class FlatOptimizer:
                 parameter.data = view
         self._addresses = [p.data_ptr() for p in self.parameters]
 
-    def master_weights(self) -> List[Tuple[nn.Parameter, Tensor]]:
+    def master_weights(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Each parameter with its float32 values: itself, or what `halve` keeps for it."""
         return list(zip(self.parameters, self._views(self.flat)))
 
@@ -148,8 +148,8 @@ class FlatOptimizer:
     def _fill_rate(self, lr: float) -> None:
         self._rate.fill_(-lr)
 
-    def step(self, lr: Optional[float] = None, scale: Optional[Tensor] = None,
-             overflow: Optional[Tensor] = None) -> None:
+    def step(self, lr: float | None = None, scale: Tensor | None = None,
+             overflow: Tensor | None = None) -> None:
         """Apply one update from the parameters' `.grad` (None counts as zeros).
 
         Args:
@@ -191,11 +191,11 @@ class FlatOptimizer:
         """Change `flat` by `grad`; `rate` is minus the learning rate, 0 in a skipped step."""
         raise NotImplementedError
 
-    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+    def _update_each(self, grads: list[Tensor], skipped: Tensor) -> None:
         """Change each parameter by its gradient, by PyTorch's kernels; not where `skipped` is 1."""
         raise NotImplementedError
 
-    def _gradients(self) -> List[Tensor]:
+    def _gradients(self) -> list[Tensor]:
         """What a step may change and updates by: the flat gradient, or one for each parameter."""
         if self._fused:
             return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
@@ -206,7 +206,7 @@ class FlatOptimizer:
 
         A single cat, and where types change one more for each run of a type, with one cast.
         """
-        runs: List[Tuple[torch.dtype, List[Tensor]]] = []
+        runs: list[tuple[torch.dtype, list[Tensor]]] = []
         for tensor, parameter, pad in zip(tensors, self.parameters, self._pads):
             dtype = parameter.dtype
             if not runs or runs[-1][0] != dtype:
@@ -232,7 +232,7 @@ class FlatOptimizer:
             self._fillers[length, dtype] = whole[:length]
         return self._fillers[length, dtype]
 
-    def _views(self, flat: Tensor) -> List[Tensor]:
+    def _views(self, flat: Tensor) -> list[Tensor]:
         views, start = [], 0
         for parameter, pad in zip(self.parameters, self._pads):
             views.append(flat[start:start + parameter.numel()].view(parameter.shape))
@@ -244,7 +244,7 @@ class FlatOptimizer:
             raise RuntimeError("a parameter no longer lives in the optimiser's flat buffer: the "
                                "model was moved or converted after it was built")
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """CPU tensors for each parameter in order and plain types; waits for the device."""
         return {
             "optimizer": type(self).__name__,
@@ -253,7 +253,7 @@ class FlatOptimizer:
                         for name, flat in self._buffers.items()},
         }
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned.
 
         Raises:
@@ -296,7 +296,7 @@ class FlatSGD(FlatOptimizer):
         velocity.mul_(momentum).add_(grad)
         self.flat.add_(torch.mul(velocity, rate, out=grad))
 
-    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+    def _update_each(self, grads: list[Tensor], skipped: Tensor) -> None:
         from torch.optim.sgd import sgd  # not in every version
 
         sgd(list(self.parameters), grads, list(self._velocities), fused=True, found_inf=skipped,
@@ -335,7 +335,7 @@ class FlatAdamW(FlatOptimizer):
         root = torch.div(square, correction2, out=grad).sqrt_().add_(EPSILON)
         self.flat.addcmul_(torch.div(mean, root, out=root).mul_(rate), self.applied / correction1)
 
-    def _update_each(self, grads: List[Tensor], skipped: Tensor) -> None:
+    def _update_each(self, grads: list[Tensor], skipped: Tensor) -> None:
         from torch.optim.adamw import adamw  # not in every version
 
         border = self._num_decayed

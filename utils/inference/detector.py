@@ -6,22 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Generator,
-    Iterable,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    TypeVar,
-    Union,
-    cast,
-)
+from typing import Any, Callable, Generator, Iterable, Iterator, NamedTuple, Sequence, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -78,9 +63,9 @@ class StageTimes:
         images: finished.
     """
 
-    def __init__(self, synchronize: Optional[Callable[[], None]] = None) -> None:
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
         self._synchronize = synchronize
-        self.seconds: Dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self.images = 0
         self._start = time.perf_counter()
 
@@ -123,7 +108,7 @@ class ImageObjects(NamedTuple):
 
     boxes: np.ndarray
     """float32 `[n, 4]`, x1 y1 x2 y2 in pixels."""
-    rles: List[Rle]
+    rles: list[Rle]
     """n masks."""
     classes: np.ndarray
     """int64 `[n]`, 0-based class."""
@@ -158,16 +143,16 @@ class PendingDetections(NamedTuple):
 class Detector:
     """Finds objects in batches of images."""
 
-    model: Union[Yolact, ExportedNetwork]
+    model: Yolact | ExportedNetwork
     """On `device`; in evaluation mode when it is used."""
-    detect: Callable[[Dict[str, Tensor]], Detections]
+    detect: Callable[[dict[str, Tensor]], Detections]
     """From predictions to detections, see `LoadedModel.build_detect`."""
     device: torch.device
     crop: bool = True
     """Cut masks off outside their boxes."""
     score_threshold: float = 0.0
     """Only boxes with a higher score; 0 for all."""
-    graphed: Optional[GraphedCall[PendingDetections]] = None
+    graphed: GraphedCall[PendingDetections] | None = None
     """Network and detection, recorded on the device; made by `record_on_device`."""
 
     def record_on_device(self) -> None:
@@ -196,9 +181,9 @@ class Detector:
         """
         return self.device.type != "cpu" or isinstance(self.model, ExportedNetwork)
 
-    def find(self, batches: Iterable[Tuple[Tensor, Sequence[Tuple[Item, int, int]]]],
-             times: StageTimes, progress: Optional[ProgressBar] = None
-             ) -> Generator[Tuple[Item, ImageObjects], None, None]:
+    def find(self, batches: Iterable[tuple[Tensor, Sequence[tuple[Item, int, int]]]],
+             times: StageTimes, progress: ProgressBar | None = None
+             ) -> Generator[tuple[Item, ImageObjects], None, None]:
         """Yield each image with its objects, in order.
 
         The host finishes a batch after the next one is launched, so that device and host work
@@ -210,7 +195,7 @@ class Detector:
             times: waiting for `batches` is its stage "loading". Counts the images.
             progress: shown after each batch, and finished.
         """
-        before: Optional[Tuple[Sequence[Tuple[Item, int, int]], PendingDetections]] = None
+        before: tuple[Sequence[tuple[Item, int, int]], PendingDetections] | None = None
         try:
             for images, items in times.watch("loading", batches):
                 launched = self.launch(images, times)
@@ -235,7 +220,7 @@ class Detector:
             return self.detections(predictions)
 
     @torch.no_grad()
-    def detections(self, predictions: Dict[str, Tensor]) -> PendingDetections:
+    def detections(self, predictions: dict[str, Tensor]) -> PendingDetections:
         """The detections in a model's predictions, and the scores of their masks."""
         found, proto = self.detect(predictions), predictions["proto"]
         if self.model.maskiou_net is None:
@@ -243,9 +228,9 @@ class Detector:
         return PendingDetections(found, proto, mask_scores(self.model.maskiou_net, found, proto,
                                                            self.crop))
 
-    def _finish(self, items: Sequence[Tuple[Item, int, int]], launched: PendingDetections,
-                times: StageTimes, progress: Optional[ProgressBar]
-                ) -> Iterator[Tuple[Item, ImageObjects]]:
+    def _finish(self, items: Sequence[tuple[Item, int, int]], launched: PendingDetections,
+                times: StageTimes, progress: ProgressBar | None
+                ) -> Iterator[tuple[Item, ImageObjects]]:
         with times.stage("transfer"):
             fetched = launched.to(CPU)
         for n, (item, height, width) in enumerate(items):
@@ -271,7 +256,7 @@ class Detector:
 class LoadedModel(NamedTuple):
     """A network in evaluation mode, on the CPU, and what is known about it."""
 
-    model: Union[Yolact, ExportedNetwork]
+    model: Yolact | ExportedNetwork
     config: Config
     report: LoadReport
 
@@ -281,7 +266,7 @@ class LoadedModel(NamedTuple):
         return self.report.source
 
     def on(self, device: torch.device, precision: str = "float32"
-           ) -> Union[Yolact, ExportedNetwork]:
+           ) -> Yolact | ExportedNetwork:
         """The network, ready for `device`; of one that is no export a copy, folded.
 
         `precision` is that of `utils.amp.inference_dtype`; what scores masks stays float32, and so
@@ -305,15 +290,15 @@ class LoadedModel(NamedTuple):
             cast(Any, model).to(memory_format=torch.channels_last)
         return model
 
-    def build_detect(self, nms: str) -> Callable[[Dict[str, Tensor]], Detections]:
+    def build_detect(self, nms: str) -> Callable[[dict[str, Tensor]], Detections]:
         """From the model's predictions to detections; an export may have found them itself."""
         if isinstance(self.model, ExportedNetwork):
             return self.model.detect(nms, self.config)
         return Detect.from_config(self.config, nms)
 
 
-def load_model(which: str, save_folder: str = "weights/", config_name: Optional[str] = None,
-               max_num_detections: Optional[int] = None) -> LoadedModel:
+def load_model(which: str, save_folder: str = "weights/", config_name: str | None = None,
+               max_num_detections: int | None = None) -> LoadedModel:
     """Build the network that a weights file belongs to and load it.
 
     Args:
@@ -356,13 +341,13 @@ def load_model(which: str, save_folder: str = "weights/", config_name: Optional[
     return LoadedModel(model.eval(), config, load_network(model, stored))
 
 
-def _with_detections(config: Config, most: Optional[int]) -> Config:
+def _with_detections(config: Config, most: int | None) -> Config:
     if most is None:
         return config
     return config.replace(max_num_detections=most, nms_top_k=max(config.nms_top_k, most))
 
 
-def _load_export(path: str, config_name: Optional[str], most: Optional[int]) -> LoadedModel:
+def _load_export(path: str, config_name: str | None, most: int | None) -> LoadedModel:
     network = ExportedNetwork(path)
     config, facts = network.config, network.facts
     if config_name is not None and read_recipe(config_name)[0].name != config.name:

@@ -16,7 +16,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Iterable, NamedTuple, Sequence
 
 import numpy as np
 import pycocotools.mask
@@ -46,23 +46,23 @@ class ClassScore:
     category_id: int
     name: str
     objects: int
-    ap: Optional[float]
-    ap50: Optional[float]
+    ap: float | None
+    ap50: float | None
 
 
 @dataclass
 class Scores:
     """All scores of one kind (boxes or masks), in [0, 1]; None where there is no ground truth."""
 
-    statistics: Dict[str, Optional[float]]
+    statistics: dict[str, float | None]
     """The numbers of `STATISTICS`."""
-    per_threshold: List[Optional[float]]
+    per_threshold: list[float | None]
     """Average precision at each of `THRESHOLDS`."""
-    per_class: List[ClassScore]
+    per_class: list[ClassScore]
     """By category id."""
 
     @property
-    def ap(self) -> Optional[float]:
+    def ap(self) -> float | None:
         """Mean average precision over classes and IoU .50:.95."""
         return self.statistics["AP"]
 
@@ -74,7 +74,7 @@ class CocoResults:
     box: Scores
     mask: Scores
     num_images: int
-    notes: List[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Sentences for the user."""
 
     def table(self) -> str:
@@ -93,7 +93,7 @@ class CocoResults:
                 f"{_percent(scores.statistics[key]):>7s}" for key in STATISTICS))
         return "\n".join(lines)
 
-    def summary(self) -> Dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Plain types, for logs: the numbers of `STATISTICS` for box and mask, in [0, 1]."""
         return {"images": self.num_images, "box": dict(self.box.statistics),
                 "mask": dict(self.mask.statistics)}
@@ -115,10 +115,10 @@ class ScoredImage(NamedTuple):
     """An image's detections and its ground truth."""
 
     image_id: int
-    detections: List[Dict[str, Any]]
+    detections: list[dict[str, Any]]
     """`category_id`, `score`, `mask_score`, `bbox` (x y w h, pixels), `segmentation` (run lengths).
     """
-    objects: List[Dict[str, Any]]
+    objects: list[dict[str, Any]]
     """Annotations with at least `category_id`, `bbox`, `segmentation` (run lengths), `iscrowd`."""
 
 
@@ -135,12 +135,12 @@ class CocoEvaluator:
             the dataset does not have, whose detections are left out.
     """
 
-    def __init__(self, annotations: Union[str, COCO, GroundTruth],
-                 category_ids: Sequence[Optional[int]]) -> None:
+    def __init__(self, annotations: str | COCO | GroundTruth,
+                 category_ids: Sequence[int | None]) -> None:
         self._truth = (annotations if isinstance(annotations, GroundTruth)
                        else GroundTruth(annotations))
         self.category_ids = [None if number is None else int(number) for number in category_ids]
-        self._detections: Dict[int, List[Dict[str, Any]]] = {}
+        self._detections: dict[int, list[dict[str, Any]]] = {}
 
     def __len__(self) -> int:
         """Number of images added."""
@@ -148,7 +148,7 @@ class CocoEvaluator:
 
     def add(self, image_id: int, boxes_px: np.ndarray, masks_rle: Sequence[Rle],
             classes: Sequence[int], scores: Sequence[float],
-            mask_scores: Optional[Sequence[float]] = None) -> None:
+            mask_scores: Sequence[float] | None = None) -> None:
         """Add the n detections of one image, once; n may be 0.
 
         Args:
@@ -178,7 +178,7 @@ class CocoEvaluator:
                 corners.tolist(), masks_rle, classes, scores, mask_scores)
             if self.category_ids[int(index)] is not None]
 
-    def state(self) -> List[Any]:
+    def state(self) -> list[Any]:
         """What was added, as plain lists, for `merge` in another process."""
         return [[image_id, found] for image_id, found in self._detections.items()]
 
@@ -187,14 +187,14 @@ class CocoEvaluator:
         for image_id, found in state:
             self._detections.setdefault(int(image_id), found)
 
-    def images(self) -> List[ScoredImage]:
+    def images(self) -> list[ScoredImage]:
         """What was added, image by image, beside the ground truth; not to be changed."""
         truth = self._ground_truth()
         return [ScoredImage(image_id, found, truth.imgToAnns.get(image_id, []))
                 for image_id, found in self._detections.items()]
 
     @property
-    def category_names(self) -> Dict[int, str]:
+    def category_names(self) -> dict[int, str]:
         """Names of the annotation file's categories by id, in the order of the ids."""
         known = self._ground_truth().cats
         return {number: known[number]["name"] for number in sorted(known)}
@@ -251,9 +251,9 @@ class CocoEvaluator:
                             + ", ".join(str(number) for number in sorted(truth.cats)))
         return truth
 
-    def _found(self, iou_type: str) -> List[Dict[str, Any]]:
+    def _found(self, iou_type: str) -> list[dict[str, Any]]:
         """The detections as COCOeval takes them. Areas are those of what is matched."""
-        records: List[Dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         for image_id, found in self._detections.items():
             areas = [item["bbox"][2] * item["bbox"][3] for item in found]
             if iou_type == "segm" and found:
@@ -300,7 +300,7 @@ def _round_score(score: float) -> float:
     return float(f"{float(score):.{_SCORE_DIGITS}g}")
 
 
-def _mean(precision: np.ndarray) -> Optional[float]:
+def _mean(precision: np.ndarray) -> float | None:
     """Mean without the entries that have no ground truth (-1); None if nothing is left."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
@@ -310,7 +310,7 @@ def _row(cells: Sequence[str]) -> str:
     return "".join(f" {cell:>5s} |" for cell in cells)
 
 
-def _percent(value: Optional[float]) -> str:
+def _percent(value: float | None) -> str:
     """Five characters at most: 31.98, 100.0, or n/a where there is no ground truth."""
     if value is None:
         return "n/a"
