@@ -142,6 +142,7 @@ def predict(predictor: Predictor, args: argparse.Namespace, loaded: LoadedModel)
 
 
 def evaluate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Do what the command line asks for; returns the exit code."""
     if args.device_graph:
         prepare_graphs(device)
     loaded = load_model(args.trained_model, args.save_folder, args.config, args.max_num_detections)

@@ -299,6 +299,7 @@ def finish(training: Training, outcome: Outcome, record: RunRecord) -> str | Non
 
 
 def train(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """Run a whole training; returns the exit code."""
     seed_everything(args.seed)
     launch = launch_id(os.environ)
     resumed = choose_start(args.resume, args.save_folder, args.recipe.name, launch,

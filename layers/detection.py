@@ -196,7 +196,7 @@ class Kept:
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
-             max_detections: int, min_score: float | Tensor = EXCLUDED) -> Kept:
+             max_detections: int, min_score: float = EXCLUDED) -> Kept:
     """Fast NMS within each class.
 
     Args:
@@ -205,8 +205,8 @@ def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int,
         iou_threshold: a box that overlaps a better one of its class by more than this goes.
         top_k: candidates per class, the best ones.
         max_detections: rows kept over all classes, the best ones.
-        min_score: scores up to this, a number or `[B, 1, 1]`, are left out of the result (the
-            original's `second_threshold`; by default only `EXCLUDED` ones are).
+        min_score: scores up to this are left out of the result (the original's
+            `second_threshold`; by default only `EXCLUDED` ones are).
 
     Returns:
         `Kept` with R = min(max_detections, (C-1) * min(top_k, P)).

@@ -156,10 +156,10 @@ def encode_masks(proto: Tensor, coefficients: Tensor, boxes: Tensor, height: int
                 runs += _run_lengths(waiting, rows, width)
                 waiting, count = [], 0
     runs += _run_lengths(waiting, rows, width)
-    size = [height, width]
-    encoded = pycocotools.mask.frPyObjects([{"size": size, "counts": lengths} for lengths in runs],
-                                           height, width) if runs else []
-    return [{"size": size, "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    encoded = pycocotools.mask.frPyObjects(
+        [{"size": [height, width], "counts": lengths} for lengths in runs],
+        height, width) if runs else []
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 
 class _Axis(NamedTuple):
@@ -271,8 +271,8 @@ def _run_lengths(masks: Sequence[_Crossings], rows: _Axis, width: int) -> list[n
     ends = _run_ends(_Crossings(*map(np.concatenate, zip(*masks))), rows)
     mask = np.repeat(np.arange(len(masks)), [len(crossings.piece) for crossings in masks])
     ends += mask * (total + 1)  # ascending over all masks
-    same = np.flatnonzero(np.diff(ends, prepend=-1, append=-1))  # where a number comes first
-    used = same[:-1][np.diff(same) % 2 == 1]
+    first = np.flatnonzero(np.diff(ends, prepend=-1, append=-1))  # of each number
+    used = first[:-1][np.diff(first) % 2 == 1]
     used = used[ends[used] - mask[used] * (total + 1) < total]
     ends, mask = ends[used], mask[used]
     # The bounds of each mask's pixels around its ends; between two masks nothing is counted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class MultiBoxLoss(nn.Module):
 
     class_factors: Tensor | None
 
-    def __init__(self, num_classes: int, weights: dict[str, float] = WEIGHTS,
+    def __init__(self, num_classes: int, weights: Mapping[str, float] = WEIGHTS,
                  ohem_negpos_ratio: float = 3.0, mask_iou_net: nn.Module | None = None,
                  discard_mask_area: float = 25, class_factors: Sequence[float] | None = None,
                  row_losses: RowLosses = cross_entropy) -> None:

@@ -71,6 +71,7 @@ class LossScale:
         return {"scale": float(self.value), "good_steps": int(self._good_steps)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Put back what `state_dict` returned."""
         self.value.fill_(state["scale"])
         self.used.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])
@@ -224,9 +225,11 @@ class Precision:
                         parameter.data.copy_(values)
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain types."""
         return {} if self.scale is None else self.scale.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
         if self.scale is not None and state:
             self.scale.load_state_dict(state)
 

@@ -149,5 +149,6 @@ def read_cann(environ: Mapping[str, str], root: str = "/") -> str | None:
 
 
 def read_driver(root: str = "/") -> str | None:
+    """Version of the installed driver."""
     path = os.path.join(root, _DRIVER)
     return first_match(path, r"package_version=\s*(\S+)") or first_match(path, r"Version=\s*(\S+)")

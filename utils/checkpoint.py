@@ -55,6 +55,7 @@ class CheckpointName(NamedTuple):
     interrupt: bool = False
 
     def path(self, folder: str) -> str:
+        """Path of the weights file in `folder`."""
         suffix = "_interrupt" if self.interrupt else ""
         return os.path.join(folder, f"{self.config}_{self.epoch}_{self.iteration}{suffix}.pth")
 
@@ -192,6 +193,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -158,6 +158,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
+        """Print one sentence and leave with exit code 2."""
         self.exit(EXIT_USER_ERROR, f"error: {one_line(message)}\n")
 
     def _own_word(self, word: str) -> str:
@@ -213,8 +214,6 @@ def _flag_name(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else str(action.dest)
 
 
-
-
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
     """Raise `KeyboardInterrupt(number)` for the signals of a batch system and of a terminal that is
@@ -257,10 +256,12 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """Write, or say that it fails."""
         self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
+        """Flush, or say that it fails."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, action: Callable[..., Any], *given: str) -> None:

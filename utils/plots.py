@@ -31,6 +31,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC
 
 
 def is_available() -> bool:
+    """Whether plots can be drawn at all."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -117,8 +118,6 @@ def _draw_lines(title: str, unit: str, lines: Mapping[str, tuple[np.ndarray, str
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=6, fontsize=8.5,
                     frameon=False, labelcolor=INK)
     return _to_png(figure)
-
-
 
 
 def draw_class_bars(classes: Sequence[Mapping[str, str]]) -> bytes | None:

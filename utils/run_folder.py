@@ -78,9 +78,11 @@ class RunFolder:
         self.run_id = run_id
 
     def file(self, *parts: str) -> str:
+        """Path of a file in the folder."""
         return os.path.join(self.path, *parts)
 
     def weights(self, name: str) -> str:
+        """Path of `best` or `last`."""
         return self.file(WEIGHTS, name + ".pth")
 
     def read(self, name: str) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class RunFolder:
         self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
+        """Write any file of the folder."""
         write_whole(self.file(name), data)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
@@ -120,6 +123,7 @@ class RunFolder:
         self.write(ENVIRONMENT, {"sessions": self.sessions() + [dict(session)]})
 
     def sessions(self) -> list[dict[str, Any]]:
+        """What `add_session` has noted so far."""
         return list(self.read(ENVIRONMENT).get("sessions", []))
 
     def records(self) -> list[dict[str, Any]]:
@@ -136,6 +140,7 @@ class RunFolder:
         return found
 
     def training(self) -> list[Row]:
+        """A row for each log line."""
         with damage_refused(self.file(LOG)):
             return [_train_row(record) for record in self.records() if record["type"] == "train"]
 
@@ -166,6 +171,7 @@ class RunFolder:
             self._write_results()
 
     def update_results(self) -> None:
+        """Bring results.csv up to date with the log."""
         with alone(Path(self.path)):
             self._write_results()
 

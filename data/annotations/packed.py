@@ -20,7 +20,14 @@ import numpy as np
 
 from data.annotations.defects import AnnotationReport, Defect, Inspection, offsets
 from data.annotations.kept_arrays import KeptArrays, keep, open_kept
-from data.annotations.reader import Columns, ImageRecord, begins_as_json, is_id, read_columns
+from data.annotations.reader import (
+    Columns,
+    ImageRecord,
+    begins_as_json,
+    ends_as_json,
+    is_id,
+    read_columns,
+)
 from data.description import shown
 from data.masks import Segmentation
 from utils.errors import UserError, some
@@ -115,7 +122,7 @@ def load_annotations(path: str | Path, image_size: SizeReader | None = None) -> 
         UserError: the file is not a consistent COCO instances file.
     """
     path = Path(path)
-    if not begins_as_json(path):
+    if not (begins_as_json(path) and ends_as_json(path)):
         _read(path, image_size)  # says so, before a digest of the whole file is taken
     return _unpacked(str(path), keep("annotations", str(path), Path(__file__).parent.glob("*.py"),
                                      lambda: _read(path, image_size)))

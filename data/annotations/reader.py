@@ -240,6 +240,13 @@ def begins_as_json(path: Path) -> bool:
     return start[:1] in (b"", b"{", b"[")
 
 
+def ends_as_json(path: Path) -> bool:
+    """Whether a file that begins as JSON ends so, too: it was not cut off, nor filled with NULs."""
+    with open(str(path), "rb") as stream:
+        stream.seek(max(os.path.getsize(str(path)) - _BEGINNING, 0))
+        return stream.read().rstrip()[-1:] in (b"}", b"]")
+
+
 def read_json_text(path: Path) -> str:
     """Text of an annotation file, in UTF-8 or a Chinese Windows' encoding.
 

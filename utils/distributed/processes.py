@@ -124,7 +124,6 @@ class Processes:
                             f"at {address}:{port} ({error}); check that all were started and that "
                             "the port is free (MASTER_PORT)") from error
 
-
     def shutdown(self) -> None:
         """Leave the group, if there is one."""
         if self.world_size > 1 and dist.is_initialized():
@@ -133,8 +132,6 @@ class Processes:
             # the tensors of the last exchange, which takes the interpreter: one that asked for it
             # when that has ended would abort the process, of a training that is complete.
             time.sleep(_GIVEN_BACK_SECONDS)
-
-
 
 
 def open_store(address: str, port: int, world_size: int, is_main: bool,

@@ -159,7 +159,6 @@ class Supervisor:
         _kill_session(program)  # loader processes that hang would outlive it
         return self._conclude(program.returncode, killed_for=failed)
 
-
     def _end_within(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._deadline = min(self._deadline or deadline, deadline)

@@ -177,8 +177,6 @@ def choose_row_losses(fused: bool, device: torch.device, images: int, priors: in
     return npu_cross_entropy
 
 
-
-
 class WeightAverage:
     """Exponential moving average of the trained parameters and of batch norm's running statistics,
     on the device: what is scored and saved, while the raw weights train.
@@ -249,6 +247,7 @@ class WeightAverage:
             view.copy_(tensors[name])
 
     def restart(self) -> None:
+        """Begin anew from the weights as they are."""
         with torch.no_grad():
             self._flat.copy_(self._optimizer.flat)
             if self._buffers:

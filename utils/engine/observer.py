@@ -167,6 +167,7 @@ class StepRecords:
                 "steps": self._steps, "run": self._run, "total_skipped": self.total_skipped}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
+        """Put back what `state_dict` returned."""
         self._names = list(state["names"])
         self._steps, self._run = state["steps"], state["run"]
         ring = self._turned(state["ring"], -self._steps)

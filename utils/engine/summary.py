@@ -270,8 +270,6 @@ def _python(program: str) -> list[str]:
             path if near.startswith("..") else near]
 
 
-
-
 def _launch(processes: Processes) -> list[str]:
     """Words that start train.py in as many processes as this run has, on this host of several."""
     words, count, environ = _python("train.py"), processes.world_size, os.environ

@@ -102,7 +102,6 @@ class Plan:
         return "model" if len(self.batches) == 1 else f"model_bs{batch}"
 
 
-
 def write_models(loaded: LoadedModel, network: Yolact, plan: Plan, folder: str,
                  planes: np.ndarray) -> dict[str, Any]:
     """Write the ONNX files and what they need; returns the description of the folder.
@@ -188,6 +187,7 @@ def _describe(loaded: LoadedModel, plan: Plan, folder: str, opset: int) -> dict[
 
 
 def write_description(facts: dict[str, Any], folder: str) -> None:
+    """Write `model.yaml`."""
     with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as stream:
         stream.write(_COMMENT + json.dumps(facts, indent=2) + "\n")
 

@@ -55,6 +55,7 @@ class Found:
 
     @property
     def class_names(self) -> list[str]:
+        """Name of each object's class."""
         return [self.all_class_names[index] for index in self.class_ids]
 
     def draw(self) -> np.ndarray:

@@ -104,8 +104,6 @@ def keep_evaluation(choice: str, evaluation: ScoredEvaluation, config_name: str)
         return lines + build_report(folder)
 
 
-
-
 def _same_file(first: str, second: str) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)
 

@@ -261,6 +261,7 @@ class Predictor:
         next(self.iterate([np.zeros((1, 1, 3), np.uint8)]))
 
     def synchronize(self) -> None:
+        """Wait until the device has done its work."""
         synchronize(self._detector.device)
 
     def _open(self, source: Source, rgb: bool) -> np.ndarray:

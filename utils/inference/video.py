@@ -116,6 +116,7 @@ class VideoReader:
             self.missing = self.total - done
 
     def close(self) -> None:
+        """Let go of the file or camera."""
         self._capture.release()
 
 
@@ -235,8 +236,6 @@ class FrameOutput:
             cv2.destroyAllWindows()
         if self._writer is not None:
             self._writer.close()
-
-
 
 
 def window_problem() -> str:

@@ -86,6 +86,17 @@ def test_the_surest_pairs_decide_as_all_of_them(top_k, max_detections, crowding)
         assert torch.equal(getattr(found, name)[:, :count], getattr(expected, name)[:, :count])
 
 
+def test_what_stays_may_lie_below_the_surest_pairs():
+    """100 sure boxes at one place leave one of each class; the others are unsure, and apart."""
+    place = torch.cat((torch.zeros(100), torch.arange(1.0, 21.0))).reshape(1, 120, 1)
+    boxes = torch.cat((place, place, place + 0.9, place + 0.9), 2)
+    scores = torch.rand(1, 2, 120, generator=torch.Generator().manual_seed(0))
+    scores[:, :, :100] += 1
+    expected, found = (nms(boxes, scores / 2, 0.5, 120, 10) for nms in (fast_nms, fast_nms_on_host))
+    assert int(found.count) == int(expected.count) == 10
+    assert torch.equal(found.index, expected.index) and found.index.max() > 100
+
+
 def test_of_equal_scores_the_lower_class_and_prior_comes_first():
     corner = torch.tensor([0.0, 0.01, 0.5, 0.51]).reshape(1, 4, 1)  # two pairs that overlap
     found = fast_nms_on_host(torch.cat((corner, corner, corner + 0.3, corner + 0.3), 2),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from data.annotations import reader
+from data.annotations import kept_arrays, reader
 from data.annotations.packed import load_annotations
 from data.annotations.reader import read_json_text
 from helpers.coco_files import HEIGHT, WIDTH, document, write_json
@@ -209,6 +209,9 @@ def test_the_hole_of_a_sparse_file_is_not_read(tmp_path, monkeypatch):
     with open(str(path), "r+b") as stream:
         stream.truncate(1 << 30)
     assert len(read_json_text(path)) < 1 << 14
+    monkeypatch.setattr(kept_arrays, "digest", lambda path: pytest.fail("the hole is digested"))
+    with pytest.raises(UserError, match="not JSON"):
+        load_annotations(path)
 
 
 def test_missing_file_folder_and_binary(tmp_path):
