@@ -133,8 +133,9 @@ FORMATS = {
     "yolo": Format("YOLO segmentation text with data.yaml, or with images/, labels/ and "
                    "classes.txt", "data.yaml with YOLO's keys, or images/ with labels/*.txt",
                    is_yolo_folder, read_yolo),
-    "voc": Format("Pascal VOC XML with SegmentationObject masks",
-                  "JPEGImages/ with Annotations/*.xml", is_voc_folder, read_voc),
+    "voc": Format("Pascal VOC XML with SegmentationObject masks, or CVAT's and labelme2voc's masks",
+                  "JPEGImages/ with Annotations/*.xml, or SegmentationObject/ with labelmap.txt or "
+                  "class_names.txt", is_voc_folder, read_voc),
     "sbd": Format("SBD's MATLAB files", "img/ with inst/*.mat", is_sbd_folder, read_sbd),
     "coco": Format("COCO as Roboflow exports it", "train/_annotations.coco.json", is_coco_folder,
                    None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Callable, Sequence, TypeVar
 
 from data.description import SPLITS
@@ -110,8 +110,10 @@ def listed_stems(folders: Sequence[Path]) -> dict[str, list[str]]:
                  if (folder / name).is_file()]
         if train:
             lists = {"train": train[0], "val": folder / "val.txt"}
-            found = {split: [line.split()[0] for line in read_text(path).splitlines()
-                             if line.strip()] for split, path in lists.items() if path.is_file()}
+            # 'cat 1' is in the list of a class, '"my cat"' in that of a tool, 'b/cat' in a folder.
+            found = {split: [PurePath(re.sub(r"\s+-?[01]$", "", line.strip()).strip('"')).name
+                             for line in read_text(path).splitlines() if line.strip()]
+                     for split, path in lists.items() if path.is_file()}
             return {split: names for split, names in found.items() if names}
     return {}
 

@@ -1,7 +1,12 @@
-"""Pascal VOC: an XML file for each image, masks as PNG files in SegmentationObject."""
+"""Pascal VOC: masks as PNG files in SegmentationObject, with an XML file for each image.
+
+Where there is none, SegmentationClass says what the objects are, by the colours of CVAT's
+labelmap.txt ("Segmentation mask"), or by the numbers of labelme2voc's class_names.txt.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 from xml.etree import ElementTree
@@ -25,6 +30,9 @@ from utils.errors import UserError, counted
 from utils.files import read_text
 
 _VOID = 255
+_VOID_COLOUR = 0xE0E0C0
+_LABEL_FILES = ("labelmap.txt", "class_names.txt")
+_NO_CLASS = ("background", "_background_", "__ignore__")
 _FITS = 0.3
 """IoU of an object's box and an instance's extent from which the instance may be its mask."""
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/Main")
@@ -35,8 +43,12 @@ Listed = Tuple[ElementTree.Element, str, str, List[float]]
 
 def is_voc_folder(folder: Path, files: Sequence[Path]) -> bool:
     """Whether the files of a folder are laid out as those of Pascal VOC."""
-    return (folder / "JPEGImages").is_dir() and any(
-        path.suffix.lower() == ".xml" and folder / "Annotations" in path.parents for path in files)
+    if (folder / "JPEGImages").is_dir() and any(
+            path.suffix.lower() == ".xml" and folder / "Annotations" in path.parents
+            for path in files):
+        return True
+    return (folder / "SegmentationObject").is_dir() and any(
+        (folder / name).is_file() for name in _LABEL_FILES)
 
 
 def read_voc(folder: Path, conversion: Conversion) -> Found:
@@ -46,14 +58,19 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     `boxes_as_masks`, from the box.
     """
     annotations, images_folder = folder / "Annotations", folder / "JPEGImages"
-    for place in (annotations, images_folder):
+    files = by_stem(list_files(annotations, (".xml",)))
+    labels = {} if files else _labels(folder)
+    for place in (images_folder,) if labels else (annotations, images_folder):
         if not place.is_dir():
             raise UserError(f"{folder.absolute()}: no folder {place.name}; give the folder that "
-                            "holds Annotations, JPEGImages and SegmentationObject")
+                            "holds JPEGImages, SegmentationObject, and Annotations (or "
+                            f"SegmentationClass and {_LABEL_FILES[0]})")
     known = by_stem(list_files(images_folder))
-    files = by_stem(list_files(annotations, (".xml",)))
+    if labels:
+        annotations = folder / "SegmentationObject"
+        files = by_stem(list_files(annotations, (".png",)))
     if not files:
-        raise UserError(f"{annotations}: no XML files")
+        raise UserError(f"{annotations}: no {'PNG' if labels else 'XML'} files")
     splits: dict[str, list[FoundImage]] = {}
     listed = listed_stems([folder / name for name in _LIST_FOLDERS])
     unmarked = 0 if listed else len(set(known) - set(files))
@@ -62,12 +79,35 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
         for stem in stems:
             with conversion.left_out():
                 if stem not in files:
-                    raise UserError(f"{annotations / (stem + '.xml')}: image '{stem}' of the "
-                                    f"{split} list has no annotation")
-                splits[split].append(_image(files[stem], known, folder, conversion))
+                    raise UserError(f"{annotations / stem}: image '{stem}' of the {split} list has "
+                                    "no annotation")
+                splits[split].append(
+                    _masked_image(files[stem], known, folder, labels, conversion) if labels
+                    else _image(files[stem], known, folder, conversion))
     if unmarked:
-        conversion.notes.append(f"left out: {counted(unmarked, 'image')} without an XML file")
-    return Found(splits)
+        conversion.notes.append(f"left out: {counted(unmarked, 'image')} without an annotation")
+    names = dict.fromkeys(name for name in labels.values() if name not in _NO_CLASS)
+    return Found(splits, list(names))
+
+
+def _labels(folder: Path) -> dict[int, str]:
+    """Names of classes by their values in SegmentationClass; empty where no file has them."""
+    coloured, numbered = (folder / name for name in _LABEL_FILES)
+    if not coloured.is_file():
+        lines = read_text(numbered).splitlines() if numbered.is_file() else []
+        return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+    found: dict[int, str] = {}
+    for position, line in enumerate(read_text(coloured).splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            match = re.match(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3})(:|$)", line.strip())
+            if not match:
+                raise UserError(f"{coloured}: line {position} is '{line[:60]}', expected "
+                                "NAME:RED,GREEN,BLUE::")
+            red, green, blue = (int(text) for text in match.groups()[1:4])
+            name = found.setdefault(red << 16 | green << 8 | blue, match.group(1))
+            if name != match.group(1) and not {name, match.group(1)} & set(_NO_CLASS):
+                raise UserError(f"{coloured}: '{name}' and '{match.group(1)}' have the same colour")
+    return found
 
 
 def _image(file: Path, known: dict[str, Path], folder: Path, conversion: Conversion) -> FoundImage:
@@ -97,6 +137,49 @@ def _image(file: Path, known: dict[str, Path], folder: Path, conversion: Convers
                     raise UserError(f"{where}: no instance of {mask_file} fits its box")
                 image.add(name, outline, where)
     return image
+
+
+def _masked_image(file: Path, known: dict[str, Path], folder: Path, labels: dict[int, str],
+                  conversion: Conversion) -> FoundImage:
+    """An image whose objects are in `file`, and what they are in the same file of
+    SegmentationClass.
+    """
+    if file.stem not in known:
+        raise UserError(f"{file}: its image was not found in JPEGImages")
+    place = folder / "SegmentationClass" / file.relative_to(folder / "SegmentationObject")
+    source = next(folder / name for name in _LABEL_FILES if (folder / name).is_file())
+    numbers, classes = (_values(path, source.name == _LABEL_FILES[0]) for path in (file, place))
+    image = open_image(known[file.stem], str(file), numbers.shape[::-1])
+    if classes.shape != numbers.shape:
+        raise UserError(f"{place}: has {classes.shape[1]} x {classes.shape[0]} pixels, {file} "
+                        f"{numbers.shape[1]} x {numbers.shape[0]}")
+    for value in np.unique(numbers[numbers > 0]).tolist():
+        with conversion.left_out():
+            mask = numbers == value
+            within, counts = np.unique(classes[mask], return_counts=True)
+            kind, where = int(within[counts.argmax()]), f"{file}: object {_shown(value)}"
+            if labels.get(kind, _NO_CLASS[0]) in _NO_CLASS:
+                raise UserError(f"{where}: has {_shown(kind)} in {place}, which is no class of "
+                                f"{source}")
+            image.add(labels[kind], run_lengths(mask), where)
+    return image
+
+
+def _shown(value: int) -> str:
+    return f"#{value:06x}" if value > _VOID else str(value)
+
+
+def _values(file: Path, palette: bool = False) -> np.ndarray:
+    """Numbers `[h, w]` of a mask, 0 where there is nothing or a border; colours are 0xrrggbb.
+
+    `palette`: numbers stand for colours, too, where the file gives them.
+    """
+    opened = read_pixels(file)
+    if len(opened.getbands()) > 1 or palette and opened.mode == "P":
+        values = np.asarray(opened.convert("RGB"), np.int64) @ np.array([1 << 16, 1 << 8, 1])
+        return np.where(values == _VOID_COLOUR, 0, values)
+    values = np.array(opened)
+    return np.where(values == _VOID, 0, values)
 
 
 def _parse(file: Path) -> ElementTree.Element:
@@ -141,14 +224,11 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
 
     Numbers in another order are taken by the boxes alone.
     """
-    numbers = np.array(read_pixels(file))
-    if numbers.ndim != 2:
-        raise UserError(f"{file}: holds colours, expected instance numbers (a PNG with a palette, "
-                        "as VOC has it)")
+    numbers = _values(file)
     if numbers.shape != image.size[::-1]:
         raise UserError(f"{file}: has {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
                         f"{image.size[0]} x {image.size[1]}")
-    left = {int(n): run_lengths(numbers == n) for n in np.unique(numbers) if n not in (0, _VOID)}
+    left = {int(n): run_lengths(numbers == n) for n in np.unique(numbers[numbers > 0])}
     chosen: dict[int, Outline] = {}
     for n, (_, _, _, (x1, y1, x2, y2)) in enumerate(listed):
         fits = {number: mask_utils.iou([mask_utils.toBbox(mask)], [[x1, y1, x2 - x1, y2 - y1]],
@@ -158,5 +238,5 @@ def _masks(file: Path, listed: Sequence[Listed], image: FoundImage,
             chosen[n] = left.pop(best)
     if left and len(chosen) == len(listed):
         with conversion.left_out():
-            raise UserError(f"{file}: instance {min(left)} fits no object of the XML file")
+            raise UserError(f"{file}: instance {_shown(min(left))} fits no object of the XML file")
     return chosen

@@ -22,8 +22,8 @@ def picture(path):
 
 
 def mask(path, numbers):
-    """Each box filled with its number."""
-    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    """Each box filled with its number, or its colour in OpenCV's order."""
+    pixels = np.zeros((SIDE, SIDE, *np.shape(numbers)[1:]), np.uint8)
     for number, (x1, y1, x2, y2) in zip(numbers, BOXES):
         pixels[y1:y2, x1:x2] = number
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,26 @@ def voc(folder):
             f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>" for x1, y1, x2, y2 in BOXES)
         text(folder / "Annotations" / f"{name}.xml",
              f"<annotation><filename>{name}.png</filename>{objects}</annotation>")
+
+
+def cvat_masks(folder):
+    """As "Segmentation mask 1.1": masks of the labels' colours."""
+    for name in NAMES:
+        picture(folder / "JPEGImages" / "a day" / f"{name}.png")
+        mask(folder / "SegmentationClass" / "a day" / f"{name}.png", [(83, 50, 250)] * 2)
+        mask(folder / "SegmentationObject" / "a day" / f"{name}.png", [(0, 128, 0), (0, 0, 128)])
+    text(folder / "ImageSets" / "Segmentation" / "default.txt",
+         "".join(f'"a day/{name}"\n' for name in NAMES))
+    text(folder / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\n"
+                                  "cat:250,50,83::\n")
+
+
+def labelme2voc(folder):
+    for name in NAMES:
+        picture(folder / "JPEGImages" / f"{name}.jpg")
+        mask(folder / "SegmentationClass" / f"{name}.png", [1, 1])
+        mask(folder / "SegmentationObject" / f"{name}.png", [1, 2])
+    text(folder / "class_names.txt", "_background_\ncat\n")
 
 
 def element(kind, data):
@@ -182,6 +202,8 @@ LAYOUTS = {
     roboflow: ("coco", "cat", (4, 2)),
     roboflow_without_split: ("coco", "cat", (5, 1)),
     voc: ("voc", "cat", (5, 1)),
+    cvat_masks: ("voc", "cat", (5, 1)),
+    labelme2voc: ("voc", "cat", (5, 1)),
     sbd: ("sbd", "cat", (4, 2)),
     nuclei: ("masks", "object", (5, 1)),
     penn_fudan: ("masks", "object", (5, 1)),

@@ -24,6 +24,7 @@ from helpers.foreign_layouts import (
     LAYOUTS,
     NAMES,
     SIDE,
+    cvat_masks,
     element,
     labelme,
     mask,
@@ -336,8 +337,27 @@ def test_files_that_one_name_does_not_tell_apart(tmp_path):
         assert "rename one of them or move it away" in mistake(tmp_path / layout.__name__)
 
 
+def test_objects_of_no_class_and_splits_of_cvat(tmp_path, capsys):
+    place = tmp_path / "raw"
+    cvat_masks(place)
+    text(place / "ImageSets" / "Segmentation" / "train.txt", '"a day/a"\na day/c\n')
+    text(place / "ImageSets" / "Segmentation" / "val.txt", "a day/b\n")
+    mask(place / "SegmentationClass" / "a day" / "c.png", [(83, 50, 250), (9, 8, 7)])
+    sentence = mistake(place)
+    assert "c.png: object #800000: has #070809 in " in sentence
+    assert "labelmap.txt; correct it, or " in sentence
+    assert run_main(convert.main, ["voc", str(place), f"--out={tmp_path / 'out'}",
+                                   "--skip_bad"]) == 0
+    assert capsys.readouterr().out.count("left out: ") == 1
+    datasets = [opened(tmp_path / "out", split) for split in ("train", "val")]
+    assert [[len(masks_of(data, n)) for n in range(len(data))] for data in datasets] == [
+        [2, 1], [2]]
+    shutil.rmtree(str(place / "JPEGImages"))
+    assert "no folder JPEGImages" in mistake(place)
+
+
 def test_images_without_a_file_of_voc_are_counted(tmp_path):
     voc(tmp_path / "raw")
     place = next((tmp_path / "raw").iterdir())
     picture(place / "JPEGImages" / "z.jpg")
-    assert "left out: 1 image without an XML file" in opened(tmp_path / "raw").origin
+    assert "left out: 1 image without an annotation" in opened(tmp_path / "raw").origin

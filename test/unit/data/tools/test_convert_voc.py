@@ -51,9 +51,10 @@ def instances():
 BOXES = [("cat", (4, 4, 20, 20)), ("dog", (30, 10, 50, 40))]
 
 
+@pytest.mark.parametrize("colors", [False, True])
 @pytest.mark.parametrize("order", [1, -1])
-def test_voc_masks(tmp_path, capsys, order):
-    voc(tmp_path / "raw", "a", BOXES[::order], instances())
+def test_voc_masks(tmp_path, capsys, order, colors):
+    voc(tmp_path / "raw", "a", BOXES[::order], instances(), colors=colors)
     assert run(capsys, "voc", tmp_path / "raw", "--out", tmp_path / "o", "--val_fraction=0")[0] == 0
     found = masks_of(opened(tmp_path / "o"), 0)
     assert [name for name, _ in found] == ["cat", "dog"][::order]
@@ -135,7 +136,6 @@ def test_images_of_a_test_list_are_not_trained_on(tmp_path, capsys):
     ([("", (4, 4, 20, 20))], {}, "object 1 (''): needs a name and a bndbox"),
     ([("cat", (30, 4, 20, 20))], {}, "object 1 ('cat'): needs a name and a bndbox"),
     (BOXES, {"size": (10, 10)}, "says 10 x 10 pixels"),
-    (BOXES, {"colors": True}, "holds colours, expected instance numbers"),
     (BOXES, {"mask": np.zeros((9, 9), int)}, "has 9 x 9 pixels, its image 64 x 48"),
 ])
 def test_broken_voc(tmp_path, capsys, objects, changes, expected):
