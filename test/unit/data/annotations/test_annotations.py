@@ -354,8 +354,7 @@ def test_without_annotations_there_are_no_objects(tmp_path):
 
 
 def test_empty_annotations_are_all_background(tmp_path):
-    content = dict(document(), annotations=[])
-    assert _load(tmp_path, content).report.empty_images == 3
+    assert _load(tmp_path, dict(document(), annotations=[])).report.empty_images == 3
 
 
 def test_numbers_and_names_that_no_file_can_have(tmp_path):
@@ -363,10 +362,8 @@ def test_numbers_and_names_that_no_file_can_have(tmp_path):
     if sys.version_info >= (3, 11):
         with pytest.raises(UserError, match="cannot be read as a COCO"):
             _load(tmp_path, text)
-    content = document()
-    content["images"][0]["file_name"] = "a\0b.png"
     with pytest.raises(UserError, match="expected the name of a file"):
-        _load(tmp_path, content)
+        _load(tmp_path, _edited(lambda content: content["images"][0].update(file_name="a\0b.png")))
 
 
 def test_byte_order_mark_is_skipped(tmp_path):
