@@ -40,7 +40,8 @@ _MAY_CHANGE = ("lr", "max_iter", "epochs", "schedule", "lr_steps", "gamma", "lr_
                "lr_warmup_until", "lr_final_factor", "early_stopping", "backbone_weights")
 """Fields of the configuration that may be others when a training goes on. What the schedule makes
 of them is compared, and said where it differs."""
-
+_OF_SCORES = ("nms_conf_thresh", "nms_thresh", "nms_top_k", "max_num_detections")
+"""Those that the training itself does not read: they may be others, and it is said."""
 
 LONGEST_UNSAVED = 600.0
 """Seconds of a training that a process killed without warning may lose, and a few steps."""
@@ -280,9 +281,11 @@ def check_same_training(identity: Mapping[str, Any], state: Mapping[str, Any],
                                "number of images; the training goes on with what is there now")
             continue
         if key == "config" and isinstance(stored, dict):
-            # As this version writes it.
-            stored = Config.from_dict(stored).replace(
-                **{name: value[name] for name in _MAY_CHANGE}).to_dict()
+            stored = Config.from_dict(stored).to_dict()  # as this version writes it
+            changed += [f"Changed : {name} from {stored[name]} to {value[name]}; scores before and "
+                        "after are not comparable" for name in _OF_SCORES
+                        if stored[name] != value[name]]
+            stored.update((name, value[name]) for name in _MAY_CHANGE + _OF_SCORES)
         if stored != value:
             found, expected = stored, value
             if isinstance(stored, dict):  # the keys that differ are enough

@@ -110,7 +110,7 @@ def _add_detection_and_output(parser: ArgumentParser) -> None:
     group.add_argument("--score_threshold", type=float, default=0.0,
                        help="leave out detections up to this score")
     group.add_argument("--max_num_detections", type=Bounded(int, 1), default=None,
-                       help="detections per image; default: the configuration's, 100")
+                       help="detections per image; default: the configuration's")
     add_switch(group, "--no_crop", help="do not cut objects off outside their rectangles")
 
     group = parser.add_argument_group("output")

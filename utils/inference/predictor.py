@@ -166,7 +166,7 @@ class Predictor:
             last batch is filled up.
         nms: `fast`, `cross_class` or `traditional`.
         crop: cut masks off outside their boxes.
-        max_num_detections: objects per image; None for the recipe's 100.
+        max_num_detections: objects per image; None for the recipe's.
         save_folder: see `weights`.
         precision: `float32`, `bfloat16`, `float16`, or `auto` for what is fastest here.
 

@@ -84,9 +84,11 @@ def test_a_finished_run_is_trained_longer_as_if_it_had_been_asked_for(flags, cap
     assert train.main(flags + ["--save_folder=whole", "--max_iter=12", "--no_run_folder"]) == 0
     assert train.main(flags + ["--num_workers=1"]) == 0
     capsys.readouterr()
-    assert train.main(["--resume=runs/yolact_shapes", "--max_iter=12", "--num_workers=0"]) == 0
+    assert train.main(["--resume=runs/yolact_shapes", "--max_iter=12", "--num_workers=0",
+                       "--set=nms_top_k=300"]) == 0
     out = capsys.readouterr().out
     assert "Changed : max_iter from 8 to 12" in out
+    assert "Changed : nms_top_k from 200 to 300; scores before and after are not comparable" in out
     assert_equal(weights("weights/yolact_shapes_3_12.pth"), weights("whole/yolact_shapes_3_12.pth"))
     # The run folder has the new length: what goes on again has it, too.
     assert train.main(["--resume=runs/yolact_shapes"]) == 0
