@@ -369,7 +369,8 @@ def _recipes() -> Mapping[str, Config]:
         shapes.replace(name="yolact_small", num_classes=81, max_size=256,
                        selected_layers=(0, 1, 2, 3), fpn_num_downsample=1, num_prototypes=32,
                        pred_scales=((12,), (24,), (48,), (96,), (192,)), augment_photometric=True,
-                       nms_top_k=600, max_num_detections=400, batch_size=4, lr=1.5e-3, lr_warmup_until=100, max_iter=1400),
+                       nms_top_k=600, max_num_detections=400, batch_size=4, lr=1.5e-3,
+                       lr_warmup_until=100, max_iter=1400),
     )}
 
 
