@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -66,13 +67,17 @@ def signals_are_heard():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_folders(tmp_path_factory):
-    """What the data check remembers and runs without a place stay out of the user's folders."""
+    """What the data check remembers and runs without a place stay out of the user's folders, and
+    gigabytes of them not longer than the tests of a file.
+    """
+    place = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("YOLACT_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setenv("YOLACT_RUNS", str(place / "runs"))
         yield
+    shutil.rmtree(str(place), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
