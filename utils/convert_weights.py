@@ -25,11 +25,11 @@ KINDS = ("pth", "safetensors", "pdparams")
 def convert(source_path: str, target_path: str, kind: str | None = None) -> list[str]:
     """Convert one file; returns sentences about what was read and written.
 
-    The target is written whole or not at all; it may exist, but may not be the source. Without a
-    `kind` of `KINDS` its ending says it.
+    The target is written whole or not at all, and replaces no file. Without a `kind` of `KINDS`
+    its ending says it.
 
     Raises:
-        UserError: the source is not such a file, or the target's kind cannot be told.
+        UserError: the source is not such a file, the target is there, or its kind cannot be told.
     """
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.checkpoint import load_for_inference, serialise, state_path
@@ -41,9 +41,9 @@ def convert(source_path: str, target_path: str, kind: str | None = None) -> list
     kind = kind or _kind_of(target_path)
     if os.path.isdir(target_path):
         raise UserError(f"'{target_path}' is a folder, expected the name of a file")
-    if os.path.realpath(source_path) == os.path.realpath(target_path):
-        raise UserError(f"'{target_path}' is the file to read and the file to write; give another "
-                        "name for the result")
+    if os.path.isfile(target_path):
+        raise UserError(f"'{target_path}' is there already; remove it, or give another name for "
+                        "the result")
     source = load_for_inference(source_path)
     contents = source.contents
     if contents is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
@@ -19,6 +20,8 @@ Content = Union[bytes, memoryview, Callable[[BinaryIO], Any]]
 """Of a file, or what writes it to a stream."""
 _LONGEST_NAME = 200
 """Bytes of a file's name that its temporary file has too; file systems take 255."""
+GUESSED_ENCODING = "gb18030"
+"""Of a Chinese Windows: what text is read in that is not Unicode."""
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
@@ -114,11 +117,13 @@ def read_whole(path: str | Path) -> bytes:
         return stream.read()
 
 
-def read_text(path: Path, what: str = "file") -> str:
-    """Text of a file in UTF-8 or a Chinese Windows' encoding; `what` it is to the user.
+def read_text(path: Path, what: str = "file",
+              guessed: Callable[[Path], Any] | None = None) -> str:
+    """Text of a file in UTF-8, UTF-16 or a Chinese Windows' encoding; `what` it is to the user.
+    `guessed` is told of a file in the last, for others look the same.
 
     Raises:
-        UserError: it is missing, cannot be read, or is neither of these.
+        UserError: it is missing, cannot be read, or is none of these.
     """
     try:
         data = read_whole(path)
@@ -126,10 +131,26 @@ def read_text(path: Path, what: str = "file") -> str:
         raise UserError(f"{what} not found: looked for {path.absolute()}{similar(path)}") from None
     except (OSError, ValueError) as problem:
         raise UserError(f"cannot read {path}: {problem}") from None
-    for encoding in ("utf-8-sig", "gb18030"):
+    for encoding in (unicode_encoding(data), GUESSED_ENCODING):
         with contextlib.suppress(ValueError):
-            return data.decode(encoding)
+            text = data.decode(encoding)
+            if guessed is not None and encoding == GUESSED_ENCODING:
+                guessed(path)
+            return text
     raise UserError(f"{path}: is not text in UTF-8")
+
+
+def unicode_encoding(start: bytes) -> str:
+    """The encoding of a text that begins so, if it is one of Unicode's; `utf-8` where nothing
+    tells.
+    """
+    return json.detect_encoding(start[:4])
+
+
+def guess_note(path: object) -> str:
+    """A sentence about a file, or several, read in `GUESSED_ENCODING`."""
+    return (f"{path}: not UTF-8, read as GB18030, the encoding of a Chinese Windows; save as UTF-8 "
+            "if names come out wrong")
 
 
 def similar(path: Path) -> str:

@@ -160,7 +160,7 @@ def _read(path: Path, image_size: SizeReader | None) -> KeptArrays:
         file=str(path), images=len(image_ids), annotations=len(labels), objects=len(solid),
         crowds=len(rows) - len(solid), empty_images=int((per_image == 0).sum()),
         objects_per_category=dict(zip([category.name for category in categories], per_class)),
-        defects=found.defects, notes=found.notes)
+        defects=found.defects, notes=columns.notes + found.notes)
     arrays = dict(
         image_ids=image_ids, image_sizes=sizes.astype(np.int32),
         name_offsets=offsets(np.array([len(name) for name in names])),

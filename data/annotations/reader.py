@@ -16,13 +16,13 @@ import re
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, TextIO, Tuple
+from typing import Any, Callable, Iterator, TextIO, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from utils.errors import UserError, first_line
-from utils.files import refuse_endless
+from utils.files import GUESSED_ENCODING, guess_note, refuse_endless, unicode_encoding
 
 ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
@@ -62,6 +62,8 @@ class Columns:
     """int64 `[n, 2]`, height and width of each RLE, as it says itself."""
     rle_bytes: np.ndarray
     """uint8, compressed counts of all RLEs one after the other; no number is cut off."""
+    notes: list[str]
+    """Sentences about the file's text."""
 
 
 class _Collector:
@@ -78,7 +80,8 @@ class _Collector:
         """Annotations so far."""
         return len(self.bad_parts)
 
-    def columns(self, images: list[ImageRecord], categories: list[Any]) -> Columns:
+    def columns(self, images: list[ImageRecord], categories: list[Any],
+                notes: list[str]) -> Columns:
         """What was collected, as NumPy arrays that share its memory."""
         return Columns(
             images, categories, ids=np.asarray(self.ids).reshape(-1, 4),
@@ -86,7 +89,7 @@ class _Collector:
             polygon_lengths=np.asarray(self.polygon_lengths),
             coordinates=np.asarray(self.coordinates), rle_lengths=np.asarray(self.rle_lengths),
             rle_sizes=np.asarray(self.rle_sizes).reshape(-1, 2),
-            rle_bytes=np.asarray(self.rle_bytes))
+            rle_bytes=np.asarray(self.rle_bytes), notes=notes)
 
     def __call__(self, record: dict[str, Any]) -> Any:
         # Some tools repeat image_id in image records or attributes, and file_name in annotations.
@@ -192,7 +195,9 @@ def read_columns(path: Path) -> Columns:
         UserError: the file is missing, is not JSON, is not COCO, or has ids that are not integers.
     """
     collector = _Collector(path)
-    document = _parse(path, read_json_text(path), collector)
+    notes: list[str] = []
+    text = read_json_text(path, lambda file: notes.append(guess_note(file)))
+    document = _parse(path, text, collector)
     if not isinstance(document, dict):
         hint = " (a results file?)" if isinstance(document, list) and collector.rows else ""
         raise UserError(f"{path}: the top level of the JSON is a {type(document).__name__}{hint}, "
@@ -210,7 +215,7 @@ def read_columns(path: Path) -> Columns:
             name = record.get("id") if isinstance(record, dict) else record
             raise UserError(f"{path}: image {name!r} (number {number} in the list) has no "
                             "file_name; every image needs an id and a file_name")
-    return collector.columns(document["images"], document["categories"])
+    return collector.columns(document["images"], document["categories"], notes)
 
 
 def _check_rows(path: Path, annotations: list[Any], rows: int) -> None:
@@ -234,24 +239,28 @@ def begins_as_json(path: Path) -> bool:
     try:
         refuse_endless(path)
         with open(str(path), "rb") as stream:
-            start = stream.read(_BEGINNING).lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = stream.read(_BEGINNING)
     except (OSError, ValueError):
         return False
-    return start[:1] in (b"", b"{", b"[")
+    text = start.decode(unicode_encoding(start), "replace").lstrip("\ufeff \t\r\n")
+    return text[:1] in ("", "{", "[")
 
 
 def ends_as_json(path: Path) -> bool:
     """Whether a file that begins as JSON ends so, too: it was not cut off, nor filled with NULs."""
     with open(str(path), "rb") as stream:
-        stream.seek(max(os.path.getsize(str(path)) - _BEGINNING, 0))
-        return stream.read().rstrip()[-1:] in (b"}", b"]")
+        encoding = unicode_encoding(stream.read(4))
+        last = max(os.path.getsize(str(path)) - _BEGINNING, 0)
+        stream.seek(last - last % 4)
+        return stream.read().decode(encoding, "replace").rstrip()[-1:] in ("}", "]")
 
 
-def read_json_text(path: Path) -> str:
-    """Text of an annotation file, in UTF-8 or a Chinese Windows' encoding.
+def read_json_text(path: Path, guessed: Callable[[Path], Any] = lambda path: None) -> str:
+    """Text of an annotation file, in UTF-8, UTF-16 or a Chinese Windows' encoding; `guessed` is
+    told of a file in the last, for others look the same.
 
     Raises:
-        UserError: it is missing, cannot be read, or neither of these.
+        UserError: it is missing, cannot be read, or none of these.
     """
     if not os.path.exists(str(path)):
         raise UserError(f"annotation file not found: looked for {path.absolute()}")
@@ -260,12 +269,13 @@ def read_json_text(path: Path) -> str:
     length = -1 if begins_as_json(path) else _BEGINNING
     try:
         refuse_endless(path)
+        with open(str(path), "rb") as beginning:
+            encoding = unicode_encoding(beginning.read(4))
         try:
-            with open(str(path), encoding="utf-8") as stream:
-                text = "".join(_pieces(stream, length))
+            text = _text(path, encoding, length)
         except UnicodeDecodeError:
-            with open(str(path), encoding="gb18030") as stream:  # of a Chinese Windows
-                text = "".join(_pieces(stream, length))
+            text = _text(path, GUESSED_ENCODING, length)
+            guessed(path)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None
@@ -273,13 +283,18 @@ def read_json_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not text.strip():
         raise UserError(f"{path}: the file is empty, expected COCO annotations as JSON")
-    return text[1:] if text.startswith("\ufeff") else text
+    return text
+
+
+def _text(path: Path, encoding: str, length: int) -> str:
+    """The first `length` letters of a file; all of it, if that is -1, but no further than a NUL,
+    which JSON does not have: a sparse file of some bytes has gigabytes of them.
+    """
+    with open(str(path), encoding=encoding) as stream:
+        return "".join(_pieces(stream, length))
 
 
 def _pieces(stream: TextIO, length: int) -> Iterator[str]:
-    """The first `length` letters of a text; all of it, if that is -1, but no further than a NUL,
-    which JSON does not have: a sparse file of some bytes has gigabytes of them.
-    """
     piece = stream.read(_PIECE if length < 0 else length)
     yield piece
     while piece and length < 0 and "\0" not in piece:

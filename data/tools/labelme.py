@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> list
     images: dict[str, FoundImage] = {}
     for file in files:
         with conversion.left_out():
-            content = _read(file)
+            content = _read(file, conversion.text)
             if content is None:
                 continue
             image = _image(file, content)
@@ -89,9 +89,9 @@ def _images(folder: Path, there: Sequence[Path], conversion: Conversion) -> list
     return list(images.values())
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path, text: Callable[[Path], str] = read_text) -> dict[str, Any] | None:
     """Content of a labelme file; None for JSON that is something else."""
-    content = parse_json(read_text(file), str(file))
+    content = parse_json(text(file), str(file))
     return content if isinstance(content, dict) and "shapes" in content else None
 
 

@@ -27,7 +27,6 @@ from data.tools.conversion import (
 )
 from data.tools.source_files import by_stem, list_files, listed_stems, read_pixels
 from utils.errors import UserError, counted
-from utils.files import read_text
 
 _VOID = 255
 _VOID_COLOUR = 0xE0E0C0
@@ -59,7 +58,7 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     """
     annotations, images_folder = folder / "Annotations", folder / "JPEGImages"
     files = by_stem(list_files(annotations, (".xml",)))
-    labels = {} if files else _labels(folder)
+    labels = {} if files else _labels(folder, conversion)
     for place in (images_folder,) if labels else (annotations, images_folder):
         if not place.is_dir():
             raise UserError(f"{folder.absolute()}: no folder {place.name}; give the folder that "
@@ -90,14 +89,14 @@ def read_voc(folder: Path, conversion: Conversion) -> Found:
     return Found(splits, list(names))
 
 
-def _labels(folder: Path) -> dict[int, str]:
+def _labels(folder: Path, conversion: Conversion) -> dict[int, str]:
     """Names of classes by their values in SegmentationClass; empty where no file has them."""
     coloured, numbered = (folder / name for name in _LABEL_FILES)
     if not coloured.is_file():
-        lines = read_text(numbered).splitlines() if numbered.is_file() else []
+        lines = conversion.text(numbered).splitlines() if numbered.is_file() else []
         return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     found: dict[int, str] = {}
-    for position, line in enumerate(read_text(coloured).splitlines(), 1):
+    for position, line in enumerate(conversion.text(coloured).splitlines(), 1):
         if line.strip() and not line.startswith("#"):
             match = re.match(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3})(:|$)", line.strip())
             if not match:
@@ -111,7 +110,7 @@ def _labels(folder: Path) -> dict[int, str]:
 
 
 def _image(file: Path, known: dict[str, Path], folder: Path, conversion: Conversion) -> FoundImage:
-    root = _parse(file)
+    root = _parse(file, conversion)
     if root.tag.lower() != "annotation":
         raise UserError(f"{file}: begins with <{root.tag[:60]}>, expected <annotation> as VOC has "
                         "it")
@@ -182,12 +181,12 @@ def _values(file: Path, palette: bool = False) -> np.ndarray:
     return np.where(values == _VOID, 0, values)
 
 
-def _parse(file: Path) -> ElementTree.Element:
+def _parse(file: Path, conversion: Conversion) -> ElementTree.Element:
     try:
         return ElementTree.parse(str(file)).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError):
         try:
-            return ElementTree.fromstring(read_text(file))  # Chinese encodings are read by it
+            return ElementTree.fromstring(conversion.text(file))  # in a Chinese encoding
         except (ElementTree.ParseError, ValueError) as problem:
             raise UserError(f"{file}: not XML: {problem}") from None
 

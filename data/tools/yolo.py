@@ -71,9 +71,11 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
             conversion.notes += outside(images, folders.pop(""))
         else:
             folders = {"train": [images]}
-        names = list(conversion.classes or _listed_names(source))
+        names = list(conversion.classes or _listed_names(source, conversion))
     else:
-        folders, names = _described(path or source / FOLDER_FILE)
+        path = path or source / FOLDER_FILE
+        folders, names = _described(path)
+        conversion.text(path)  # says whether its encoding was guessed
     splits: dict[str, list[FoundImage]] = {}
     image_folders: set[Path] = set()
     for split, places_ in folders.items():
@@ -133,10 +135,11 @@ def _described(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
                         "outlines")
     folders = {split: _sources(path, content, split) for split in SPLITS if content.get(split)}
     return ({split: places for split, places in folders.items() if places},
-            _names(path, content.get("names")))
+            _names(path, content.get("names"), content.get("nc")))
 
 
-def _names(path: Path, value: Any) -> list[str]:
+def _names(path: Path, value: Any, count: Any) -> list[str]:
+    """Class names in their order, `count` of them where that is given."""
     if isinstance(value, dict):
         numbers = {key: whole_number(str(key)) for key in value}
         by_number = {numbers[key]: name for key, name in value.items()}
@@ -152,13 +155,17 @@ def _names(path: Path, value: Any) -> list[str]:
     names = [str(name) for name in value]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names holds the same class twice")
+    if count is not None and whole_number(str(count)) != len(names):
+        raise UserError(f"{path}: nc is {shown(count)}, but names holds "
+                        f"{counted(len(names), 'class name')}; correct one of them")
     return names
 
 
-def _listed_names(folder: Path) -> list[str]:
+def _listed_names(folder: Path, conversion: Conversion) -> list[str]:
     for name in _NAME_FILES:
         if (folder / name).is_file():
-            names = [line.strip() for line in read_text(folder / name).rstrip().splitlines()]
+            text = conversion.text(folder / name)
+            names = [line.strip() for line in text.rstrip().splitlines()]
             if "" in names or len(set(names)) < len(names):
                 raise UserError(f"{folder / name}: has an empty line, or a class twice; expected "
                                 "class names in their order, one a line")

@@ -237,6 +237,9 @@ def read_image(path: str) -> np.ndarray:
         with contextlib.suppress(cv2.error, OSError):  # more pixels than it reads; no permission
             with open(path, "rb") as stream:
                 data = stream.read()
+            if data[4:8] == b"ftyp":  # AVIF, which OpenCV does not turn
+                raise UserError(f"'{path}' is an AVIF image, which is not read here; save it as "
+                                "JPEG or PNG")
             if is_truncated(data):  # OpenCV would make up the rest of it
                 raise UserError(f"'{path}' is truncated, the end of the image is missing; copy it "
                                 "again")

@@ -310,7 +310,18 @@ def test_a_description_in_a_chinese_windows_encoding(tmp_path):
     yolo(tmp_path / "raw")
     (tmp_path / "raw" / "data.yaml").write_bytes(
         "train: ../train/images\nval: ../valid/images\nnames: [\u88c2\u7f1d]\n".encode("gbk"))
-    assert opened(tmp_path / "raw").class_names == ["\u88c2\u7f1d"]
+    dataset = opened(tmp_path / "raw")
+    assert dataset.class_names == ["\u88c2\u7f1d"]
+    assert "data.yaml: not UTF-8, read as GB18030" in dataset.origin
+
+
+@pytest.mark.parametrize("count", ["3", "'3'", "[1]", "1e9", "many"])
+def test_a_description_that_counts_other_classes_than_it_names(tmp_path, count):
+    yolo(tmp_path / "raw")
+    content = (tmp_path / "raw" / "data.yaml").read_text()
+    assert "nc: 1\n" in content and len(opened(tmp_path / "raw")) == 4
+    text(tmp_path / "raw" / "data.yaml", content.replace("nc: 1", f"nc: {count}"))
+    assert "but names holds 1 class name; correct one of them" in mistake(tmp_path / "raw")
 
 
 def test_label_files_without_an_image_are_a_mistake(tmp_path):

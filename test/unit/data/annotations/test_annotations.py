@@ -184,14 +184,15 @@ def test_not_coco_is_one_sentence(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk"])
-def test_a_file_of_a_chinese_windows(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "gbk"])
+def test_a_file_of_a_windows(tmp_path, encoding):
     content = document()
     content["categories"][0]["name"] = "\u72d7"
     path = tmp_path / "instances.json"
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
-    assert "\u72d7" in [category.name for category in load_annotations(path).categories]
-    assert "\u72d7" in str(GroundTruth(str(path)).coco.cats)
+    loaded, truth = load_annotations(path), GroundTruth(str(path))
+    assert ("read as GB18030" in loaded.report.sentences()[-1]) == (encoding == "gbk")
+    assert "\u72d7" in str(loaded.categories) and "\u72d7" in str(truth.coco.cats)
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.35, 0.6, 0.9, 0.999])

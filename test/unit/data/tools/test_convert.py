@@ -159,14 +159,15 @@ def test_labelme_writes_sizes_and_labels_as_numbers_or_text(tmp_path, capsys):
     assert code == 0 and "2 objects" in out and opened(tmp_path / "out").class_names == ["7"]
 
 
-@pytest.mark.parametrize("encoding", ["gbk", "utf-8-sig"])
-def test_labelme_files_of_a_chinese_windows(tmp_path, capsys, encoding):
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8-sig", "utf-16"])
+def test_labelme_files_of_a_windows(tmp_path, capsys, encoding):
     labelme(tmp_path / "raw", "a", [])
     text = json.dumps({"imagePath": "a.jpg", "shapes": [shape("\u88c2\u7f1d", SQUARE)]},
                       ensure_ascii=False)
     (tmp_path / "raw" / "a.json").write_bytes(text.encode(encoding))
-    assert run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "out",
-               "--val_fraction=0")[0] == 0
+    code, out = run(capsys, "labelme", tmp_path / "raw", "--out", tmp_path / "out",
+                    "--val_fraction=0")
+    assert code == 0 and ("a.json: not UTF-8, read as GB18030" in out) == (encoding == "gbk")
     assert opened(tmp_path / "out").class_names == ["\u88c2\u7f1d"]
 
 

@@ -132,8 +132,10 @@ def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
     sizes = struct.pack(">4sII5B", b"IHDR", 60000, 60000, 8, 2, 0, 0, 0)
     (tmp_path / "huge.png").write_bytes(
         header[:12] + sizes + struct.pack(">I", zlib.crc32(sizes)) + header[33:])
-    code, out, errors = run_alone(folder, tmp_path, "text.png", "a.png", "taken.png", "absent.png",
-                                  "huge.png", "b.png", "half.jpg", "--out=drawn", "--top_k=1")
+    (tmp_path / "c.avif").write_bytes(b"\0\0\0\x20ftypavif")
+    code, out, errors = run_alone(
+        folder, tmp_path, "text.png", "a.png", "taken.png", "absent.png", "huge.png", "b.png",
+        "half.jpg", "c.avif", "--out=drawn", "--top_k=1")
     assert code == 2
     assert [(record["image_id"], record["file_name"]) for record in json.loads(out)] == [
         (2, "a.png"), (3, "taken.png"), (6, "b.png")]
@@ -142,7 +144,8 @@ def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
     assert errors.splitlines() == [
         f"error: 'text.png' {reason}", "error: cannot write 'drawn/taken.png': Is a directory",
         f"error: 'absent.png' {reason}", f"error: 'huge.png' {large}",
-        "error: 'half.jpg' is truncated, the end of the image is missing; copy it again"]
+        "error: 'half.jpg' is truncated, the end of the image is missing; copy it again",
+        "error: 'c.avif' is an AVIF image, which is not read here; save it as JPEG or PNG"]
     assert sorted(os.listdir(str(tmp_path / "drawn"))) == ["a.png", "b.png", "taken.png"]
 
 
