@@ -40,7 +40,6 @@ AUTO, NONE = "auto", "none"
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.3, 0.5
 _IMAGES = os.path.join("evaluation", "pictures")
 _MAX_IMAGES = 8
-_MAX_DETECTIONS = 100
 _MAX_NAMED = 30
 """Objects of an image up to which each has its plate; more plates would hide what they name."""
 _DRAWS_ALL = int(cv2.__version__.split(".")[0]) >= 5
@@ -271,7 +270,7 @@ def draw_image(image: ScoredImage, pixels: np.ndarray, names: Mapping[int, str])
 
 def _surest(image: ScoredImage) -> list[dict[str, Any]]:
     found = [item for item in image.detections if item["mask_score"] >= SCORE_THRESHOLD]
-    return sorted(found, key=lambda item: -item["mask_score"])[:_MAX_DETECTIONS]
+    return sorted(found, key=lambda item: -item["mask_score"])
 
 
 def _draw(canvas: np.ndarray, scale: float, items: Sequence[dict[str, Any]],

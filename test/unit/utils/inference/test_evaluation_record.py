@@ -163,7 +163,7 @@ def test_images_that_are_drawn_have_objects_if_there_are_enough(full, empty, dra
     assert [image.image_id for image in found] == drawn
 
 
-@pytest.mark.parametrize("count, plates", [(30, True), (31, False), (120, False)])
+@pytest.mark.parametrize("count, plates", [(30, True), (31, False), (400, False)])
 def test_plates_do_not_hide_many_objects(monkeypatch, count, plates):
     drawn = []
 
@@ -174,7 +174,7 @@ def test_plates_do_not_hide_many_objects(monkeypatch, count, plates):
     monkeypatch.setattr(evaluation_record, "draw_instances", draw)
     image = ScoredImage(1, [item(3, A)] * count, [item(3, A)])
     evaluation_record.draw_image(image, np.zeros((SIDE, SIDE, 3), np.uint8), {3: "cat"})
-    assert drawn == [(1, True), (min(count, 100), plates)]
+    assert drawn == [(1, True), (count, plates)]
 
 
 def test_an_image_a_pixel_high_is_drawn():
