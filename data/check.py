@@ -57,7 +57,7 @@ def quick_check(train: CocoDataset, val: CocoDataset | None, config: Config,
     if len(new) > _SHOWN:
         lines.append(f"  ... and {len(new) - _SHOWN} more; python -m data.check shows them")
     return lines + ["  suggestion: " + text for text in suggestions(train, config)
-                    if "--pred_scales" in text]
+                    if ": --" in text]
 
 
 def write_first_batch(dataset: CocoDataset, config: Config, path: str, count: int = 8,

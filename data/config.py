@@ -28,7 +28,7 @@ SMALLEST_SIDE = 64
 """Pixels that an input side has at least: two positions of a ResNet's last stage."""
 SMALLEST_MASKIOU_INPUT = 63
 """Prototype pixels a side from which `layers.heads.MaskIouNet` has an output."""
-_MOST_DETECTIONS = 10000
+MOST_DETECTIONS = 10000
 """Each is compared with all others of its class."""
 _FIRST_NEW_FIELD = "ema_decay"
 
@@ -153,9 +153,9 @@ class Config:
     nms_thresh: float = fraction(0.5, "largest IoU of two detections that both stay")
     nms_top_k: int = option(
         200, "candidates of a class that enter the suppression; rows of a Detections",
-        at_least=1, at_most=_MOST_DETECTIONS)
+        at_least=1, at_most=MOST_DETECTIONS)
     max_num_detections: int = option(
-        100, "detections of an image", at_least=1, at_most=_MOST_DETECTIONS)
+        100, "detections of an image", at_least=1, at_most=MOST_DETECTIONS)
 
     # New fields go below this line, with a default that changes nothing: checkpoints of earlier
     # versions do not have them, and mean these defaults.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, List, Mapping, Sequence, Tuple
@@ -11,7 +12,7 @@ from typing import Any, Callable, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from data.coco import CocoDataset, missing_hint
-from data.config import Config
+from data.config import MOST_DETECTIONS, Config
 from data.config_fields import as_text
 from data.image import read_header
 from utils.errors import UserError, counted, some
@@ -309,13 +310,20 @@ def fitted_scales(boxes: np.ndarray, scales: Sequence[Sequence[float]]) -> Scale
 
 
 def suggestions(train: CocoDataset, config: Config) -> list[str]:
-    """Lines about anchors, tiny objects and ground-truth slots, from the training boxes."""
+    """Lines about ground-truth slots, dense images, tiny objects and anchors, for training."""
     from data.targets import ground_truth_slots  # imports PyTorch, which --help need not wait for
 
     packed = train.annotations
     per_image = np.bincount(packed.owners[~packed.crowd], minlength=len(train))
     lines = [f"ground-truth slots: {ground_truth_slots(train.max_objects)} (image "
              f"{train.image_ids[per_image.argmax()]} has {counted(train.max_objects, 'object')})"]
+    dense = int((per_image > config.max_num_detections).sum())
+    if dense:
+        wanted = min(math.ceil(train.max_objects / 100) * 100, MOST_DETECTIONS)
+        candidates = min(max(wanted * 3 // 2, config.nms_top_k), MOST_DETECTIONS)
+        lines.append(f"{dense} of {counted(len(train), 'image')} show more objects than the "
+                     f"{config.max_num_detections} that {config.name} finds: --set "
+                     f"max_num_detections={wanted} --set nms_top_k={candidates}")
     boxes = (object_sides(train) * config.max_size).clip(1e-3)
     if not len(boxes):
         return lines

@@ -306,6 +306,20 @@ def test_quick_check_before_training(tmp_path):
         quick_check(train, val, config, strict=True)
 
 
+def test_a_recipe_that_finds_fewer_objects_than_an_image_shows(tmp_path):
+    content = document()
+    first = content["annotations"][0]
+    content["annotations"] += [dict(first, id=1000 + n) for n in range(120)]
+    train, config = make(tmp_path, content), get_config("yolact_shapes")
+    said = [line for line in quick_check(train, None, config) if "more objects" in line]
+    assert said == ["  suggestion: 1 of 3 images show more objects than the 100 that yolact_shapes "
+                    "finds: --set max_num_detections=200 --set nms_top_k=300"]
+    wanted = config.replace(max_num_detections=200, nms_top_k=300)
+    assert "more objects" not in str(quick_check(train, None, wanted))
+    more = config.replace(max_num_detections=100, nms_top_k=5000)
+    assert "max_num_detections=200 --set nms_top_k=5000" in str(quick_check(train, None, more))
+
+
 def test_duplicates_keep_the_first_and_spare_crowds(tmp_path):
     content = document()
     for number, original in ((200, 0), (201, 2), (202, 0)):
