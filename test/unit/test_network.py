@@ -219,11 +219,20 @@ def test_channels_and_strides_of_backbones(name):
 
 
 @pytest.mark.skipif(not has_autocast(), reason="older than the layout")
-def test_channels_last_change_rounding_alone():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_arrangement_for_a_device_changes_rounding_alone(threads):
     network, images = build_yolact(_small()), _images(_small())
     plain = network(images)
-    network.channels_last = True
-    found = network(images)
+    network.arrange_for(torch.device("cpu"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autograd.profiler.profile() as profile:
+            found = network(images)
+    finally:
+        torch.set_num_threads(before)
+    kinds = [event.name for event in profile.function_events]
+    assert "aten::mkldnn_convolution" in kinds and "aten::_slow_conv2d_forward" not in kinds
     assert not found["proto"].permute(0, 3, 1, 2).is_contiguous()
     for name, values in plain.items():
         torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-4)
