@@ -236,8 +236,18 @@ def prepare(planes: np.ndarray, described: dict[str, Any]) -> np.ndarray:
     return (planes.astype(np.float32) - mean) / std
 
 
+def refuse_other_names(path: str) -> None:
+    """A `UserError` for a name of other bytes than UTF-8's, which no library of ONNX takes."""
+    try:
+        path.encode("utf-8")
+    except UnicodeError:
+        raise UserError(f"'{path}' is a name that is not in UTF-8, and ONNX opens no such file; "
+                        "rename the folder, or choose another") from None
+
+
 def open_onnx(path: str, device: str = "cpu", options: Any | None = None) -> tuple[Session, str]:
     """What runs an ONNX file, and ONNX Runtime's version and device in words."""
+    refuse_other_names(path)
     runtime = require("onnxruntime")
     available = runtime.get_available_providers()
     wanted = list(PROVIDERS) if device == "auto" else [device]

@@ -10,6 +10,7 @@ A recipe's name stands for all trainings with it: two of different recipes share
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import glob
@@ -160,12 +161,15 @@ def _lock(place: str, config_name: str) -> BinaryIO | None:
 
 
 def list_checkpoints(folder: str, config_name: str | None = None) -> list[str]:
-    """Weights files in `folder` that follow the naming pattern, oldest iteration first."""
+    """Weights files in `folder` that follow the naming pattern, oldest iteration first; no links to
+    files that are gone.
+    """
     found = []
     for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
         name = CheckpointName.parse(path)
         if name is not None and config_name in (None, name.config):
-            found.append((name.iteration, os.path.getmtime(path), path))
+            with contextlib.suppress(FileNotFoundError):  # just removed by its training, too
+                found.append((name.iteration, os.path.getmtime(path), path))
     return [path for _, _, path in sorted(found)]
 
 

@@ -89,6 +89,10 @@ class RunRecord:
                                     "install it or leave the flag out") from error
                 self.notes.append("TensorBoard is not installed: no events in the run folder (pip "
                                   "install tensorboard)")
+            except UserError as error:
+                if place == board:
+                    raise
+                self.notes.append(f"No events in the run folder: {error}")
         for path in self._logs:
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -32,6 +32,7 @@ class TensorBoard(Tracker):
 
     Raises:
         ImportError: it is not installed.
+        UserError: it cannot write to such a folder.
     """
 
     name = "TensorBoard's events"
@@ -41,7 +42,11 @@ class TensorBoard(Tracker):
             from torch.utils.tensorboard import SummaryWriter
         except AttributeError as error:  # old PyTorch beside a new setuptools
             raise ImportError(str(error)) from error
-        self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
+        try:
+            self._writer = SummaryWriter(folder, purge_step=start + 1 if start else None)
+        except UnicodeError as error:
+            raise UserError(f"TensorBoard cannot write to '{folder}', a name that is not in UTF-8; "
+                            "choose another") from error
 
     def log(self, numbers: Mapping[str, float], iteration: int) -> None:
         for name, value in numbers.items():

@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.export import graph
 from utils.export.atc import ATC_ENDING
 from utils.export.deformable import write_for_atc
-from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, require
+from utils.exported import DESCRIPTION, DESCRIPTION_FORMAT, refuse_other_names, require
 from utils.files import alone, digest
 from utils.inference.detector import LoadedModel
 from yolact import Yolact
@@ -42,6 +42,7 @@ def new_folder(path: str) -> Iterator[str]:
         UserError: there is something at `path` already, or nothing can be written there.
     """
     path = os.path.abspath(path)
+    refuse_other_names(path)
     _refuse_taken(path)
     hidden = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.export")
     new = [str(parent) for parent in Path(path).parents if not parent.exists()]

@@ -58,6 +58,14 @@ def test_latest_is_no_downloaded_file_where_something_was_trained(tmp_path, own,
     assert find_checkpoint("latest", str(tmp_path), recipe) == str(downloaded)
 
 
+def test_a_link_to_a_file_that_is_gone_is_no_file(tmp_path):
+    os.symlink("/absent/yolact_base_54_800000.pth", str(tmp_path / "yolact_base_54_800000.pth"))
+    trained = write(tmp_path, 4000)
+    assert find_checkpoint("latest", str(tmp_path)) == trained
+    os.unlink(trained)
+    assert claim_folder(str(tmp_path), "yolact_base", "a").path == str(tmp_path)
+
+
 def test_without_a_training_latest_is_the_newest_file(tmp_path):
     for age, name in enumerate(("yolact_base_54_800000.pth", "yolact_im700_54_800000.pth",
                                 "yolact_base_10_20000.pth")):

@@ -151,6 +151,17 @@ def test_tensorboard_reads_what_was_written(tmp_path, demanded):
     assert events.Scalars("val/box.AP")[-1].value == 0.5
 
 
+def test_a_folder_that_tensorboard_cannot_name_has_no_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    other = str(tmp_path / "gbk\udcd6")
+    record = RunRecord(RunFolder(other, "a"))
+    assert "not in UTF-8" in record.notes[0]
+    record.write("train", **TRAIN)
+    assert len(RunFolder(other, "a").records()) == 1
+    with pytest.raises(UserError, match="not in UTF-8"):
+        RunRecord(board=other)
+
+
 def test_a_new_loss_term_is_everywhere(tmp_path, monkeypatch):
     """Whatever names the losses have: nothing but the loss itself knows them."""
     losses = {"B": 1.5, "X": 2.5}

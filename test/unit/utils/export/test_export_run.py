@@ -21,6 +21,7 @@ from helpers.exports import export, require_onnx
 from helpers.prediction_weights import noise, save_plus_weights, save_weights
 from utils.errors import UserError
 from utils.export import run
+from utils.export.folder import new_folder
 from utils.export.run import Segmenter, run_lengths
 
 require_onnx()
@@ -118,6 +119,16 @@ def test_run_py_says_what_is_wrong(arguments, sentence, weights, tmp_path):
     code, out, errors = run_alone(folder, tmp_path, *arguments)
     assert code == 2 and out == ""
     assert errors.startswith("error: ") and sentence in errors and errors.count("\n") == 1
+
+
+def test_a_name_that_no_library_of_onnx_takes_is_said(weights, tmp_path):
+    other = str(tmp_path / "gbk\udcd6")
+    with pytest.raises(UserError, match="not in UTF-8"), new_folder(other):
+        pass
+    os.rename(export(weights, tmp_path / "out"), other)
+    cv2.imwrite(str(tmp_path / "a.png"), noise())
+    code, out, errors = run_alone(other, tmp_path, "a.png")
+    assert code == 2 and out == "" and "a name that is not in UTF-8" in errors
 
 
 def test_run_py_keeps_the_others_where_an_image_is_bad(weights, tmp_path):
