@@ -151,11 +151,12 @@ class TrainLoader:
         self.left_out = len(dataset) % global_batch
         self._start = 0
         if self.epoch_size == 0:
+            size = len(dataset) // (world_size * parts)
+            lower = f"--batch_size to {max(size, 1)}" if size or parts == 1 else "--accumulate"
             raise UserError(
                 f"the training set has {len(dataset)} images, fewer than one step of batch size "
-                f"{batch_size} on {world_size} card{'' if world_size == 1 else 's'}; lower "
-                f"--batch_size to {max(len(dataset) // (world_size * parts), 1)} or give more "
-                "images")
+                f"{batch_size} on {world_size} card{'' if world_size == 1 else 's'}"
+                f"{f' x {parts} parts' if parts > 1 else ''}; lower {lower} or give more images")
         allow_files(num_workers)
 
     def start_at(self, iteration: int) -> None:

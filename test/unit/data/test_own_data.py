@@ -163,6 +163,7 @@ def test_defects_stop_training_with_a_sentence(tmp_path, capsys, name):
 
 @pytest.mark.parametrize("flags,expected", [
     (["--batch_size=5"], "the training set has 4 images, fewer than one step of batch size 5"),
+    (["--batch_size=1", "--accumulate=5"], "on 1 card x 5 parts; lower --accumulate"),
     (["--pred_scales=24,48"], "a list of sides for each of the 3 pyramid levels"),
     (["--data=nowhere.yaml"], "dataset file not found: looked for"),
     (["--train_images=x"], "--train_images and --train_info belong together"),
