@@ -277,6 +277,10 @@ def run_to_resume(run: str, save_folder: str) -> tuple[str, str]:
         if not os.path.isfile(path):
             raise UserError(f"--resume is '{run}', a folder without weights/last.pth; give a run "
                             "folder, the path of a .pth file, latest or interrupt")
+        if not os.path.isfile(state_path(path)):  # a kill came between its weights and it, perhaps
+            raise UserError(f"--resume is '{run}', which has no weights/last.state to go on from; "
+                            "give a file of the training's --save_folder, or start a new one from "
+                            f"the weights with --weights={path}")
         return run, path
     path = whole_checkpoint(unfinished_training(save_folder))
     run_folder = ((load_state(path) or {}).get("run_folder") or {}).get("path")

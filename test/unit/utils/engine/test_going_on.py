@@ -107,6 +107,15 @@ def test_a_run_folder_that_was_moved_is_gone_on_with(flags, stopped_at):
     assert os.path.samefile("weights/yolact_shapes_1_4.pth", "moved/weights/last.pth")
 
 
+def test_a_run_folder_without_a_state_starts_nothing_afresh(flags, capsys):
+    """A kill in the middle of keeping weights leaves it so."""
+    assert train.main(flags + ["--max_iter=1"]) == 0
+    os.unlink("runs/yolact_shapes/weights/last.state")
+    assert train.main(["--resume=runs/yolact_shapes", "--max_iter=2"]) == 2
+    assert "has no weights/last.state to go on from" in capsys.readouterr().err
+    assert os.listdir("runs") == ["yolact_shapes"]
+
+
 def test_what_may_not_change_is_refused_with_what_helps(flags, capsys):
     assert train.main(flags + ["--max_iter=1"]) == 0
     for other in ("--set=fpn_features=32", "--batch_size=4", "--seed=7"):
