@@ -201,10 +201,7 @@ def save_on_the_way(training: Training, done: int, record: RunRecord, quiet: boo
     if training.processes.world_size > 1 and training.sharing.stop_agreed():
         return
     try:
-        if quiet:
-            training.saver.save(done)
-        else:
-            save(training, done, record)
+        save(training, done, record, quiet=quiet)
     except UserError as error:  # the next time, or the end, may find more space
         print(f"Warning: {error}; the training goes on", flush=True)
 
@@ -269,11 +266,14 @@ def validate(training: Training, done: int, record: RunRecord, stop: StopRequest
 
 
 def save(training: Training, done: int, record: RunRecord, interrupt: bool = False,
-         finished: bool = False) -> str | None:
-    """Write the checkpoint of iteration `done` and say so; returns the path of the weights."""
+         finished: bool = False, quiet: bool = False) -> str | None:
+    """Write the checkpoint of iteration `done` and say so, unless `quiet`; returns the path of the
+    weights.
+    """
     path = training.saver.save(done, interrupt, finished)
     if path is not None:
-        print(f"Saved weights : {path}", flush=True)
+        if not quiet:
+            print(f"Saved weights : {path}", flush=True)
         record.keep_weights(path)
     return path
 

@@ -168,7 +168,7 @@ def list_checkpoints(folder: str, config_name: str | None = None) -> list[str]:
     for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
         name = CheckpointName.parse(path)
         if name is not None and config_name in (None, name.config):
-            with contextlib.suppress(FileNotFoundError):  # just removed by its training, too
+            with contextlib.suppress(OSError):  # just removed by its training, too
                 found.append((name.iteration, os.path.getmtime(path), path))
     return [path for _, _, path in sorted(found)]
 

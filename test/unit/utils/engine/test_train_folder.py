@@ -163,6 +163,23 @@ def test_killed_and_resumed(flags):
     assert os.listdir("runs") == ["yolact_shapes"]
 
 
+def test_the_last_weights_are_the_newest_on_the_way_too(flags, monkeypatch, capsys):
+    """Whatever ends a training without a last save, its run folder has what there is."""
+    real, steps = train.train_step, []
+
+    def step(*arguments, **more):
+        steps.append(None)
+        if len(steps) == 8:
+            raise ZeroDivisionError
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(train, "train_step", step)
+    with pytest.raises(ZeroDivisionError):
+        train.main(flags + ["--validation_epoch=1"])
+    assert train.main(["--resume=runs/yolact_shapes", "--max_iter=7"]) == 0
+    assert "Resumed : runs/yolact_shapes/weights/last.pth at iteration 6" in capsys.readouterr().out
+
+
 def test_names(flags):
     for _ in range(2):
         assert train.main(flags + ["--max_iter=1", "--project=a/b", "--name=mine"]) == 0
