@@ -120,6 +120,9 @@ def evaluation_of(args: argparse.Namespace, loaded: LoadedModel,
         args.map_classes)
     chosen = choose_images(len(dataset), args.max_images, args.shuffle, args.seed)
     notes = [dataset.origin] * bool(dataset.origin) + notes
+    if dataset.report.dropped:  # the reasons may have words that launchers look for
+        notes.append(f"{dataset.report.dropped} of {dataset.report.annotations} annotations cannot "
+                     "be used and are not scored; python -m data.check says why")
     return Evaluation(dataset, category_ids, chosen, args.batch_size, args.num_workers, processes,
                       show_progress=not args.no_bar), notes
 

@@ -130,14 +130,20 @@ class _Collector:
         coordinates, bad = self.coordinates, 0
         start = len(coordinates)
         for part in parts:
-            points = _numbers("f", part)
-            if len(points) < 6 or len(points) % 2:
+            points = polygon_points(part)
+            if not points:
                 bad += part != []
                 continue
             if len(coordinates) > start:
                 coordinates.extend((np.nan, np.nan))
             coordinates.extend(points)
         return bad
+
+
+def polygon_points(part: Any) -> array[float]:
+    """x, y of a polygon as float32; an empty array where it is none."""
+    points = _numbers("f", part)
+    return points if len(points) >= 6 and len(points) % 2 == 0 else array("f")
 
 
 def _numbers(typecode: str, values: Any) -> array[float]:

@@ -95,7 +95,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         sizes = dict(zip(self.dataset.image_ids.tolist(),
                          map(tuple, self.dataset.annotations.image_sizes.tolist())))
-        object.__setattr__(self, "_truth", GroundTruth(self.dataset.annotation_file, sizes))
+        object.__setattr__(self, "_truth", GroundTruth(
+            self.dataset.annotation_file, sizes, self.dataset.annotations.rows))
 
     def evaluator(self) -> CocoEvaluator:
         """An evaluator on the dataset's annotations, without detections."""

@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 
+import numpy as np
 import pycocotools.mask
 
-from data.annotations.reader import read_json_text
+from data.annotations.reader import polygon_points, read_json_text
 from layers.masks import Rle
 from utils.errors import UserError
 
@@ -36,12 +37,14 @@ class GroundTruth:
     count as found (COCOeval takes 0 for "no match").
 
     `source` is the path of the file, or pycocotools' COCO object (left unchanged); `image_sizes`
-    are width and height by image id, for files that leave them out.
+    are width and height by image id, for files that leave them out; `rows` are the places of the
+    usable annotations in the file, None for all: the libraries end at outlines that are none.
     """
 
     def __init__(self, source: str | COCO,
-                 image_sizes: Mapping[int, tuple[int, int]] | None = None) -> None:
-        self._source, self._image_sizes = source, image_sizes or {}
+                 image_sizes: Mapping[int, tuple[int, int]] | None = None,
+                 rows: np.ndarray | None = None) -> None:
+        self._source, self._image_sizes, self._rows = source, image_sizes or {}, rows
         self.name = source if isinstance(source, str) else "the annotation file"
         self._coco: COCO | None = None
 
@@ -79,7 +82,10 @@ class GroundTruth:
             images.append({"id": image["id"], "width": int(size[0]), "height": int(size[1])})
         annotations = None
         if "annotations" in document:
-            annotations = _usable(document["annotations"], {image["id"]: image for image in images})
+            records = document["annotations"]
+            if self._rows is not None:
+                records = [records[row] for row in np.sort(self._rows).tolist()]
+            annotations = _usable(records, {image["id"]: image for image in images})
         return coco_of(images, document.get("categories", []), annotations)
 
 
@@ -106,12 +112,12 @@ def _usable(annotations: Iterable[dict[str, Any]],
         image = images[annotation["image_id"]]
         rle = _to_rle(annotation.get("segmentation"), image["width"], image["height"])
         if rle is not None:
-            area = annotation.get("area")
+            area, box = annotation.get("area"), annotation.get("bbox")
             found.append({
                 "id": annotation.get("id", 0), "image_id": image["id"],
                 "category_id": annotation["category_id"],
                 "iscrowd": int(annotation.get("iscrowd") or 0),
-                "bbox": annotation.get("bbox") or pycocotools.mask.toBbox(rle).tolist(),
+                "bbox": box if box and any(box) else pycocotools.mask.toBbox(rle).tolist(),
                 "area": float(pycocotools.mask.area(rle) if area is None else area),
                 "segmentation": rle})
     if any(record["id"] == 0 for record in found):
@@ -123,7 +129,7 @@ def _usable(annotations: Iterable[dict[str, Any]],
 def _to_rle(segmentation: Any, width: int, height: int) -> Rle | None:
     """Compressed run lengths as `COCO.annToRLE` makes them; None for an unusable outline."""
     if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if isinstance(part, list) and len(part) >= 6]
+        segmentation = [part for part in segmentation if polygon_points(part)]
         rles = pycocotools.mask.frPyObjects(segmentation, height, width) if segmentation else None
         return rles and pycocotools.mask.merge(rles)
     if not isinstance(segmentation, dict) or not segmentation.get("counts"):

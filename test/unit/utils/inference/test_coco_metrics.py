@@ -218,6 +218,34 @@ def test_unusable_outlines_are_left_out(tmp_path):
     assert perfect(write(tmp_path, dataset)).evaluate().summary() == expected
 
 
+@pytest.mark.parametrize("spoiled", [
+    {"segmentation": {"size": [SIDE, SIDE], "counts": "!!"}},
+    {"segmentation": {"size": [SIDE, SIDE], "counts": [9, 9]}},
+    {"segmentation": {"size": [SIDE, 2 * SIDE], "counts": [9, 9, 2 * SIDE * SIDE - 18]}},
+    {"segmentation": {"counts": "PPPP1"}}, {"segmentation": [[0, 0, 9, 0, 9, 9, 0]]},
+    {"bbox": ["1", "2", "3", "4"]}, {"bbox": [1, 2, 0, 0]}], ids=str)
+def test_what_training_drops_is_not_scored(tmp_path, library, spoiled):
+    dataset = ground_truth()
+    expected = perfect(write(tmp_path, dataset)).evaluate().summary()
+    dataset["annotations"].insert(1, dict(dataset["annotations"][0], id=100, **spoiled))
+    loaded = CocoDataset(tmp_path, write(tmp_path, dataset))
+    assert loaded.report.dropped == 1
+    evaluation = Evaluation(loaded, [3, 7, 9], range(4))
+    assert perfect(evaluation.evaluator()._truth).evaluate().summary() == expected
+
+
+@pytest.mark.parametrize("repaired", [
+    {"bbox": [0, 0, 0, 0]}, {"segmentation": [*square(5, 10, 20), ["a"] * 6]},
+    {"segmentation": [*square(5, 10, 20), [[1, 2]] * 6]}], ids=str)
+def test_what_training_repairs_is_scored(tmp_path, library, repaired):
+    dataset = ground_truth()
+    dataset["annotations"][0].update(repaired)
+    path = write(tmp_path, dataset)
+    assert CocoDataset(tmp_path, path).report.defects
+    results = perfect(path).evaluate()
+    assert results.box.ap == results.mask.ap == pytest.approx(1)
+
+
 def test_image_sizes_from_outside(tmp_path):
     dataset = ground_truth()
     for image in dataset["images"]:
