@@ -99,7 +99,9 @@ def description_to_paste(folder: Path, files: Sequence[Path]) -> str | None:
         name = _first_image(path)
         if name is not None:
             lower = path.name.lower()
-            split = "val" if "val" in lower else "test" if "test" in lower else "train"
+            named = "val" if "val" in lower else "test" if "test" in lower else ""
+            places = path.relative_to(folder).parts[:-1]
+            split = named or next(filter(None, map(split_of, places)), "train")
             # Frames of all splits may have the same names: the folder says which they are of.
             words = {path.parent.name.lower(), *re.split("[_.-]", lower)}
             images = sorted((file for file in files if str(file).endswith("/" + name)),

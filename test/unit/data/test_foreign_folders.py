@@ -187,11 +187,11 @@ def test_a_folder_of_two_layouts_is_not_guessed(tmp_path):
     assert "labelme (" in message and "masks (" in message and "say which" in message
 
 
-def test_coco_in_another_layout_gets_the_description_to_paste(tmp_path):
+@pytest.mark.parametrize("place", ["instances_{}.json", "{}/labels.json"])
+def test_coco_in_another_layout_gets_the_description_to_paste(tmp_path, place):
     roboflow(tmp_path / "raw", name="labels.json")
     for split in ("train", "valid"):
-        (tmp_path / "raw" / split / "labels.json").rename(
-            tmp_path / "raw" / f"instances_{split}.json")
+        (tmp_path / "raw" / split / "labels.json").rename(tmp_path / "raw" / place.format(split))
     message = mistake(tmp_path / "raw")
     assert "in a layout that is not known" in message
     (tmp_path / "raw" / "data.yaml").write_text(message.split("with the line ")[1])
