@@ -30,9 +30,11 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 _OBJECTS_OF_CLASSES = (
     pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
     pickle.PERSID, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
-# Paddle writes the bits of bfloat16 as uint16; weights are never whole numbers of that type.
+# Paddle writes the bits of bfloat16 as uint16; weights are never whole numbers of that type. Other
+# unsigned ones (the state of NumPy's random numbers beside weights) are read as their bits.
 _ARRAY_TYPES = {"f8": "float64", "f4": "float32", "f2": "float16", "u2": "bfloat16", "i8": "int64",
-                "i4": "int32", "i2": "int16", "i1": "int8", "u1": "uint8", "b1": "bool"}
+                "i4": "int32", "i2": "int16", "i1": "int8", "u1": "uint8", "b1": "bool",
+                "u8": "int64", "u4": "int32"}
 
 
 class ForbiddenName(pickle.UnpicklingError):

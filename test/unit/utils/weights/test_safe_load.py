@@ -5,11 +5,12 @@ import pickle
 import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.weights.files import load_tensors
+from utils.weights.files import load_tensors, read_weights
 
 
 class Calls:
@@ -59,6 +60,12 @@ def test_full_state_comes_back(tmp_path, legacy):
     assert [t.tolist() for t in loaded["integers"]] == [3, [0, 0], [True]]
     assert loaded["plain"] == expected["plain"]
     assert loaded[3] == []
+
+
+def test_states_of_random_numbers_may_lie_beside_weights(tmp_path):
+    _save({"model": {"w": torch.ones(2)}, "rng": np.random.get_state(),
+           "other": np.ones(1, np.uint64)}, tmp_path / "a.pth", False)
+    assert set(read_weights(str(tmp_path / "a.pth")).tensors) == {"w"}
 
 
 def test_module_weights_come_back(tmp_path):
