@@ -104,6 +104,8 @@ def atc_plan_of(args: argparse.Namespace) -> AtcPlan | None:
 
 def main(argv: list[str]) -> int:
     args = export_parser().parse_args(argv)
+    if os.pardir in args.out.split(os.sep):  # a/../b, where there is no a
+        args.out = os.path.realpath(args.out)
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.export.check import check_images, differences

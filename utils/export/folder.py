@@ -41,10 +41,12 @@ def new_folder(path: str) -> Iterator[str]:
     Raises:
         UserError: there is something at `path` already, or nothing can be written there.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     refuse_other_names(path)
     _refuse_taken(path)
-    hidden = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.export")
+    # An empty folder stays: it may be mounted there, or a shell's current one.
+    is_made = os.path.isdir(path)
+    hidden = os.path.join(path if is_made else os.path.dirname(path), _hidden_name(path))
     new = [str(parent) for parent in Path(path).parents if not parent.exists()]
     try:
         with alone(Path(hidden)), contextlib.ExitStack() as stack:
@@ -52,9 +54,11 @@ def new_folder(path: str) -> Iterator[str]:
             _refuse_taken(path)  # by the one that this one has waited for
             clear(hidden)
             yield hidden
-            if os.path.isdir(path):
-                os.rmdir(path)
-            os.replace(hidden, path)
+            if is_made:  # without its description, which comes last, it is no export
+                for name in sorted(os.listdir(hidden), key=lambda name: name == DESCRIPTION):
+                    os.replace(os.path.join(hidden, name), os.path.join(path, name))
+            else:
+                os.replace(hidden, path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}; free some space or "
                         "choose another folder") from error
@@ -64,8 +68,14 @@ def new_folder(path: str) -> Iterator[str]:
                 os.rmdir(parent)
 
 
+def _hidden_name(path: str) -> str:
+    """Of the folder that is filled before it, or what is in it, becomes the export at `path`."""
+    return f".{os.path.basename(path)}.export"
+
+
 def _refuse_taken(path: str) -> None:
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+    if os.path.exists(path) and not (os.path.isdir(path)
+                                     and set(os.listdir(path)) <= {_hidden_name(path)}):
         raise UserError(f"'{path}' exists and is not an empty folder; choose another --out, or "
                         "remove it")
 

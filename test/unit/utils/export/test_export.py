@@ -247,6 +247,19 @@ def test_files_in_the_way_stay(weights, tmp_path, capsys):
     assert os.listdir(str(tmp_path)) == ["mine.txt"]
 
 
+@pytest.mark.parametrize("out", [".", "link", "absent/../cwd"])
+def test_an_empty_folder_is_filled_and_stays(out, weights, tmp_path, monkeypatch):
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd if out == "." else tmp_path)
+    if out == "link":
+        os.symlink("cwd", "link")
+    before = cwd.stat().st_ino
+    export(weights, out)
+    assert cwd.stat().st_ino == before and sorted(os.listdir(str(cwd))) == [
+        "model.onnx", "model.yaml", "priors.npy", "run.py"]
+
+
 def test_folders_made_for_an_export_that_fails_go_with_it(weights, tmp_path, capsys):
     refused(capsys, weights, f"--out={tmp_path / 'a' / 'b' / 'c'}", "--opset=99")
     assert os.listdir(str(tmp_path)) == []
