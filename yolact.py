@@ -18,7 +18,6 @@ from data.config import Config
 from layers.anchors import make_priors
 from layers.deform_conv import DeformConv2d
 from layers.heads import FPN, MaskIouNet, PredictionHead, ProtoNet
-from utils.device import prefers_channels_last
 
 
 class Yolact(nn.Module):
@@ -95,15 +94,15 @@ class Yolact(nn.Module):
             predictions["segm"] = self.semantic_seg_conv(levels[0])
         return predictions
 
-    def arrange_for(self, device: torch.device) -> None:
-        """Have the convolutions compute in the way that is fastest there; changes rounding alone.
+    def use_channels_last(self) -> None:
+        """Compute with the channels last in memory; changes rounding alone.
 
-        One thread of a CPU would have those of one pixel done as products of matrices, which took
-        twice as long as oneDNN on an AMD EPYC. PyTorch leaves dilated ones to oneDNN, as it does
-        all with more threads, and to one pixel a dilation is nothing.
+        One thread of a CPU would have convolutions of one pixel done as products of matrices, which
+        took twice as long as oneDNN on an AMD EPYC. PyTorch leaves dilated ones to oneDNN, as it
+        does all with more threads, and to one pixel a dilation is nothing.
         """
-        self.channels_last = prefers_channels_last(device)
-        if self.channels_last and device.type == "cpu":
+        self.channels_last = True
+        if self.semantic_seg_conv.weight.device.type == "cpu":
             for module in self.modules():
                 if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                     module.dilation = (2, 2)

@@ -148,7 +148,7 @@ def bench_training(config: Config, rounds: int) -> None:
     """
     plain = build_yolact(config).train()
     arranged = copy.deepcopy(plain)
-    arranged.arrange_for(CPU)
+    arranged.use_channels_last()
     images = torch.randint(0, 256, (4, 3, config.max_size, config.max_size), dtype=torch.uint8)
 
     def step(network: Yolact, level: str) -> None:

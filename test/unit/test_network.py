@@ -220,10 +220,10 @@ def test_channels_and_strides_of_backbones(name):
 
 @pytest.mark.skipif(not has_autocast(), reason="older than the layout")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_arrangement_for_a_device_changes_rounding_alone(threads):
+def test_channels_last_change_rounding_alone_and_all_is_done_by_onednn(threads):
     network, images = build_yolact(_small()), _images(_small())
     plain = network(images)
-    network.arrange_for(torch.device("cpu"))
+    network.use_channels_last()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

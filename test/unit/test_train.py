@@ -196,8 +196,8 @@ def test_a_validation_set_that_cannot_be_scored_is_refused_before_the_first_step
     (300, 250, 8, 2600, 500), (2000, 10, 8, 20000, 2500), (1, 1, 1, 1, 10),
     (5000, 14658, 8, 624, None)])  # a validation is longer than the training
 def test_the_interval_follows_from_the_numbers_of_images(images, epoch, batch, max_iter, interval):
-    empty = SimpleNamespace(image_ids=np.zeros(0, int), annotation_file="",
-                            annotations=SimpleNamespace(image_sizes=np.zeros((0, 2), int)))
+    annotations = SimpleNamespace(image_sizes=np.zeros((0, 2), int), rows=None)
+    empty = SimpleNamespace(image_ids=np.zeros(0, int), annotation_file="", annotations=annotations)
     evaluation = Evaluation(empty, [], range(images))
     plan, reason = plan_validation(argparse.Namespace(validation_epoch=None), evaluation, None,
                                    epoch, max_iter, batch)

@@ -19,6 +19,7 @@ from layers.fused_ops import CROSS_ENTROPY_ROWS, kernel_problem, npu_cross_entro
 from layers.multibox_loss import MultiBoxLoss, RowLosses, cross_entropy
 from utils.amp import Precision, batch_norm_parameters
 from utils.checkpoint import load_for_inference
+from utils.device import prefers_channels_last
 from utils.distributed.processes import Processes
 from utils.distributed.sharing import wrap
 from utils.errors import UserError
@@ -90,7 +91,8 @@ def assemble_learner(config: Config, model: Yolact, precision: Precision, proces
                      row_losses: RowLosses = cross_entropy) -> Learner:
     """Move a network to its device and put what trains it around it; see `build_learner`."""
     model = model.to(device).train()
-    model.arrange_for(device)
+    if prefers_channels_last(device):
+        model.use_channels_last()
     last = batch_norm_parameters(model) if precision.level == "O2" else ()
     optimizer = build_optimizer(config, model, last=last)
     precision.prepare(model, optimizer)

@@ -20,6 +20,7 @@ from layers.detection import Detect, Detections
 from layers.masks import Rle, boxes_to_pixels, encode_masks, mask_scores
 from utils import checkpoint
 from utils.amp import inference_dtype
+from utils.device import prefers_channels_last
 from utils.device_graph import GraphedCall
 from utils.errors import UserError, some
 from utils.exported import is_export
@@ -284,8 +285,8 @@ class LoadedModel(NamedTuple):
         for name, part in model.named_children():
             if name != "maskiou_net":
                 part.to(dtype)
-        model.arrange_for(device)
-        if model.channels_last:
+        if prefers_channels_last(device):
+            model.use_channels_last()
             cast(Any, model).to(memory_format=torch.channels_last)
         return model
 
