@@ -97,12 +97,12 @@ class Yolact(nn.Module):
     def use_channels_last(self) -> None:
         """Compute with the channels last in memory; changes rounding alone.
 
-        One thread of a CPU would have convolutions of one pixel done as products of matrices, which
-        took twice as long as oneDNN on an AMD EPYC. PyTorch leaves dilated ones to oneDNN, as it
-        does all with more threads, and to one pixel a dilation is nothing.
+        One thread of a CPU would have MKL do convolutions of one pixel as products of matrices,
+        which took twice as long as oneDNN on an AMD EPYC. PyTorch leaves dilated ones to oneDNN, as
+        it does all with more threads, and to one pixel a dilation is nothing.
         """
         self.channels_last = True
-        if self.semantic_seg_conv.weight.device.type == "cpu":
+        if self.semantic_seg_conv.weight.device.type == "cpu" and torch.backends.mkl.is_available():
             for module in self.modules():
                 if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                     module.dilation = (2, 2)

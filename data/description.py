@@ -81,13 +81,13 @@ def is_yolo(content: Any) -> bool:
                                              for split in SPLITS)
 
 
-def parse_description(path: Path) -> Any:
-    """Values of a YAML or JSON file, unchecked.
+def parse_description(path: Path, notes: list[str] | None = None) -> Any:
+    """Values of a YAML or JSON file, unchecked; `notes` as of `read_text`.
 
     Raises:
         UserError: it is missing or neither of both.
     """
-    text = read_text(path, "dataset file")
+    text = read_text(path, "dataset file", notes)
     return (parse_json if path.suffix.lower() == ".json" else parse_yaml)(text, str(path))
 
 

@@ -22,6 +22,9 @@ _LONGEST_NAME = 200
 """Bytes of a file's name that its temporary file has too; file systems take 255."""
 GUESSED_ENCODING = "gb18030"
 """Of a Chinese Windows: what text is read in that is not Unicode."""
+GUESSED = ("not UTF-8, read as GB18030, the encoding of a Chinese Windows; save as UTF-8 if names "
+           "come out wrong")
+"""What is said of such a file, behind its name."""
 _ABANDONED = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp(\.\w+)?$")
 
 
@@ -118,9 +121,9 @@ def read_whole(path: str | Path) -> bytes:
 
 
 def read_text(path: Path, what: str = "file",
-              guessed: Callable[[Path], Any] | None = None) -> str:
+              notes: list[str] | None = None) -> str:
     """Text of a file in UTF-8, UTF-16 or a Chinese Windows' encoding; `what` it is to the user.
-    `guessed` is told of a file in the last, for others look the same.
+    That it is in the last goes to `notes`, for others look the same.
 
     Raises:
         UserError: it is missing, cannot be read, or is none of these.
@@ -134,8 +137,8 @@ def read_text(path: Path, what: str = "file",
     for encoding in (unicode_encoding(data), GUESSED_ENCODING):
         with contextlib.suppress(ValueError):
             text = data.decode(encoding)
-            if guessed is not None and encoding == GUESSED_ENCODING:
-                guessed(path)
+            if notes is not None and encoding == GUESSED_ENCODING:
+                notes.append(f"{path}: {GUESSED}")
             return text
     raise UserError(f"{path}: is not text in UTF-8")
 
@@ -145,12 +148,6 @@ def unicode_encoding(start: bytes) -> str:
     tells.
     """
     return json.detect_encoding(start[:4])
-
-
-def guess_note(path: object) -> str:
-    """A sentence about a file, or several, read in `GUESSED_ENCODING`."""
-    return (f"{path}: not UTF-8, read as GB18030, the encoding of a Chinese Windows; save as UTF-8 "
-            "if names come out wrong")
 
 
 def similar(path: Path) -> str:

@@ -16,13 +16,13 @@ import re
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, TextIO, Tuple
+from typing import Any, Tuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from utils.errors import UserError, first_line
-from utils.files import GUESSED_ENCODING, guess_note, refuse_endless, unicode_encoding
+from utils.files import GUESSED, GUESSED_ENCODING, refuse_endless, unicode_encoding
 
 ImageRecord = Tuple[Any, Any, Any, Any]
 """id, file_name, width, height of one image record, unchecked."""
@@ -202,8 +202,7 @@ def read_columns(path: Path) -> Columns:
     """
     collector = _Collector(path)
     notes: list[str] = []
-    text = read_json_text(path, lambda file: notes.append(guess_note(file)))
-    document = _parse(path, text, collector)
+    document = _parse(path, read_json_text(path, notes), collector)
     if not isinstance(document, dict):
         hint = " (a results file?)" if isinstance(document, list) and collector.rows else ""
         raise UserError(f"{path}: the top level of the JSON is a {type(document).__name__}{hint}, "
@@ -261,9 +260,9 @@ def ends_as_json(path: Path) -> bool:
         return stream.read().decode(encoding, "replace").rstrip()[-1:] in ("}", "]")
 
 
-def read_json_text(path: Path, guessed: Callable[[Path], Any] = lambda path: None) -> str:
-    """Text of an annotation file, in UTF-8, UTF-16 or a Chinese Windows' encoding; `guessed` is
-    told of a file in the last, for others look the same.
+def read_json_text(path: Path, notes: list[str] | None = None) -> str:
+    """Text of an annotation file, in UTF-8, UTF-16 or a Chinese Windows' encoding; that it is in
+    the last goes to `notes`, for others look the same.
 
     Raises:
         UserError: it is missing, cannot be read, or none of these.
@@ -281,7 +280,8 @@ def read_json_text(path: Path, guessed: Callable[[Path], Any] = lambda path: Non
             text = _text(path, encoding, length)
         except UnicodeDecodeError:
             text = _text(path, GUESSED_ENCODING, length)
-            guessed(path)
+            if notes is not None:
+                notes.append(f"{path}: {GUESSED}")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file (not UTF-8), expected COCO annotations as "
                         "JSON") from None
@@ -297,15 +297,10 @@ def _text(path: Path, encoding: str, length: int) -> str:
     which JSON does not have: a sparse file of some bytes has gigabytes of them.
     """
     with open(str(path), encoding=encoding) as stream:
-        return "".join(_pieces(stream, length))
-
-
-def _pieces(stream: TextIO, length: int) -> Iterator[str]:
-    piece = stream.read(_PIECE if length < 0 else length)
-    yield piece
-    while piece and length < 0 and "\0" not in piece:
-        piece = stream.read(_PIECE)
-        yield piece
+        pieces = [stream.read(_PIECE if length < 0 else length)]
+        while pieces[-1] and length < 0 and "\0" not in pieces[-1]:
+            pieces.append(stream.read(_PIECE))
+    return "".join(pieces)
 
 
 def _parse(path: Path, text: str, collector: _Collector) -> Any:

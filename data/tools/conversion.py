@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 from data.description import FOLDER_FILE, SPLITS, format_dataset_file
 from data.image import Size, read_header
 from utils.errors import UserError, nearest
-from utils.files import guess_note, read_text, remove_abandoned, write_whole
+from utils.files import GUESSED, read_text, remove_abandoned, write_whole
 
 _SHOWN_PROBLEMS = 20
 _SIGNATURE = "converted by python -m data.convert"
@@ -92,8 +92,6 @@ class Conversion:
     """Sentences about what was left out."""
     notes: list[str] = field(default_factory=list)
     """Further sentences for the user."""
-    has_guessed: bool = False
-    """The encoding of a file."""
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
@@ -108,12 +106,11 @@ class Conversion:
 
     def text(self, path: Path) -> str:
         """Text of a file of the source; the first whose encoding was guessed is in the notes."""
-        return read_text(path, guessed=self._guessed)
-
-    def _guessed(self, path: Path) -> None:
-        if not self.has_guessed:
-            self.notes.append(guess_note(path))
-        self.has_guessed = True
+        guessed: list[str] = []
+        text = read_text(path, notes=guessed)
+        if not any(note.endswith(GUESSED) for note in self.notes):
+            self.notes += guessed
+        return text
 
     def lines(self) -> list[str]:
         """What was left out, at most the first of it, and the notes."""

@@ -73,9 +73,7 @@ def read_yolo(source: Path, conversion: Conversion) -> Found:
             folders = {"train": [images]}
         names = list(conversion.classes or _listed_names(source, conversion))
     else:
-        path = path or source / FOLDER_FILE
-        folders, names = _described(path)
-        conversion.text(path)  # says whether its encoding was guessed
+        folders, names = _described(path or source / FOLDER_FILE, conversion.notes)
     splits: dict[str, list[FoundImage]] = {}
     image_folders: set[Path] = set()
     for split, places_ in folders.items():
@@ -125,9 +123,10 @@ def _begins_with_object(path: Path) -> bool:
                                   for word in words)
 
 
-def _described(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def _described(path: Path, notes: list[str] | None = None
+               ) -> tuple[dict[str, list[Path]], list[str]]:
     """Places of the images of each split, and the class names."""
-    content = parse_description(path)
+    content = parse_description(path, notes)
     if not is_yolo(content):
         raise UserError(f"{path}: expected YOLO's keys train, val and names")
     if "kpt_shape" in content:

@@ -104,8 +104,7 @@ def atc_plan_of(args: argparse.Namespace) -> AtcPlan | None:
 
 def main(argv: list[str]) -> int:
     args = export_parser().parse_args(argv)
-    if os.pardir in args.out.split(os.sep):  # a/../b, where there is no a
-        args.out = os.path.realpath(args.out)
+    args.out = os.path.normpath(args.out)  # a/../b is b, though there be no a
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.
     from utils.export.check import check_images, differences
