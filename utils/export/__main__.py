@@ -104,6 +104,8 @@ def atc_plan_of(args: argparse.Namespace) -> AtcPlan | None:
 
 def main(argv: list[str]) -> int:
     args = export_parser().parse_args(argv)
+    if not args.out:
+        raise UserError("--out is empty, expected a folder")
     args.out = os.path.normpath(args.out)  # a/../b is b, though there be no a
 
     # Here, as --help and mistakes in flags need not wait for PyTorch.

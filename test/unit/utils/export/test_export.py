@@ -243,6 +243,7 @@ def test_the_commands_that_follow_can_be_pasted(weights, tmp_path, capsys):
 
 def test_files_in_the_way_stay(weights, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("x")
+    assert "--out is empty, expected a folder" in refused(capsys, weights, "--out=")
     assert "exists and is not an empty folder" in refused(capsys, weights, f"--out={tmp_path}")
     assert os.listdir(str(tmp_path)) == ["mine.txt"]
 
