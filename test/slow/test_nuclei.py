@@ -16,6 +16,7 @@ NUCLEI = ROOT.parent / "shared" / "nuclei"
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason="no nuclei beside the project")
 def test_nuclei_are_learned_as_the_readme_says(tmp_path, monkeypatch, request):
     monkeypatch.chdir(str(tmp_path))
+    monkeypatch.delenv("YOLACT_RUNS")
     assert train.main([
         "--config=yolact_small", f"--data={NUCLEI}", "--num_workers=1",
         "--node_device={}".format(request.config.getoption("--device"))]) == 0
